@@ -1,0 +1,24 @@
+"""ViT-22B-B/4 from scratch on CIFAR-10, 32 px, 200 epochs.
+
+    python main.py --config=configs/cifar10_vit22b_b.py
+
+Hardware and time: about 2 h on one A100, 20 days on two CPU cores; the paper's
+image size (`configs/cifar10_vit22b_b.py:paper`) about 3 h on one A100.
+Estimates from the FLOPs at a quarter of the peak, not measurements.
+
+Expected: the paper's Figure 2 shows a top-1 of .772 and a top-5 of .984 at its
+image size (`:paper`). At 32 px and patch 4, public ViTs trained for 200 epochs
+reach about 80 % (github.com/kentaroy47/vision-transformers-cifar10).
+"""
+
+from configs import common
+
+
+def get_config(arg=''):
+  """Builds the config; `arg` holds words such as 'paper' or 'tiny'."""
+  config = common.classification()
+  config.data.name = 'cifar10'
+  config.model.block = 'vit22b'
+  config.model.variant = 'B'
+  config.optim.learning_rate = 1e-4
+  return common.finish(config, arg)

@@ -1,0 +1,183 @@
+"""Sections that the named runs share: defaults, one comment a key, and words.
+
+    config = common.classification()
+    config.model.variant = 'Ti'
+    return common.finish(config, arg)  # arg: 'tiny', 'paper', 'paper,tiny'
+
+Every value is a raw choice, never computed from another key, so an override on
+the command line can't leave a stale number behind. A key whose default is None
+(a typed placeholder) takes what the block's preset or the variant says.
+Durations are steps, epochs or percent: 500, '500 steps', '3 epochs', '10%'.
+"""
+
+from ml_collections import config_dict
+
+placeholder = config_dict.placeholder  # None now, of a given type when set
+
+
+def classification() -> config_dict.ConfigDict:
+  """Defaults of an image classifier: the paper's recipe at 32 px, patch 4."""
+  c = config_dict.ConfigDict()
+  c.task = 'classification'
+  c.seed = 0  # initial weights, data order, validation part, augmentation
+  c.batch_size = 128  # images a step, over all devices and processes
+  c.duration = '200 epochs'  # length of the whole run
+  c.init_from = ''  # weights to fine-tune: safetensors, .npz or a workdir
+  c.data = _data()
+  c.model = _model()
+  c.optim = _optim()
+  c.loss = _loss()
+  c.diagnostics = _diagnostics()
+
+  c.checkpoint = config_dict.ConfigDict()
+  c.checkpoint.every = '1 epoch'  # duration between two saves
+  c.checkpoint.minutes = 0.0  # save also after so many minutes; 0 = never
+  c.checkpoint.keep = 2  # newest checkpoints to keep
+  c.checkpoint.keep_best = 1  # best by validation top-1 to keep as well
+
+  c.eval = config_dict.ConfigDict()
+  c.eval.every = '1 epoch'  # duration between two validations
+  c.eval.batch_size = placeholder(int)  # images a step; None: batch_size
+  c.eval.early_stop = 0  # stop after so many without a new best; 0 = never
+
+  c.log = config_dict.ConfigDict()
+  c.log.every = '50 steps'  # duration between two rows of metrics.jsonl
+  c.log.tensorboard = True  # write TensorBoard events as well
+
+  c.mesh = config_dict.ConfigDict()
+  c.mesh.data = -1  # devices over which batches are split; -1: the remaining
+  c.mesh.fsdp = 1  # devices over which batches and parameters are split
+  c.mesh.tensor = 1  # devices over which heads and hidden units are split
+  return c
+
+
+def _data() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.name = 'cifar10'  # a TFDS name, 'folder:PATH' or 'digits'
+  c.dir = ''  # where prepared TFDS sets lie; '': TFDS' own default
+  c.image_size = 32  # pixels a side, after resizing
+  c.augment = 'paper'  # none | paper | standard | randaugment
+  c.mean = (0.4914, 0.4822, 0.4465)  # subtracted from RGB in [0, 1]
+  c.std = (0.2023, 0.1994, 0.2010)  # then divided by
+  c.val_fraction = 0.1  # of the training part, when there's no validation part
+  c.cache_max_gb = 4.0  # largest decoded set to hold in memory
+  c.max_corrupt = 0  # unreadable images to skip before failing
+  c.workers = 0  # processes that decode; 0: in the main process
+  return c
+
+
+def _model() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.block = 'vit22b'  # a row of models.vit.PRESETS
+  c.variant = 'S'  # Ti | S | B | L | H | 22B
+  c.patch_size = 4  # pixels a side
+  c.depth = placeholder(int)  # blocks
+  c.width = placeholder(int)  # of the residual stream
+  c.mlp_dim = placeholder(int)  # hidden units of each MLP
+  c.num_heads = placeholder(int)  # attention heads; divides width and mlp_dim
+  c.pre_norm = placeholder(bool)  # norm before each branch
+  c.qk_norm = placeholder(bool)  # norm of queries and keys
+  c.mlp_norm = placeholder(bool)  # norm of the MLP's output (the paper's Eq. 2)
+  c.sum_norm = placeholder(bool)  # norm of the branches' sum
+  c.norm = placeholder(str)  # layer | rms
+  c.norm_scale = placeholder(bool)  # norms have a learned scale
+  c.norm_bias = placeholder(bool)  # norms have a learned bias
+  c.eps = placeholder(float)  # of every norm
+  c.qkv_bias = placeholder(bool)  # queries, keys and values have a bias
+  c.softmax_scale = placeholder(
+    str
+  )  # head: 1/sqrt(head_dim) | width: 1/sqrt(width)
+  c.final_norm = placeholder(bool)  # norm before pooling
+  c.head = placeholder(str)  # linear | mlp | mlp_bn
+  c.init = placeholder(str)  # vit | torch
+  c.pool = 'cls'  # cls | mean | map
+  c.pos_embedding = 'learned'  # learned | sincos
+  c.dropout = 0.0  # of embeddings and branches
+  c.stochastic_depth = 0.0  # of the last block; grows linearly from 0
+  c.attention = 'xla'  # xla | cudnn (flash attention on NVIDIA GPUs)
+  c.dtype = 'float32'  # of compute: float32 | bfloat16 | float16
+  c.precision = 'default'  # of matrix products: default | highest
+  return c
+
+
+def _optim() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.name = 'adamw'  # adamw | adam | sgd | adagrad
+  c.learning_rate = 5e-4  # at the schedule's peak
+  c.b1 = 0.9  # adam, adamw: decay of the first moment
+  c.b2 = 0.999  # adam, adamw: decay of the second moment
+  c.eps = 1e-8  # adam, adamw, adagrad: added to the denominator
+  c.momentum = 0.9  # sgd
+  c.weight_decay = 1e-4  # times the learning rate; not in the gradient
+  c.decay = 'matrices'  # what decays: matrices | all
+  c.clip_norm = 10.0  # largest global gradient norm; 0 = no clipping
+  c.schedule = 'multistep'  # multistep | cosine | rsqrt | constant
+  c.warmup = '0 steps'  # duration of the linear rise from 0
+  c.accumulate = 1  # micro-batches whose gradients make one step
+  c.ema = 0.0  # decay of averaged weights, evaluated in place; 0 = off
+  return c
+
+
+def _loss() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.kind = 'softmax'  # softmax | sigmoid
+  c.label_smoothing = 0.0  # in [0, 1)
+  c.input_gradient_penalty = 0.0  # lambda of the squared input gradient
+  return c
+
+
+def _diagnostics() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.per_layer = False  # columns for each block in diagnostics.csv
+  c.on_explosion = 'record'  # record | skip_step | halt
+  c.max_logit = 4000.0  # an event above it (the paper's Figure 1 caps there)
+  c.max_abs_grad = 4000.0  # an event above it
+  c.zscore = 20.0  # an event above so many robust deviations
+  c.window = 200  # steps that the robust median and deviation look back
+  c.ignore = '100 steps'  # duration of start-up in which spikes are transients
+  return c
+
+
+def finish(config: config_dict.ConfigDict, arg: str) -> config_dict.ConfigDict:
+  """Applies the comma-separated words of `arg` and locks the config.
+
+  Args:
+    config: a config that this call may change.
+    arg: what followed the colon on the command line, '' for nothing.
+
+  Returns:
+    The same config, locked against keys that don't exist.
+
+  Raises:
+    ValueError: a word is unknown; the message lists the known ones.
+  """
+  for word in filter(None, (w.strip() for w in arg.split(','))):
+    if word not in WORDS:
+      known = ', '.join(WORDS)
+      raise ValueError(f'unknown word {word!r} after the colon; known: {known}')
+    WORDS[word](config)
+  return config.lock()
+
+
+def _paper(c: config_dict.ConfigDict) -> None:
+  """The paper's image size, patch, batch and mixed precision."""
+  c.data.image_size = 224
+  c.model.patch_size = 16
+  c.batch_size = 128
+  c.model.dtype = 'bfloat16'
+
+
+def _tiny(c: config_dict.ConfigDict) -> None:
+  """One narrow block and a few steps: for tests and first looks."""
+  c.model.depth = 1
+  c.model.width = 32
+  c.model.mlp_dim = 64
+  c.model.num_heads = 2
+  c.batch_size = 8
+  c.duration = '4 steps'
+  c.checkpoint.every = '2 steps'
+  c.eval.every = '2 steps'
+  c.log.every = '1 step'
+
+
+WORDS = {'paper': _paper, 'tiny': _tiny}
