@@ -113,7 +113,7 @@ def _optim() -> config_dict.ConfigDict:
   c.clip_norm = 10.0  # largest global gradient norm; 0 = no clipping
   c.schedule = 'multistep'  # multistep | cosine | rsqrt | constant
   c.warmup = '0 steps'  # duration of the linear rise from 0
-  c.accumulate = 1  # micro-batches whose gradients make one step
+  c.accumulate = 1  # parts of a batch computed one by one, to save memory
   c.ema = 0.0  # decay of averaged weights, evaluated in place; 0 = off
   return c
 

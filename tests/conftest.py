@@ -1,0 +1,32 @@
+"""One CPU that plays eight devices, and a compilation cache between runs.
+
+The variables are set before jax is imported, since it reads them once.
+"""
+
+import os
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+).strip()
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+
+@pytest.fixture
+def golden():
+  """Loads tests/golden/NAME.npz as a dict of arrays."""
+  import numpy as np
+
+  def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(ROOT / 'tests' / 'golden' / f'{name}.npz') as file:
+      return dict(file)
+
+  return load

@@ -1,0 +1,77 @@
+"""Durations as people write them: steps, epochs or a part of the run.
+
+    steps('3 epochs', steps_per_epoch=351, total_steps=70_200)  # 1053
+    steps('10%', steps_per_epoch=351, total_steps=70_200)       # 7020
+    steps('500', steps_per_epoch=351, total_steps=70_200)       # 500
+
+The config holds them as text, so that another batch size or another length
+of the run changes what follows from them and nothing else.
+"""
+
+import re
+
+from vit22b_jax import errors
+
+_FORM = re.compile(r'(\d+(?:\.\d*)?|\.\d+)\s*(steps?|epochs?|%|)')
+_EXPECTED = (
+  "expected steps, epochs or percent: 500, '500 steps', '3 epochs' or '10%'"
+)
+
+
+def steps(
+  value: int | str,
+  *,
+  steps_per_epoch: int,
+  total_steps: int | None = None,
+) -> int:
+  """Number of optimiser steps that `value` stands for, rounded to the nearest.
+
+  Args:
+    value: a number of steps, or text as above; '1.5 epochs' is fine too.
+    steps_per_epoch: optimiser steps in one pass over the training part.
+    total_steps: length of the run; None where a percentage makes no sense,
+      as in the length of the run itself.
+
+  Returns:
+    Steps, at least 0. A duration above nothing is at least one step, so that
+    '1%' of a short run isn't never.
+
+  Raises:
+    errors.UserError: `value` doesn't parse, is negative or a fraction of a
+      step, or is a percentage without `total_steps` or above 100 %.
+  """
+  number, unit = _parse(value)
+  if unit == 'epoch':
+    number *= steps_per_epoch
+  elif unit == '%':
+    if total_steps is None:
+      raise errors.UserError(
+        f'duration {value!r}: the length of the run can not be a part of '
+        "itself; give steps or epochs, as in '200 epochs'"
+      )
+    if number > 100:
+      raise errors.UserError(f'duration {value!r}: at most 100 % of the run')
+    number *= total_steps / 100
+  return max(round(number), int(number > 0))
+
+
+def check(value: int | str, *, percent: bool = True) -> None:
+  """Raises errors.UserError when `value` could not be turned into steps.
+
+  Args:
+    value: as in `steps`.
+    percent: whether a part of the run is allowed.
+  """
+  steps(value, steps_per_epoch=1, total_steps=1 if percent else None)
+
+
+def _parse(value: int | str) -> tuple[float, str]:
+  """Splits `value` into a number and 'step', 'epoch' or '%'."""
+  match = _FORM.fullmatch(str(value).strip())
+  if not match or isinstance(value, bool):
+    raise errors.UserError(f'duration {value!r}: {_EXPECTED}')
+  number = float(match[1])
+  unit = match[2].rstrip('s') or 'step'
+  if unit == 'step' and number != int(number):
+    raise errors.UserError(f'duration {value!r}: steps are whole numbers')
+  return number, unit
