@@ -1,0 +1,96 @@
+"""Masked, mergeable sums of loss, top-1 and top-5; AUROC over a whole set.
+
+    sums = metrics.batch_sums(logits, labels, losses, mask)   # inside jit
+    total = metrics.merge(total, sums)                        # on the host
+    metrics.means(total)   # {'num_examples', 'loss', 'top1', 'top5'}
+
+A padded example has mask 0 and counts nowhere, so the means over a set don't
+depend on how it was cut into batches.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Sums = dict[str, Float[Array, '']]
+
+
+def batch_sums(
+  logits: Float[Array, 'B C'],
+  labels: Int[Array, ' B'],
+  losses: Float[Array, ' B'],
+  mask: Float[Array, ' B'],
+) -> Sums:
+  """Sums over the examples whose mask is 1.
+
+  An example is right at k when fewer than k classes are ahead of its label: of
+  a higher logit, of the same logit and a lower index, or not a number. With
+  fewer than five classes, top-5 is top-C, which is always right.
+
+  Args:
+    logits: of any float type.
+    labels: in [0, C); anything where the mask is 0.
+    losses: of each example.
+    mask: 1 for an example that counts, 0 for padding.
+
+  Returns:
+    `count` and the sums `loss`, `top1` and `top5`.
+  """
+  num_classes = logits.shape[-1]
+  own = jnp.take_along_axis(logits, labels[:, None], axis=-1, mode='clip')
+  tied = (logits == own) & (jnp.arange(num_classes) < labels[:, None])
+  ahead = jnp.sum(~(logits <= own) | tied, axis=-1)
+
+  def total(values):
+    return jnp.sum(jnp.where(mask > 0, values, 0.0))
+
+  return {
+    'count': total(1.0),
+    'loss': total(losses.astype(jnp.float32)),
+    'top1': total(ahead < 1),
+    'top5': total(ahead < min(5, num_classes)),
+  }
+
+
+def merge(a: Sums, b: Sums) -> Sums:
+  """Sums over the union of two disjoint sets of examples."""
+  return {name: a[name] + b[name] for name in a}
+
+
+def means(sums: Sums) -> dict[str, float]:
+  """Number of examples, mean loss, top-1 and top-5 accuracy in [0, 1]."""
+  count = float(sums['count'])
+  result = {'num_examples': round(count)}
+  for name in ('loss', 'top1', 'top5'):
+    result[name] = float(sums[name]) / count
+  return result
+
+
+def auroc(
+  probabilities: Float[np.ndarray, 'M C'], labels: Int[np.ndarray, ' M']
+) -> float:
+  """Area under the ROC curve: one class versus the rest, mean over classes.
+
+  Over the whole set at once. A class that no label names has no such curve and
+  is left out. (The paper averages over test batches and counts a class that a
+  batch lacks as 0, which is why its values are lower.)
+
+  Args:
+    probabilities: softmax probabilities, or any score that ranks examples.
+    labels: in [0, C).
+
+  Returns:
+    A value in [0, 1]; NaN when fewer than two classes occur or a probability
+    isn't finite.
+  """
+  # Here, because it takes a second that training need not wait for.
+  from sklearn import metrics as sklearn_metrics
+
+  present = np.unique(labels)
+  if len(present) < 2 or not np.isfinite(probabilities).all():
+    return float('nan')
+  areas = [
+    sklearn_metrics.roc_auc_score(labels == c, probabilities[:, c])
+    for c in present
+  ]
+  return float(np.mean(areas))
