@@ -1,0 +1,1 @@
+"""Vision transformers: blocks, embeddings, heads, and models made of them."""

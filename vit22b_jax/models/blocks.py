@@ -1,0 +1,352 @@
+"""Transformer blocks: sequential (ViT) and parallel (ViT-22B), by fields.
+
+A named block is a row of `PRESETS`; every property of a row is a field that can
+be set apart from the others. n is a norm:
+
+    vit                 x + Attn(n x), then x + MLP(n x)
+    vit22b              y = n x;  x + Attn(y) + MLP(y)
+    vit22b_mlp_norm     y = n x;  x + n MLP(y) + Attn(y)      (Equation 2)
+    released_vit        as vit, as the paper's authors released it
+    released            x + n(Attn(x) + MLP(x)), as they released it
+    released_unnormed   x + Attn(x) + MLP(x)
+
+Sources: "Deeper Inside Deep ViT", section 3.1; ViT, arXiv:2010.11929, section
+3.1; ViT-22B, arXiv:2302.05442, section 2.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit22b_jax.models import axes, inits, ops
+
+Tokens = Float[Array, 'B L D']
+Stats = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """What a block's name stands for, with the head its authors put on it."""
+
+  form: str = 'parallel'
+  fused_output: bool = True  # one output projection, so one output bias
+  pre_norm: bool = True
+  qk_norm: bool = True
+  mlp_norm: bool = False
+  sum_norm: bool = False
+  norm: str = 'layer'
+  norm_scale: bool = True
+  norm_bias: bool = False
+  eps: float = 1e-6
+  qkv_bias: bool = False
+  softmax_scale: str = 'head'
+  final_norm: bool = True
+  head: str = 'linear'
+  init: str = 'vit'
+
+
+_VIT = Preset(
+  form='sequential',
+  fused_output=False,
+  qk_norm=False,
+  norm_bias=True,
+  qkv_bias=True,
+)
+_RELEASED = Preset(
+  fused_output=False,
+  pre_norm=False,
+  sum_norm=True,
+  norm_scale=False,
+  eps=1e-5,
+  softmax_scale='width',
+  final_norm=False,
+  head='mlp_bn',
+  init='torch',
+)
+PRESETS = {
+  'vit': _VIT,
+  'vit22b': Preset(),
+  'vit22b_mlp_norm': Preset(mlp_norm=True),
+  'released_vit': dataclasses.replace(
+    _VIT,
+    eps=1e-5,
+    qkv_bias=False,
+    softmax_scale='width',
+    final_norm=False,
+    head='mlp',
+    init='torch',
+  ),
+  'released': _RELEASED,
+  'released_unnormed': dataclasses.replace(
+    _RELEASED, sum_norm=False, head='mlp'
+  ),
+}
+
+
+class Projection(nn.Module):
+  """Kernel and bias of one projection; `ops` decides how to multiply them."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  kernel_init: inits.Initializer
+  bias_shape: tuple[int, ...] | None = None
+  bias_init: inits.Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self) -> tuple[Array, Array | None]:
+    """Returns kernel and bias (None without one)."""
+    init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+    kernel = self.param('kernel', init, self.shape, jnp.float32)
+    if self.bias_shape is None:
+      return kernel, None
+    names = self.axes[-len(self.bias_shape) :]
+    names = names if len(names) > 1 else (axes.NORM,)
+    init = nn.with_logical_partitioning(self.bias_init, names)
+    return kernel, self.param('bias', init, self.bias_shape, jnp.float32)
+
+
+class Transformer(nn.Module, kw_only=True):
+  """The fields that blocks, and models made of blocks, have in common.
+
+  Attributes:
+    width: D.
+    num_heads: N, a divisor of D.
+    mlp_dim: F, hidden units of the MLP; a multiple of N in a parallel block.
+    fused_output: attention and MLP leave through one projection with one bias.
+      With an MLP norm they stay apart whatever this says.
+    pre_norm: normalise the residual stream before the branches.
+    qk_norm: normalise queries and keys of each head.
+    mlp_norm: normalise the MLP's output.
+    sum_norm: normalise the sum of both branches (parallel blocks only).
+    norm: 'layer' or 'rms'.
+    norm_scale: whether norms have a scale.
+    norm_bias: whether norms have a bias.
+    eps: of the norms.
+    qkv_bias: whether queries, keys and values have a bias.
+    softmax_scale: attention logits are divided by the root of the 'head'
+      dimension or of the 'width'.
+    init: 'vit' or 'torch', see `inits`.
+    dropout: rate, on hidden units of the MLP and on each branch's output.
+    attention: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
+    dtype: of matrix products and the residual stream. Parameters, norms,
+      softmax and logits are float32.
+    precision: of matrix products, 'highest' or 'default'.
+  """
+
+  width: int
+  num_heads: int
+  mlp_dim: int
+  fused_output: bool
+  pre_norm: bool
+  qk_norm: bool
+  mlp_norm: bool
+  sum_norm: bool
+  norm: str
+  norm_scale: bool
+  norm_bias: bool
+  eps: float
+  qkv_bias: bool
+  softmax_scale: str
+  init_kind: str
+  dropout: float = 0.0
+  attention: str = 'xla'
+  dtype: str = 'float32'
+  precision: str = 'highest'
+
+  @property
+  def head_dim(self) -> int:
+    """K."""
+    return self.width // self.num_heads
+
+  def shared_fields(self) -> dict[str, Any]:
+    """The fields above by name, for the parts of a larger model."""
+    fields = dataclasses.fields(Transformer)
+    names = [f.name for f in fields if f.name not in ('name', 'parent')]
+    return {name: getattr(self, name) for name in names}
+
+  def make_norm(self, name: str) -> nn.Module:
+    """A norm over the last axis: float32 inside, `dtype` outside.
+
+    The variance is the mean squared difference, since a stream with a large
+    mean leaves nothing of a difference of squares.
+    """
+    ones = nn.with_logical_partitioning(nn.initializers.ones, (axes.NORM,))
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.NORM,))
+    shared = {
+      'epsilon': self.eps,
+      'dtype': self.dtype,
+      'use_scale': self.norm_scale,
+      'scale_init': ones,
+      'use_fast_variance': False,
+      'name': name,
+    }
+    if self.norm == 'rms':
+      return nn.RMSNorm(**shared)
+    return nn.LayerNorm(**shared, use_bias=self.norm_bias, bias_init=zeros)
+
+  def projection(
+    self,
+    name: str,
+    shape: tuple[int, ...],
+    names: tuple[str, ...],
+    fan_in: int,
+    bias_shape: tuple[int, ...] | None = None,
+  ) -> tuple[Array, Array | None]:
+    """Kernel and bias of a projection that sums `fan_in` products."""
+    return Projection(
+      shape,
+      names,
+      inits.kernel(self.init_kind, fan_in),
+      bias_shape,
+      inits.bias(self.init_kind, fan_in),
+      name=name,
+    )()
+
+
+class Block(Transformer, kw_only=True):
+  """What the two forms share: attention, and what happens to a branch.
+
+  Attributes:
+    stochastic_depth: the chance that a branch is left out for an image.
+  """
+
+  stochastic_depth: float = 0.0
+
+  def _attend(
+    self, qkv: ops.Qkv, capture: bool
+  ) -> tuple[Float[Array, 'B N L K'], Stats]:
+    q, k, v = qkv
+    if self.qk_norm:
+      q, k = self.make_norm('q_norm')(q), self.make_norm('k_norm')(k)
+    names = (axes.BATCH, axes.HEADS, axes.LENGTH, None)
+    q, k, v = (nn.with_logical_constraint(t, names) for t in (q, k, v))
+    root = self.head_dim if self.softmax_scale == 'head' else self.width
+    if self.attention == 'cudnn' and not capture:
+      return ops.flash_attention(q, k, v, root**-0.5), {}
+    o, logits, weights = ops.attention(q, k, v, root**-0.5, self.precision)
+    entropy = jax.scipy.special.entr(weights).sum(-1).mean()
+    stats = {
+      'attn_logit_max': logits.max(),
+      'attn_entropy': entropy,
+      'attn_map': weights,
+    }
+    return o, stats
+
+  def _hidden(self, h: Array, train: bool) -> Array:
+    h = nn.gelu(h, approximate=False)
+    return nn.Dropout(self.dropout, deterministic=not train)(h)
+
+  def _branch(self, x: Tokens, train: bool) -> Tokens:
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    drop = nn.Dropout(self.stochastic_depth, broadcast_dims=(1, 2))
+    return drop(x, deterministic=not train)
+
+  def _stream(self, x: Tokens, stats: Stats) -> tuple[Tokens, Stats]:
+    x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
+    square = jnp.square(x.astype(jnp.float32))
+    return x, {**stats, 'residual_rms': jnp.sqrt(square.mean())}
+
+
+class SequentialBlock(Block):
+  """x + Attn(n x), then x + MLP(n x): the ViT block."""
+
+  @nn.compact
+  def __call__(
+    self, x: Tokens, train: bool = False, capture: bool = False
+  ) -> tuple[Tokens, Stats]:
+    """Applies the block.
+
+    Args:
+      x: tokens.
+      train: whether dropout and stochastic depth are on.
+      capture: whether attention is computed in the form that can be looked at.
+
+    Returns:
+      Tokens, and the statistics of `ViT.__call__` for this block.
+    """
+    n, k, d, f = self.num_heads, self.head_dim, self.width, self.mlp_dim
+    qkv_axes = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+    qkv_bias = (n, 3 * k) if self.qkv_bias else None
+    y = self.make_norm('attn_in_norm')(x) if self.pre_norm else x
+    weights = self.projection('qkv', (d, n, 3 * k), qkv_axes, d, qkv_bias)
+    qkv = ops.project_heads_in(y, *weights, 3, self.precision)
+    o, stats = self._attend(qkv, capture)
+    out_axes = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+    weights = self.projection('attn_out', (n, k, d), out_axes, d, (d,))
+    x += self._branch(ops.project_heads_out(o, *weights, self.precision), train)
+
+    y = self.make_norm('mlp_in_norm')(x) if self.pre_norm else x
+    names = (axes.EMBED, axes.MLP)
+    weights = self.projection('mlp_in', (d, f), names, d, (f,))
+    h = self._hidden(ops.linear(y, *weights, self.precision), train)
+    h = nn.with_logical_constraint(h, (axes.BATCH, axes.LENGTH, axes.MLP))
+    names = (axes.MLP, axes.EMBED)
+    weights = self.projection('mlp_out', (f, d), names, f, (d,))
+    y = ops.linear(h, *weights, self.precision)
+    y = self.make_norm('mlp_out_norm')(y) if self.mlp_norm else y
+    return self._stream(x + self._branch(y, train), stats)
+
+
+class ParallelBlock(Block):
+  """y = n x; x + Attn(y) + MLP(y): the ViT-22B block and its variants.
+
+  The input projections are one kernel [D, N, 3K + F/N], grouped by head and
+  ordered q, k, v, mlp, so that a device that holds some of the heads holds all
+  that they need. Its bias covers the MLP's columns, with `qkv_bias` all. The
+  output projections are one kernel [N, K + F/N, D], ordered attention, mlp,
+  unless a norm or a second bias keeps the branches apart.
+  """
+
+  @nn.compact
+  def __call__(
+    self, x: Tokens, train: bool = False, capture: bool = False
+  ) -> tuple[Tokens, Stats]:
+    """Applies the block: see `SequentialBlock.__call__`."""
+    n, k, d = self.num_heads, self.head_dim, self.width
+    j = self.mlp_dim // n
+    y = self.make_norm('in_norm')(x) if self.pre_norm else x
+    kernel, bias = self.projection(
+      'in_proj',
+      (d, n, 3 * k + j),
+      (axes.EMBED, axes.HEADS, axes.HEAD_DIM),
+      d,
+      (n, 3 * k + j if self.qkv_bias else j),
+    )
+    qkv, h = ops.project_in(y, kernel, bias, k, self.precision)
+    o, stats = self._attend(qkv, capture)
+    h = self._hidden(h, train)
+    h = nn.with_logical_constraint(
+      h, (axes.BATCH, axes.LENGTH, axes.HEADS, None)
+    )
+    y = self._output(o, h)
+    y = self.make_norm('sum_norm')(y) if self.sum_norm else y
+    return self._stream(x + self._branch(y, train), stats)
+
+  def _output(
+    self, o: Float[Array, 'B N L K'], h: Float[Array, 'B L N J']
+  ) -> Tokens:
+    n, k, d, j = self.num_heads, self.head_dim, self.width, h.shape[-1]
+    names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+    if self.fused_output and not self.mlp_norm:
+      attn, mlp = (inits.kernel(self.init_kind, m) for m in (d, n * j))
+      kernel, bias = Projection(
+        (n, k + j, d),
+        names,
+        inits.stacked([(k, attn), (j, mlp)]),
+        (d,),
+        inits.bias(self.init_kind, d, n * j),
+        name='out_proj',
+      )()
+      return ops.project_out(o, h, kernel, bias, self.precision)
+    weights = self.projection('attn_out', (n, k, d), names, d, (d,))
+    y = ops.project_heads_out(o, *weights, self.precision)
+    weights = self.projection('mlp_out', (n, j, d), names, n * j, (d,))
+    mlp = ops.project_units(h, *weights, self.precision)
+    return y + (self.make_norm('mlp_norm')(mlp) if self.mlp_norm else mlp)
+
+
+FORMS = {'sequential': SequentialBlock, 'parallel': ParallelBlock}

@@ -1,0 +1,85 @@
+"""Patch and position embeddings, and positions for another image size."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vit22b_jax import errors
+from vit22b_jax.models import axes, inits
+
+POSITIONS = ('learned', 'sincos')
+
+
+def sincos_2d(
+  height: int, width: int, dim: int, temperature: float = 10_000.0
+) -> Float[np.ndarray, 'L D']:
+  """Fixed positions of a grid: sines and cosines of column, then of row.
+
+  As in MoCo-v3 (arXiv:2104.02057, section 4.2) and big_vision's
+  `posemb_sincos_2d`; a quarter of the dimensions each, in [-1, 1].
+
+  Raises:
+    UserError: when `dim` is not a multiple of 4.
+  """
+  if dim % 4 or dim < 8:
+    raise errors.UserError(
+      f"pos_embedding='sincos' needs a width of 8 or more that 4 divides, not "
+      f"{dim}: change the width or use 'learned'."
+    )
+  omega = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
+  rows, columns = np.mgrid[:height, :width].reshape(2, -1, 1) * omega
+  waves = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
+  return np.concatenate(waves, axis=1).astype(np.float32)
+
+
+def resample_positions(
+  positions: Float[Array, 'L D'],
+  old: tuple[int, int],
+  new: tuple[int, int],
+) -> Float[Array, 'M D']:
+  """Position embedding of another grid, by bicubic interpolation.
+
+  Rows in front of the grid's (a class token's) are kept as they are.
+
+  Args:
+    positions: of `old[0] * old[1]` patches, after any number of other tokens.
+    old: rows and columns of patches that `positions` is for.
+    new: rows and columns wanted.
+  """
+  extra = positions.shape[0] - old[0] * old[1]
+  token, grid = positions[:extra], positions[extra:]
+  dim = positions.shape[1]
+  grid = jax.image.resize(
+    grid.reshape(*old, dim), (*new, dim), 'bicubic', antialias=True
+  )
+  return jnp.concatenate([token, grid.reshape(-1, dim)])
+
+
+class Positions(nn.Module):
+  """Adds a learned or a fixed vector for each position.
+
+  Attributes:
+    kind: 'learned', or 'sincos' (a class token then gets zero).
+    init_kind: 'vit' or 'torch', see `inits`.
+  """
+
+  kind: str
+  init_kind: str
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B L D'], grid: tuple[int, int]
+  ) -> Float[Array, 'B L D']:
+    """`grid` is rows and columns; tokens in front of it are class tokens."""
+    length, dim = x.shape[1:]
+    if self.kind == 'sincos':
+      table = sincos_2d(*grid, dim)
+      positions = np.pad(table, ((length - len(table), 0), (0, 0)))
+    else:
+      init = nn.with_logical_partitioning(
+        inits.position(self.init_kind), (axes.POSITION, axes.EMBED)
+      )
+      positions = self.param('pos_embedding', init, (length, dim), jnp.float32)
+    return x + jnp.asarray(positions, x.dtype)

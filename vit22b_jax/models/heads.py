@@ -1,0 +1,121 @@
+"""From tokens to logits: multihead attention pooling and classifier heads."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit22b_jax.models import axes, blocks, inits, ops
+
+POOLS = ('cls', 'mean', 'map')
+HEADS = ('linear', 'mlp', 'mlp_bn')
+
+
+class MapPool(blocks.Transformer, kw_only=True):
+  """Multihead attention pooling: one learned query looks at all tokens.
+
+  x = Attn(probe, tokens), then x + MLP(n x). "Scaling Vision Transformers",
+  arXiv:2106.04560, section 3.2, as big_vision's `MAPHead` does it.
+  """
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B D']:
+    """Pools the tokens of each image."""
+    n, k, d, f = self.num_heads, self.head_dim, self.width, self.mlp_dim
+    names = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+    init = nn.with_logical_partitioning(
+      inits.kernel(self.init_kind, d), (axes.NORM,)
+    )
+    probe = self.param('probe', init, (d,), jnp.float32)
+    probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, d))
+    weights = self.projection('query', (d, n, k), names, d, (n, k))
+    (q,) = ops.project_heads_in(probe, *weights, 1, self.precision)
+    weights = self.projection('key_value', (d, n, 2 * k), names, d, (n, 2 * k))
+    keys, values = ops.project_heads_in(x, *weights, 2, self.precision)
+    o, _, _ = ops.attention(q, keys, values, k**-0.5, self.precision)
+    weights = self.projection('out', (n, k, d), names[::-1], d, (d,))
+    x = ops.project_heads_out(o, *weights, self.precision)[:, 0]
+
+    y = self.make_norm('mlp_in_norm')(x)
+    names = (axes.EMBED, axes.MLP)
+    weights = self.projection('mlp_in', (d, f), names, d, (f,))
+    y = nn.gelu(ops.linear(y, *weights, self.precision), approximate=False)
+    weights = self.projection('mlp_out', (f, d), names[::-1], f, (d,))
+    return x + ops.linear(y, *weights, self.precision)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over the global batch, with PyTorch's conventions.
+
+  Running statistics move a tenth of the way to the batch's, whose variance is
+  unbiased there and biased in the normalisation itself.
+  https://pytorch.org/docs/stable/generated/torch.nn.BatchNorm1d.html
+  """
+
+  momentum: float = 0.1
+  eps: float = 1e-5
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B F'], train: bool
+  ) -> Float[Array, 'B F']:
+    """Normalises each feature by the batch (train) or the running values."""
+    size, shape = x.shape[0], x.shape[1:]
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    ones = nn.with_logical_partitioning(nn.initializers.ones, (axes.NORM,))
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.NORM,))
+    scale = self.param('scale', ones, shape, jnp.float32)
+    bias = self.param('bias', zeros, shape, jnp.float32)
+    now, spread = mean.value, var.value
+    if train:
+      now, spread = x.mean(axis=0), x.var(axis=0)
+      if self.is_mutable_collection('batch_stats'):
+        unbiased = spread * (size / max(size - 1, 1))
+        mean.value += self.momentum * (now - mean.value)
+        var.value += self.momentum * (unbiased - var.value)
+    return (x - now) / jnp.sqrt(spread + self.eps) * scale + bias
+
+
+class Head(nn.Module):
+  """Classifier in float32: linear, or Linear, [BatchNorm], GELU, Linear.
+
+  Attributes:
+    kind: 'linear', 'mlp' or 'mlp_bn' (the released code's).
+    num_classes: C.
+    hidden: units of the MLP heads.
+    init_kind: 'vit' (the last layer is zero) or 'torch', see `inits`.
+    precision: of matrix products.
+  """
+
+  kind: str
+  num_classes: int
+  hidden: int
+  init_kind: str
+  precision: str
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B D'], train: bool
+  ) -> Float[Array, 'B C']:
+    """Logits of pooled tokens."""
+    x = x.astype(jnp.float32)
+    if self.kind != 'linear':
+      names = (axes.EMBED, axes.MLP)
+      x = self._linear('hidden', x, self.hidden, names, inits.kernel)
+      x = BatchNorm(name='batch_norm')(x, train) if 'bn' in self.kind else x
+      x = nn.gelu(x, approximate=False)
+    inputs = axes.EMBED if self.kind == 'linear' else axes.MLP
+    names = (inputs, axes.CLASSES)
+    return self._linear('logits', x, self.num_classes, names, inits.head)
+
+  def _linear(self, name, x, features, names, kernel_init):
+    size = x.shape[-1]
+    kernel, bias = blocks.Projection(
+      (size, features),
+      names,
+      kernel_init(self.init_kind, size),
+      (features,),
+      inits.bias(self.init_kind, size),
+      name=name,
+    )()
+    return ops.linear(x, kernel, bias, self.precision)

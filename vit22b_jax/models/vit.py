@@ -1,0 +1,267 @@
+"""Vision transformers over either block: patches, encoder, head; and `build`.
+
+The model is a linen module, used as any other:
+
+    model = vit.build('vit22b', 'S', num_classes=100, patch_size=4)
+    variables = model.init(key, images)
+    logits = model.apply(variables, images)
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit22b_jax import errors
+from vit22b_jax.models import axes, blocks, embeddings, heads, inits, ops
+
+PRESETS = blocks.PRESETS
+
+# "Deeper Inside Deep ViT", Table 1: layers, width D, MLP size F, heads N.
+VARIANTS = {
+  'Ti': {'depth': 12, 'width': 192, 'mlp_dim': 768, 'num_heads': 3},
+  'S': {'depth': 12, 'width': 384, 'mlp_dim': 1536, 'num_heads': 6},
+  'B': {'depth': 12, 'width': 768, 'mlp_dim': 3072, 'num_heads': 12},
+  'L': {'depth': 24, 'width': 1024, 'mlp_dim': 4096, 'num_heads': 16},
+  'H': {'depth': 32, 'width': 1280, 'mlp_dim': 5120, 'num_heads': 16},
+  '22B': {'depth': 48, 'width': 6144, 'mlp_dim': 24576, 'num_heads': 48},
+}
+
+CHOICES = {
+  'norm': ('layer', 'rms'),
+  'softmax_scale': ('head', 'width'),
+  'head': heads.HEADS,
+  'init': inits.KINDS,
+  'pool': heads.POOLS,
+  'pos_embedding': embeddings.POSITIONS,
+  'attention': ('xla', 'cudnn'),
+  'dtype': ('float32', 'bfloat16', 'float16'),
+  'precision': ('highest', 'default'),
+}
+
+
+class ViT(blocks.Transformer, kw_only=True):
+  """A classifier of images: patches, positions, blocks, pool, head.
+
+  Attributes beyond those of `blocks.Transformer`:
+    num_classes: C.
+    patch_size: height and width of a patch in pixels.
+    form: 'sequential' or 'parallel' blocks.
+    depth: number of blocks.
+    final_norm: whether the last block's output is normalised.
+    pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
+    pos_embedding: 'learned' or 'sincos'.
+    head: 'linear', 'mlp' or 'mlp_bn'.
+    stochastic_depth: chance of leaving out a branch of the last block, rising
+      linearly from 0 at the first.
+  """
+
+  num_classes: int
+  patch_size: int
+  form: str
+  depth: int
+  final_norm: bool
+  head: str
+  pool: str = 'cls'
+  pos_embedding: str = 'learned'
+  stochastic_depth: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    images: Float[Array, 'B H W 3'],
+    train: bool = False,
+    capture: bool = False,
+  ) -> Float[Array, 'B C'] | tuple[Float[Array, 'B C'], dict[str, Array]]:
+    """Logits of images.
+
+    Args:
+      images: normalised float images.
+      train: whether dropout and stochastic depth (both draw from the key
+        'dropout') are on and batch norms use, and update, batch statistics.
+      capture: whether to return what happened inside as well.
+
+    Returns:
+      float32 logits; with `capture` also a dict of
+        attn_logit_max [depth]: largest logit of attention,
+        attn_entropy [depth]: of attention in nats, the mean over images, heads
+          and queries,
+        residual_rms [depth]: root mean square of the stream after the block,
+        attn_map [depth, B, N, L, L]: attention.
+
+    Raises:
+      UserError: when the image is not a whole number of patches.
+    """
+    x, grid = self._embed(images)
+    if self.pool == 'cls':
+      init = nn.with_logical_partitioning(
+        inits.token(self.init_kind), (axes.EMBED,)
+      )
+      cls = self.param('cls', init, (self.width,), jnp.float32)
+      cls = jnp.broadcast_to(cls.astype(x.dtype), (len(x), 1, self.width))
+      x = jnp.concatenate([cls, x], axis=1)
+    x = embeddings.Positions(
+      self.pos_embedding, self.init_kind, name='positions'
+    )(x, grid)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
+
+    x, out = self._encode(x, train, capture)
+    x = x[:, :1] if self.pool == 'cls' else x
+    x = self.make_norm('final_norm')(x) if self.final_norm else x
+    logits = heads.Head(
+      self.head,
+      self.num_classes,
+      self.mlp_dim,
+      self.init_kind,
+      self.precision,
+      name='head',
+    )(self._pool(x), train)
+    return (logits, out) if capture else logits
+
+  def _embed(
+    self, images: Float[Array, 'B H W 3']
+  ) -> tuple[Float[Array, 'B L D'], tuple[int, int]]:
+    p, (height, width, channels) = self.patch_size, images.shape[1:]
+    if height % p or width % p:
+      raise errors.UserError(
+        f'images of {height} x {width} pixels do not divide into patches of '
+        f'{p} x {p}: set data.image_size to a multiple of model.patch_size.'
+      )
+    size = p * p * channels
+    names = (axes.PATCH, axes.EMBED)
+    weights = self.projection(
+      'patch_embedding', (size, self.width), names, size, (self.width,)
+    )
+    x = ops.patches(images, p, self.dtype)
+    x = ops.linear(x, *weights, self.precision)
+    return x, (height // p, width // p)
+
+  def _encode(
+    self, x: Float[Array, 'B L D'], train: bool, capture: bool
+  ) -> tuple[Float[Array, 'B L D'], dict[str, Array]]:
+    digits = max(2, len(str(self.depth - 1)))
+    stats = []
+    for i in range(self.depth):
+      rate = self.stochastic_depth * i / max(self.depth - 1, 1)
+      block = blocks.FORMS[self.form](
+        **self.shared_fields(),
+        stochastic_depth=rate,
+        name=f'block_{i:0{digits}d}',
+      )
+      x, seen = block(x, train, capture)
+      stats.append(seen)
+    if not capture:
+      return x, {}
+    return x, {key: jnp.stack([s[key] for s in stats]) for key in stats[0]}
+
+  def _pool(self, x: Float[Array, 'B L D']) -> Float[Array, 'B D']:
+    if self.pool == 'map':
+      return heads.MapPool(**self.shared_fields(), name='map_pool')(x)
+    return x[:, 0] if self.pool == 'cls' else x.mean(axis=1)
+
+
+def _choose(field: str, value: Any, choices: Iterable[str]) -> None:
+  choices = list(choices)
+  if value in choices:
+    return
+  near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  raise errors.UserError(
+    f'{field}={value!r} is not one of {", ".join(choices)}.{hint}'
+  )
+
+
+def _check(fields: dict[str, Any]) -> None:
+  for name, choices in CHOICES.items():
+    if name in fields:
+      _choose(f'model.{name}', fields[name], choices)
+  positive = ('depth', 'width', 'mlp_dim', 'num_heads', 'patch_size')
+  for name in (*positive, 'num_classes'):
+    if fields[name] < 1:
+      raise errors.UserError(f'model.{name}={fields[name]} must be at least 1.')
+  for name in ('dropout', 'stochastic_depth'):
+    if not 0 <= fields.get(name, 0) < 1:
+      raise errors.UserError(
+        f'model.{name}={fields[name]} must be at least 0 and less than 1.'
+      )
+  width, num_heads, mlp_dim = (
+    fields[name] for name in ('width', 'num_heads', 'mlp_dim')
+  )
+  if width % num_heads:
+    raise errors.UserError(
+      f'model.width={width} is not a multiple of model.num_heads={num_heads}.'
+    )
+  if fields['form'] == 'parallel' and mlp_dim % num_heads:
+    raise errors.UserError(
+      f'model.mlp_dim={mlp_dim} is not a multiple of model.num_heads='
+      f'{num_heads}: a parallel block groups its MLP by head.'
+    )
+
+
+def _check_combinations(fields: dict[str, Any]) -> None:
+  if fields['sum_norm'] and fields['form'] == 'sequential':
+    raise errors.UserError(
+      'model.sum_norm=True normalises the sum of two parallel branches, which '
+      'a sequential block does not have: choose a parallel block, e.g. '
+      "model.block='vit22b'."
+    )
+  if fields['norm'] == 'rms' and fields['norm_bias']:
+    raise errors.UserError(
+      "model.norm='rms' has no bias: set model.norm_bias=False."
+    )
+  if fields.get('attention') == 'cudnn' and fields.get('dtype') in (
+    None,
+    'float32',
+  ):
+    raise errors.UserError(
+      "model.attention='cudnn' computes in half precision: set model.dtype to "
+      "'bfloat16' or 'float16'."
+    )
+  if fields.get('pos_embedding') == 'sincos':
+    embeddings.sincos_2d(1, 1, fields['width'])
+
+
+def build(
+  block: str = 'vit22b',
+  variant: str = 'S',
+  *,
+  num_classes: int,
+  patch_size: int,
+  **overrides: Any,
+) -> ViT:
+  """A classifier from the names of a block and of a size.
+
+  Args:
+    block: a key of `PRESETS`.
+    variant: a key of `VARIANTS`.
+    num_classes: C.
+    patch_size: height and width of a patch in pixels.
+    **overrides: any field of `blocks.Preset` but `form` and `fused_output`, of
+      a variant, and `pool`, `pos_embedding`, `dropout`, `stochastic_depth`,
+      `attention`, `dtype`, `precision`. None stands for the default.
+
+  Raises:
+    UserError: for unknown names and values, and for impossible combinations.
+  """
+  _choose('model.block', block, PRESETS)
+  _choose('model.variant', variant, VARIANTS)
+  fields = {
+    **dataclasses.asdict(PRESETS[block]),
+    **VARIANTS[variant],
+    'num_classes': num_classes,
+    'patch_size': patch_size,
+  }
+  options = ('pool', 'pos_embedding', 'dropout', 'stochastic_depth')
+  known = {*fields, *options, 'attention', 'dtype', 'precision'}
+  for name in overrides:
+    _choose('model key', name, sorted(known - {'form', 'fused_output'}))
+  fields.update({k: v for k, v in overrides.items() if v is not None})
+  _check(fields)
+  _check_combinations(fields)
+  fields['init_kind'] = fields.pop('init')
+  return ViT(**fields)
