@@ -1,0 +1,245 @@
+"""Workdirs that look like those of real runs, made from random numbers."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+CLASSES = [
+  'airplane',
+  'automobile',
+  'bird',
+  'cat',
+  'deer',
+  'dog',
+  'frog',
+  'horse',
+  'ship',
+  'truck',
+]
+COLUMNS = [
+  'loss',
+  'max_logit',
+  'max_abs_grad',
+  'grad_norm',
+  'clipped_grad_norm',
+  'update_norm',
+  'param_norm',
+]
+STATISTICS = ('attn_logit_max', 'attn_entropy', 'residual_rms', 'grad_norm')
+
+CONFIG: dict[str, Any] = {
+  'seed': 0,
+  'task': 'classification',
+  'batch_size': 128,
+  'duration': '20 epochs',
+  'init_from': '',
+  'data': {
+    'name': 'cifar10',
+    'image_size': 32,
+    'augment': 'paper',
+    'mean': [0.4914, 0.4822, 0.4465],
+  },
+  'model': {
+    'block': 'vit22b',
+    'variant': 'Ti',
+    'patch_size': 4,
+    'depth': None,
+    'dtype': 'float32',
+  },
+  'optim': {'name': 'adamw', 'learning_rate': 5e-4, 'clip_norm': 10.0},
+  'diagnostics': {'per_layer': True, 'on_explosion': 'record'},
+}
+VERSIONS = {
+  'package': '0.1.0',
+  'git_commit': '0123abc',
+  'jax': '0.10.2',
+  'flax': '0.12.8',
+  'python': '3.11.7',
+  'devices': ['TFRT_CPU_0', 'TFRT_CPU_1'],
+  'parameters': 5_407_882,
+}
+
+
+def make(
+  path: pathlib.Path,
+  *,
+  steps: int = 7_000,
+  depth: int = 12,
+  explode_at: int | None = None,
+  finished: bool = True,
+  per_layer: bool = True,
+  classes: list[str] = CLASSES,
+) -> pathlib.Path:
+  """Writes a workdir of `steps` steps, 350 an epoch; returns its path.
+
+  From `explode_at` on, block 3's attention logits, then the largest logit,
+  grow without bound until they overflow.
+  """
+  path.mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  (path / 'config.json').write_text(json.dumps(CONFIG))
+  (path / 'versions.json').write_text(json.dumps(VERSIONS))
+  write_lines(path / 'metrics.jsonl', _metrics(rng, steps, len(classes)))
+  _diagnostics(rng, path, steps, depth if per_layer else 0, explode_at)
+  if explode_at is not None:
+    write_lines(path / 'events.jsonl', events(explode_at))
+  if finished:
+    _evaluation(rng, path, steps, classes)
+  return path
+
+
+def write_lines(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def _metrics(
+  rng: np.random.Generator, steps: int, classes: int
+) -> list[dict[str, Any]]:
+  rows = []
+  for step in range(50, steps + 1, 50):
+    part = 1 - np.exp(-2.5 * step / steps)
+    noise = 1 + 0.04 * rng.standard_normal()
+    rows.append(
+      {
+        'step': step,
+        'epoch': step / 350,
+        'train/loss': np.log(classes) * (1 - 0.75 * part) * noise,
+        'train/top1': min(0.1 + 0.72 * part * noise, 1.0),
+        'train/learning_rate': 5e-4
+        * 0.5 ** sum(step > steps * p for p in (0.3, 0.6, 0.9)),
+        'perf/images_per_second': 640 * noise,
+        'perf/mfu': 0.31,
+        'perf/input_wait_fraction': 0.004,
+      }
+    )
+    if step % 350 == 0:
+      late = max(part - 0.7, 0)
+      rows.append(
+        {
+          'step': step,
+          'epoch': step / 350,
+          'val/loss': np.log(classes) * (1 - 0.6 * part + 1.1 * late) * noise,
+          'val/top1': 0.1 + 0.55 * part * noise,
+          'val/top5': 0.5 + 0.46 * part,
+          'val/auroc': 0.5 + 0.43 * part,
+        }
+      )
+  return rows
+
+
+def _diagnostics(
+  rng: np.random.Generator,
+  path: pathlib.Path,
+  steps: int,
+  depth: int,
+  explode_at: int | None,
+) -> None:
+  step = np.arange(steps)
+  growth = np.ones(steps)
+  if explode_at is not None:
+    growth = np.exp(np.maximum(step - explode_at, 0) * 0.02)
+
+  def wave(level, slope=0.0, noise=0.1):
+    trend = level * (1 + slope * step / steps)
+    return trend * np.exp(noise * rng.standard_normal(steps))
+
+  norm = wave(2.0, -0.4, 0.3) * growth
+  columns = [
+    wave(2.3, -0.7) * growth**0.5,
+    wave(3.0, 3.0) * growth,
+    wave(0.3, -0.5, 0.4) * growth,
+    norm,
+    np.minimum(norm, 10.0),
+    wave(0.05),
+    wave(80.0, 0.4, 0.001),
+  ]
+  names = list(COLUMNS)
+  for statistic, level in zip(STATISTICS, (4.0, 3.5, 1.2, 0.5), strict=True):
+    for layer in range(depth):
+      names.append(f'{statistic}/{layer:02d}')
+      values = wave(level * (1 + 0.08 * layer), 0.5)
+      if statistic == 'attn_entropy':
+        values = np.minimum(values / growth**0.1, 4.16)
+      elif layer >= 3:
+        values = values * growth ** (1.5 / (layer - 2))
+      columns.append(values)
+  table = np.stack([step, *columns], 1)
+  with np.errstate(over='ignore'):
+    table = table.astype(np.float32)
+  np.savetxt(
+    path / 'diagnostics.csv',
+    table,
+    '%.6g',
+    ',',
+    header=','.join(['step', *names]),
+    comments='',
+  )
+
+
+def events(explode_at: int) -> list[dict[str, Any]]:
+  return [
+    {
+      'step': 12,
+      'kind': 'transient',
+      'layer': None,
+      'moved_first': 'max_abs_grad',
+      'value': 41.5,
+      'threshold': 4000.0,
+      'zscore': 23.1,
+      'action': 'record',
+      'message': 'start-up spike of max_abs_grad',
+    },
+    {
+      'step': explode_at + 280,
+      'kind': 'explosion',
+      'layer': 'block_03',
+      'moved_first': 'attn_logit_max/03',
+      'value': 4312.7,
+      'threshold': 4000.0,
+      'zscore': 118.4,
+      'action': 'record',
+      'message': 'max_logit 4313 is above 4000',
+    },
+  ]
+
+
+def _evaluation(
+  rng: np.random.Generator,
+  path: pathlib.Path,
+  steps: int,
+  classes: list[str],
+) -> None:
+  count, images = len(classes), 24
+  labels = rng.integers(0, count, images)
+  logits = rng.standard_normal((images, count)) * 1.5
+  logits[np.arange(images), labels] += 2.0
+  exp = np.exp(logits)
+  y, x = np.mgrid[:32, :32] / 31.0
+  phase = rng.uniform(0, 6, (images, 3))
+  waves = np.sin(phase[:, None, None] + 5 * (x + y * y)[None, :, :, None])
+  confusion = rng.integers(0, 60, (count, count)) // 2
+  confusion += np.diag(np.full(count, 600))
+  np.savez(
+    path / 'predictions.npz',
+    images=(127 * (1 + waves)).astype(np.uint8),
+    labels=labels,
+    probabilities=(exp / exp.sum(1, keepdims=True)).astype(np.float32),
+    confusion=confusion,
+    class_names=np.array(classes),
+  )
+  (path / 'eval.json').write_text(
+    json.dumps(
+      {
+        'split': 'test',
+        'num_examples': 10_000,
+        'loss': 1.1234,
+        'top1': 0.6312,
+        'top5': 0.9641,
+        'auroc': 0.9377,
+        'step': steps,
+        'weights': 'params',
+      }
+    )
+  )

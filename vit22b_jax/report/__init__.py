@@ -1,0 +1,16 @@
+"""Workdirs -> one self-contained HTML page, PNG plots, Markdown tables.
+
+  report.write('runs/cifar100_vit22b_s')            # .../report.html
+  report.plots('runs/cifar100_vit22b_s', 'docs')    # docs/stability.png, ...
+  print(report.markdown_table(['runs/a', 'runs/b']))
+
+Reads only the files of a workdir, so it works on a run that is still going, has
+crashed, or lies in a bucket; parts that are missing are left out and said so.
+Never imports jax.
+"""
+
+from vit22b_jax.report.figures import plots
+from vit22b_jax.report.page import write
+from vit22b_jax.report.table import markdown_table
+
+__all__ = ['markdown_table', 'plots', 'write']

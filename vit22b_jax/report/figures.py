@@ -1,0 +1,137 @@
+"""A run's charts as PNG files, for papers and README files."""
+
+import io
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from matplotlib import axes, colors, figure
+
+from vit22b_jax.report import charts, thin
+from vit22b_jax.report import workdir as workdir_lib
+
+_TRAIN, _VAL, _EXTRA, _BAD = '#3b6fb6', '#d07a1f', '#5a9a6f', '#c0352b'
+_STYLE = {'linewidth': 1.2}
+
+
+def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
+  """Writes curves.png, stability.png and layers.png, as far as recorded.
+
+  Args:
+    workdir: what a run wrote.
+    folder: where the pictures go; made when missing.
+
+  Returns:
+    The pictures written.
+
+  Raises:
+    errors.UserError: `workdir` is not a workdir.
+  """
+  run, folder = workdir_lib.read(workdir), epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  drawn = {
+    'curves': _curves(run),
+    'stability': _stability(run),
+    'layers': _layers(run),
+  }
+  written = []
+  for name, picture in drawn.items():
+    if picture is None:
+      continue
+    stream = io.BytesIO()
+    picture.savefig(stream, dpi=150)
+    path = folder / f'{name}.png'
+    path.write_bytes(stream.getvalue())
+    written.append(path)
+  return written
+
+
+def _row(width: float, height: float, count: int) -> tuple:
+  """A figure with `count` quiet axes side by side."""
+  picture = figure.Figure(figsize=(width, height), layout='constrained')
+  panels = np.atleast_1d(picture.subplots(1, count))
+  for panel in panels:
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.grid(color='#e3e5e8', linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.set_xlabel('step')
+  return picture, panels
+
+
+def _curves(run: workdir_lib.Run) -> figure.Figure | None:
+  if not run.metrics:
+    return None
+  picture, (loss, accuracy) = _row(9, 3.2, 2)
+  for panel, title, lines in (
+    (loss, 'Loss', {'training': 'train/loss', 'validation': 'val/loss'}),
+    (
+      accuracy,
+      'Top-1 accuracy',
+      {'training': 'train/top1', 'validation': 'val/top1'},
+    ),
+  ):
+    panel.set_title(title, loc='left', fontsize=11)
+    for (name, key), colour in zip(lines.items(), (_TRAIN, _VAL), strict=True):
+      panel.plot(*run.metric(key), color=colour, label=name, **_STYLE)
+    panel.legend(frameon=False)
+  return picture
+
+
+def _stability(run: workdir_lib.Run) -> figure.Figure | None:
+  """Figure 1 of the paper, capped as there, with events marked."""
+  if not run.diagnostics:
+    return None
+  picture, panels = _row(9, 3.2, 2)
+  for panel, column, title in zip(
+    panels,
+    ('max_logit', 'max_abs_grad'),
+    ('Largest logit', 'Largest absolute gradient'),
+    strict=True,
+  ):
+    panel.set_title(title, loc='left', fontsize=11)
+    _capped(panel, run.diagnostics['step'], run.diagnostics[column])
+    for event in run.events[:20]:
+      if event['kind'] != 'transient':
+        panel.axvline(event['step'], color=_BAD, linewidth=0.8, alpha=0.6)
+  return picture
+
+
+def _capped(
+  panel: axes.Axes,
+  steps: Float[np.ndarray, 'rows'],
+  values: Float[np.ndarray, 'rows'],
+) -> None:
+  keep = thin.envelope(values, 400)
+  drawn = np.where(np.isfinite(values), np.minimum(values, charts.CAP), np.nan)
+  panel.plot(steps[keep], drawn[keep], color=_TRAIN, **_STYLE)
+  bad = ~np.isfinite(values)
+  panel.plot(
+    steps[bad], np.full(bad.sum(), charts.CAP), 'x', color=_BAD, markersize=4
+  )
+
+
+def _layers(run: workdir_lib.Run) -> figure.Figure | None:
+  """The heat maps of the page, layer by step."""
+  found = [s for s in charts.LAYER_STATISTICS if run.layers(s) is not None]
+  if not found:
+    return None
+  picture, panels = _row(3.6 * len(found), 3.2, len(found))
+  for panel, statistic in zip(panels, found, strict=True):
+    title, reduce, is_log = charts.LAYER_STATISTICS[statistic]
+    steps = run.diagnostics['step']
+    _, extremes = thin.buckets(run.layers(statistic), 150, reduce)
+    panel.grid(False)
+    panel.set_title(title, loc='left', fontsize=10)
+    panel.set_ylabel('block')
+    image = panel.imshow(
+      extremes,
+      aspect='auto',
+      origin='lower',
+      interpolation='nearest',
+      cmap='Blues',
+      norm=colors.LogNorm() if is_log else None,
+      extent=(steps[0], steps[-1] + 1, -0.5, len(extremes) - 0.5),
+    )
+    panel.set_facecolor(_BAD)
+    picture.colorbar(image, ax=panel)
+  return picture

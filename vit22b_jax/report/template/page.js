@@ -1,0 +1,68 @@
+'use strict';
+(async () => {
+  const root = document.documentElement;
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const colour = (name) =>
+    getComputedStyle(root).getPropertyValue('--' + name).trim();
+
+  // Plotly travels compressed; unpacking needs no request.
+  const packed = atob(document.getElementById('plotly').textContent);
+  const bytes = Uint8Array.from(packed, (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream()
+    .pipeThrough(new DecompressionStream('gzip'));
+  const script = document.createElement('script');
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+
+  const touch = matchMedia('(pointer: coarse)').matches;
+  const config = { displayModeBar: false, responsive: true };
+
+  function themed(chart) {
+    const scale = [[0, colour('low')], [.5, colour('middle')], [1, colour('high')]];
+    const figure = JSON.parse(chart.dataset.chart
+      .replaceAll('"$scale"', JSON.stringify(scale))
+      .replace(/"\$(\w+)"/g, (_, name) => JSON.stringify(colour(name))));
+    const { layout } = figure;
+    const lines = {
+      gridcolor: colour('rule'), linecolor: colour('rule'), zeroline: false,
+      automargin: true, fixedrange: touch,
+    };
+    const map = figure.data[0].type === 'heatmap';
+    return [figure.data, {
+      paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour('muted') },
+      margin: { l: 8, r: 8, t: 8, b: 8 },
+      hovermode: map ? 'closest' : 'x unified',
+      hoverlabel: { bgcolor: colour('panel'), bordercolor: colour('rule'), font: { color: colour('ink') } },
+      legend: { orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom' },
+      dragmode: touch ? false : 'zoom',
+      ...layout,
+      xaxis: { ...lines, ...layout.xaxis },
+      yaxis: { ...lines, ...layout.yaxis, ...(chart.dataset.axis && { type: chart.dataset.axis }) },
+    }];
+  }
+
+  const draw = () => Promise.all(all('.chart').map((chart) =>
+    Plotly.react(chart.querySelector('.plot'), ...themed(chart), config)));
+
+  function chooseAxis(kind) {
+    for (const button of all('.toggle button'))
+      button.setAttribute('aria-pressed', button.dataset.axis === kind);
+    for (const chart of all('.chart.capped')) chart.dataset.axis = kind;
+  }
+  for (const button of all('.toggle button'))
+    button.addEventListener('click', () => { chooseAxis(button.dataset.axis); draw(); });
+  chooseAxis('linear');
+  await draw();
+
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
+  addEventListener('beforeprint', () => { root.dataset.theme = 'light'; draw(); });
+  addEventListener('afterprint', () => { delete root.dataset.theme; draw(); });
+
+  for (const search of all('.config input'))
+    search.addEventListener('input', () => {
+      const wanted = search.value.toLowerCase();
+      for (const row of search.parentElement.querySelectorAll('tr'))
+        row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    });
+})();

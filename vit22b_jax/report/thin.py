@@ -1,0 +1,61 @@
+"""Long series -> few points, in a way that keeps every spike visible."""
+
+import itertools
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def envelope(
+  values: Float[np.ndarray, 'rows'], buckets: int
+) -> Int[np.ndarray, 'kept']:
+  """Rows to draw: each bucket's smallest, largest and first non-finite value.
+
+  Args:
+    values: may hold NaN and infinities.
+    buckets: equal slices of the rows; short series are kept whole.
+
+  Returns:
+    Sorted row numbers, the first and the last row among them; at most
+    3 * buckets + 2 of them.
+  """
+  rows = len(values)
+  if rows <= 3 * buckets:
+    return np.arange(rows)
+  finite = np.isfinite(values)
+  low, high = (
+    np.where(finite, values, np.inf),
+    np.where(finite, values, -np.inf),
+  )
+  keep = {0, rows - 1}
+  edges = np.linspace(0, rows, buckets + 1).astype(int)
+  for start, stop in itertools.pairwise(edges):
+    part = slice(start, stop)
+    if finite[part].any():
+      keep |= {start + low[part].argmin(), start + high[part].argmax()}
+    if not finite[part].all():
+      keep.add(start + finite[part].argmin())
+  return np.array(sorted(keep), np.int64)
+
+
+def buckets(
+  values: Float[np.ndarray, 'depth rows'], count: int, reduce: str
+) -> tuple[Int[np.ndarray, 'buckets'], Float[np.ndarray, 'depth buckets']]:
+  """Slices of the rows, each reduced to its largest or smallest value.
+
+  Args:
+    values: one row of numbers for each layer.
+    count: number of slices, at most.
+    reduce: 'max' or 'min'.
+
+  Returns:
+    The first row of each slice, and the extremes: NaN where a slice has a
+    non-finite value, because that is what must stay visible.
+  """
+  rows = values.shape[1]
+  starts = np.unique(np.linspace(0, rows, count, endpoint=False).astype(int))
+  finite = np.isfinite(values)
+  ufunc = {'max': np.maximum, 'min': np.minimum}[reduce]
+  extremes = ufunc.reduceat(np.where(finite, values, 0.0), starts, axis=1)
+  whole = np.logical_and.reduceat(finite, starts, axis=1)
+  return starts, np.where(whole, extremes, np.nan)

@@ -1,0 +1,130 @@
+"""The files of a workdir as arrays and dicts: `read(workdir) -> Run`.
+
+A run may have stopped anywhere, so every file but config.json is optional, a
+half-written last line is dropped, and values may be NaN or infinite.
+"""
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int
+
+from vit22b_jax import errors
+
+Series = tuple[Int[np.ndarray, 'points'], Float[np.ndarray, 'points']]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a workdir holds. Empty containers stand for missing files.
+
+  Attributes:
+    path: the workdir.
+    config: raw choices, nested as in the config file.
+    versions: package, libraries and devices of the last start.
+    metrics: rows of metrics.jsonl, by step.
+    diagnostics: column name -> [rows]; 'step' is one of them.
+    events: rows of events.jsonl, by step.
+    evaluation: eval.json, the final evaluation.
+    predictions: arrays of predictions.npz.
+  """
+
+  path: epath.Path
+  config: dict[str, Any]
+  versions: dict[str, Any]
+  metrics: list[dict[str, Any]]
+  diagnostics: dict[str, Float[np.ndarray, 'rows']]
+  events: list[dict[str, Any]]
+  evaluation: dict[str, Any]
+  predictions: dict[str, np.ndarray]
+
+  @property
+  def name(self) -> str:
+    return self.path.name
+
+  def metric(self, key: str) -> Series:
+    """Steps and values of the rows that have `key`."""
+    rows = [row for row in self.metrics if row.get(key) is not None]
+    steps = np.array([row['step'] for row in rows], np.int64)
+    return steps, np.array([float(row[key]) for row in rows], np.float64)
+
+  def layers(self, statistic: str) -> Float[np.ndarray, 'depth rows'] | None:
+    """Per-layer diagnostics `statistic/00`, `statistic/01`, ... or None."""
+    # Layer numbers are zero-padded, so names sort as layers do.
+    names = sorted(n for n in self.diagnostics if n.startswith(f'{statistic}/'))
+    return np.stack([self.diagnostics[n] for n in names]) if names else None
+
+  @property
+  def last_step(self) -> int:
+    """The last step that left a trace in any file."""
+    steps = [row['step'] for row in [*self.metrics, *self.events]]
+    steps.extend(self.diagnostics.get('step', np.zeros(0))[-1:].astype(int))
+    return max([int(self.evaluation.get('step', 0)), *steps])
+
+
+def read(workdir: epath.PathLike) -> Run:
+  """Reads a workdir, local or remote.
+
+  Raises:
+    errors.UserError: `workdir` has no config.json.
+  """
+  path = epath.Path(workdir)
+  if not (path / 'config.json').exists():
+    raise errors.UserError(
+      f'{path} is not a workdir: it has no config.json. Give the folder that'
+      ' a run wrote, such as runs/cifar100_vit22b_s.'
+    )
+  return Run(
+    path=path,
+    config=_read_json(path / 'config.json'),
+    versions=_read_json(path / 'versions.json'),
+    metrics=_read_rows(path / 'metrics.jsonl'),
+    diagnostics=_read_csv(path / 'diagnostics.csv'),
+    events=_read_rows(path / 'events.jsonl'),
+    evaluation=_read_json(path / 'eval.json'),
+    predictions=_read_npz(path / 'predictions.npz'),
+  )
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _complete_lines(path: epath.Path) -> list[str]:
+  """Lines that end in a newline: the rest was being written in a crash."""
+  text = path.read_text() if path.exists() else ''
+  return text[: text.rfind('\n') + 1].splitlines()
+
+
+def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
+  rows = [json.loads(line) for line in _complete_lines(path) if line]
+  return sorted(rows, key=lambda row: row['step'])
+
+
+def _read_csv(path: epath.Path) -> dict[str, Float[np.ndarray, 'rows']]:
+  lines = _complete_lines(path)
+  if len(lines) < 2:
+    return {}
+  header, rows = lines[0].split(','), lines[1:]
+  text = io.StringIO('\n'.join(rows))
+  table = np.loadtxt(
+    text, delimiter=',', ndmin=2, converters=_number, encoding=None
+  )
+  table = table[np.argsort(table[:, 0], kind='stable')]
+  return dict(zip(header, table.T, strict=True))
+
+
+def _number(field: str) -> float:
+  """A blank field (a column switched on after a resume) is NaN."""
+  return float(field) if field else float('nan')
+
+
+def _read_npz(path: epath.Path) -> dict[str, np.ndarray]:
+  if not path.exists():
+    return {}
+  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+    return dict(arrays)
