@@ -1,0 +1,174 @@
+"""Command lines, early checks, JSON and what a resumed run may change."""
+
+import json
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import cifar10_vit22b_ti, common
+from vit22b_jax import configuration, errors
+
+FILE = 'configs/cifar10_vit22b_ti.py'
+
+
+def parse(*arguments):
+  """What main does with its command line."""
+  argv = ['main.py', *arguments]
+  sys.modules.pop('config_config', None)  # what config_flags loaded last
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', None, 'Config file.', flag_values=values, sys_argv=argv
+  )
+  configuration.parse_flags(argv, values)
+  return values.config
+
+
+def config(**overrides):
+  result = common.finish(common.classification(), '')
+  result.update_from_flattened_dict(overrides)
+  return result
+
+
+def test_overrides_of_every_type():
+  got = parse(
+    f'--config={FILE}:tiny',
+    '--config.duration=7 steps',
+    '--config.optim.learning_rate=1e-3',
+    '--config.model.depth=3',
+    '--config.model.pre_norm=false',
+    '--config.data.mean=(0.5, 0.5, 0.25)',
+    '--noconfig.log.tensorboard',
+  )
+  configuration.validate(got)
+  assert got.duration == '7 steps'
+  assert got.optim.learning_rate == 1e-3
+  assert (got.model.depth, got.model.width) == (3, 32)
+  assert got.model.pre_norm is False
+  assert got.model.qk_norm is None
+  assert got.data.mean == (0.5, 0.5, 0.25)
+  assert got.log.tensorboard is False
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (
+      [f'--config={FILE}', '--config.optim.learning_rat=1'],
+      r"--config\.optim\.learning_rat: .*mean 'optim\.learning_rate'\?",
+    ),
+    (
+      [f'--config={FILE}', '--config.optm.learning_rate=1'],
+      r"optm\.learning_rate: .*mean 'optim\.learning_rate'\?",
+    ),
+    ([f'--config={FILE}', '--config.batchsize=1'], "mean 'batch_size'"),
+    ([f'--config={FILE}', '--noconfig.log.tensorbord'], 'log.tensorboard'),
+    ([f'--config={FILE}', '--config.seed.x=1'], r'seed\.x: there is no such'),
+    ([f'--config={FILE}', '--config.seed=one'], "--config.seed=one: .*'one'"),
+    ([f'--config={FILE}', '--config.optim=1'], '--config.optim=1: '),
+    (
+      [f'--config={FILE}:tinny'],
+      "ti.py:tinny: unknown word 'tinny' after the colon; known: paper, tiny$",
+    ),
+    (
+      ['--config=configs/cifar10_vit22_ti.py'],
+      r"no such file\. Did you mean 'configs/cifar10_vit22b_ti\.py'\?",
+    ),
+    (['--config=nowhere/x.py'], 'nowhere/x.py: no such file'),
+    (['--config=vit22b_jax/errors.py'], 'has no get_config'),
+    (['--config.seed=1'], '--config.seed: give --config=FILE before it'),
+    (['--config.seed=1', f'--config={FILE}'], 'before a value for --config'),
+    ([f'--config={FILE}', '--confg=1'], 'confg.*mean: config'),
+    ([f'--config={FILE}', 'seed=1'], "unexpected argument 'seed=1'"),
+  ],
+)
+def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
+  with pytest.raises(errors.UserError, match=message) as caught:
+    parse(*arguments)
+  assert 'Traceback' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('optim.name', 'adamm', "one of adamw, .*mean 'adam"),
+    ('optim.schedule', 'cosin', "mean 'cosine'"),
+    ('optim.decay', 'x', 'matrices, all'),
+    ('loss.kind', 'softmx', "mean 'softmax'"),
+    ('data.augment', 'flip', 'none, paper, standard, randaugment'),
+    ('diagnostics.on_explosion', 'skip', "mean 'skip_step'"),
+    ('task', 'classify', "mean 'classification'"),
+    ('batch_size', 0, 'batch_size=0 must be at least 1'),
+    ('loss.label_smoothing', 1.0, 'at least 0 and below 1'),
+    ('optim.learning_rate', 0.0, 'above 0'),
+    ('optim.learning_rate', float('nan'), 'above 0'),
+    ('eval.batch_size', 0, 'eval.batch_size=0'),
+    ('duration', '10%', '^duration: .*200 epochs'),
+    ('log.every', '0 steps', "log.every='0 steps' must be above 0"),
+    ('optim.warmup', 'soon', '^optim.warmup: .*3 epochs'),
+    ('data.image_size', 30, '30 is not a multiple of model.patch_size=4'),
+    ('data.std', (1.0, 0.0, 1.0), 'above 0'),
+    ('data.mean', (1.0, 0.0), 'three numbers'),
+    ('mesh.data', 0, '-1 for all'),
+  ],
+)
+def test_values_are_judged_early(key, value, message):
+  with pytest.raises(errors.UserError, match=message):
+    configuration.validate(config(**{key: value}))
+
+
+def test_json_keeps_tuples_placeholders_and_the_lock():
+  old = cifar10_vit22b_ti.get_config('tiny')
+  new = configuration.from_dict(json.loads(json.dumps(old.to_dict())))
+  assert new.to_dict() == old.to_dict()
+  assert isinstance(new.data.mean, tuple)
+  new.eval.batch_size = 4
+  with pytest.raises(AttributeError):
+    new.optim.learning_rat = 1.0
+
+
+def test_a_run_stays_itself_but_may_grow_and_move():
+  old = json.loads(json.dumps(config().to_dict()))
+  moved = config(
+    **{
+      'duration': '300 epochs',
+      'data.dir': 'gs://bucket/tfds',
+      'eval.every': '2 epochs',
+      'mesh.fsdp': 2,
+    }
+  )
+  free = configuration.check_resume(old, moved, 'runs/x')
+  assert [str(c) for c in free] == [
+    "data.dir: '' -> 'gs://bucket/tfds'",
+    "duration: '200 epochs' -> '300 epochs'",
+    "eval.every: '1 epoch' -> '2 epochs'",
+    'mesh.fsdp: 1 -> 2',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('seed', 1),
+    ('batch_size', 64),
+    ('model.depth', 3),
+    ('optim.learning_rate', 1e-5),
+    ('loss.kind', 'sigmoid'),
+    ('data.val_fraction', 0.2),
+    ('data.std', (1.0, 1.0, 1.0)),
+    ('diagnostics.window', 99),  # its history is part of the state
+  ],
+)
+def test_another_run_is_refused_with_its_differences(key, value):
+  with pytest.raises(errors.UserError, match='another --workdir') as caught:
+    configuration.check_resume(config(), config(**{key: value}), 'runs/x')
+  assert f'{key}: ' in str(caught.value)
+  assert 'runs/x' in str(caught.value)
+
+
+def test_a_key_of_another_version_makes_another_run():
+  old = config().to_dict()
+  del old['optim']['ema']
+  identity, _ = configuration.differences(old, config())
+  assert [str(c) for c in identity] == ["optim.ema: '(absent)' -> 0.0"]

@@ -1,0 +1,330 @@
+"""The config of a run: from the command line, judged early, compared later.
+
+    app.run(main, flags_parser=configuration.parse_flags)
+    configuration.validate(config)
+    changed = configuration.check_resume(old, config, workdir)
+
+Everything that a user may have mistyped ends in one errors.UserError.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from vit22b_jax import durations, errors, losses, optim
+
+CHOICES = {
+  'task': ('classification',),
+  'data.augment': ('none', 'paper', 'standard', 'randaugment'),
+  'optim.name': optim.OPTIMIZERS,
+  'optim.decay': optim.DECAYS,
+  'optim.schedule': tuple(optim.SCHEDULES),
+  'loss.kind': losses.KINDS,
+  'diagnostics.on_explosion': ('record', 'skip_step', 'halt'),
+}  # models.vit judges the model section
+
+# At least the first, below the second.
+RANGES = {
+  'seed': (0, 2**32),
+  'batch_size': (1, math.inf),
+  'data.image_size': (1, math.inf),
+  'data.val_fraction': (0, 1),
+  'data.cache_max_gb': (0, math.inf),
+  'data.max_corrupt': (0, math.inf),
+  'data.workers': (0, math.inf),
+  'model.patch_size': (1, math.inf),
+  'optim.b1': (0, 1),
+  'optim.b2': (0, 1),
+  'optim.momentum': (0, 1),
+  'optim.weight_decay': (0, math.inf),
+  'optim.clip_norm': (0, math.inf),
+  'optim.accumulate': (1, math.inf),
+  'optim.ema': (0, 1),
+  'loss.label_smoothing': (0, 1),
+  'loss.input_gradient_penalty': (0, math.inf),
+  'diagnostics.window': (1, math.inf),
+  'checkpoint.minutes': (0, math.inf),
+  'checkpoint.keep': (1, math.inf),
+  'checkpoint.keep_best': (0, math.inf),
+  'eval.batch_size': (1, math.inf),
+  'eval.early_stop': (0, math.inf),
+  'mesh.fsdp': (1, math.inf),
+  'mesh.tensor': (1, math.inf),
+}
+
+POSITIVE = (
+  'optim.learning_rate',
+  'optim.eps',
+  'diagnostics.max_logit',
+  'diagnostics.max_abs_grad',
+  'diagnostics.zscore',
+)
+
+DURATIONS = ('optim.warmup', 'diagnostics.ignore')
+CADENCES = ('duration', 'checkpoint.every', 'eval.every', 'log.every')
+
+# What a resumed run may change: length, cadences, paths, machines, alarms.
+# Every other key must stay, so that the run is one run.
+FREE = (
+  'duration',
+  'init_from',
+  'data.dir',
+  'data.cache_max_gb',
+  'data.max_corrupt',
+  'data.workers',
+  'checkpoint.',
+  'eval.',
+  'log.',
+  'mesh.',
+  'diagnostics.on_explosion',
+  'diagnostics.max_logit',
+  'diagnostics.max_abs_grad',
+  'diagnostics.zscore',
+  'diagnostics.ignore',
+)
+ABSENT = '(absent)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """A key whose value differs between two configs."""
+
+  key: str
+  old: Any
+  new: Any
+
+  def __str__(self) -> str:
+    return f'{self.key}: {self.old!r} -> {self.new!r}'
+
+
+def parse_flags(
+  argv: list[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+  """Parses the command line, for absl's `app.run(flags_parser=...)`.
+
+  Args:
+    argv: the program's name and its arguments.
+    flag_values: where `config_flags.DEFINE_config_file('config', ...)` was
+      called; for others than absl's own, with `sys_argv=argv`.
+
+  Returns:
+    The program's name and arguments that are not flags: always only the name.
+
+  Raises:
+    errors.UserError: a flag, key or word doesn't exist, or a value has the
+      wrong type; the message names the closest that exists.
+  """
+  try:
+    rest = flag_values(argv)
+    if flag_values['config'].value is not None:
+      flag_values['config'].value.keys()  # fails if there was no such file
+  except (AttributeError, KeyError):
+    raise errors.UserError(_unknown_key(argv)) from None
+  except OSError:
+    raise errors.UserError(_unknown_file(_spec(argv))) from None
+  except flags.Error as e:
+    raise errors.UserError(_explain(e, argv)) from None
+  if len(rest) > 1:
+    raise errors.UserError(
+      f'unexpected argument {rest[1]!r}: flags are --name=value'
+    )
+  return rest
+
+
+def _spec(argv: list[str]) -> str | None:
+  """FILE[:words] of --config=FILE[:words] or --config FILE[:words]."""
+  for i, argument in enumerate(argv):
+    name, _, value = argument.partition('=')
+    if name in ('--config', '-config'):
+      return value or ''.join(argv[i + 1 : i + 2])
+  return None
+
+
+def _unknown_key(argv: list[str]) -> str:
+  """Names the first override of a key that the config file doesn't have."""
+  spec = _spec(argv)
+  argv_without = [argv[0], f'--config={spec}']
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_file(
+      'config', flag_values=values, sys_argv=argv_without
+    )
+    values(argv_without)
+    known = flatten(values.config)
+  except AttributeError:
+    return f'{spec} is not a config file: it has no get_config()'
+  for argument in argv:
+    flag = argument.lstrip('-').partition('=')[0]
+    prefix, _, key = flag.partition('.')
+    if prefix in ('config', 'noconfig') and key and key not in known:
+      hint = _closest(key, known)
+      return f'--config.{key}: there is no such key in {spec}.{hint}'
+  raise AssertionError(f'no unknown key in {argv}')
+
+
+def _unknown_file(spec: str) -> str:
+  path = spec.partition(':')[0]
+  folder = os.path.dirname(path) or '.'
+  files = os.listdir(folder) if os.path.isdir(folder) else []
+  known = [os.path.join(os.path.dirname(path), f) for f in files]
+  known = [f for f in known if f.endswith('.py')]
+  return f'--config={path}: no such file.{_closest(path, known)}'
+
+
+def _explain(error: flags.Error, argv: list[str]) -> str:
+  """One line: what a parser said, or get_config of a word."""
+  spec = _spec(argv)
+  unknown = getattr(error, 'flagname', '')
+  if spec is None and unknown.startswith('config.'):
+    return f'--{unknown}: give --config=FILE before it'
+  if f'--config={spec}: ' in str(error):  # wrapped in a traceback
+    while error.__context__ is not None:
+      error = error.__context__
+    return f'--config={spec}: {error}'
+  return str(error).removeprefix('flag ')
+
+
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'optim': {'b1': 0.9}} -> {'optim.b1': 0.9}; lists become tuples."""
+  if isinstance(values, config_dict.ConfigDict):
+    values = values.to_dict()
+  flat = {}
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = _with_tuples(value)
+  return flat
+
+
+def from_dict(values: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """The config whose `to_dict()` was saved as JSON, tuples and lock included.
+
+  A None comes back without its type, so such a key takes anything.
+  """
+  config = config_dict.ConfigDict(_with_tuples(values))
+  return config.lock()
+
+
+def _with_tuples(value: Any) -> Any:
+  """A nested dict, with tuples where JSON had to write lists."""
+  if isinstance(value, Mapping):
+    return {key: _with_tuples(v) for key, v in value.items()}
+  return tuple(value) if isinstance(value, list) else value
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+  """Judges what can be judged before data and devices are touched.
+
+  Raises:
+    errors.UserError: an unknown name, a number out of range, a duration that
+      doesn't parse, or an image that patches don't cover.
+  """
+  values = flatten(config)
+  for key, known in CHOICES.items():
+    if values[key] not in known:
+      raise errors.UserError(
+        f'{key}={values[key]!r} is not one of {", ".join(known)}.'
+        f'{_closest(values[key], known)}'
+      )
+  for key, (low, high) in RANGES.items():
+    value = values[key]
+    if value is not None and not low <= value < high:
+      below = f' and below {high}' if high < math.inf else ''
+      raise errors.UserError(f'{key}={value} must be at least {low}{below}.')
+  for key in POSITIVE:
+    if not 0 < values[key] < math.inf:
+      raise errors.UserError(f'{key}={values[key]} must be above 0.')
+  for key in (*DURATIONS, *CADENCES):
+    _check_duration(key, values[key])
+  _check_data(values)
+
+
+def _check_duration(key: str, value: int | str) -> None:
+  try:
+    steps = durations.steps(
+      value,
+      steps_per_epoch=1,
+      total_steps=None if key == 'duration' else 1,
+    )
+  except errors.UserError as e:
+    raise errors.UserError(f'{key}: {e}') from None
+  if key in CADENCES and not steps:
+    raise errors.UserError(f'{key}={value!r} must be above 0 steps.')
+
+
+def _check_data(values: dict[str, Any]) -> None:
+  for key in ('data.mean', 'data.std'):
+    if len(values[key]) != 3:
+      raise errors.UserError(
+        f'{key}={values[key]} must have three numbers, for red, green and blue.'
+      )
+  if min(values['data.std']) <= 0:
+    raise errors.UserError(f'data.std={values["data.std"]} must be above 0.')
+  size, patch = values['data.image_size'], values['model.patch_size']
+  if size % patch:
+    raise errors.UserError(
+      f'data.image_size={size} is not a multiple of model.patch_size={patch}.'
+    )
+  if values['mesh.data'] != -1 and values['mesh.data'] < 1:
+    raise errors.UserError(
+      f'mesh.data={values["mesh.data"]} must be at least 1, or -1 for all the '
+      'devices that fsdp and tensor leave.'
+    )
+
+
+def differences(
+  old: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[list[Change], list[Change]]:
+  """Keys that differ: those that make it another run, and the free ones.
+
+  Args:
+    old: a config, or what its JSON file holds.
+    new: likewise.
+  """
+  old, new = flatten(old), flatten(new)
+  identity, free = [], []
+  for key in sorted({*old, *new}):
+    change = Change(key, old.get(key, ABSENT), new.get(key, ABSENT))
+    if change.old != change.new:
+      (free if key.startswith(FREE) else identity).append(change)
+  return identity, free
+
+
+def check_resume(
+  old: Mapping[str, Any], new: Mapping[str, Any], workdir: str | os.PathLike
+) -> list[Change]:
+  """Makes sure that `new` continues the run in `workdir`.
+
+  Args:
+    old: the workdir's config.json.
+    new: the config of this call.
+    workdir: named in the message.
+
+  Returns:
+    The changes that a resumed run may make, for printing.
+
+  Raises:
+    errors.UserError: model, optimiser, loss, data order, seed or anything
+      else differs that a run keeps from beginning to end.
+  """
+  identity, free = differences(old, new)
+  if identity:
+    listed = '; '.join(map(str, identity))
+    raise errors.UserError(
+      f'{os.fspath(workdir)} holds a run of another config ({listed}). '
+      'Choose another --workdir, or drop these changes to resume it.'
+    )
+  return free
+
+
+def _closest(value: Any, known: Iterable[str]) -> str:
+  """' Did you mean ...?', or nothing when nothing is close."""
+  near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.5)
+  return f' Did you mean {near[0]!r}?' if near else ''
