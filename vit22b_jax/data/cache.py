@@ -1,0 +1,82 @@
+"""Decoded arrays kept on disk, so that the second start decodes nothing.
+
+    $VIT22B_JAX_CACHE (default ~/.cache/vit22b_jax) / NAME-KEY / {meta.json,*.npy}
+
+The key is a hash of the source's identity (files, sizes, times, image size), so
+changed data never meets an old cache. Arrays come back memory-mapped: processes
+of one host share them. A folder appears whole (it is renamed into place) or not
+at all. It lives on a local disk; deleting it costs only time.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any
+
+from absl import logging
+from jaxtyping import Shaped
+import numpy as np
+
+# Raise when the same files would decode to other pixels.
+FORMAT_VERSION = 1
+
+Arrays = Mapping[str, Shaped[np.ndarray, '...']]
+
+
+def folder(name: str, identity: Any) -> pathlib.Path:
+  """Where the arrays of a source belong.
+
+  Args:
+    name: readable start of the folder's name.
+    identity: JSON-able; equal identities mean equal arrays.
+  """
+  root = os.environ.get('VIT22B_JAX_CACHE') or '~/.cache/vit22b_jax'
+  text = json.dumps([FORMAT_VERSION, identity], sort_keys=True)
+  key = hashlib.sha256(text.encode()).hexdigest()[:16]
+  readable = re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-48:]
+  return pathlib.Path(root).expanduser() / f'{readable}-{key}'
+
+
+def read(path: pathlib.Path) -> tuple[Arrays, Any] | None:
+  """Arrays (memory-mapped) and meta of a folder; None without a whole one."""
+  try:
+    meta = json.loads((path / 'meta.json').read_text())
+    arrays = {
+      file.stem: np.load(file, mmap_mode='r') for file in path.glob('*.npy')
+    }
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    logging.warning('the cache %s is damaged and made anew: %s', path, error)
+    shutil.rmtree(path, ignore_errors=True)
+    return None
+  return arrays, meta
+
+
+def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
+  """Writes a folder that `read` understands; warns when the disk won't.
+
+  Args:
+    path: from `folder`.
+    arrays: by name.
+    meta: JSON-able.
+  """
+  temporary = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix='tmp-', dir=path.parent))
+    for name, array in arrays.items():
+      np.save(temporary / f'{name}.npy', array)
+    (temporary / 'meta.json').write_text(json.dumps(meta))
+    temporary.rename(path)
+  except OSError as error:
+    # Another process may have been faster; that is as good.
+    if not path.exists():
+      logging.warning('decoded images are not cached in %s: %s', path, error)
+    if temporary:
+      shutil.rmtree(temporary, ignore_errors=True)

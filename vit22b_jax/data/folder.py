@@ -1,0 +1,121 @@
+"""`folder:PATH`: own images, as `train/CLASS/*` with optional `val` and `test`.
+
+Any format that Pillow reads; the name of a class is the name of its folder.
+Hidden files and files without an image's suffix are left aside. PATH may be a
+`gs://` address.
+"""
+
+from collections.abc import Iterable
+import functools
+
+from etils import epath
+from jaxtyping import Int32
+import numpy as np
+from PIL import Image
+
+from vit22b_jax import errors
+
+_LAYOUT = 'expected PATH/train/CLASS/* with images, optional val and test'
+
+
+class FolderRecords:
+  """The image files of one split; picklable."""
+
+  random_access = True
+
+  def __init__(self, root: str, files: list[tuple[str, int]]):
+    self._root = root
+    self._files = files
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def read(self, index: int) -> tuple[bytes, int]:
+    """The file's bytes and its label."""
+    file, label = self._files[index]
+    return (epath.Path(self._root) / file).read_bytes(), label
+
+  def name(self, index: int) -> str:
+    """The file's path."""
+    return str(epath.Path(self._root) / self._files[index][0])
+
+  def labels(self) -> Int32[np.ndarray, ' N']:
+    """Every label."""
+    return np.array([label for _, label in self._files], np.int32)
+
+  def __iter__(self) -> Iterable[tuple[bytes, int]]:
+    return (self.read(index) for index in range(len(self)))
+
+  def identity(self) -> list[tuple[str, int, int, int]]:
+    """Name, label, size and time of every file: changes when the data do."""
+    rows = []
+    for file, label in self._files:
+      stat = (epath.Path(self._root) / file).stat()
+      rows.append((file, label, stat.length, int(stat.mtime)))
+    return rows
+
+
+def find(path: str) -> tuple[dict[str, FolderRecords], tuple[str, ...]]:
+  """Lists the images of a data folder.
+
+  Returns:
+    Records of the splits that exist, and the class names, sorted.
+
+  Raises:
+    UserError: the folder is missing, empty or laid out otherwise.
+  """
+  root = epath.Path(path)
+  if not path or not root.is_dir():
+    raise errors.UserError(f'data folder {path!r} does not exist; {_LAYOUT}.')
+  if not (root / 'train').is_dir():
+    found = ', '.join(sorted(p.name for p in root.iterdir())[:10]) or 'nothing'
+    raise errors.UserError(f'no train folder in {path!r} ({found}); {_LAYOUT}.')
+  class_names = _classes(root / 'train')
+  if len(class_names) < 2:
+    raise errors.UserError(
+      f'{root / "train"} holds {len(class_names)} class folder(s), '
+      f'two are the least; {_LAYOUT}.'
+    )
+  records = {
+    split: FolderRecords(str(root), _files(root, split, class_names))
+    for split in ('train', 'val', 'test')
+    if (root / split).is_dir()
+  }
+  return records, class_names
+
+
+def _classes(path: epath.Path) -> tuple[str, ...]:
+  names = (p.name for p in path.iterdir() if p.is_dir())
+  return tuple(sorted(name for name in names if not name.startswith('.')))
+
+
+def _files(
+  root: epath.Path, split: str, class_names: tuple[str, ...]
+) -> list[tuple[str, int]]:
+  """Path below `root` and label of every image of a split, sorted."""
+  files = []
+  for name in _classes(root / split):
+    if name not in class_names:
+      raise errors.UserError(
+        f'class folder {root / split / name} has no counterpart in '
+        f'{root / "train"}, whose classes are {", ".join(class_names[:20])}.'
+      )
+    images = sorted(
+      path.name
+      for path in (root / split / name).iterdir()
+      if path.suffix.lower() in _suffixes() and not path.name.startswith('.')
+    )
+    if not images:
+      raise errors.UserError(f'no image in class folder {root / split / name}.')
+    label = class_names.index(name)
+    files += [(f'{split}/{name}/{image}', label) for image in images]
+  if not files:
+    raise errors.UserError(f'{root / split} holds no class folder; {_LAYOUT}.')
+  return files
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+  """The lower-case suffixes of every format that Pillow can open."""
+  registered = Image.registered_extensions()
+  return frozenset(s for s, kind in registered.items() if kind in Image.OPEN)

@@ -1,0 +1,170 @@
+"""RandAugment for one image in pure JAX (https://arxiv.org/abs/1909.13719).
+
+Two of fourteen operations, drawn uniformly, at magnitude 9 of 10 (the paper's
+setting for CIFAR lies between 2, 9 and 3, 7), with Pillow's arithmetic. Under vmap a
+`switch` would compute all fourteen for each image; so the operations are three
+stages, each of which computes once and is neutral for the others:
+a geometric one (an affine map), a blend (image with a degenerate one) and a table
+(256 entries for each channel).
+"""
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import Int
+from jaxtyping import PRNGKeyArray
+from jaxtyping import UInt8
+
+NUM_LAYERS = 2
+MAGNITUDE = 9
+_MAX = 10
+
+OPERATIONS = (
+  # Geometric.
+  'rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y',
+  # Blends.
+  'brightness', 'contrast', 'color', 'sharpness',
+  # Tables.
+  'autocontrast', 'equalize', 'posterize', 'solarize', 'identity',
+)  # fmt: skip
+
+
+def apply(
+  key: PRNGKeyArray, image: UInt8[Array, 'H W 3']
+) -> UInt8[Array, 'H W 3']:
+  """Applies NUM_LAYERS random operations at MAGNITUDE; values in [0, 255]."""
+  for layer in jax.random.split(key, NUM_LAYERS):
+    choose, sign = jax.random.split(layer)
+    operation = jax.random.randint(choose, (), 0, len(OPERATIONS))
+    level = jnp.where(jax.random.bernoulli(sign), 1.0, -1.0) * MAGNITUDE / _MAX
+    image = operate(operation, level, image)
+  return image
+
+
+def operate(
+  operation: Int[Array, ''],
+  level: Float[Array, ''],
+  image: UInt8[Array, 'H W 3'],
+) -> UInt8[Array, 'H W 3']:
+  """One operation.
+
+  Args:
+    operation: index into OPERATIONS.
+    level: strength in [-1, 1]; the sign counts where there are two directions.
+    image: values in [0, 255].
+  """
+  image = _geometric(operation, level, image)
+  image = _blend(operation, level, image)
+  return _table(operation, jnp.abs(level), image)
+
+
+def _is(operation: Int[Array, ''], name: str) -> Float[Array, '']:
+  return (operation == OPERATIONS.index(name)).astype(jnp.float32)
+
+
+def _geometric(
+  operation: Int[Array, ''],
+  level: Float[Array, ''],
+  image: UInt8[Array, 'H W 3'],
+) -> UInt8[Array, 'H W 3']:
+  """Rotation to 30 degrees, shear to 0.3, translation to 0.45 of the side.
+
+  Nearest neighbour about the centre, mid-grey outside.
+  """
+  height, width, _ = image.shape
+  angle = _is(operation, 'rotate') * level * jnp.deg2rad(30.0)
+  shear_x = _is(operation, 'shear_x') * level * 0.3
+  shear_y = _is(operation, 'shear_y') * level * 0.3
+  move_x = _is(operation, 'translate_x') * level * 0.45 * width
+  move_y = _is(operation, 'translate_y') * level * 0.45 * height
+  y, x = jnp.mgrid[:height, :width].astype(jnp.float32)
+  y, x = y - (height - 1) / 2, x - (width - 1) / 2
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  from_x = cos * x - sin * y + shear_x * y + move_x + (width - 1) / 2
+  from_y = sin * x + cos * y + shear_y * x + move_y + (height - 1) / 2
+  column, row = (jnp.rint(v).astype(jnp.int32) for v in (from_x, from_y))
+  inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+  moved = image[row.clip(0, height - 1), column.clip(0, width - 1)]
+  return jnp.where(inside[..., None], moved, jnp.uint8(128))
+
+
+def _blend(
+  operation: Int[Array, ''],
+  level: Float[Array, ''],
+  image: UInt8[Array, 'H W 3'],
+) -> UInt8[Array, 'H W 3']:
+  """degenerate + (1 + 0.9 level) (image - degenerate), as PIL.ImageEnhance."""
+  values = image.astype(jnp.float32)
+  # Pillow's integer luma (ITU-R 601-2).
+  weights = jnp.array([19595, 38470, 7471])
+  grey = ((image.astype(jnp.int32) @ weights + 0x8000) >> 16)[..., None]
+  grey = grey.astype(jnp.float32)
+  degenerate = (
+    _is(operation, 'contrast') * jnp.floor(grey.mean() + 0.5)
+    + _is(operation, 'color') * grey
+    + _is(operation, 'sharpness') * _smooth(values)
+  )
+  blends = sum(
+    _is(operation, name)
+    for name in ('brightness', 'contrast', 'color', 'sharpness')
+  )
+  factor = 1 + blends * 0.9 * level
+  mixed = degenerate + factor * (values - degenerate)
+  return jnp.where(blends > 0, jnp.clip(mixed, 0, 255).astype(jnp.uint8), image)
+
+
+def _smooth(values: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
+  """PIL.ImageFilter.SMOOTH: 3x3, centre 5 of 13; the border stays."""
+  height, width, _ = values.shape
+  inner = sum(
+    values[dy : height - 2 + dy, dx : width - 2 + dx]
+    * (5 if dy == dx == 1 else 1)
+    for dy in range(3)
+    for dx in range(3)
+  )
+  return values.at[1:-1, 1:-1].set(jnp.floor(inner / 13 + 0.5))
+
+
+def _table(
+  operation: Int[Array, ''],
+  level: Float[Array, ''],
+  image: UInt8[Array, 'H W 3'],
+) -> UInt8[Array, 'H W 3']:
+  """Posterise (8 to 4 bits), solarise, autocontrast, equalise: look-ups."""
+  values = jnp.arange(256)
+  bits = 8 - jnp.rint(4 * level).astype(jnp.int32)
+  posterize = values & ~((1 << (8 - bits)) - 1)
+  solarize = jnp.where(values < 256 * (1 - level), values, 255 - values)
+
+  def lookup(channel: UInt8[Array, 'H W']) -> UInt8[Array, 'H W']:
+    counts = (channel.reshape(-1, 1) == values).sum(0)
+    table = jnp.select(
+      [_is(operation, name) > 0 for name in
+       ('posterize', 'solarize', 'autocontrast', 'equalize')],
+      [posterize, solarize, _autocontrast(counts), _equalize(counts)],
+      values,
+    )  # fmt: skip
+    return table.astype(jnp.uint8)[channel]
+
+  return jax.vmap(lookup, in_axes=-1, out_axes=-1)(image)
+
+
+def _autocontrast(counts: Int[Array, '256']) -> Int[Array, '256']:
+  """PIL.ImageOps.autocontrast's table: stretches to [0, 255]."""
+  values = jnp.arange(256)
+  low = jnp.argmax(counts > 0)
+  high = 255 - jnp.argmax(counts[::-1] > 0)
+  scale = 255 / jnp.maximum(high - low, 1)
+  stretched = jnp.floor((values - low) * scale).clip(0, 255).astype(int)
+  return jnp.where(high > low, stretched, values)
+
+
+def _equalize(counts: Int[Array, '256']) -> Int[Array, '256']:
+  """PIL.ImageOps.equalize's table: a flat histogram."""
+  values = jnp.arange(256)
+  last = 255 - jnp.argmax(counts[::-1] > 0)
+  step = (counts.sum() - counts[last]) // 255
+  before = jnp.cumsum(counts) - counts
+  table = ((step // 2 + before) // jnp.maximum(step, 1)).clip(0, 255)
+  return jnp.where(step > 0, table, values)

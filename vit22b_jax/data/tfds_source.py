@@ -1,0 +1,237 @@
+"""TFDS image-classification sets: find or prepare them, read encoded records.
+
+TensorFlow (seconds to import) is needed only to read `tfrecord` files, which
+have no random access; `array_record` files are read without it. Records stay
+encoded here: `images.decode` decodes them like any other file.
+"""
+
+from collections.abc import Iterator
+import functools
+import shlex
+from typing import Any
+
+from absl import logging
+from etils import epath
+from jaxtyping import Int32
+import numpy as np
+
+from vit22b_jax import errors
+
+# Our name of a split -> TFDS's names, the first that exists.
+_SPLITS = {
+  'train': ('train',),
+  'val': ('validation', 'val', 'valid', 'dev'),
+  'test': ('test',),
+}
+_READ_BATCH = 1024
+
+
+class TfdsRecords:
+  """The records of one split; picklable (files open on first use).
+
+  Args:
+    data_dir: folder of the prepared version, `.../NAME/VERSION`.
+    split: TFDS's name of the split.
+    image_key: feature with the image.
+    label_key: feature with the class.
+    random_access: whether the files are array_record.
+    length: number of records.
+  """
+
+  def __init__(
+    self,
+    data_dir: str,
+    split: str,
+    *,
+    image_key: str,
+    label_key: str,
+    random_access: bool,
+    length: int,
+  ):
+    self._data_dir = data_dir
+    self._split = split
+    self._image_key = image_key
+    self._label_key = label_key
+    self.random_access = random_access
+    self._length = length
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in self.__dict__.items() if k != '_source'}
+
+  @functools.cached_property
+  def _source(self):
+    return self._builder().as_data_source(
+      self._split, decoders=self._decoders()
+    )
+
+  def read(self, index: int) -> tuple[bytes, int]:
+    """The image file's bytes and its label; needs random access."""
+    example = self._source[index]
+    return example[self._image_key], int(example[self._label_key])
+
+  def name(self, index: int) -> str:
+    """The set, the split and the number."""
+    return f'{self._data_dir} {self._split}[{index}]'
+
+  def labels(self) -> Int32[np.ndarray, ' N']:
+    """Every label, from reading every record."""
+    return np.array([label for _, label in self], np.int32)
+
+  def __iter__(self) -> Iterator[tuple[bytes, int]]:
+    if self.random_access:
+      return (self.read(index) for index in range(len(self)))
+    return self._stream()
+
+  def _stream(self) -> Iterator[tuple[bytes, int]]:
+    import tensorflow_datasets as tfds
+
+    # Without shuffling the order is that of the files, the same every time.
+    dataset = self._builder().as_dataset(
+      split=self._split,
+      decoders=self._decoders(),
+      batch_size=_READ_BATCH,
+      shuffle_files=False,
+    )
+    for batch in tfds.as_numpy(dataset):
+      yield from zip(batch[self._image_key], batch[self._label_key].tolist())
+
+  def _builder(self):
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(self._data_dir)
+
+  def _decoders(self):
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.PartialDecoding(
+      {self._image_key: True, self._label_key: True},
+      decoders={self._image_key: tfds.decode.SkipDecoding()},
+    )
+
+  def identity(self) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files: changes when the data do."""
+    rows = []
+    for path in sorted(epath.Path(self._data_dir).iterdir()):
+      stat = path.stat()
+      rows.append((path.name, stat.length, int(stat.mtime)))
+    return rows
+
+
+def find(
+  name: str, data_dir: str
+) -> tuple[dict[str, TfdsRecords], tuple[str, ...], tuple[int | None, ...]]:
+  """Opens a prepared set; prepares it (downloading) when there is none.
+
+  Args:
+    name: TFDS's name, `cifar10` or `set/config`.
+    data_dir: where prepared sets are; '' means TFDS_DATA_DIR or TFDS's default.
+
+  Returns:
+    Records of the splits that exist, the class names, and the images' shape
+    [H, W, C] with None for what varies.
+
+  Raises:
+    UserError: unknown, neither prepared nor downloadable, or not a set for
+      image classification.
+  """
+  builder = _prepared(name, data_dir)
+  info = builder.info
+  image_key, label_key = _keys(name, info)
+  records = {}
+  for split, names in _SPLITS.items():
+    for tfds_name in names:
+      if tfds_name in info.splits and split not in records:
+        records[split] = TfdsRecords(
+          str(builder.data_dir),
+          tfds_name,
+          image_key=image_key,
+          label_key=label_key,
+          random_access=_random_access(info),
+          length=info.splits[tfds_name].num_examples,
+        )
+  if 'train' not in records:
+    raise errors.UserError(
+      f'the TFDS set {name!r} has no train split, only '
+      f'{", ".join(info.splits)}; choose another data.name.'
+    )
+  class_names = tuple(info.features[label_key].names)
+  return records, class_names, info.features[image_key].shape
+
+
+def conversion_command(records: TfdsRecords) -> str:
+  """The command that adds array_record files to a set prepared as tfrecord."""
+  folder = shlex.quote(records._data_dir)
+  return (
+    f'tfds convert_format --dataset_version_dir={folder} '
+    f'--out_file_format=array_record --out_dir={folder}'
+  )
+
+
+def _random_access(info) -> bool:
+  return any(
+    kind.value == 'array_record' for kind in info.available_file_formats()
+  )
+
+
+def _prepared(name: str, data_dir: str):
+  import tensorflow_datasets as tfds
+
+  where = {'data_dir': data_dir} if data_dir else {}
+  try:
+    builder = tfds.builder(name, **where)
+    if not builder.is_prepared():
+      logging.info('%s is not prepared in %s', name, builder.data_dir)
+      builder = tfds.builder(name, **where, file_format='array_record')
+      builder.download_and_prepare()
+    return builder
+  except tfds.core.registered.DatasetNotFoundError as error:
+    raise errors.UserError(_unknown(name, tfds.list_builders())) from error
+  except Exception as error:  # Download errors come in every kind.
+    raise errors.UserError(_how_to_prepare(name, data_dir, error)) from error
+
+
+def _unknown(name: str, known: list[str]) -> str:
+  import difflib
+
+  close = difflib.get_close_matches(name, [*known, 'digits'], n=3)
+  guess = f' (did you mean {" or ".join(close)}?)' if close else ''
+  return (
+    f'unknown data.name {name!r}{guess}; expected a TFDS set for image '
+    "classification, 'folder:PATH' or 'digits'."
+  )
+
+
+def _how_to_prepare(name: str, data_dir: str, error: Exception) -> str:
+  reason = str(error).strip().split('\n')[0][:300]
+  place = data_dir or 'DIR'
+  return (
+    f'the TFDS set {name!r} is not prepared in '
+    f'{data_dir or "TFDS_DATA_DIR or ~/tensorflow_datasets"} and could not be '
+    f'prepared here ({type(error).__name__}: {reason}).\n'
+    'Prepare it on a machine with a network and copy the folder:\n'
+    '  pip install tensorflow-datasets tensorflow importlib_resources\n'
+    f'  tfds build {shlex.quote(name)} --data_dir=DIR '
+    '--file_format=array_record\n'
+    f'then pass --config.data.dir={shlex.quote(place)}. A set that needs files '
+    'downloaded by hand says so there (--manual_dir).'
+  )
+
+
+def _keys(name: str, info) -> tuple[str, str]:
+  """The features of the image and of its class."""
+  import tensorflow_datasets as tfds
+
+  keys = info.supervised_keys or ('image', 'label')
+  kinds = (tfds.features.Image, tfds.features.ClassLabel)
+  if len(keys) != 2 or not all(
+    key in info.features and isinstance(info.features[key], kind)
+    for key, kind in zip(keys, kinds)
+  ):
+    raise errors.UserError(
+      f'the TFDS set {name!r} is not a set for image classification: expected '
+      f'an image and a class label, found {", ".join(info.features)}.'
+    )
+  return keys

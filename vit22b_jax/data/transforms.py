@@ -1,0 +1,105 @@
+"""Augmentation and normalisation on the device: pure functions for jit.
+
+Every image has its own key, so a batch's augmentation is a function of
+(key, position in the batch) and doesn't depend on how it is sharded.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import PRNGKeyArray
+from jaxtyping import UInt8
+
+from vit22b_jax import errors
+from vit22b_jax.data import randaugment
+
+PRESETS = ('none', 'paper', 'standard', 'randaugment')
+
+_PAPER_FLIP = 0.33  # "RandomHorizontalFlip(0.33), RandomVerticalFlip(0.33)"
+
+
+def augment(
+  key: PRNGKeyArray, images: UInt8[Array, 'B H W C'], preset: str
+) -> UInt8[Array, 'B H W C']:
+  """Augments a batch at random.
+
+  - `none`: as it is.
+  - `paper`: horizontal and vertical flips, each with probability 0.33.
+  - `standard`: zero padding by an eighth of the side (4 at 32 px) and a random
+    crop, then a horizontal flip with probability 0.5.
+  - `randaugment`: `standard`, then RandAugment (see `randaugment.py`).
+
+  Args:
+    key: one key for the batch.
+    images: values in [0, 255].
+    preset: one of PRESETS.
+
+  Raises:
+    UserError: an unknown preset.
+  """
+  if preset == 'none':
+    return images
+  if preset not in PRESETS:
+    raise errors.UserError(
+      f'data.augment={preset!r}: expected one of {", ".join(PRESETS)}.'
+    )
+  one = {
+    'paper': _paper,
+    'standard': _standard,
+    'randaugment': _randaugment,
+  }[preset]
+  return jax.vmap(one)(jax.random.split(key, len(images)), images)
+
+
+def normalise(
+  images: UInt8[Array, 'B H W C'], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, 'B H W C']:
+  """(images / 255 - mean) / std in float32; mean and std for each channel."""
+  scaled = images.astype(jnp.float32) / 255
+  return (scaled - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def _paper(
+  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
+) -> UInt8[Array, 'H W C']:
+  horizontal, vertical = jax.random.split(key)
+  image = _flip(horizontal, image, axis=1, probability=_PAPER_FLIP)
+  return _flip(vertical, image, axis=0, probability=_PAPER_FLIP)
+
+
+def _standard(
+  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
+) -> UInt8[Array, 'H W C']:
+  crop, flip = jax.random.split(key)
+  return _flip(flip, _shift(crop, image), axis=1, probability=0.5)
+
+
+def _randaugment(
+  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
+) -> UInt8[Array, 'H W C']:
+  standard, rest = jax.random.split(key)
+  return randaugment.apply(rest, _standard(standard, image))
+
+
+def _flip(
+  key: PRNGKeyArray,
+  image: UInt8[Array, 'H W C'],
+  axis: int,
+  probability: float,
+) -> UInt8[Array, 'H W C']:
+  flipped = jax.random.bernoulli(key, probability)
+  return jnp.where(flipped, jnp.flip(image, axis), image)
+
+
+def _shift(
+  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
+) -> UInt8[Array, 'H W C']:
+  """Zero padding and a random crop of the original size."""
+  height, width, _ = image.shape
+  pad = max(1, min(height, width) // 8)
+  padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+  top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+  return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
