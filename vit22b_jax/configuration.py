@@ -2,13 +2,13 @@
 
     app.run(main, flags_parser=configuration.parse_flags)
     configuration.validate(config)
-    changed = configuration.check_resume(old, config, workdir)
+    identity, free = configuration.diff(old, config)
 
 Everything that a user may have mistyped ends in one errors.UserError.
 """
 
-import dataclasses
 import difflib
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -90,17 +90,7 @@ FREE = (
 )
 ABSENT = '(absent)'
 
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-  """A key whose value differs between two configs."""
-
-  key: str
-  old: Any
-  new: Any
-
-  def __str__(self) -> str:
-    return f'{self.key}: {self.old!r} -> {self.new!r}'
+Change = tuple[str, Any, Any]
 
 
 def parse_flags(
@@ -203,12 +193,17 @@ def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def from_dict(values: Mapping[str, Any]) -> config_dict.ConfigDict:
-  """The config whose `to_dict()` was saved as JSON, tuples and lock included.
+def to_json(config: config_dict.ConfigDict) -> str:
+  """The config as config.json holds it, key by key in alphabetical order."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def from_json(text: str) -> config_dict.ConfigDict:
+  """The config that `to_json` wrote, tuples and lock included.
 
   A None comes back without its type, so such a key takes anything.
   """
-  config = config_dict.ConfigDict(_with_tuples(values))
+  config = config_dict.ConfigDict(_with_tuples(json.loads(text)))
   return config.lock()
 
 
@@ -279,49 +274,26 @@ def _check_data(values: dict[str, Any]) -> None:
     )
 
 
-def differences(
+def diff(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> tuple[list[Change], list[Change]]:
-  """Keys that differ: those that make it another run, and the free ones.
+  """Keys whose values differ between two configs.
 
   Args:
     old: a config, or what its JSON file holds.
     new: likewise.
+
+  Returns:
+    Those that make it another run (model, optimiser, loss, data order, seed),
+    and those that a resumed run may change; (key, old, new) each, sorted.
   """
   old, new = flatten(old), flatten(new)
   identity, free = [], []
   for key in sorted({*old, *new}):
-    change = Change(key, old.get(key, ABSENT), new.get(key, ABSENT))
-    if change.old != change.new:
+    change = (key, old.get(key, ABSENT), new.get(key, ABSENT))
+    if change[1] != change[2]:
       (free if key.startswith(FREE) else identity).append(change)
   return identity, free
-
-
-def check_resume(
-  old: Mapping[str, Any], new: Mapping[str, Any], workdir: str | os.PathLike
-) -> list[Change]:
-  """Makes sure that `new` continues the run in `workdir`.
-
-  Args:
-    old: the workdir's config.json.
-    new: the config of this call.
-    workdir: named in the message.
-
-  Returns:
-    The changes that a resumed run may make, for printing.
-
-  Raises:
-    errors.UserError: model, optimiser, loss, data order, seed or anything
-      else differs that a run keeps from beginning to end.
-  """
-  identity, free = differences(old, new)
-  if identity:
-    listed = '; '.join(map(str, identity))
-    raise errors.UserError(
-      f'{os.fspath(workdir)} holds a run of another config ({listed}). '
-      'Choose another --workdir, or drop these changes to resume it.'
-    )
-  return free
 
 
 def _closest(value: Any, known: Iterable[str]) -> str:

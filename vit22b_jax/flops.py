@@ -1,0 +1,109 @@
+"""Model FLOPs utilisation: useful arithmetic over what the chips could do.
+
+    work = flops.training_flops(depth=12, width=384, mlp_dim=1536, tokens=65)
+    flops.mfu(images_per_second * work, jax.devices()[0], num_devices=8)
+
+Useful means what the model's definition asks for (Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B): recomputed activations, diagnostics and the input
+gradient's second pass count as time, not as work.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Peak bfloat16 FLOP/s of dense matrix products on one jax device, by a part of
+# its `device_kind`; the first that fits counts, so longer names come first.
+# TPU: cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}. On v2, v3 and 7x
+# a device is one of a chip's two TensorCores.
+# NVIDIA: data sheets and white papers, without sparsity; V100 and T4 in fp16.
+PEAKS = {
+  'TPU v2': 22.5e12,
+  'TPU v3': 61.5e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5': 459e12,
+  'TPU v6': 918e12,
+  'TPU7x': 1153.5e12,
+  'V100': 125e12,
+  'T4': 65e12,
+  'A100': 312e12,
+  'A10G': 70e12,
+  'A10': 125e12,
+  'L40S': 362e12,
+  'L40': 181e12,
+  'L4': 121e12,
+  'H100 PCIe': 756e12,
+  'H100 NVL': 835e12,
+  'H100': 989e12,
+  'GH200': 989e12,
+  'H200': 989e12,
+  'GB200': 2500e12,
+  'B200': 2250e12,
+}
+_PROBE_SIZE = 1536
+_PROBE_REPEATS = 5
+
+
+def training_flops(
+  *, depth: int, width: int, mlp_dim: int, tokens: int
+) -> float:
+  """FLOPs of one training step for one image: forward and backward.
+
+  6 FLOPs for each matrix weight and token, and 12 * depth * width * tokens^2
+  for the two products inside attention, whose mask is full, so nothing is
+  halved. The weights are those of the blocks, 4 width^2 + 2 width mlp_dim each.
+  Patch embedding, head, norms and softmax are left out, as in the published
+  54.9 % of ViT-22B (arXiv:2302.05442): under 2 % of the work from S/16 on.
+
+  Args:
+    depth: blocks.
+    width: of the residual stream.
+    mlp_dim: hidden units of an MLP.
+    tokens: patches of an image, plus one for a class token.
+  """
+  weights = depth * (4 * width**2 + 2 * width * mlp_dim)
+  return 6.0 * weights * tokens + 12.0 * depth * width * tokens**2
+
+
+def mfu(flops_per_second: float, device: jax.Device, num_devices: int) -> float:
+  """Model FLOPs utilisation in [0, 1]: the rate over the devices' peak.
+
+  Args:
+    flops_per_second: `training_flops` times images a second, over all devices.
+    device: any of them; all are of one kind.
+    num_devices: how many share the work.
+  """
+  return flops_per_second / (peak(device) * num_devices)
+
+
+@functools.cache
+def peak(device: jax.Device) -> float:
+  """Peak FLOP/s of one device: from the table, else from a timed product.
+
+  The table's peaks are for bfloat16 whatever a run computes in. A CPU, or a
+  chip that isn't listed, is timed on one float32 matrix product, so there the
+  utilisation is relative to what the machine does in fact reach. Simulated CPU
+  devices share one machine and its peak.
+  """
+  for name, value in PEAKS.items():
+    if name in device.device_kind:
+      return value
+  sharing = jax.local_device_count() if device.platform == 'cpu' else 1
+  return _probe(device) / sharing
+
+
+def _probe(device: jax.Device) -> float:
+  """FLOP/s of the fastest of a few square float32 matrix products."""
+  a = jax.device_put(jnp.ones((_PROBE_SIZE, _PROBE_SIZE)), device)
+  product = jax.jit(jnp.matmul)
+  product(a, a).block_until_ready()
+  seconds = []
+  for _ in range(_PROBE_REPEATS):
+    start = time.perf_counter()
+    product(a, a).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2.0 * _PROBE_SIZE**3 / min(seconds)
