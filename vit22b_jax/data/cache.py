@@ -1,6 +1,8 @@
 """Decoded arrays kept on disk, so that the second start decodes nothing.
 
-    $VIT22B_JAX_CACHE (default ~/.cache/vit22b_jax) / NAME-KEY / {meta.json,*.npy}
+    CACHE/NAME-KEY/{meta.json,train_images.npy,...}
+
+CACHE is $VIT22B_JAX_CACHE, by default ~/.cache/vit22b_jax.
 
 The key is a hash of the source's identity (files, sizes, times, image size), so
 changed data never meets an old cache. Arrays come back memory-mapped: processes
@@ -8,7 +10,6 @@ of one host share them. A folder appears whole (it is renamed into place) or not
 at all. It lives on a local disk; deleting it costs only time.
 """
 
-from collections.abc import Mapping
 import hashlib
 import json
 import os
@@ -16,11 +17,12 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 from jaxtyping import Shaped
-import numpy as np
 
 # Raise when the same files would decode to other pixels.
 FORMAT_VERSION = 1

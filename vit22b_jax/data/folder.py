@@ -1,19 +1,18 @@
 """`folder:PATH`: own images, as `train/CLASS/*` with optional `val` and `test`.
 
 Any format that Pillow reads; the name of a class is the name of its folder.
-Hidden files and files without an image's suffix are left aside. PATH may be a
-`gs://` address.
+Images may lie deeper in a class's folder; what counts as an image says
+`images.find`. PATH may be a `gs://` address.
 """
 
 from collections.abc import Iterable
-import functools
 
+import numpy as np
 from etils import epath
 from jaxtyping import Int32
-import numpy as np
-from PIL import Image
 
 from vit22b_jax import errors
+from vit22b_jax.data import images as images_lib
 
 _LAYOUT = 'expected PATH/train/CLASS/* with images, optional val and test'
 
@@ -100,22 +99,11 @@ def _files(
         f'class folder {root / split / name} has no counterpart in '
         f'{root / "train"}, whose classes are {", ".join(class_names[:20])}.'
       )
-    images = sorted(
-      path.name
-      for path in (root / split / name).iterdir()
-      if path.suffix.lower() in _suffixes() and not path.name.startswith('.')
-    )
+    images = images_lib.find(root / split / name)
     if not images:
       raise errors.UserError(f'no image in class folder {root / split / name}.')
     label = class_names.index(name)
-    files += [(f'{split}/{name}/{image}', label) for image in images]
+    files += [(str(image.relative_to(root)), label) for image in images]
   if not files:
     raise errors.UserError(f'{root / split} holds no class folder; {_LAYOUT}.')
   return files
-
-
-@functools.cache
-def _suffixes() -> frozenset[str]:
-  """The lower-case suffixes of every format that Pillow can open."""
-  registered = Image.registered_extensions()
-  return frozenset(s for s, kind in registered.items() if kind in Image.OPEN)

@@ -5,19 +5,39 @@ the same file gives the same pixels wherever it came from. Pillow decodes JPEG
 with the accurate integer DCT; TensorFlow's default differs by up to 5 levels.
 """
 
+import functools
 import io
 
-from jaxtyping import Int
-from jaxtyping import UInt8
 import numpy as np
-from PIL import Image
-from PIL import ImageOps
+from etils import epath
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageOps
 
 _WHITE = (255, 255, 255, 255)
 
 
 class CorruptImage(ValueError):
   """The bytes are not an image that Pillow can decode."""
+
+
+def find(folder: epath.Path) -> list[epath.Path]:
+  """Image files below a folder at any depth, sorted by path.
+
+  An image is known by its suffix, one of the formats that Pillow opens; hidden
+  files and folders are left aside.
+  """
+  return sorted(
+    path
+    for path in folder.rglob('*')
+    if path.suffix.lower() in _suffixes()
+    and not any(part[0] == '.' for part in path.relative_to(folder).parts)
+  )
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+  registered = Image.registered_extensions()
+  return frozenset(s for s, kind in registered.items() if kind in Image.OPEN)
 
 
 def decode(data: bytes, image_size: int) -> UInt8[np.ndarray, 'S S 3']:

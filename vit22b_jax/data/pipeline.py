@@ -1,18 +1,21 @@
-"""Splits -> batches: shuffle, shard by process, gather, prefetch (Grain).
+"""Splits -> batches on devices: shuffle, shard by process, gather, prefetch (Grain).
 
-Indices are shuffled and batched, and each batch is gathered at once: from memory
-in a background thread, or decoded by threads or worker processes. Batches of a
-position are the same for any number of workers, and the union over processes of
-the batches of a position is the same for any number of processes.
+Indices are shuffled and batched, and each batch is gathered at once: from
+memory in a background thread, or decoded by threads or worker processes. The
+batch of a position is the same for any number of workers, and the union over
+processes of the batches of a position is the same for any number of processes.
 """
 
+import collections
 import functools
 import os
+import sys
+import time
 
 import grain
-from jaxtyping import Int
-from jaxtyping import Shaped
+import jax
 import numpy as np
+from jaxtyping import Array, Int, Shaped
 
 from vit22b_jax import errors
 from vit22b_jax.data import splits
@@ -23,18 +26,22 @@ Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 _AHEAD = 4  # Batches gathered ahead by each process.
 
 
-def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
+def steps_per_epoch(split: splits.Split, batch_size: int) -> int:
   """Batches of an epoch; the remainder (other images each time) is left out.
+
+  Args:
+    split: what is trained on.
+    batch_size: images of a step, over all processes.
 
   Raises:
     UserError: the split is smaller than a batch.
   """
-  if num_examples < global_batch_size:
+  if len(split) < batch_size:
     raise errors.UserError(
-      f'the training split has {num_examples} images, fewer than '
-      f'batch_size={global_batch_size}; choose a smaller batch_size.'
+      f'the training split has {len(split)} images, fewer than '
+      f'batch_size={batch_size}; choose a smaller batch_size.'
     )
-  return num_examples // global_batch_size
+  return len(split) // batch_size
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -154,13 +161,21 @@ def train_iterator(
   Raises:
     UserError: the split is smaller than one global batch.
   """
-  steps = steps_per_epoch(len(split), batch_size * process_count)
-  # Grain shuffles epoch e by seed + e; spread seeds, lest 0 and 1 overlap.
-  spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-  order = grain.MapDataset.range(len(split)).shuffle(seed=spread)
-  order = order[: steps * batch_size * process_count]
-  batches = order[process_index::process_count].batch(batch_size).repeat()
-  return BatchIterator(split, batches, workers=workers, keep_mask=False)
+  steps = steps_per_epoch(split, batch_size * process_count)
+  share = slice(process_index, None, process_count)
+  size = batch_size * process_count
+
+  def indices(position: int) -> Int[np.ndarray, ' B']:
+    epoch, step = divmod(position, steps)
+    order = _permutation(len(split), seed, epoch)
+    return order[step * size : (step + 1) * size][share]
+
+  return BatchIterator(
+    split,
+    grain.MapDataset.range(sys.maxsize).map(indices),
+    workers=workers,
+    keep_mask=False,
+  )
 
 
 def eval_batches(
@@ -185,17 +200,92 @@ def eval_batches(
     Batches with a 'mask': 1 for an image, 0 for padding and for what can't be
     read.
   """
-  size = batch_size * process_count
-  padded = -(-len(split) // size) * size
-  indices = grain.MapDataset.range(padded).map(
-    functools.partial(_or_padding, len(split))
+  length, size = len(split), batch_size * process_count
+
+  def indices(position: int) -> Int[np.ndarray, ' B']:
+    start = position * size + process_index
+    index = np.arange(start, start + size, process_count)
+    return np.where(index < length, index, -1)
+
+  return BatchIterator(
+    split,
+    grain.MapDataset.range(-(-length // size)).map(indices),
+    workers=workers,
+    keep_mask=True,
   )
-  batches = indices[process_index::process_count].batch(batch_size)
-  return BatchIterator(split, batches, workers=workers, keep_mask=True)
 
 
-def _or_padding(length: int, index: int) -> int:
-  return index if index < length else -1
+def place(
+  batch: Batch, sharding: jax.sharding.Sharding
+) -> dict[str, Shaped[Array, 'G ...']]:
+  """Puts this process's batch on the devices, as its part of the global one.
+
+  Args:
+    batch: arrays of this process, B images each.
+    sharding: of the global batch, G = B x processes.
+  """
+  return {
+    key: jax.make_array_from_process_local_data(sharding, value)
+    for key, value in batch.items()
+  }
+
+
+class DeviceIterator(grain.DatasetIterator):
+  """Batches on the devices, sent `ahead` batches before they are asked for.
+
+  Its state counts the batches that were yielded, not those sent ahead.
+
+  Args:
+    iterator: host batches; is advanced by this one alone.
+    sharding: of the global batch.
+    ahead: batches on the devices beside the one in use.
+
+  Attributes:
+    seconds_waited: time spent in `next`, in all: waiting for the host's batch
+      and handing it to the devices.
+  """
+
+  def __init__(
+    self,
+    iterator: BatchIterator,
+    sharding: jax.sharding.Sharding,
+    ahead: int = 2,
+  ):
+    super().__init__(iterator)
+    self._sharding = sharding
+    self._ahead = ahead
+    self._sent = collections.deque()
+    self._state = iterator.get_state()
+    self.seconds_waited = 0.0
+
+  def __next__(self) -> dict[str, Shaped[Array, 'G ...']]:
+    start = time.perf_counter()
+    while len(self._sent) < self._ahead:
+      batch = next(self._parent, None)
+      if batch is None:
+        break
+      placed = place(batch, self._sharding)
+      self._sent.append((placed, self._parent.get_state()))
+    if not self._sent:
+      raise StopIteration
+    batch, self._state = self._sent.popleft()
+    self.seconds_waited += time.perf_counter() - start
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """The position: how many batches have been yielded."""
+    return dict(self._state)
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Continues from a position of `get_state`."""
+    self._sent.clear()
+    self._parent.set_state(state)
+    self._state = dict(state)
+
+
+@functools.lru_cache(maxsize=2)  # Threads cross from one epoch to the next.
+def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
+  return np.random.default_rng((seed, epoch)).permutation(length)
 
 
 def _gather(split: splits.Split, index: Int[np.ndarray, ' B']) -> Batch:
@@ -205,7 +295,7 @@ def _gather(split: splits.Split, index: Int[np.ndarray, ' B']) -> Batch:
 
 
 def _replace(batch: Batch, unreadable: Shaped[np.ndarray, ' B']) -> Batch:
-  """Readable records of the batch, repeated, in the place of unreadable ones."""
+  """Repeats readable records of the batch in the place of unreadable ones."""
   readable = np.flatnonzero(~unreadable)
   if not len(readable):
     raise errors.UserError('no image of a whole batch could be read.')

@@ -1,20 +1,15 @@
 """RandAugment for one image in pure JAX (https://arxiv.org/abs/1909.13719).
 
-Two of fourteen operations, drawn uniformly, at magnitude 9 of 10 (the paper's
-setting for CIFAR lies between 2, 9 and 3, 7), with Pillow's arithmetic. Under vmap a
-`switch` would compute all fourteen for each image; so the operations are three
-stages, each of which computes once and is neutral for the others:
-a geometric one (an affine map), a blend (image with a degenerate one) and a table
-(256 entries for each channel).
+Two of fourteen operations, drawn uniformly, at magnitude 9 of 10, with Pillow's
+arithmetic. Under vmap a `switch` would compute all fourteen for each image; so
+the operations are three stages, each computed once and neutral for the others'
+operations: a geometric one (an affine map), a blend (of the image with a
+degenerate one) and a table (256 entries for each channel).
 """
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Float
-from jaxtyping import Int
-from jaxtyping import PRNGKeyArray
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 NUM_LAYERS = 2
 MAGNITUDE = 9
@@ -138,7 +133,7 @@ def _table(
   solarize = jnp.where(values < 256 * (1 - level), values, 255 - values)
 
   def lookup(channel: UInt8[Array, 'H W']) -> UInt8[Array, 'H W']:
-    counts = (channel.reshape(-1, 1) == values).sum(0)
+    counts = jnp.bincount(channel.ravel(), length=256)
     table = jnp.select(
       [_is(operation, name) > 0 for name in
        ('posterize', 'solarize', 'autocontrast', 'equalize')],

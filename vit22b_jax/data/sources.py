@@ -7,23 +7,20 @@ What fits into `cache_max_gb` is decoded once, kept in memory and cached on disk
 (`cache.py`); what doesn't is decoded while training and needs random access.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import time
+from collections.abc import Mapping
 
+import numpy as np
 from absl import logging
 from jaxtyping import Shaped
-import numpy as np
 
 from vit22b_jax import errors
-from vit22b_jax.data import cache
-from vit22b_jax.data import digits
-from vit22b_jax.data import folder
+from vit22b_jax.data import cache, digits, folder, splits, tfds_source
 from vit22b_jax.data import images as images_lib
-from vit22b_jax.data import splits
-from vit22b_jax.data import tfds_source
 
 _FOLDER = 'folder:'
+Split = splits.Split
 AnyRecords = folder.FolderRecords | tfds_source.TfdsRecords
 
 
@@ -39,9 +36,9 @@ class Dataset:
     skipped: names of the corrupt images left out while decoding into memory.
   """
 
-  train: splits.Split
-  val: splits.Split
-  test: splits.Split | None
+  train: Split
+  val: Split
+  test: Split | None
   class_names: tuple[str, ...]
   skipped: tuple[str, ...] = ()
 
@@ -96,7 +93,7 @@ def load(
 
 def _dataset(
   name: str,
-  parts: dict[str, splits.Split],
+  parts: dict[str, Split],
   class_names: tuple[str, ...],
   skipped: tuple[str, ...],
   seed: int,
@@ -146,7 +143,7 @@ def _in_memory(
   stored: int,
   image_size: int,
   max_corrupt: int,
-) -> tuple[dict[str, splits.Split], tuple[str, ...]]:
+) -> tuple[dict[str, Split], tuple[str, ...]]:
   """Splits of decoded arrays, from the cache when it has them."""
   identity = [
     stored,
@@ -229,7 +226,7 @@ def _lazy(
   class_names: tuple[str, ...],
   image_size: int,
   max_corrupt: int,
-) -> dict[str, splits.Split]:
+) -> dict[str, Split]:
   """Splits decoded while they are read."""
   parts = {}
   for split, part in records.items():

@@ -7,12 +7,9 @@ Both give `split[i] -> {'image', 'label'}` (a Grain RandomAccessDataSource) and
 from collections.abc import Sequence
 from typing import Protocol
 
-from absl import logging
-from jaxtyping import Int
-from jaxtyping import Int32
-from jaxtyping import Shaped
-from jaxtyping import UInt8
 import numpy as np
+from absl import logging
+from jaxtyping import Int, Int32, Shaped, UInt8
 from PIL import Image
 
 from vit22b_jax import errors
@@ -232,7 +229,7 @@ def hold_out(
   second = np.concatenate(
     [
       rng.permutation(np.flatnonzero(labels == c))[:n]
-      for c, n in zip(classes, take)
+      for c, n in zip(classes, take, strict=True)
     ]
   )
   first = np.setdiff1d(np.arange(len(labels)), second)

@@ -5,15 +5,15 @@ have no random access; `array_record` files are read without it. Records stay
 encoded here: `images.decode` decodes them like any other file.
 """
 
-from collections.abc import Iterator
 import functools
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from absl import logging
 from etils import epath
 from jaxtyping import Int32
-import numpy as np
 
 from vit22b_jax import errors
 
@@ -96,7 +96,8 @@ class TfdsRecords:
       shuffle_files=False,
     )
     for batch in tfds.as_numpy(dataset):
-      yield from zip(batch[self._image_key], batch[self._label_key].tolist())
+      labels = batch[self._label_key].tolist()
+      yield from zip(batch[self._image_key], labels, strict=True)
 
   def _builder(self):
     import tensorflow_datasets as tfds
@@ -228,7 +229,7 @@ def _keys(name: str, info) -> tuple[str, str]:
   kinds = (tfds.features.Image, tfds.features.ClassLabel)
   if len(keys) != 2 or not all(
     key in info.features and isinstance(info.features[key], kind)
-    for key, kind in zip(keys, kinds)
+    for key, kind in zip(keys, kinds, strict=True)
   ):
     raise errors.UserError(
       f'the TFDS set {name!r} is not a set for image classification: expected '

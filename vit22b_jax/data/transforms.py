@@ -8,10 +8,7 @@ from collections.abc import Sequence
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Float
-from jaxtyping import PRNGKeyArray
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import randaugment
