@@ -39,6 +39,7 @@ def classification() -> config_dict.ConfigDict:
   c.eval.every = '1 epoch'  # duration between two validations
   c.eval.batch_size = placeholder(int)  # images a step; None: batch_size
   c.eval.early_stop = 0  # stop after so many without a new best; 0 = never
+  c.eval.checkpoint = 'best'  # weights for the test part: best | last
 
   c.log = config_dict.ConfigDict()
   c.log.every = '50 steps'  # duration between two rows of metrics.jsonl

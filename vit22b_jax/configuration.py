@@ -27,6 +27,7 @@ CHOICES = {
   'optim.schedule': tuple(optim.SCHEDULES),
   'loss.kind': losses.KINDS,
   'diagnostics.on_explosion': ('record', 'skip_step', 'halt'),
+  'eval.checkpoint': ('best', 'last'),
 }  # models.vit judges the model section
 
 # At least the first, below the second.

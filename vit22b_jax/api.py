@@ -1,0 +1,115 @@
+"""The package from Python: models by name, and models of finished runs.
+
+import vit22b_jax
+
+model = vit22b_jax.create('vit22b', variant='S', num_classes=10)
+model, variables = vit22b_jax.load('runs/cifar10_vit22b_s')
+logits = model.apply(variables, images)
+"""
+
+from typing import Any
+
+from etils import epath
+import jax
+from ml_collections import config_dict
+
+from vit22b_jax import (
+  checkpoint,
+  configuration,
+  errors,
+  evaluate,
+  sharding,
+  workdir as workdir_lib,
+)
+from vit22b_jax.data import sources
+from vit22b_jax.models import vit
+from vit22b_jax.tasks import classification
+
+
+def create(
+  block: str = 'vit22b',
+  variant: str = 'S',
+  *,
+  num_classes: int = 1000,
+  patch_size: int = 16,
+  **fields: Any,
+) -> vit.ViT:
+  """A linen module by name.
+
+  Args:
+    block: a row of the table of blocks: 'vit', 'vit22b', 'vit22b_mlp_norm',
+      'released_vit', 'released', 'released_unnormed'.
+    variant: 'Ti', 'S', 'B', 'L', 'H' or '22B'.
+    num_classes: outputs.
+    patch_size: pixels a side; the image size must be a multiple.
+    **fields: any other key of a config's `model` section, such as
+      `pool='mean'` or `qk_norm=False`.
+
+  Returns:
+    A module that maps float32 images [B, H, W, 3] to logits [B, num_classes].
+
+  Raises:
+    UserError: an unknown name, or sizes that don't fit together.
+  """
+  return vit.build(
+    block, variant, num_classes=num_classes, patch_size=patch_size, **fields
+  )
+
+
+def load(workdir: epath.PathLike) -> tuple[vit.ViT, dict[str, Any]]:
+  """The model of a run and its weights: the best by validation, or the last.
+
+  Images must be normalised as in training: x / 255, minus `data.mean`, divided
+  by `data.std` of the run's config.json.
+
+  Args:
+    workdir: a run's folder, local or `gs://`.
+
+  Returns:
+    The linen module, and its variables on the devices at hand.
+
+  Raises:
+    UserError: the folder isn't a run's, or has no checkpoint.
+  """
+  config = read_config(workdir)
+  task, manager = open_run(workdir, config)
+  _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
+  manager.close()
+  return task.model, variables
+
+
+def read_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
+  """The configuration that a run was made with.
+
+  Raises:
+    UserError: the folder isn't a run's.
+  """
+  text = workdir_lib.read_json(workdir, workdir_lib.CONFIG)
+  if text is None:
+    raise errors.UserError(
+      f'{workdir} is not the folder of a run: it has no config.json. Give the '
+      '--workdir of a training run.'
+    )
+  return configuration.from_dict(text)
+
+
+def open_run(
+  workdir: epath.PathLike,
+  config: config_dict.ConfigDict,
+  data: sources.Dataset | None = None,
+) -> tuple[classification.Classification, checkpoint.Manager]:
+  """A run's task and its checkpoints, on all devices at hand.
+
+  Args:
+    workdir: the run's folder.
+    config: its configuration.
+    data: the data set, where it is needed.
+  """
+  names = workdir_lib.read_json(workdir, workdir_lib.CLASSES)
+  # The devices of today need not be those of the run.
+  mesh = sharding.make_mesh()
+  task = classification.Classification(config, mesh, names, data)
+  manager = checkpoint.Manager(
+    workdir, metric=task.best_metric, mode=task.best_mode, read_only=True
+  )
+  return task, manager

@@ -1,0 +1,312 @@
+"""Saves and restores runs: Orbax, plus a checksum for every array.
+
+    manager = checkpoint.Manager(workdir, keep=2, keep_best=1)
+    manager.save(step, state, data=iterator, meta={...}, metrics={...})
+    found = manager.restore(abstract_state, data=iterator)
+
+Layout: `WORKDIR/checkpoints/STEP/{state,data,meta}`: the state's arrays, the
+position in the data (Grain's iterator state), and a JSON object with format
+version, config, checksums and whatever the loop wants to find again.
+
+Orbax restores a flipped byte without noticing. So each array's checksum is
+computed on the devices that hold it, saved with it, and compared on restore; a
+checkpoint that can't be read or doesn't match is put aside with a warning and
+the one before it is used.
+"""
+
+import dataclasses
+from typing import Any
+
+from absl import logging
+from etils import epath
+import grain
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped, UInt32
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from vit22b_jax import errors
+
+FORMAT = 1
+_FOLDER = 'checkpoints'
+_DAMAGED = 'checkpoints_damaged'
+
+
+@dataclasses.dataclass
+class Restored:
+  """What `Manager.restore` found: the step, the state, and its JSON object."""
+
+  step: int
+  state: Any
+  meta: dict[str, Any]
+
+
+def checksum(x: Shaped[Array, '...']) -> UInt32[Array, '']:
+  """A 32-bit sum over the bits of `x` that no single changed byte leaves as is.
+
+  sum_i (2 i + 1) bits_i mod 2^32, with 64-bit words as two of 32. Odd weights
+  make each term a bijection of its word; integer sums are exact in any order,
+  so that every sharding gives the same value.
+  """
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  bits = jax.lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}')
+  bits = bits.astype(jnp.uint32)
+  index = jnp.zeros(bits.shape, jnp.uint32)
+  stride = 1
+  for axis in reversed(range(bits.ndim)):
+    iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    index += iota * jnp.uint32(stride % 2**32)
+    stride *= bits.shape[axis]
+  return jnp.sum((2 * index + 1) * bits, dtype=jnp.uint32)
+
+
+@jax.jit
+def _checksums(state: Any) -> list[UInt32[Array, '']]:
+  return [checksum(x) for x in jax.tree.leaves(state)]
+
+
+def _named_checksums(state: Any) -> dict[str, int]:
+  paths = jax.tree_util.tree_flatten_with_path(state)[0]
+  names = [jax.tree_util.keystr(path) for path, _ in paths]
+  sums = jax.device_get(_checksums(state))
+  return {name: int(value) for name, value in zip(names, sums, strict=True)}
+
+
+class Manager:
+  """The checkpoints of one workdir.
+
+  Args:
+    workdir: the run's folder; `gs://` paths work.
+    keep: how many of the newest checkpoints stay.
+    keep_best: how many of the best by `metric` stay as well.
+    metric: the name of the metric to rank by, in `save(metrics=...)`.
+    mode: 'max' or 'min': which values of the metric are better.
+    read_only: leave everything as it is, also what is damaged.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    keep: int = 1,
+    keep_best: int = 0,
+    metric: str = '',
+    mode: str = 'max',
+    read_only: bool = False,
+  ):
+    self.workdir = epath.Path(workdir)
+    self._metric = metric
+    self._read_only = read_only
+    self._mode = mode
+    policies = [checkpoint_managers.LatestN(keep)]
+    if keep_best:
+      policies.append(
+        checkpoint_managers.BestN(
+          get_metric_fn=lambda metrics: metrics[metric],
+          reverse=mode == 'min',
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self._options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+      cleanup_tmp_directories=not read_only,
+      read_only=read_only,
+    )
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self.workdir / _FOLDER,
+      options=self._options,
+      item_names=('state', 'data', 'meta'),
+    )
+
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """The step with the best metric; None before any evaluation."""
+    values = {}
+    for step in self._manager.all_steps():
+      metrics = self._meta(step)['metrics'] or {}
+      if self._metric in metrics:
+        values[step] = metrics[self._metric]
+    if not values:
+      return None
+    sign = 1 if self._mode == 'max' else -1
+    return max(values, key=lambda step: (sign * values[step], -step))
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    *,
+    data: grain.DatasetIterator | None,
+    meta: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+  ) -> bool:
+    """Starts saving; the state may be donated as soon as this returns.
+
+    Args:
+      step: the number of steps done; a step that is saved already is left.
+      state: any tree of jax arrays.
+      data: an iterator with `get_state`, at the position to resume from.
+      meta: a JSON object.
+      metrics: what to rank by, if an evaluation was done at this step.
+
+    Returns:
+      Whether anything was saved.
+
+    Raises:
+      UserError: the disk is full or can't be written.
+    """
+    if step in self._manager.all_steps():
+      return False
+    meta = dict(
+      meta,
+      format=FORMAT,
+      checksums=_named_checksums(state),
+      metrics=metrics,
+    )
+    if jax.default_backend() == 'cpu':
+      # Orbax keeps views of host buffers, which the next step would overwrite.
+      state = jax.tree.map(jnp.copy, state)
+    items = dict(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
+    if data is not None:
+      items['data'] = grain.checkpoint.CheckpointSave(data)
+    try:
+      return self._manager.save(
+        step, args=ocp.args.Composite(**items), metrics=metrics
+      )
+    except (OSError, ValueError) as error:
+      raise _unwritable(self.workdir, error) from error
+
+  def wait(self) -> None:
+    """Blocks until everything is on disk; raises what went wrong there."""
+    try:
+      self._manager.wait_until_finished()
+    except (OSError, ValueError) as error:
+      raise _unwritable(self.workdir, error) from error
+
+  def restore(
+    self,
+    abstract_state: Any,
+    *,
+    data: grain.DatasetIterator | None = None,
+    step: int | None = None,
+  ) -> Restored | None:
+    """The newest checkpoint that is whole, or None when there is none.
+
+    Args:
+      abstract_state: ShapeDtypeStructs with the shardings to restore to, for
+        any number of devices; top-level keys may be left out, as the
+        optimiser's are where only the weights matter.
+      data: an iterator to set to the saved position.
+      step: this checkpoint alone, in place of the newest.
+
+    Raises:
+      UserError: checkpoints exist, but none of them can be used.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if step is not None:
+      steps = [s for s in steps if s == step]
+    for candidate in steps:
+      try:
+        return self._restore_one(candidate, abstract_state, data)
+      except errors.UserError:
+        raise
+      except Exception as error:  # Orbax and TensorStore raise many kinds.
+        path = self.workdir / _FOLDER / str(candidate)
+        reason = str(error).strip().split('\n')[0][:300]
+        logging.warning(
+          'Checkpoint %s is damaged (%s: %s): trying the one before it.',
+          path,
+          type(error).__name__,
+          reason,
+        )
+        if not self._read_only:
+          self._put_aside(candidate)
+    if steps:
+      raise errors.UserError(
+        f'None of the checkpoints {steps} in {self.workdir} can be read (those '
+        f'found damaged in training are moved to {_DAMAGED}/). Copy one back '
+        'from a backup, or start afresh with another --workdir.'
+      )
+    return None
+
+  def _restore_one(
+    self,
+    step: int,
+    abstract_state: Any,
+    data: grain.DatasetIterator | None,
+  ) -> Restored:
+    meta = self._meta(step)
+    if meta['format'] != FORMAT:
+      raise errors.UserError(
+        f'Checkpoint {step} in {self.workdir} has format {meta["format"]}; '
+        f'this version reads format {FORMAT}. Use the version of vit22b_jax '
+        'in its versions.json.'
+      )
+    self._check_shapes(step, abstract_state, meta)
+    items = dict(
+      state=ocp.args.PyTreeRestore(
+        item=abstract_state,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(
+          abstract_state
+        ),
+        partial_restore=True,
+      )
+    )
+    if data is not None:
+      items['data'] = grain.checkpoint.CheckpointRestore(data)
+    state = self._manager.restore(step, args=ocp.args.Composite(**items))[
+      'state'
+    ]
+    found = _named_checksums(state)
+    wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
+    if wrong:
+      raise ValueError(f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}')
+    return Restored(step, state, meta)
+
+  def _meta(self, step: int) -> dict[str, Any]:
+    items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=items)['meta']
+
+  def _check_shapes(
+    self, step: int, abstract_state: Any, meta: dict[str, Any]
+  ) -> None:
+    paths = jax.tree_util.tree_flatten_with_path(abstract_state)[0]
+    names = {jax.tree_util.keystr(path) for path, _ in paths}
+    missing = sorted(names - set(meta['checksums']))
+    if missing:
+      raise errors.UserError(
+        f'Checkpoint {step} in {self.workdir} lacks arrays of this '
+        f'configuration: {", ".join(missing[:5])}. Use another --workdir.'
+      )
+
+  def _put_aside(self, step: int) -> None:
+    """Moves a damaged checkpoint away, so that its step can be saved again."""
+    if jax.process_index() == 0:
+      folder = self.workdir / _DAMAGED
+      folder.mkdir(parents=True, exist_ok=True)
+      target = folder / str(step)
+      if target.exists():
+        target.rmtree()
+      (self.workdir / _FOLDER / str(step)).rename(target)
+    self._manager.close()
+    self._manager = self._open()
+
+  def close(self) -> None:
+    self.wait()
+    self._manager.close()
+
+
+def _unwritable(workdir: epath.Path, error: Exception) -> errors.UserError:
+  return errors.UserError(
+    f'Could not save a checkpoint in {workdir}: {error}. Make room or choose '
+    'another --workdir; the checkpoints written before are whole, and the same '
+    'command resumes from the newest.'
+  )

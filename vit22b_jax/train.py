@@ -1,0 +1,503 @@
+"""The training loop, one for every task.
+
+    code = train.run(config, workdir, mesh)
+
+In execution order: the workdir and whose it is; the task with its data; the
+state (workdir checkpoint > `init_from` > scratch); steps, with their scalars
+read one step late so that the devices never wait for the host; evaluations,
+checkpoints; at the end the final evaluation and the report.
+
+Steps are counted from 1: row n of diagnostics.csv is what step n did, and
+checkpoint n holds the state after it.
+"""
+
+import dataclasses
+import sys
+import time
+from typing import Any
+
+from clu import parameter_overview
+from etils import epath
+import jax
+import numpy as np
+import tqdm
+
+from vit22b_jax import (
+  checkpoint,
+  configuration,
+  diagnostics,
+  errors,
+  evaluate,
+  flops,
+  preemption,
+  report,
+  workdir as workdir_lib,
+)
+from vit22b_jax.data import sources
+from vit22b_jax.tasks import classification
+
+
+@dataclasses.dataclass
+class Progress:
+  """What the loop itself remembers; saved with each checkpoint.
+
+  Attributes:
+    evaluated: the step of the last evaluation.
+    best: the best validation metric so far, and `best_step` its step.
+    stale: evaluations since the best one.
+    interval: sums of the training metrics since the last row, and `rows`
+      their number.
+    seconds: time spent so far in this loop.
+  """
+
+  evaluated: int = 0
+  best: float | None = None
+  best_step: int = 0
+  stale: int = 0
+  interval: dict[str, float] = dataclasses.field(default_factory=dict)
+  rows: int = 0
+  seconds: float = 0.0
+
+
+def open_workdir(
+  config: Any, path: epath.PathLike
+) -> tuple[workdir_lib.Workdir, list[configuration.Change]]:
+  """Makes or reopens a run's folder; refuses another run's.
+
+  Returns:
+    The folder, and the changes of free keys to tell the user.
+
+  Raises:
+    UserError: the folder can't be written, or belongs to a run whose model,
+      optimiser, data order or seed differ; the message lists the differences.
+  """
+  run = workdir_lib.Workdir(
+    path,
+    tensorboard=config.log.tensorboard,
+    writer=jax.process_index() == 0,
+  )
+  old = workdir_lib.read_json(path, workdir_lib.CONFIG)
+  changes = []
+  if old is not None:
+    changes = configuration.check_resume(old, config.to_dict(), run.path)
+  run.write_json(workdir_lib.CONFIG, config.to_dict())
+  devices = [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
+  run.write_json(workdir_lib.VERSIONS, workdir_lib.versions(devices))
+  return run, changes
+
+
+class Loop:
+  """One run of one task.
+
+  Args:
+    task: see `tasks/classification.py` for what a task offers.
+    run: the run's folder.
+    watcher: hears of SIGTERM and SIGINT.
+  """
+
+  def __init__(
+    self,
+    task: Any,
+    run: workdir_lib.Workdir,
+    watcher: preemption.Watcher,
+  ):
+    self.task = task
+    self.config = task.config
+    self.run = run
+    self.watcher = watcher
+    self.progress = Progress()
+    self.manager = checkpoint.Manager(
+      run.path,
+      keep=self.config.checkpoint.keep,
+      keep_best=self.config.checkpoint.keep_best,
+      metric=task.best_metric,
+      mode=task.best_mode,
+    )
+    self.data = task.train_iterator()
+    self._log_every = task.steps(self.config.log.every)
+    self._save_every = task.steps(self.config.checkpoint.every)
+    self._eval_every = task.steps(self.config.eval.every)
+    self._pending = None
+    self._bar = None
+
+  # --- Start ---------------------------------------------------------------
+
+  def restore(self) -> Any:
+    """The state to start from: newest checkpoint > `init_from` > scratch."""
+    task, config = self.task, self.config
+    found = self.manager.restore(vars(task.abstract_state), data=self.data)
+    if found:
+      self.progress = Progress(**found.meta['progress'])
+      self.run.truncate(found.step)
+      say(
+        f'Resuming from checkpoint {found.step} of {task.total_steps} steps in '
+        f'{self.run.path}.'
+      )
+      return type(task.abstract_state)(**found.state)
+    self.run.truncate(0)
+    state = task.init()
+    if config.init_from:
+      from vit22b_jax import weights
+
+      params = weights.load_pretrained(
+        config.init_from,
+        task.model,
+        jax.device_get(state.params),
+        config.data.image_size,
+      )
+      say(f'Starting from the weights of {config.init_from}.')
+      return task.with_params(state, params)
+    say(f'Starting from scratch, seed {config.seed}.')
+    return state
+
+  # --- Steps ---------------------------------------------------------------
+
+  def fit(self, state: Any) -> Any:
+    """Trains to the end of the run (or of its patience); the last state.
+
+    Raises:
+      preemption.Interrupted: a signal asked to stop; everything is saved.
+      TrainingStopped: a loss wasn't finite, or exploded under 'halt'.
+    """
+    step = int(state.step)
+    total = self.task.total_steps
+    self._start_interval()
+    self._saved_at = time.monotonic()
+    with tqdm.tqdm(
+      total=total,
+      initial=step,
+      disable=not sys.stderr.isatty() or jax.process_index() > 0,
+      unit='step',
+      dynamic_ncols=True,
+    ) as self._bar:
+      if step and self._due(step, self._eval_every, total):
+        self._evaluate_once(state, step)
+      while step < total and not self._out_of_patience():
+        position = self.data.get_state()
+        batch = next(self.data)
+        state, scalars = self.task.train_step(state, batch)
+        step += 1
+        self._record(state)
+        self._pending = (step, scalars, batch, position)
+        self._after(state, step, total)
+    return state
+
+  def _after(self, state: Any, step: int, total: int) -> None:
+    """What is due after a step: log row, evaluation, checkpoint, stop."""
+    evaluate_now = self._due(step, self._eval_every, total)
+    log_now = self._due(step, self._log_every, total)
+    save_now = self._due(step, self._save_every, total) or self._minutes_up()
+    if not self.watcher.started:
+      self._record(state)  # waits for the first step
+      self.watcher.started = True
+      say(f'First step done {time.monotonic() - _STARTED:.1f} s after start.')
+      self._start_interval()  # speeds leave the compilation out
+    if log_now or evaluate_now or save_now or self.watcher.signal:
+      self._record(state)
+    if log_now:
+      self._log(step)
+    if self.watcher.signal:
+      self._save(state, step)
+      self._finish_saving()
+      raise preemption.Interrupted(self.watcher.signal.name)
+    values = self._evaluate_once(state, step) if evaluate_now else None
+    improved = values and self.progress.best_step == step
+    if save_now or improved or self._out_of_patience():
+      self._save(state, step, values)
+
+  @staticmethod
+  def _due(step: int, every: int, total: int) -> bool:
+    return step == total or (every > 0 and step % every == 0)
+
+  def _minutes_up(self) -> bool:
+    minutes = self.config.checkpoint.minutes
+    return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+
+  def _out_of_patience(self) -> bool:
+    patience = self.config.eval.early_stop
+    return patience > 0 and self.progress.stale >= patience
+
+  # --- Records -------------------------------------------------------------
+
+  def _record(self, state: Any) -> None:
+    """Reads the scalars of the step before, which has ended by now or soon."""
+    if self._pending is None:
+      return
+    step, scalars, batch, position = self._pending
+    self._pending = None
+    row = dict(
+      zip(self.task.scalar_names, np.asarray(scalars).tolist(), strict=True)
+    )
+    columns = {name: row[name] for name in self.task.diagnostic_names}
+    self.run.diagnostics(step, columns)
+    if row['verdict/onset'] or row['verdict/stopped']:
+      self._event(state, step, row)
+    if row['verdict/stopped']:
+      self._stop(state, step, row, batch, position)
+    progress = self.progress
+    for name in ('loss', 'train/top1'):
+      progress.interval[name] = progress.interval.get(name, 0.0) + row[name]
+    progress.rows += 1
+    self._last = row
+    self._bar.set_postfix_str(
+      f'loss {row["loss"]:.3f}, {self._speed():.0f} images/s', refresh=False
+    )
+    self._bar.update()
+
+  def _event(self, state: Any, step: int, row: dict[str, float]) -> None:
+    names = self.task.signal_names
+    history = np.asarray(state.monitor.history)
+    values = np.array([row.get(name, np.nan) for name in names])
+    found = diagnostics.explain(history, names, step - 1, values)
+    settings = self.config.diagnostics
+    kind = 'explosion'
+    if not row['verdict/finite']:
+      kind = 'non_finite'
+    elif row['verdict/transient']:
+      kind = 'transient'
+    action = settings.on_explosion if kind == 'explosion' else 'record'
+    event = dict(
+      step=step,
+      kind=kind,
+      **found,
+      max_logit=row['max_logit'],
+      max_abs_grad=row['max_abs_grad'],
+      zscore={
+        name: row[f'verdict/zscore_{name}'] for name in diagnostics.JUDGED
+      },
+      threshold={
+        'max_logit': settings.max_logit,
+        'max_abs_grad': settings.max_abs_grad,
+      },
+      action='halt' if kind == 'non_finite' else action,
+    )
+    self.run.event(event)
+    say(
+      f'Step {step}: {kind}, largest logit {row["max_logit"]:.4g}, largest '
+      f'gradient entry {row["max_abs_grad"]:.4g}; first to move: '
+      f'{found["moved_first"] or "nothing before"}, layer '
+      f'{found["layer"] or "none stands out"}.'
+    )
+
+  def _stop(self, state, step, row, batch, position) -> None:
+    """Saves the state before a step that must not be applied, and raises."""
+    layer = None
+    if not row['verdict/finite']:
+      layer = self.task.locate_nonfinite(state, batch)
+    self.data.set_state(position)
+    monitor = state.monitor
+    state = state.replace(
+      monitor=monitor.replace(stopped=jax.numpy.zeros_like(monitor.stopped))
+    )
+    self._save(state, step - 1)
+    self._finish_saving()
+    what = (
+      f'the loss is {row["loss"]:.4g}; first non-finite: {layer}'
+      if layer
+      else 'an explosion, and diagnostics.on_explosion is "halt"'
+    )
+    raise errors.TrainingStopped(
+      f'Step {step}: {what}. The state before that step is checkpoint '
+      f'{step - 1} in {self.run.path}; diagnostics.csv and events.jsonl there '
+      'tell what came before. A lower optim.learning_rate, a longer '
+      'optim.warmup, model.qk_norm or model.pre_norm are the usual cures.'
+    )
+
+  def _start_interval(self) -> None:
+    self._interval_start = time.monotonic()
+    self._interval_images = 0
+    self._wait_start = self.data.seconds_waited
+    self._interval_first = self.progress.rows
+
+  def _speed(self) -> float:
+    """Images a second since the last row of metrics."""
+    done = self.progress.rows - self._interval_first
+    seconds = time.monotonic() - self._interval_start
+    return done * self.config.batch_size / max(seconds, 1e-9)
+
+  def _log(self, step: int) -> None:
+    progress = self.progress
+    mean = {k: v / progress.rows for k, v in progress.interval.items()}
+    seconds = time.monotonic() - self._interval_start
+    speed = self._speed()
+    waited = self.data.seconds_waited - self._wait_start
+    row = {
+      'epoch': step / self.task.steps_per_epoch,
+      'train/loss': mean['loss'],
+      'train/top1': mean['train/top1'],
+      'train/learning_rate': self._last['train/learning_rate'],
+      'perf/images_per_second': speed,
+      'perf/mfu': flops.mfu(
+        self.task.flops_per_image * speed, jax.devices()[0], jax.device_count()
+      ),
+      'perf/input_wait_fraction': waited / max(seconds, 1e-9),
+    }
+    progress.seconds += seconds
+    progress.interval, progress.rows = {}, 0
+    self.run.metrics(step, row)
+    self.run.flush()
+    if self._bar.disable:
+      left = (self.task.total_steps - step) * self.config.batch_size
+      say(
+        f'step {step}/{self.task.total_steps}  loss {row["train/loss"]:.4f}  '
+        f'{speed:.0f} images/s  ETA {left / max(speed, 1e-9):.0f} s'
+      )
+    self._start_interval()
+
+  # --- Evaluation and checkpoints --------------------------------------------
+
+  def _evaluate_once(self, state: Any, step: int) -> dict[str, float] | None:
+    """Validates, unless this step has been (a resumed run may ask again)."""
+    progress = self.progress
+    if progress.evaluated == step:
+      return None
+    start = time.monotonic()
+    try:
+      variables, _ = self.task.variables(vars(state))
+      result = self.task.evaluate(
+        variables, self.task.data.val, check=self.watcher.check
+      )
+    except preemption.Interrupted:
+      self._save(state, step)
+      self._finish_saving()
+      raise
+    names = ('loss', 'top1', 'top5', 'auroc')
+    values = {f'val/{k}': result.values[k] for k in names}
+    self.run.metrics(
+      step, {'epoch': step / self.task.steps_per_epoch, **values}
+    )
+    self.run.flush()
+    progress.evaluated = step
+    value = values[self.task.best_metric]
+    sign = 1 if self.task.best_mode == 'max' else -1
+    if progress.best is None or sign * value > sign * progress.best:
+      progress.best, progress.best_step, progress.stale = value, step, 0
+    else:
+      progress.stale += 1
+    say(
+      f'step {step}  validation: loss {values["val/loss"]:.4f}, top-1 '
+      f'{values["val/top1"]:.4f}, top-5 {values["val/top5"]:.4f}, AUROC '
+      f'{values["val/auroc"]:.4f} (best top-1 {progress.best:.4f})'
+    )
+    # The interval's speed is that of training alone.
+    pause = time.monotonic() - start
+    self._interval_start += pause
+    return values
+
+  def _save(
+    self, state: Any, step: int, values: dict[str, float] | None = None
+  ) -> None:
+    start = time.monotonic()
+    self.run.flush()
+    self.manager.save(
+      step,
+      vars(state),
+      data=self.data,
+      meta=dict(
+        progress=dataclasses.asdict(self.progress),
+        config=self.config.to_dict(),
+      ),
+      metrics=values,
+    )
+    self._saved_at = time.monotonic()
+    self._interval_start += self._saved_at - start
+
+  def _finish_saving(self) -> None:
+    self.manager.wait()
+    self.run.flush()
+
+
+def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
+  """Trains, evaluates and reports; resumes what the workdir holds.
+
+  Args:
+    config: the run's configuration.
+    path: its workdir.
+    mesh: where arrays live.
+
+  Returns:
+    The exit code: 0, or 128 + the number of the signal that asked to stop.
+
+  Raises:
+    UserError: the input is wrong.
+    TrainingStopped: a loss wasn't finite, or exploded under 'halt'.
+  """
+  with preemption.Watcher() as watcher:
+    folder, changes = open_workdir(config, path)
+    for change in changes:
+      say(f'Changed since the workdir was made: {change}')
+    data = load_data(config)
+    folder.write_json(workdir_lib.CLASSES, list(data.class_names))
+    task = classification.Classification(config, mesh, data.class_names, data)
+    loop = Loop(task, folder, watcher)
+    state = loop.restore()
+    _introduce(task, state, data)
+    try:
+      loop.fit(state)
+      loop.manager.wait()
+      del state
+      say('Evaluating on the test part.')
+      result = evaluate.finish(task, loop.manager, folder, watcher.check)
+    except preemption.Interrupted as reason:
+      say(
+        f'Stopped by {reason}; everything is saved: the same command resumes.'
+      )
+      return watcher.exit_code
+    finally:
+      loop.manager.close()
+      folder.close()
+    _conclude(task, loop.progress, result, folder)
+  return 0
+
+
+def load_data(config: Any) -> sources.Dataset:
+  """The data set that the config's `data` section names."""
+  data = config.data
+  return sources.load(
+    data.name,
+    dir=data.dir,
+    image_size=data.image_size,
+    seed=config.seed,
+    val_fraction=data.val_fraction,
+    cache_max_gb=data.cache_max_gb,
+    max_corrupt=data.max_corrupt,
+  )
+
+
+def _introduce(task: Any, state: Any, data: sources.Dataset) -> None:
+  """Prints what is about to be trained, on what."""
+  say(parameter_overview.get_parameter_overview(state.params))
+  test = 'none' if data.test is None else len(data.test)
+  mesh = ', '.join(f'{k}={v}' for k, v in task.mesh.shape.items())
+  say(
+    f'{len(data.train)} training, {len(data.val)} validation, {test} test '
+    f'images of {len(task.class_names)} classes; {task.total_steps} steps of '
+    f'{task.config.batch_size}, {task.steps_per_epoch} an epoch; mesh {mesh} '
+    f'of {jax.devices()[0].device_kind}.'
+  )
+
+
+def _conclude(
+  task: Any, progress: Progress, result: dict[str, Any], folder: Any
+) -> None:
+  """Prints the result and writes the report."""
+  path = None
+  if jax.process_index() == 0:
+    path = report.write(folder.path)
+  say(
+    f'\nDone: {result["split"]} top-1 {result["top1"]:.4f}, top-5 '
+    f'{result["top5"]:.4f}, AUROC {result["auroc"]:.4f}, loss '
+    f'{result["loss"]:.4f} over {result["num_examples"]} images, with the '
+    f'weights ({result["weights"]}) of step {result["step"]}.\n'
+    f'Trained for {progress.seconds:.0f} s. Report: {path}'
+  )
+
+
+_STARTED = time.monotonic()
+
+
+def say(text: str) -> None:
+  """Prints a line for the user, once over all processes."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
