@@ -4,13 +4,15 @@ import ast
 import json
 import pathlib
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import report_fixtures
 
 from vit22b_jax import errors, report
-from vit22b_jax.report import charts, page, story, thin, workdir
+from vit22b_jax.report import charts, maps, page, story, thin, workdir
 
 
 @pytest.fixture(scope='module')
@@ -46,8 +48,8 @@ def test_whole_run_shows_every_part(whole):
   assert path == whole / 'report.html'
   html = path.read_text()
   for text in (
-    '63.1 %',
-    '96.4 %',
+    '63.1\u202f%',
+    '96.4\u202f%',
     '0.9377',
     '10,000',
     '5.41 M',
@@ -106,7 +108,7 @@ def test_blank_columns_before_a_resume_are_not_drawn(tmp_path):
   (tmp_path / 'diagnostics.csv').write_text(
     'step,loss,grad_norm/00,grad_norm/01\n0,1,,\n1,1,,\n2,1,5,6\n3,1,7,8\n'
   )
-  (figure,) = charts.layers(workdir.read(tmp_path)).values()
+  (figure,) = maps.layers(workdir.read(tmp_path)).values()
   assert figure['data'][0]['x'] == [2, 3]
   np.testing.assert_allclose(
     figure['data'][0]['z'], np.log10([[5, 7], [6, 8]]), rtol=1e-4
@@ -138,7 +140,7 @@ def test_explosion_is_the_headline(exploded):
   answer = story.verdicts(workdir.read(exploded))[1]
   assert answer.mood == 'bad'
   assert answer.answer == 'Yes, first at step 4,280'
-  assert 'block_03' in answer.detail
+  assert 'In block 03' in answer.detail
   assert 'attn_logit_max/03' in answer.detail
 
 
@@ -152,12 +154,13 @@ def test_start_up_transients_are_not_explosions(whole):
   assert '1 start-up transient' in answer.detail
 
 
-def test_halted_run_says_why(tmp_path):
+def test_halted_run_says_so(tmp_path):
   path = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
-  event = report_fixtures.events(50)[1] | {'action': 'halt', 'message': 'Why'}
+  event = report_fixtures.events(50)[1] | {'action': 'halt', 'step': 101}
   report_fixtures.write_lines(path / 'events.jsonl', [event])
   progress = story.verdicts(workdir.read(path))[2]
-  assert (progress.answer, progress.detail) == ('Halted', 'Why')
+  assert (progress.answer, progress.mood) == ('Halted', 'bad')
+  assert progress.detail.startswith('Step 101 of 7,000: explosion.')
 
 
 def test_envelope_keeps_every_spike():
@@ -191,7 +194,7 @@ def test_confused_pairs_leave_out_the_diagonal():
     ('a', 'b', 3),
     ('c', 'a', 1),
   ]
-  assert pairs[0]['part'] == '7.0 %'
+  assert pairs[0]['part'] == '7.0\u202f%'
 
 
 def test_class_names_can_not_inject_html(tmp_path):
@@ -252,3 +255,90 @@ def test_markdown_table(whole, tmp_path):
     '| whole | cifar10 | vit22b | Ti | 700 | 0.631 | 0.964 | 0.938 | 1.123 |'
   )
   assert lines[3].endswith('| 100 | – | – | – | – |')
+
+
+def test_ended_early(whole):
+  progress = story.verdicts(workdir.read(whole))[2]
+  assert progress.answer == 'Ended early'
+  assert progress.detail == 'Step 700 of 7,000, then tested.'
+
+
+_PROBE = """<script>
+const say = (what) => parent.postMessage(String(what), '*');
+addEventListener('error', (event) => say('error ' + event.message));
+addEventListener('unhandledrejection', (event) => say('error ' + event.reason));
+addEventListener('securitypolicyviolation',
+  (event) => say('error request ' + event.blockedURI));
+console.error = (...words) => say('error ' + words.join(' '));
+const timer = setInterval(() => {
+  const charts = document.querySelectorAll('.chart').length;
+  const drawn = document.querySelectorAll('.main-svg .xtick').length;
+  if (!charts || !document.querySelector('.toggle [aria-pressed]') || !drawn)
+    return;
+  document.querySelector('[data-axis=log]')?.click();
+  clearInterval(timer);
+  setTimeout(() => say('width ' + document.documentElement.scrollWidth +
+    ' plots ' + document.querySelectorAll('.plot .plot-container').length +
+    ' of ' + charts), 1000);
+}, 100);
+</script>"""
+
+
+def _chromium_says(html: str, folder: pathlib.Path, width: int) -> list[str]:
+  """Opens a page `width` pixels wide in Chromium; what _PROBE reports.
+
+  The page sits in a frame, since headless windows have a smallest width.
+  """
+  browser = shutil.which('chromium') or shutil.which('chromium-browser')
+  if browser is None:
+    pytest.skip('Chromium is not installed (Debian: apt install chromium)')
+  (folder / 'page.html').write_text(html.replace('<style>', _PROBE + '<style>'))
+  (folder / 'frame.html').write_text(
+    f'<ul></ul><iframe src="page.html" width="{width}" height="900"></iframe>'
+    '<script>addEventListener("message", (event) => {'
+    ' const line = document.createElement("li");'
+    ' line.textContent = event.data;'
+    ' document.querySelector("ul").append(line); });</script>'
+  )
+  done = subprocess.run(
+    [
+      browser,
+      '--headless',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--hide-scrollbars',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+      f'--user-data-dir={folder / "profile"}',
+      '--virtual-time-budget=20000',
+      '--dump-dom',
+      (folder / 'frame.html').as_uri(),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  return re.findall(r'<li>(.*?)</li>', done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize('kind', ['exploded', 'partial', 'hundred'])
+def test_chromium(kind, width, tmp_path):
+  options = {
+    'exploded': {'explode_at': 4_000},
+    'partial': {'steps': 500, 'finished': False, 'per_layer': False},
+    'hundred': {
+      'steps': 700,
+      'classes': [f'a rather long name {i}' for i in range(100)],
+    },
+  }[kind]
+  path = report_fixtures.make(tmp_path / 'run', **options)
+  html = report.write(path).read_text()
+  charts_count = len(_figures(html))
+  said = _chromium_says(html, tmp_path, width)
+  assert said == [f'width {width} plots {charts_count} of {charts_count}']

@@ -7,7 +7,7 @@ from etils import epath
 from jaxtyping import Float
 from matplotlib import axes, colors, figure
 
-from vit22b_jax.report import charts, thin
+from vit22b_jax.report import charts, maps, thin
 from vit22b_jax.report import workdir as workdir_lib
 
 _TRAIN, _VAL, _EXTRA, _BAD = '#3b6fb6', '#d07a1f', '#5a9a6f', '#c0352b'
@@ -112,26 +112,29 @@ def _capped(
 
 def _layers(run: workdir_lib.Run) -> figure.Figure | None:
   """The heat maps of the page, layer by step."""
-  found = [s for s in charts.LAYER_STATISTICS if run.layers(s) is not None]
-  if not found:
+  recorded = {
+    statistic: run.layers(name) for name, statistic in maps.STATISTICS.items()
+  }
+  recorded = {s: found for s, found in recorded.items() if found}
+  if not recorded:
     return None
-  picture, panels = _row(3.6 * len(found), 3.2, len(found))
-  for panel, statistic in zip(panels, found, strict=True):
-    title, reduce, is_log = charts.LAYER_STATISTICS[statistic]
-    steps = run.diagnostics['step']
-    _, extremes = thin.buckets(run.layers(statistic), 150, reduce)
+  picture, panels = _row(3.6 * len(recorded), 3.2, len(recorded))
+  for panel, (statistic, (steps, values)) in zip(
+    panels, recorded.items(), strict=True
+  ):
+    _, worst = maps.extremes(values, statistic)
     panel.grid(False)
-    panel.set_title(title, loc='left', fontsize=10)
+    panel.set_title(statistic.title, loc='left', fontsize=10)
     panel.set_ylabel('block')
+    panel.set_facecolor(_BAD)  # seen where a value is not finite
     image = panel.imshow(
-      extremes,
+      np.minimum(worst, charts.CAP),
       aspect='auto',
       origin='lower',
       interpolation='nearest',
       cmap='Blues',
-      norm=colors.LogNorm() if is_log else None,
-      extent=(steps[0], steps[-1] + 1, -0.5, len(extremes) - 0.5),
+      norm=colors.LogNorm() if statistic.is_log else None,
+      extent=(steps[0], steps[-1] + 1, -0.5, len(worst) - 0.5),
     )
-    panel.set_facecolor(_BAD)
     picture.colorbar(image, ax=panel)
   return picture

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from plotly import offline
 
-from vit22b_jax.report import charts, story
+from vit22b_jax.report import charts, maps, story
 from vit22b_jax.report import workdir as workdir_lib
 
 _SAMPLE_PIXELS = 96  # larger images are shrunk, which keeps the page small
@@ -48,7 +48,10 @@ def write(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  environment.filters['number'] = story.number
+  environment.filters |= {
+    'place': workdir_lib.place,
+    'details': workdir_lib.details,
+  }
   page = environment.get_template('page.html')
   path.write_text(page.render(_content(run), plotly=_plotly()))
   return path
@@ -59,7 +62,7 @@ def _content(run: workdir_lib.Run) -> dict[str, Any]:
   predictions = run.predictions
   names = [str(name) for name in predictions.get('class_names', ())]
   counts = predictions.get('confusion')
-  drawn = counts is not None and len(names) <= charts.MATRIX_CLASSES
+  drawn = counts is not None and len(names) <= maps.MATRIX_CLASSES
   return {
     'name': run.name,
     'summary': story.summary(run),
@@ -70,9 +73,9 @@ def _content(run: workdir_lib.Run) -> dict[str, Any]:
     'cap': charts.CAP,
     'events': run.events[:_EVENTS],
     'num_events': len(run.events),
-    'layers': charts.layers(run),
+    'layers': maps.layers(run),
     'samples': _samples(predictions, names),
-    'confusion': charts.confusion(counts, names) if drawn else None,
+    'confusion': maps.confusion(counts, names) if drawn else None,
     'classes': len(names),
     'confused': [] if counts is None else confused(counts, names),
     'config': _flat(run.config),

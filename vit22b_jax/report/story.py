@@ -35,20 +35,25 @@ def facts(run: workdir.Run) -> list[Fact]:
   found = []
   ev = run.evaluation
   if ev:
+    split = ev['split'].capitalize()
     found += [
-      Fact('Test top-1', percent(ev['top1']), 'first choice is right'),
-      Fact('Test top-5', percent(ev['top5']), 'among the first five'),
-      Fact('Test AUROC', f'{ev["auroc"]:.4f}', 'macro, one against the rest'),
-      Fact('Test loss', f'{ev["loss"]:.4g}', 'nats'),
-      Fact('Test images', f'{ev["num_examples"]:,}', f'split {ev["split"]}'),
+      Fact(f'{split} top-1', percent(ev['top1']), 'first choice is right'),
+      Fact(f'{split} top-5', percent(ev['top5']), 'among the first five'),
+      Fact(f'{split} AUROC', f'{ev["auroc"]:.4f}', 'macro, one against rest'),
+      Fact(f'{split} loss', f'{ev["loss"]:.4g}', 'nats'),
+      Fact(f'{split} images', f'{ev["num_examples"]:,}', _weights_note(ev)),
     ]
   found.append(Fact('Steps', f'{run.last_step:,}', _batch_note(run)))
   seconds, rate = _throughput(run)
   if rate:
     found += [
       Fact('Training time', duration(seconds), 'steps alone'),
-      Fact('Images a second', f'{rate:,.4g}', 'median'),
+      Fact('Images a second', f'{rate:,.{0 if rate >= 100 else 1}f}', 'median'),
     ]
+  _, mfu = run.metric('perf/mfu')
+  if np.isfinite(mfu).any():
+    part = percent(float(np.nanmedian(mfu)))
+    found.append(Fact('FLOPs utilisation', part, 'of the model, median'))
   if 'parameters' in run.versions:
     found.append(Fact('Parameters', si(run.versions['parameters'])))
   return found
@@ -64,11 +69,7 @@ def summary(run: workdir.Run) -> str:
 
 
 def percent(part: float) -> str:
-  return f'{100 * part:.1f} %' if np.isfinite(part) else str(part)
-
-
-def number(value: float | None) -> str:
-  return '–' if value is None else f'{value:,.4g}'
+  return f'{100 * part:.1f}\u202f%' if np.isfinite(part) else str(part)
 
 
 def si(number: float) -> str:
@@ -85,7 +86,14 @@ def duration(seconds: float) -> str:
   hours, minutes = divmod(minutes, 60)
   if hours:
     return f'{hours} h {minutes:02d} min'
+  if minutes >= 10:
+    return f'{minutes} min'
   return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
+
+
+def _weights_note(evaluation: dict[str, Any]) -> str:
+  averaged = 'averaged ' if evaluation['weights'] == 'ema' else ''
+  return f'{averaged}weights of step {evaluation["step"]:,}'
 
 
 def _batch_note(run: workdir.Run) -> str:
@@ -115,22 +123,19 @@ def planned_steps(run: workdir.Run) -> int | None:
 
 def _progress(run: workdir.Run) -> Verdict:
   question, planned = 'Is it done?', planned_steps(run)
-  done = f'{run.last_step:,} steps'
-  if run.evaluation:
-    return Verdict(question, 'Finished', f'{done}, tested once.', 'good')
-  halted = [e for e in run.events if e['action'] == 'halt']
-  if halted:
-    return Verdict(
-      question, 'Halted', halted[-1]['message'] or f'After {done}.', 'bad'
-    )
   of = f' of {planned:,}' if planned else ''
-  return Verdict(
-    question,
-    'Not finished',
-    f'Step {run.last_step:,}{of}: still running, or stopped. The same command'
-    ' resumes it.',
-    'plain',
-  )
+  step = f'Step {run.last_step:,}{of}'
+  halted = [e for e in run.events if e['action'] == 'halt']
+  if halted and halted[-1]['step'] >= run.last_step:
+    kind = halted[-1]['kind'].replace('_', '-')
+    detail = f'{step}: {kind}. The state before it is saved.'
+    return Verdict(question, 'Halted', detail, 'bad')
+  if not run.evaluation:
+    detail = f'{step}: running or stopped. The same command resumes it.'
+    return Verdict(question, 'Not finished', detail, 'plain')
+  if planned and run.last_step < planned:
+    return Verdict(question, 'Ended early', f'{step}, then tested.', 'plain')
+  return Verdict(question, 'Finished', f'{step}, then tested.', 'good')
 
 
 def _learning(run: workdir.Run) -> Verdict:
@@ -148,7 +153,7 @@ def _learning(run: workdir.Run) -> Verdict:
     score = run.evaluation['top1']
     chance = f'{score * classes:.1f} times chance. ' if classes else ''
     mood = 'bad' if classes and score * classes < 1.5 else 'good'
-    answer = f'{percent(score)} test top-1'
+    answer = f'{percent(score)} {run.evaluation["split"]} top-1'
     return Verdict(question, answer, chance + best, mood)
   if best:
     answer = f'{percent(top1[-1])} validation top-1'
@@ -174,21 +179,20 @@ def _overfit(run: workdir.Run) -> str:
     return ''
   return (
     f' Validation loss rose from {loss[best]:.3g} at step {steps[best]:,} to'
-    f' {loss[-1]:.3g}: it over-fits.'
+    f' {loss[-1]:.3g}: over-fitting.'
   )
 
 
 def _stability(run: workdir.Run) -> Verdict:
   question = 'Did anything explode?'
-  serious = [e for e in run.events if e['kind'] != 'transient']
-  if serious:
-    first = serious[0]
-    more = f' {len(serious):,} events in all.' if len(serious) > 1 else ''
-    kind = 'Yes' if first['kind'] == 'explosion' else 'Not finite'
+  if run.onset:
+    count = sum(e['kind'] != 'transient' for e in run.events)
+    more = f' {count:,} events in all.' if count > 1 else ''
+    kind = 'Yes' if run.onset['kind'] == 'explosion' else 'Not finite'
     return Verdict(
       question,
-      f'{kind}, first at step {first["step"]:,}',
-      f'{_sentence(first)}{more}',
+      f'{kind}, first at step {run.onset["step"]:,}',
+      f'{_sentence(run.onset)}{more}',
       'bad',
     )
   table = run.diagnostics
@@ -213,7 +217,7 @@ def _judged(table: dict[str, Any]) -> list[str]:
 
 
 def _sentence(event: dict[str, Any]) -> str:
-  where = f'In {event["layer"]}. ' if event['layer'] else ''
+  where = f'In {workdir.place(event)}. ' if event['layer'] else ''
   moved = event['moved_first']
   what = f'What moved first: {moved}. ' if moved else ''
   return f'{where}{what}Policy: {event["action"].replace("_", " ")}.'
@@ -222,7 +226,7 @@ def _sentence(event: dict[str, Any]) -> str:
 def _peaks(run: workdir.Run) -> str:
   table = run.diagnostics
   transients = sum(e['kind'] == 'transient' for e in run.events)
-  note = f' {transients} start-up transients.' if transients else ''
+  note = f' {transients} start-up transient(s).' if transients else ''
   return (
     f'Largest logit {table["max_logit"].max():,.4g}, largest gradient entry'
     f' {table["max_abs_grad"].max():,.4g}, over {len(table["step"]):,}'

@@ -52,11 +52,31 @@ class Run:
     steps = np.array([row['step'] for row in rows], np.int64)
     return steps, np.array([float(row[key]) for row in rows], np.float64)
 
-  def layers(self, statistic: str) -> Float[np.ndarray, 'depth rows'] | None:
-    """Per-layer diagnostics `statistic/00`, `statistic/01`, ... or None."""
+  def layers(
+    self, statistic: str
+  ) -> tuple[Int[np.ndarray, 'rows'], Float[np.ndarray, 'depth rows']] | None:
+    """Steps and values of the diagnostics `statistic/00`, `statistic/01`, ...
+
+    Leaves out the blank rows from before the statistic was switched on. NaNs of
+    a broken step come with a loss that isn't finite, and stay. None when no row
+    is left.
+    """
     # Layer numbers are zero-padded, so names sort as layers do.
     names = sorted(n for n in self.diagnostics if n.startswith(f'{statistic}/'))
-    return np.stack([self.diagnostics[n] for n in names]) if names else None
+    if not names:
+      return None
+    values = np.stack([self.diagnostics[name] for name in names])
+    broken = ~np.isfinite(self.diagnostics['loss'])
+    kept = np.isfinite(values).any(0) | broken
+    if not kept.any():
+      return None
+    return self.diagnostics['step'][kept].astype(np.int64), values[:, kept]
+
+  @property
+  def onset(self) -> dict[str, Any] | None:
+    """The first event that is more than a start-up transient."""
+    serious = [e for e in self.events if e['kind'] != 'transient']
+    return serious[0] if serious else None
 
   @property
   def last_step(self) -> int:
@@ -88,6 +108,29 @@ def read(workdir: epath.PathLike) -> Run:
     evaluation=_read_json(path / 'eval.json'),
     predictions=_read_npz(path / 'predictions.npz'),
   )
+
+
+def place(event: dict[str, Any]) -> str:
+  """Where an event happened, for readers; '' when no layer stands out."""
+  layer = event['layer'] or ''
+  return f'block {layer}' if layer.isdigit() else layer
+
+
+def details(event: dict[str, Any]) -> str:
+  """What else an event says: values, thresholds, z-scores, message."""
+  said = {'step', 'kind', 'layer', 'moved_first', 'action'}
+  parts = []
+  for key, value in event.items():
+    if isinstance(value, dict):
+      inner = ' '.join(f'{k} {_brief(v)}' for k, v in value.items())
+      parts.append(f'{key}: {inner}')
+    elif key not in said and value is not None:
+      parts.append(f'{key} {_brief(value)}')
+  return ', '.join(parts)
+
+
+def _brief(value: Any) -> str:
+  return f'{value:,.4g}' if isinstance(value, float) else str(value)
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

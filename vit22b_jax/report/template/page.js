@@ -19,8 +19,10 @@
 
   function themed(chart) {
     const scale = [[0, colour('low')], [.5, colour('middle')], [1, colour('high')]];
+    const steep = scale.map(([at, value]) => [at ** 2, value]);
     const figure = JSON.parse(chart.dataset.chart
       .replaceAll('"$scale"', JSON.stringify(scale))
+      .replaceAll('"$steep"', JSON.stringify(steep))
       .replace(/"\$(\w+)"/g, (_, name) => JSON.stringify(colour(name))));
     const { layout } = figure;
     const lines = {
@@ -56,7 +58,11 @@
   await draw();
 
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
-  addEventListener('beforeprint', () => { root.dataset.theme = 'light'; draw(); });
+  addEventListener('beforeprint', () => {
+    root.dataset.theme = 'light';
+    for (const part of all('details')) part.open = true;
+    draw();
+  });
   addEventListener('afterprint', () => { delete root.dataset.theme; draw(); });
 
   for (const search of all('.config input'))
