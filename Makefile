@@ -1,0 +1,85 @@
+# Two commands on a fresh machine, which need Python 3.11+ and make alone:
+#
+#   make run    install, train ViT-22B-Ti on digits, evaluate, write a report
+#   make test   install what tests need and run those that take minutes at most
+#
+# Everything lands in .venv; what is done already is not done again.
+#
+#   make run EXTRA=cuda12        with the extra of setup.cfg that you choose;
+#                                EXTRA= for the CPU
+#   make run PYTHON=python3.12   with another Python, in a new VENV=...
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  && echo $$p && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet
+
+# jax's extra: an NVIDIA driver asks for CUDA, a Google PCI device together with
+# an accelerator node for a TPU; anything else is a CPU.
+EXTRA ?= $(shell \
+  if [ -e /proc/driver/nvidia/version ] || nvidia-smi >/dev/null 2>&1; then \
+    echo cuda12; \
+  elif ls /dev/accel[0-9]* /dev/vfio/[0-9]* 2>/dev/null | grep -q . && \
+    grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor; then \
+    echo tpu; \
+  fi)
+
+# The CPU build of torch. Some registries have it under the plain version; from
+# PyTorch's own: TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
+TORCH ?= torch==2.13.0
+
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --durations=10
+
+.PHONY: help run test test-all lint clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,10p
+	@echo
+	@echo '  make test-all   all tests, with torch, timm and Chromium if present'
+	@echo '  make lint       ruff: rules and format'
+	@echo '  make clean      remove $(VENV), caches and build files, not runs/'
+
+run: $(VENV)/.installed$(EXTRA:%=-%)
+	$(BIN)/python main.py --config=configs/digits_vit22b_ti.py
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -m 'not slow'
+
+test-all: $(VENV)/.installed-peers
+	$(PYTEST)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build dist *.egg-info
+
+$(BIN)/python:
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "error: Python 3.11 or newer is needed, and" \
+	"$(if $(PYTHON),'$(PYTHON)' is not,there is none on PATH); give one with" \
+	"make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each set of extras, so that a changed setup.cfg installs again.
+REQUIREMENTS = setup.cfg pyproject.toml
+
+$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+	@echo 'Installing into $(VENV); the first time takes minutes.'
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-%: $(REQUIREMENTS) | $(BIN)/python
+	@echo 'Installing [$*] into $(VENV); the first time takes minutes.'
+	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-test
+	@echo 'Installing [peers] into $(VENV); the first time takes minutes.'
+	$(INSTALL) $(TORCH)
+	$(INSTALL) -e '.[peers]'
+	@touch $@
