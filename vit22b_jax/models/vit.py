@@ -44,6 +44,11 @@ CHOICES = {
 }
 
 
+def block_name(index: int, depth: int) -> str:
+  """Name of a block's parameters: as many digits as the last one needs."""
+  return f'block_{index:0{max(2, len(str(depth - 1)))}d}'
+
+
 class ViT(blocks.Transformer, kw_only=True):
   """A classifier of images: patches, positions, blocks, pool, head.
 
@@ -144,14 +149,13 @@ class ViT(blocks.Transformer, kw_only=True):
   def _encode(
     self, x: Float[Array, 'B L D'], train: bool, capture: bool
   ) -> tuple[Float[Array, 'B L D'], dict[str, Array]]:
-    digits = max(2, len(str(self.depth - 1)))
     stats = []
     for i in range(self.depth):
       rate = self.stochastic_depth * i / max(self.depth - 1, 1)
       block = blocks.FORMS[self.form](
         **self.shared_fields(),
         stochastic_depth=rate,
-        name=f'block_{i:0{digits}d}',
+        name=block_name(i, self.depth),
       )
       x, seen = block(x, train, capture)
       stats.append(seen)

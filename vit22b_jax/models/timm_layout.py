@@ -1,0 +1,223 @@
+"""Our parameters and timm's names for them, in both directions.
+
+timm's `VisionTransformer` with its `Block` is our `vit`; with its
+`ParallelScalingBlock` our `vit22b`. Linear weights are [out, in] there, with
+heads inside `out`; ours are grouped by head (see `blocks`). Two things have no
+counterpart: norms there have a bias (zero here), and the parallel block's
+output has two biases (here their sum). The names are those of timm 1.0,
+https://github.com/huggingface/pytorch-image-models.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from vit22b_jax import errors
+from vit22b_jax.models import vit
+
+POSITIONS = 'positions/pos_embedding'
+HEAD = 'head/logits'
+
+
+class Entry(NamedTuple):
+  """One parameter of ours and the tensors that hold it under timm's names.
+
+  Attributes:
+    path: of the parameter, with slashes; None for a tensor that must be zero.
+    names: timm's.
+    load: tensors, in that order -> our array.
+    save: our array -> tensors, in that order.
+  """
+
+  path: str | None
+  names: tuple[str, ...]
+  load: Callable[..., np.ndarray]
+  save: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+def _entry(path, name, load, save) -> Entry:
+  return Entry(path, (name,), load, lambda array: (save(array),))
+
+
+def _same(path: str, name: str) -> Entry:
+  return _entry(path, name, np.asarray, np.asarray)
+
+
+def _linear(path: str, name: str) -> Iterator[Entry]:
+  yield _entry(f'{path}/kernel', f'{name}.weight', np.transpose, np.transpose)
+  yield _same(f'{path}/bias', f'{name}.bias')
+
+
+def _norm(path: str, name: str, model: vit.ViT, size: int) -> Iterator[Entry]:
+  yield _same(f'{path}/scale', f'{name}.weight')
+  if model.norm_bias:
+    yield _same(f'{path}/bias', f'{name}.bias')
+  elif model.norm == 'layer':
+    zeros = np.zeros(size, np.float32)
+    yield Entry(None, (f'{name}.bias',), np.asarray, lambda _: (zeros,))
+
+
+def group(rows: np.ndarray, parts: int, heads: int) -> np.ndarray:
+  """Rows (part, head, unit) -> [heads, parts * units], other axes as they are.
+
+  Args:
+    rows: [parts * heads * units, ...].
+    parts: 3 for rows of queries, then keys, then values.
+    heads: N.
+  """
+  rest = rows.shape[1:]
+  rows = rows.reshape(parts, heads, -1, *rest)
+  return np.moveaxis(rows, 0, 1).reshape(heads, -1, *rest)
+
+
+def ungroup(grouped: np.ndarray, parts: int) -> np.ndarray:
+  """The inverse of `group`."""
+  heads, units, *rest = grouped.shape
+  rows = grouped.reshape(heads, parts, units // parts, *rest)
+  return np.moveaxis(rows, 1, 0).reshape(-1, *rest)
+
+
+def _qkv(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
+  n = model.num_heads
+  yield _entry(
+    f'{path}/kernel',
+    f'{name}.weight',
+    lambda rows: np.moveaxis(group(rows, 3, n), -1, 0),
+    lambda kernel: ungroup(np.moveaxis(kernel, 0, -1), 3),
+  )
+  if model.qkv_bias:
+    yield _entry(
+      f'{path}/bias',
+      f'{name}.bias',
+      lambda rows: group(rows, 3, n),
+      lambda bias: ungroup(bias, 3),
+    )
+
+
+def _heads_to_rows(columns: np.ndarray, heads: int) -> np.ndarray:
+  """Weight [D, N * K] -> [N, K, D]."""
+  return columns.T.reshape(heads, -1, columns.shape[0])
+
+
+def _rows_to_heads(kernel: np.ndarray) -> np.ndarray:
+  return kernel.reshape(-1, kernel.shape[-1]).T
+
+
+def _qk_norms(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
+  if model.qk_norm:
+    for which in ('q_norm', 'k_norm'):
+      yield from _norm(
+        f'{path}/{which}', f'{name}.{which}', model, model.head_dim
+      )
+
+
+def _sequential(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
+  n, d = model.num_heads, model.width
+  yield from _norm(f'{path}/attn_in_norm', f'{name}.norm1', model, d)
+  yield from _qkv(f'{path}/qkv', f'{name}.attn.qkv', model)
+  yield from _qk_norms(path, f'{name}.attn', model)
+  yield _entry(
+    f'{path}/attn_out/kernel',
+    f'{name}.attn.proj.weight',
+    lambda columns: _heads_to_rows(columns, n),
+    _rows_to_heads,
+  )
+  yield _same(f'{path}/attn_out/bias', f'{name}.attn.proj.bias')
+  yield from _norm(f'{path}/mlp_in_norm', f'{name}.norm2', model, d)
+  yield from _linear(f'{path}/mlp_in', f'{name}.mlp.fc1')
+  yield from _linear(f'{path}/mlp_out', f'{name}.mlp.fc2')
+
+
+def _parallel(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
+  n, f, cut = model.num_heads, model.mlp_dim, 3 * model.head_dim
+
+  def to_heads(rows):  # Rows are [mlp, q, k, v].
+    return np.concatenate([group(rows[f:], 3, n), group(rows[:f], 1, n)], 1)
+
+  def to_rows(grouped):
+    mlp, qkv = grouped[:, cut:], grouped[:, :cut]
+    return np.concatenate([ungroup(mlp, 1), ungroup(qkv, 3)])
+
+  def split(kernel):
+    k = model.head_dim
+    return _rows_to_heads(kernel[:, :k]), _rows_to_heads(kernel[:, k:])
+
+  yield from _norm(f'{path}/in_norm', f'{name}.in_norm', model, model.width)
+  yield _entry(
+    f'{path}/in_proj/kernel',
+    f'{name}.in_proj.weight',
+    lambda rows: np.moveaxis(to_heads(rows), -1, 0),
+    lambda kernel: to_rows(np.moveaxis(kernel, 0, -1)),
+  )
+  bias = f'{path}/in_proj/bias'
+  if model.qkv_bias:
+    yield _entry(bias, f'{name}.in_proj.bias', to_heads, to_rows)
+  else:
+    yield _entry(bias, f'{name}.mlp_bias', lambda b: b.reshape(n, -1), np.ravel)
+  yield from _qk_norms(path, name, model)
+  outputs = [f'{name}.{which}_out_proj' for which in ('attn', 'mlp')]
+  yield Entry(
+    f'{path}/out_proj/kernel',
+    tuple(f'{output}.weight' for output in outputs),
+    lambda *parts: np.concatenate([_heads_to_rows(p, n) for p in parts], 1),
+    split,
+  )
+  yield Entry(
+    f'{path}/out_proj/bias',
+    tuple(f'{output}.bias' for output in outputs),
+    lambda attn, mlp: attn + mlp,
+    lambda b: (b, np.zeros_like(b)),
+  )
+
+
+def check(model: vit.ViT) -> None:
+  """Makes sure that timm has a model with this one's function.
+
+  Raises:
+    UserError: naming the first field that timm has no counterpart for.
+  """
+  wanted = {
+    'pre_norm': True,
+    'mlp_norm': False,
+    'sum_norm': False,
+    'norm_scale': True,
+    'softmax_scale': 'head',
+    'final_norm': True,
+  }
+  if model.form == 'parallel':
+    wanted['fused_output'] = True
+  for field, value in wanted.items():
+    actual = getattr(model, field)
+    if actual != value:
+      raise errors.UserError(
+        f'model.{field}={actual!r}: timm has no such block, so weights can be '
+        f"neither read nor written under its names. The blocks 'vit' and "
+        f"'vit22b' have {field}={value!r}."
+      )
+
+
+def entries(model: vit.ViT) -> Iterator[Entry]:
+  """Every parameter of a model that timm has a name for, in timm's order."""
+  p, width = model.patch_size, model.width
+  if model.pool == 'cls':
+    yield _entry(
+      'cls', 'cls_token', np.ravel, lambda token: token.reshape(1, 1, width)
+    )
+  if model.pos_embedding == 'learned':
+    yield _entry(
+      POSITIONS, 'pos_embed', lambda x: x.reshape(-1, width), lambda x: x[None]
+    )
+  yield _entry(
+    'patch_embedding/kernel',
+    'patch_embed.proj.weight',
+    lambda w: w.transpose(2, 3, 1, 0).reshape(-1, width),
+    lambda kernel: kernel.reshape(p, p, -1, width).transpose(3, 2, 0, 1),
+  )
+  yield _same('patch_embedding/bias', 'patch_embed.proj.bias')
+  block = _sequential if model.form == 'sequential' else _parallel
+  for i in range(model.depth):
+    yield from block(vit.block_name(i, model.depth), f'blocks.{i}', model)
+  yield from _norm('final_norm', 'norm', model, width)
+  if model.head == 'linear' and model.pool != 'map':
+    yield from _linear(HEAD, 'head')
