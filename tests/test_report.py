@@ -91,6 +91,11 @@ def test_not_a_workdir(tmp_path):
     report.write(tmp_path)
 
 
+def test_unwritable_output(whole, tmp_path):
+  with pytest.raises(errors.UserError, match='Could not write the report'):
+    report.write(whole, tmp_path / 'missing' / 'report.html')
+
+
 def test_half_written_last_lines_are_dropped(tmp_path):
   path = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
   with (path / 'metrics.jsonl').open('a') as file:

@@ -9,8 +9,17 @@ crashed, or lies in a bucket; parts that are missing are left out and said so.
 Never imports jax.
 """
 
-from vit22b_jax.report.figures import plots
+from etils import epath
+
 from vit22b_jax.report.page import write
 from vit22b_jax.report.table import markdown_table
 
 __all__ = ['markdown_table', 'plots', 'write']
+
+
+def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
+  """Writes a run's curves as PNG files: see `figures.plots`."""
+  # Matplotlib takes a moment to import, and training only needs the page.
+  from vit22b_jax.report import figures
+
+  return figures.plots(workdir, folder)

@@ -63,8 +63,9 @@ def stability(run: workdir.Run) -> dict[str, Figure]:
         part = (run.onset['step'] - steps[0]) / max(np.ptp(steps), 1)
         figures[title]['layout']['annotations'] = [_label(run.onset, part)]
   norms = {
+    # First, so that it shows only where it differs from the next.
+    'clipped gradient': ('clipped_grad_norm', '$val'),
     'gradient': ('grad_norm', '$train'),
-    'clipped': ('clipped_grad_norm', '$val'),
     'update': ('update_norm', '$extra'),
     'parameters': ('param_norm', '$muted'),
   }
@@ -90,6 +91,12 @@ def onset_line(event: dict[str, Any] | None) -> list[dict[str, Any]]:
   return [{'type': 'line', 'line': line, **ends}]
 
 
+def step_axis(first: int, last: int) -> dict[str, Any]:
+  """A horizontal axis with whole steps at its ticks, in short runs too."""
+  every = {'dtick': 1} if last - first < 8 else {}
+  return {'title': {'text': 'step'}, 'tickformat': ',d', **every}
+
+
 def raw(value: float) -> str:
   """A value in full for reading on hover, not finite ones included."""
   return f'{value:,.5g}' if np.isfinite(value) else str(value)
@@ -107,10 +114,11 @@ def _figure(
   onset: dict[str, Any] | None,
   y_axis: dict[str, Any],
 ) -> Figure:
+  ends = [x for trace in traces for x in (trace['x'][0], trace['x'][-1])]
   return {
     'data': traces,
     'layout': {
-      'xaxis': {'title': {'text': 'step'}, 'tickformat': ',d'},
+      'xaxis': step_axis(min(ends), max(ends)),
       'yaxis': y_axis,
       'showlegend': sum(t.get('showlegend', True) for t in traces) > 1,
       'shapes': onset_line(onset),

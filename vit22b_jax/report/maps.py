@@ -118,7 +118,7 @@ def _by_step(
   return {
     'data': [trace],
     'layout': {
-      'xaxis': {'title': {'text': 'step'}, 'tickformat': ',d'},
+      'xaxis': charts.step_axis(int(steps[0]), int(steps[-1])),
       'yaxis': {'title': {'text': 'block'}, 'dtick': max(1, len(values) // 6)},
       'plot_bgcolor': '$bad',  # seen where a value is not finite
       'shapes': charts.onset_line(onset),

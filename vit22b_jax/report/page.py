@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from plotly import offline
 
+from vit22b_jax import errors
 from vit22b_jax.report import charts, maps, story
 from vit22b_jax.report import workdir as workdir_lib
 
@@ -37,7 +38,7 @@ def write(
     Where the page is.
 
   Raises:
-    errors.UserError: `workdir` is not a workdir.
+    errors.UserError: `workdir` is not a workdir, or `output` can't be written.
   """
   run = workdir_lib.read(workdir)
   path = epath.Path(output) if output else run.path / 'report.html'
@@ -53,7 +54,14 @@ def write(
     'details': workdir_lib.details,
   }
   page = environment.get_template('page.html')
-  path.write_text(page.render(_content(run), plotly=_plotly()))
+  html = page.render(_content(run), plotly=_plotly())
+  try:
+    path.write_text(html)
+  except OSError as error:
+    raise errors.UserError(
+      f'Could not write the report {path}: {error}. Free some space or choose'
+      ' another place.'
+    ) from error
   return path
 
 
@@ -123,8 +131,8 @@ def confused(
   counts: Int[np.ndarray, 'C C'], names: list[str]
 ) -> list[dict[str, Any]]:
   """The pairs of classes confused most often, for classes of any number."""
-  errors = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-  order = np.argsort(errors, axis=None, kind='stable')[::-1][:_CONFUSIONS]
+  wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+  order = np.argsort(wrong, axis=None, kind='stable')[::-1][:_CONFUSIONS]
   pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
   totals: Float[np.ndarray, 'C'] = counts.sum(1)
   return [
@@ -135,7 +143,7 @@ def confused(
       'part': story.percent(counts[i, j] / totals[i]),
     }
     for i, j in pairs
-    if errors[i, j]
+    if wrong[i, j]
   ]
 
 
