@@ -1,10 +1,10 @@
 """Decoded arrays kept on disk, so that the second start decodes nothing.
 
-    CACHE/NAME-KEY/{meta.json,train_images.npy,...}
+    CACHE/NAME-PLACE-KEY/{meta.json,train_images.npy,...}
 
 CACHE is $VIT22B_JAX_CACHE, by default ~/.cache/vit22b_jax.
 
-The key is a hash of the source's identity (files, sizes, times, image size), so
+KEY is a hash of the source's identity (files, sizes, times, image size), so
 changed data never meets an old cache. Arrays come back memory-mapped: processes
 of one host share them. A folder appears whole (it is renamed into place) or not
 at all. It lives on a local disk; deleting it costs only time.
@@ -30,18 +30,23 @@ FORMAT_VERSION = 1
 Arrays = Mapping[str, Shaped[np.ndarray, '...']]
 
 
-def folder(name: str, identity: Any) -> pathlib.Path:
+def folder(name: str, place: str, identity: Any) -> pathlib.Path:
   """Where the arrays of a source belong.
 
   Args:
     name: readable start of the folder's name.
+    place: where the source is; of one name and place, one identity is kept.
     identity: JSON-able; equal identities mean equal arrays.
   """
   root = os.environ.get('VIT22B_JAX_CACHE') or '~/.cache/vit22b_jax'
-  text = json.dumps([FORMAT_VERSION, identity], sort_keys=True)
-  key = hashlib.sha256(text.encode()).hexdigest()[:16]
   readable = re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-48:]
-  return pathlib.Path(root).expanduser() / f'{readable}-{key}'
+  keys = f'{_key(place)}-{_key([FORMAT_VERSION, identity])}'
+  return pathlib.Path(root).expanduser() / f'{readable}-{keys}'
+
+
+def _key(value: Any) -> str:
+  text = json.dumps(value, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read(path: pathlib.Path) -> tuple[Arrays, Any] | None:
@@ -76,6 +81,9 @@ def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
       np.save(temporary / f'{name}.npy', array)
     (temporary / 'meta.json').write_text(json.dumps(meta))
     temporary.rename(path)
+    for stale in path.parent.glob(path.name.rpartition('-')[0] + '-*'):
+      if stale != path:  # The source has changed since.
+        shutil.rmtree(stale, ignore_errors=True)
   except OSError as error:
     # Another process may have been faster; that is as good.
     if not path.exists():

@@ -8,6 +8,7 @@ Images may lie deeper in a class's folder; what counts as an image says
 from collections.abc import Iterable
 
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Int32
 
@@ -23,7 +24,7 @@ class FolderRecords:
   random_access = True
 
   def __init__(self, root: str, files: list[tuple[str, int]]):
-    self._root = root
+    self.place = root
     self._files = files
 
   def __len__(self) -> int:
@@ -32,11 +33,16 @@ class FolderRecords:
   def read(self, index: int) -> tuple[bytes, int]:
     """The file's bytes and its label."""
     file, label = self._files[index]
-    return (epath.Path(self._root) / file).read_bytes(), label
+    try:
+      return (epath.Path(self.place) / file).read_bytes(), label
+    except OSError as error:
+      # Empty bytes are a corrupt image, to be counted like the others.
+      logging.warning('%s', error)
+      return b'', label
 
   def name(self, index: int) -> str:
     """The file's path."""
-    return str(epath.Path(self._root) / self._files[index][0])
+    return str(epath.Path(self.place) / self._files[index][0])
 
   def labels(self) -> Int32[np.ndarray, ' N']:
     """Every label."""
@@ -49,7 +55,7 @@ class FolderRecords:
     """Name, label, size and time of every file: changes when the data do."""
     rows = []
     for file, label in self._files:
-      stat = (epath.Path(self._root) / file).stat()
+      stat = (epath.Path(self.place) / file).stat()
       rows.append((file, label, stat.length, int(stat.mtime)))
     return rows
 

@@ -1,4 +1,4 @@
-"""Splits -> batches on devices: shuffle, shard by process, gather, prefetch (Grain).
+"""Splits -> batches on devices: shuffle, shard, gather, prefetch (Grain).
 
 Indices are shuffled and batched, and each batch is gathered at once: from
 memory in a background thread, or decoded by threads or worker processes. The
@@ -15,7 +15,7 @@ import time
 import grain
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from vit22b_jax import errors
 from vit22b_jax.data import splits
@@ -78,14 +78,12 @@ class BatchIterator(grain.DatasetIterator):
     self._assert_not_closed()
     batch = next(self._started())
     self._position += 1
-    index, mask = batch.pop('index'), batch['mask']
-    unreadable = (mask == 0) & (index >= 0)
-    if unreadable.any():
-      self._split.note_unreadable(index[unreadable])
+    index = batch.pop('index')
+    self._split.check(index, batch)
+    readable = batch.pop('readable')
     if self._keep_mask:
-      return batch
-    del batch['mask']
-    return _replace(batch, unreadable) if unreadable.any() else batch
+      return batch | {'mask': (readable & (index >= 0)).astype(np.float32)}
+    return batch if readable.all() else _replace(batch, readable)
 
   def get_state(self) -> dict[str, int]:
     """The position: how many batches have been yielded."""
@@ -289,16 +287,13 @@ def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
 
 
 def _gather(split: splits.Split, index: Int[np.ndarray, ' B']) -> Batch:
-  batch = split.gather(np.maximum(index, 0))
-  mask = batch.pop('readable') & (index >= 0)
-  return batch | {'mask': mask.astype(np.float32), 'index': index}
+  return split.gather(np.maximum(index, 0)) | {'index': index}
 
 
-def _replace(batch: Batch, unreadable: Shaped[np.ndarray, ' B']) -> Batch:
+def _replace(batch: Batch, readable: Bool[np.ndarray, ' B']) -> Batch:
   """Repeats readable records of the batch in the place of unreadable ones."""
-  readable = np.flatnonzero(~unreadable)
-  if not len(readable):
+  if not readable.any():
     raise errors.UserError('no image of a whole batch could be read.')
-  rows = np.arange(len(unreadable))
-  rows[unreadable] = np.resize(readable, unreadable.sum())
+  rows = np.arange(len(readable))
+  rows[~readable] = np.resize(rows[readable], (~readable).sum())
   return {key: value[rows] for key, value in batch.items()}

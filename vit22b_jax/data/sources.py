@@ -145,12 +145,10 @@ def _in_memory(
   max_corrupt: int,
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
   """Splits of decoded arrays, from the cache when it has them."""
-  identity = [
-    stored,
-    class_names,
-    {split: part.identity() for split, part in records.items()},
-  ]
-  path = cache.folder(f'{name}-{stored}px', identity)
+  files = {split: part.identity() for split, part in records.items()}
+  path = cache.folder(
+    f'{name}-{stored}px', records['train'].place, [class_names, files]
+  )
   found = cache.read(path)
   if found is None:
     found = _decode_all(name, records, stored)

@@ -4,7 +4,7 @@ Both give `split[i] -> {'image', 'label'}` (a Grain RandomAccessDataSource) and
 `split.gather(indices)`, a whole batch at once, which the pipeline uses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,7 +52,8 @@ class ArraySplit:
     image_size: int | None = None,
     indices: Int[np.ndarray, ' N'] | None = None,
   ):
-    self._images = images
+    self._images = np.asarray(images)  # A memory map indexes slower.
+    self._all_labels = labels
     self._indices = np.arange(len(images)) if indices is None else indices
     self.labels = np.asarray(labels, np.int32)[self._indices]
     self.image_size = image_size or images.shape[1]
@@ -81,15 +82,11 @@ class ArraySplit:
 
   def subset(self, indices: Int[np.ndarray, ' n']) -> 'ArraySplit':
     """The split of these records; shares the images."""
-    split = ArraySplit.__new__(ArraySplit)
-    split._images = self._images
-    split._indices = self._indices[indices]
-    split.labels = self.labels[indices]
-    split.image_size = self.image_size
-    return split
+    rows = self._indices[indices]
+    return ArraySplit(self._images, self._all_labels, self.image_size, rows)
 
-  def note_unreadable(self, indices: Int[np.ndarray, ' n']) -> None:
-    """Nothing to note: what can't be read is not in memory."""
+  def check(self, indices: Int[np.ndarray, ' B'], batch: Batch) -> None:
+    """Nothing to check: images and labels were when they were decoded."""
 
 
 class LazySplit:
@@ -99,7 +96,7 @@ class LazySplit:
     records: encoded images.
     image_size: side S of the decoded images.
     num_classes: labels are in [0, num_classes).
-    max_corrupt: how many unreadable images `note_unreadable` accepts.
+    max_corrupt: how many unreadable images `check` accepts.
     indices: the records which belong to this split; all by default.
   """
 
@@ -116,7 +113,7 @@ class LazySplit:
     self._max_corrupt = max_corrupt
     self._indices = np.arange(len(records)) if indices is None else indices
     self.image_size = image_size
-    self.unreadable: dict[int, str] = {}
+    self.unreadable: list[str] = []
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -130,11 +127,7 @@ class LazySplit:
     return self._records.labels()[self._indices]
 
   def gather(self, indices: Int[np.ndarray, ' B']) -> Batch:
-    """The records at `indices`; black and not `readable` where corrupt.
-
-    Raises:
-      UserError: a label is out of range.
-    """
+    """The records at `indices`; black and not `readable` where corrupt."""
     side = self.image_size
     batch = {
       'image': np.zeros((len(indices), side, side, 3), np.uint8),
@@ -143,7 +136,6 @@ class LazySplit:
     }
     for row, index in enumerate(self._indices[indices]):
       data, label = self._records.read(int(index))
-      check_labels(np.array([label]), self._num_classes, self._records.name)
       batch['label'][row] = label
       try:
         batch['image'][row] = images_lib.decode(data, side)
@@ -161,18 +153,22 @@ class LazySplit:
       self._indices[indices],
     )
 
-  def note_unreadable(self, indices: Int[np.ndarray, ' n']) -> None:
-    """Counts and logs unreadable records, each once.
+  def check(self, indices: Int[np.ndarray, ' B'], batch: Batch) -> None:
+    """Judges a batch of `gather`; apart, since workers decode in processes.
+
+    Counts and logs unreadable records, each once.
 
     Raises:
-      UserError: there are more than `max_corrupt`.
+      UserError: more than `max_corrupt` are unreadable, or a label is out of
+        range.
     """
-    for index in indices:
-      if int(index) not in self.unreadable:
-        name = self._records.name(int(self._indices[index]))
-        self.unreadable[int(index)] = name
-        logging.warning('skipped a corrupt image: %s', name)
-        check_corrupt(list(self.unreadable.values()), self._max_corrupt)
+    names = [self._records.name(int(row)) for row in self._indices[indices]]
+    check_labels(batch['label'], self._num_classes, names.__getitem__)
+    for index in np.flatnonzero(~batch['readable']):
+      if names[index] not in self.unreadable:
+        self.unreadable.append(names[index])
+        logging.warning('skipped a corrupt image: %s', names[index])
+    check_corrupt(self.unreadable, self._max_corrupt)
 
 
 Split = ArraySplit | LazySplit
@@ -190,13 +186,15 @@ def check_corrupt(names: Sequence[str], max_corrupt: int) -> None:
     )
 
 
-def check_labels(labels: Int[np.ndarray, ' N'], num_classes: int, what) -> None:
-  """Raises UserError when a label is outside [0, num_classes)."""
+def check_labels(
+  labels: Int[np.ndarray, ' N'], num_classes: int, name: Callable[[int], str]
+) -> None:
+  """Raises UserError for a label out of range; `name` calls the record."""
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if len(wrong):
     first = int(wrong[0])
     raise errors.UserError(
-      f'{len(wrong)} label(s) out of range: {what(first)} has label '
+      f'{len(wrong)} label(s) out of range: {name(first)} has label '
       f'{int(labels[first])}, expected 0 to {num_classes - 1}.'
     )
 

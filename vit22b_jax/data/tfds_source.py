@@ -5,8 +5,13 @@ have no random access; `array_record` files are read without it. Records stay
 encoded here: `images.decode` decodes them like any other file.
 """
 
+import difflib
 import functools
+import re
 import shlex
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +21,7 @@ from etils import epath
 from jaxtyping import Int32
 
 from vit22b_jax import errors
+from vit22b_jax.data import cache
 
 # Our name of a split -> TFDS's names, the first that exists.
 _SPLITS = {
@@ -48,7 +54,7 @@ class TfdsRecords:
     random_access: bool,
     length: int,
   ):
-    self._data_dir = data_dir
+    self.place = data_dir
     self._split = split
     self._image_key = image_key
     self._label_key = label_key
@@ -74,11 +80,21 @@ class TfdsRecords:
 
   def name(self, index: int) -> str:
     """The set, the split and the number."""
-    return f'{self._data_dir} {self._split}[{index}]'
+    return f'{self.place} {self._split}[{index}]'
 
   def labels(self) -> Int32[np.ndarray, ' N']:
-    """Every label, from reading every record."""
-    return np.array([label for _, label in self], np.int32)
+    """Every label; read from the records once, then cached."""
+    name = epath.Path(self.place).parent.name
+    path = cache.folder(
+      f'{name}-{self._split}-labels', self.place, self.identity()
+    )
+    found = cache.read(path)
+    if found is None:
+      logging.info('reading every label of %s %s', name, self._split)
+      labels = np.array([label for _, label in self], np.int32)
+      found = {'labels': labels}, {}
+      cache.write(path, *found)
+    return found[0]['labels']
 
   def __iter__(self) -> Iterator[tuple[bytes, int]]:
     if self.random_access:
@@ -102,7 +118,7 @@ class TfdsRecords:
   def _builder(self):
     import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(self._data_dir)
+    return tfds.builder_from_directory(self.place)
 
   def _decoders(self):
     import tensorflow_datasets as tfds
@@ -115,7 +131,7 @@ class TfdsRecords:
   def identity(self) -> list[tuple[str, int, int]]:
     """Name, size and time of the files: changes when the data do."""
     rows = []
-    for path in sorted(epath.Path(self._data_dir).iterdir()):
+    for path in sorted(epath.Path(self.place).iterdir()):
       stat = path.stat()
       rows.append((path.name, stat.length, int(stat.mtime)))
     return rows
@@ -164,7 +180,7 @@ def find(
 
 def conversion_command(records: TfdsRecords) -> str:
   """The command that adds array_record files to a set prepared as tfrecord."""
-  folder = shlex.quote(records._data_dir)
+  folder = shlex.quote(records.place)
   return (
     f'tfds convert_format --dataset_version_dir={folder} '
     f'--out_file_format=array_record --out_dir={folder}'
@@ -181,22 +197,38 @@ def _prepared(name: str, data_dir: str):
   import tensorflow_datasets as tfds
 
   where = {'data_dir': data_dir} if data_dir else {}
+  base = re.split('[:/]', name)[0]
+  known = tfds.list_builders(with_community_datasets=False)
+  prepared = epath.Path(data_dir or tfds.core.constants.DATA_DIR) / base
+  if base not in known and not prepared.exists():
+    raise errors.UserError(_unknown(name, known))
   try:
     builder = tfds.builder(name, **where)
     if not builder.is_prepared():
       logging.info('%s is not prepared in %s', name, builder.data_dir)
       builder = tfds.builder(name, **where, file_format='array_record')
+      _check_network(builder)
       builder.download_and_prepare()
     return builder
-  except tfds.core.registered.DatasetNotFoundError as error:
-    raise errors.UserError(_unknown(name, tfds.list_builders())) from error
   except Exception as error:  # Download errors come in every kind.
     raise errors.UserError(_how_to_prepare(name, data_dir, error)) from error
 
 
-def _unknown(name: str, known: list[str]) -> str:
-  import difflib
+def _check_network(builder) -> None:
+  """Raises OSError at once without a network, where TFDS retries for minutes."""
+  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS or urllib.request.getproxies():
+    return
+  homepage = urllib.parse.urlparse(builder.info.homepage).hostname
+  for host in filter(None, (homepage, 'storage.googleapis.com')):
+    try:
+      socket.getaddrinfo(host, 443)
+      return
+    except OSError as error:
+      failure = error
+  raise failure
 
+
+def _unknown(name: str, known: list[str]) -> str:
   close = difflib.get_close_matches(name, [*known, 'digits'], n=3)
   guess = f' (did you mean {" or ".join(close)}?)' if close else ''
   return (
@@ -207,17 +239,18 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _how_to_prepare(name: str, data_dir: str, error: Exception) -> str:
   reason = str(error).strip().split('\n')[0][:300]
-  place = data_dir or 'DIR'
+  place = data_dir or 'a folder here'
   return (
     f'the TFDS set {name!r} is not prepared in '
     f'{data_dir or "TFDS_DATA_DIR or ~/tensorflow_datasets"} and could not be '
     f'prepared here ({type(error).__name__}: {reason}).\n'
-    'Prepare it on a machine with a network and copy the folder:\n'
+    'Prepare it on a machine with a network:\n'
     '  pip install tensorflow-datasets tensorflow importlib_resources\n'
     f'  tfds build {shlex.quote(name)} --data_dir=DIR '
     '--file_format=array_record\n'
-    f'then pass --config.data.dir={shlex.quote(place)}. A set that needs files '
-    'downloaded by hand says so there (--manual_dir).'
+    f'copy what is in DIR to {place} and pass '
+    f'--config.data.dir={shlex.quote(place)}. For a set whose files are '
+    'downloaded by hand add --manual_dir=FOLDER_WITH_THEM.'
   )
 
 
