@@ -59,7 +59,8 @@ def decode(data: bytes, image_size: int) -> UInt8[np.ndarray, 'S S 3']:
       # A JPEG decoder can skip detail that the resize would average away; at
       # twice the final size nothing of it is visible, and photos decode faster.
       image.draft(None, (2 * image_size, 2 * image_size))
-      return np.asarray(fit(to_rgb(ImageOps.exif_transpose(image)), image_size))
+      ImageOps.exif_transpose(image, in_place=True)
+      return np.asarray(fit(to_rgb(image), image_size))
   except MemoryError:
     raise
   except Exception as error:  # Pillow's plugins raise whatever they like.
@@ -78,7 +79,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert('RGBA')
     background = Image.new('RGBA', image.size, _WHITE)
     image = Image.alpha_composite(background, image)
-  return image.convert('RGB')
+  return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def fit(image: Image.Image, image_size: int) -> Image.Image:

@@ -15,6 +15,7 @@ import time
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jaxtyping import Array, Bool, Int, Shaped
 
 from vit22b_jax import errors
@@ -122,6 +123,9 @@ class BatchIterator(grain.DatasetIterator):
       )
     )
     if self._workers and isinstance(self._split, splits.LazySplit):
+      if not flags.FLAGS.is_parsed():
+        # Grain hands flags to its workers; outside absl.app nobody parses any.
+        flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(
           num_workers=self._workers, per_worker_buffer_size=2

@@ -69,7 +69,7 @@ class TfdsRecords:
 
   @functools.cached_property
   def _source(self):
-    return self._builder().as_data_source(
+    return _open(self.place).as_data_source(
       self._split, decoders=self._decoders()
     )
 
@@ -105,9 +105,12 @@ class TfdsRecords:
     import tensorflow_datasets as tfds
 
     # Without shuffling the order is that of the files, the same every time.
-    dataset = self._builder().as_dataset(
+    dataset = _open(self.place).as_dataset(
       split=self._split,
-      decoders=self._decoders(),
+      decoders=tfds.decode.PartialDecoding(
+        {self._image_key: True, self._label_key: True},
+        decoders=self._decoders(),
+      ),
       batch_size=_READ_BATCH,
       shuffle_files=False,
     )
@@ -115,18 +118,10 @@ class TfdsRecords:
       labels = batch[self._label_key].tolist()
       yield from zip(batch[self._image_key], labels, strict=True)
 
-  def _builder(self):
-    import tensorflow_datasets as tfds
-
-    return tfds.builder_from_directory(self.place)
-
   def _decoders(self):
     import tensorflow_datasets as tfds
 
-    return tfds.decode.PartialDecoding(
-      {self._image_key: True, self._label_key: True},
-      decoders={self._image_key: tfds.decode.SkipDecoding()},
-    )
+    return {self._image_key: tfds.decode.SkipDecoding()}
 
   def identity(self) -> list[tuple[str, int, int]]:
     """Name, size and time of the files: changes when the data do."""
@@ -155,7 +150,8 @@ def find(
       image classification.
   """
   builder = _prepared(name, data_dir)
-  info = builder.info
+  # The folder itself knows of formats that were added to it later.
+  info = _open(str(builder.data_dir)).info
   image_key, label_key = _keys(name, info)
   records = {}
   for split, names in _SPLITS.items():
@@ -179,12 +175,23 @@ def find(
 
 
 def conversion_command(records: TfdsRecords) -> str:
-  """The command that adds array_record files to a set prepared as tfrecord."""
+  """The command that adds array_record files to a set prepared as tfrecord.
+
+  TFDS's converter imports Apache Beam even when it doesn't use it.
+  """
   folder = shlex.quote(records.place)
   return (
-    f'tfds convert_format --dataset_version_dir={folder} '
-    f'--out_file_format=array_record --out_dir={folder}'
+    'pip install apache-beam && python -m '
+    'tensorflow_datasets.scripts.convert_format '
+    f'--dataset_version_dir={folder} --out_dir={folder} '
+    '--out_file_format=array_record'
   )
+
+
+def _open(folder: str):
+  import tensorflow_datasets as tfds
+
+  return tfds.builder_from_directory(folder)
 
 
 def _random_access(info) -> bool:
@@ -215,7 +222,7 @@ def _prepared(name: str, data_dir: str):
 
 
 def _check_network(builder) -> None:
-  """Raises OSError at once without a network, where TFDS retries for minutes."""
+  """Raises OSError at once without a network; TFDS would retry for minutes."""
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS or urllib.request.getproxies():
     return
   homepage = urllib.parse.urlparse(builder.info.homepage).hostname
@@ -240,17 +247,21 @@ def _unknown(name: str, known: list[str]) -> str:
 def _how_to_prepare(name: str, data_dir: str, error: Exception) -> str:
   reason = str(error).strip().split('\n')[0][:300]
   place = data_dir or 'a folder here'
+  code = (
+    'import tensorflow_datasets as tfds; tfds.builder('
+    f'"{name}", data_dir="DIR", file_format="array_record")'
+    '.download_and_prepare()'
+  )
   return (
     f'the TFDS set {name!r} is not prepared in '
     f'{data_dir or "TFDS_DATA_DIR or ~/tensorflow_datasets"} and could not be '
     f'prepared here ({type(error).__name__}: {reason}).\n'
     'Prepare it on a machine with a network:\n'
     '  pip install tensorflow-datasets tensorflow importlib_resources\n'
-    f'  tfds build {shlex.quote(name)} --data_dir=DIR '
-    '--file_format=array_record\n'
+    f'  python -c {shlex.quote(code)}\n'
     f'copy what is in DIR to {place} and pass '
-    f'--config.data.dir={shlex.quote(place)}. For a set whose files are '
-    'downloaded by hand add --manual_dir=FOLDER_WITH_THEM.'
+    f'--config.data.dir={shlex.quote(place)}. Files that must be downloaded '
+    'by hand belong in DIR/downloads/manual.'
   )
 
 
