@@ -26,6 +26,7 @@ CHOICES = {
   'optim.decay': optim.DECAYS,
   'optim.schedule': tuple(optim.SCHEDULES),
   'loss.kind': losses.KINDS,
+  'eval.checkpoint': ('best', 'last'),
   'diagnostics.on_explosion': ('record', 'skip_step', 'halt'),
   'eval.checkpoint': ('best', 'last'),
 }  # models.vit judges the model section

@@ -1,0 +1,110 @@
+"""Imports run downward only, and what costs seconds is imported where needed.
+
+The order of the rooms is DESIGN's: a module imports from rooms above its own
+line in ROOMS, or from its own room.
+"""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = 'vit22b_jax'
+
+# From the bottom up; modules of one row may know each other.
+ROOMS = [
+  {'errors', 'durations'},
+  {'models', 'data', 'optim', 'losses', 'metrics', 'flops', 'diagnostics'}
+  | {'report', 'weights', 'workdir', 'preemption'},
+  {'configuration', 'sharding', 'checkpoint'},
+  {'tasks'},
+  {'evaluate', 'train'},
+  {'api', 'command'},
+]
+FILES = sorted((ROOT / PACKAGE).rglob('*.py'))
+# 5 s to import, and most runs need neither.
+SLOW = ('tensorflow', 'tensorflow_datasets', 'clu.metric_writers', 'torch')
+
+
+def imports(path, *, only_at_start=False):
+  """Absolute names of the modules that a file imports."""
+  tree = ast.parse(path.read_text())
+  nodes = tree.body if only_at_start else ast.walk(tree)
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def room(name):
+  """models for vit22b_jax.models.vit, None for what's not of the package."""
+  parts = name.split('.')
+  return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else None
+
+
+def height(name):
+  return next(i for i, row in enumerate(ROOMS) if name in row)
+
+
+def ids(paths):
+  return [str(path.relative_to(ROOT)) for path in paths]
+
+
+@pytest.mark.parametrize('path', FILES, ids=ids(FILES))
+def test_the_package_imports_downward(path):
+  own = path.relative_to(ROOT / PACKAGE).parts[0].removesuffix('.py')
+  if own == '__init__':
+    return
+  for name in imports(path):
+    assert name.split('.')[0] not in ('configs', 'experiments', 'tests', 'main')
+    above = room(name)
+    if above is not None and above != own:
+      assert height(above) <= height(own), f'{own} imports {name}'
+      assert (own, above) != ('data', 'models')
+
+
+def test_report_never_imports_jax():
+  for path in sorted((ROOT / PACKAGE / 'report').glob('*.py')):
+    for name in imports(path):
+      assert name.split('.')[0] not in ('jax', 'flax', 'optax'), path
+      assert room(name) in (None, 'report', 'errors', 'durations'), path
+
+
+def test_configs_import_only_ml_collections_and_what_they_share():
+  for path in sorted((ROOT / 'configs').glob('*.py')):
+    for name in imports(path):
+      allowed = name == 'configs.common' or name.startswith('ml_collections')
+      assert allowed, f'{path.name} imports {name}'
+
+
+def test_models_take_plain_fields():
+  for path in sorted((ROOT / PACKAGE / 'models').glob('*.py')):
+    for name in imports(path):
+      assert name.split('.')[0] != 'ml_collections', path
+
+
+@pytest.mark.parametrize('path', FILES, ids=ids(FILES))
+def test_what_is_slow_to_import_is_imported_in_functions(path):
+  for name in imports(path, only_at_start=True):
+    slow = [s for s in SLOW if f'{name}.'.startswith(f'{s}.')]
+    assert not slow, f'{path} imports {name} at once'
+
+
+def test_the_command_line_starts_without_tensorflow():
+  program = (
+    'import sys, vit22b_jax.command\n'
+    f'print(*({set(SLOW)!r} & set(sys.modules)))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split() == []
