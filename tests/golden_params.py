@@ -4,6 +4,7 @@ Every map but the sum of `parallel_block`'s two output biases is a permutation
 of entries, so that it converts gradients as well as weights.
 """
 
+import functools
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 Tree = dict[str, dict | np.ndarray]
 
 
+@functools.cache
 def load(name: str) -> tuple[dict[str, np.ndarray], dict]:
   """Arrays and config of a golden file."""
   with np.load(GOLDEN / f'{name}.npz') as file:
