@@ -341,3 +341,53 @@ def test_models_without_timm_names_are_not_exported(overrides, tmp_path):
   with pytest.raises(errors.UserError, match=r'timm has|in timm'):
     weights.export(path, model, {}, {})
   assert not path.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('block', ['vit', 'vit22b'])
+def test_timm_reads_and_writes_the_same_function(block, tmp_path):
+  """timm's model -> ours -> timm's again, with equal logits throughout."""
+  reason = "timm is not installed (pip install '.[peers]')"
+  peer = pytest.importorskip('timm.models.vision_transformer', reason=reason)
+  torch = pytest.importorskip('torch', reason=reason)
+  parallel = {
+    'block_fn': peer.ParallelScalingBlock,
+    'qkv_bias': False,
+    'qk_norm': True,
+  }
+  theirs = peer.VisionTransformer(
+    img_size=SIZE,
+    patch_size=4,
+    num_classes=7,
+    embed_dim=24,
+    depth=2,
+    num_heads=3,
+    mlp_ratio=1.5,
+    **(parallel if block == 'vit22b' else {}),
+  ).eval()
+  for name, parameter in theirs.named_parameters():
+    zero = block == 'vit22b' and 'norm' in name and name.endswith('bias')
+    torch.nn.init.normal_(parameter, std=0 if zero else 0.3)
+  images = np.random.default_rng(0).standard_normal((3, SIZE, SIZE, 3))
+  images = images.astype(np.float32)
+
+  def timm_logits():
+    with torch.no_grad():
+      return theirs(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+
+  expected = timm_logits()
+  path = tmp_path / 'theirs.safetensors'
+  state = {name: x.numpy() for name, x in theirs.state_dict().items()}
+  path.write_bytes(safetensors.numpy.save(state))
+  model = build(block)
+  params = weights.load_pretrained(path, model, zeros(model), SIZE)
+  actual = logits(model, params, images)
+  assert np.abs(actual - expected).max() / np.abs(expected).max() <= 1e-5
+
+  path = tmp_path / 'ours.safetensors'
+  weights.export(path, model, random_params(model), {})
+  state = safetensors.numpy.load_file(path)
+  theirs.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
+  expected, actual = timm_logits(), logits(model, random_params(model), images)
+  assert np.abs(actual - expected).max() / np.abs(expected).max() <= 1e-5
