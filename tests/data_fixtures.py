@@ -32,7 +32,7 @@ def make_folder(
     labels = np.repeat(np.arange(len(classes)), count)
     pixels = images(labels, size, seed=number)
     for row, (label, image) in enumerate(zip(labels, pixels, strict=True)):
-      path = root / split / classes[label] / f'{row:03}.png'
+      path = root / split / classes[label] / f'{row % count:03}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.fromarray(image).save(path)
   return root

@@ -51,13 +51,13 @@ def _key(value: Any) -> str:
 
 def read(path: pathlib.Path) -> tuple[Arrays, Any] | None:
   """Arrays (memory-mapped) and meta of a folder; None without a whole one."""
-  try:
-    meta = json.loads((path / 'meta.json').read_text())
-    arrays = {
-      file.stem: np.load(file, mmap_mode='r') for file in path.glob('*.npy')
-    }
-  except FileNotFoundError:
+  if not path.exists():
     return None
+  try:
+    names, meta = json.loads((path / 'meta.json').read_text())
+    arrays = {
+      name: np.load(path / f'{name}.npy', mmap_mode='r') for name in names
+    }
   except (OSError, ValueError) as error:
     logging.warning('the cache %s is damaged and made anew: %s', path, error)
     shutil.rmtree(path, ignore_errors=True)
@@ -79,7 +79,7 @@ def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
     temporary = pathlib.Path(tempfile.mkdtemp(prefix='tmp-', dir=path.parent))
     for name, array in arrays.items():
       np.save(temporary / f'{name}.npy', array)
-    (temporary / 'meta.json').write_text(json.dumps(meta))
+    (temporary / 'meta.json').write_text(json.dumps([list(arrays), meta]))
     temporary.rename(path)
     for stale in path.parent.glob(path.name.rpartition('-')[0] + '-*'):
       if stale != path:  # The source has changed since.

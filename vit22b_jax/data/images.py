@@ -26,12 +26,15 @@ def find(folder: epath.Path) -> list[epath.Path]:
   An image is known by its suffix, one of the formats that Pillow opens; hidden
   files and folders are left aside.
   """
-  return sorted(
-    path
-    for path in folder.rglob('*')
-    if path.suffix.lower() in _suffixes()
-    and not any(part[0] == '.' for part in path.relative_to(folder).parts)
-  )
+  found = []
+  for path in folder.iterdir():
+    if path.name.startswith('.'):
+      continue
+    if path.suffix.lower() in _suffixes():
+      found.append(path)
+    elif path.is_dir():
+      found += find(path)
+  return sorted(found)
 
 
 @functools.cache
