@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import statistics
 
 import flax.linen as nn
 import golden_params
@@ -261,6 +262,27 @@ def test_precision_reaches_every_product(block, precision):
   named = f'precision=(Precision.{precision.upper()}, '
   assert products >= 6
   assert text.count(named) == products
+
+
+def test_norms():
+  x = 10 + tokens()
+  make_norm = functools.partial(blocks.Norm, use_scale=True, use_bias=False)
+  layer, rms = make_norm('layer', eps=1e-6), make_norm('rms', eps=0.5)
+  params = {'params': {'scale': jnp.arange(1.0, 1 + N * K)}}
+  exact = np.asarray(x, np.float64)
+  centred = exact - exact.mean(-1, keepdims=True)
+  centred /= np.sqrt(exact.var(-1, keepdims=True) + 1e-6)
+  expected = centred * np.arange(1, 1 + N * K)
+  assert relative(layer.apply(params, x), expected) <= 1e-5
+  expected = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 0.5)
+  expected *= np.arange(1, 1 + N * K)
+  assert relative(rms.apply(params, x), expected) <= 1e-6
+
+
+def test_gelu_is_exact():
+  x = np.linspace(-6, 6, 101, dtype=np.float32)
+  expected = [t * statistics.NormalDist().cdf(t) for t in x.tolist()]
+  np.testing.assert_allclose(ops.gelu(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_flash_attention_is_the_same_function(monkeypatch):

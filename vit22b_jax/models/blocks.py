@@ -109,6 +109,34 @@ class Projection(nn.Module):
     return kernel, self.param('bias', init, self.bias_shape, jnp.float32)
 
 
+class Norm(nn.Module):
+  """LayerNorm, or RMSNorm: no centring and no bias. `ops.norm` with its arrays.
+
+  Attributes:
+    kind: 'layer' or 'rms'.
+    use_scale: whether there is a scale.
+    use_bias: whether there is a bias.
+    eps: added to the variance.
+  """
+
+  kind: str
+  use_scale: bool
+  use_bias: bool
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    """Normalises over the last axis, in float32; the result has x's dtype."""
+
+    def vector(name, init):
+      init = nn.with_logical_partitioning(init, (axes.NORM,))
+      return self.param(name, init, x.shape[-1:], jnp.float32)
+
+    scale = vector('scale', nn.initializers.ones) if self.use_scale else None
+    bias = vector('bias', nn.initializers.zeros) if self.use_bias else None
+    return ops.norm(x, scale, bias, self.eps, centre=self.kind == 'layer')
+
+
 class Transformer(nn.Module, kw_only=True):
   """The fields that blocks, and models made of blocks, have in common.
 
@@ -129,7 +157,7 @@ class Transformer(nn.Module, kw_only=True):
     qkv_bias: whether queries, keys and values have a bias.
     softmax_scale: attention logits are divided by the root of the 'head'
       dimension or of the 'width'.
-    init: 'vit' or 'torch', see `inits`.
+    init_kind: 'vit' or 'torch', see `inits`.
     dropout: rate, on hidden units of the MLP and on each branch's output.
     attention: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
     dtype: of matrix products and the residual stream. Parameters, norms,
@@ -168,25 +196,15 @@ class Transformer(nn.Module, kw_only=True):
     names = [f.name for f in fields if f.name not in ('name', 'parent')]
     return {name: getattr(self, name) for name in names}
 
-  def make_norm(self, name: str) -> nn.Module:
-    """A norm over the last axis: float32 inside, `dtype` outside.
-
-    The variance is the mean squared difference, since a stream with a large
-    mean leaves nothing of a difference of squares.
-    """
-    ones = nn.with_logical_partitioning(nn.initializers.ones, (axes.NORM,))
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.NORM,))
-    shared = {
-      'epsilon': self.eps,
-      'dtype': self.dtype,
-      'use_scale': self.norm_scale,
-      'scale_init': ones,
-      'use_fast_variance': False,
-      'name': name,
-    }
-    if self.norm == 'rms':
-      return nn.RMSNorm(**shared)
-    return nn.LayerNorm(**shared, use_bias=self.norm_bias, bias_init=zeros)
+  def make_norm(self, name: str) -> Norm:
+    """A norm over the last axis."""
+    return Norm(
+      kind=self.norm,
+      use_scale=self.norm_scale,
+      use_bias=self.norm_bias,
+      eps=self.eps,
+      name=name,
+    )
 
   def projection(
     self,
@@ -237,7 +255,7 @@ class Block(Transformer, kw_only=True):
     return o, stats
 
   def _hidden(self, h: Array, train: bool) -> Array:
-    h = nn.gelu(h, approximate=False)
+    h = ops.gelu(h)
     return nn.Dropout(self.dropout, deterministic=not train)(h)
 
   def _branch(self, x: Tokens, train: bool) -> Tokens:

@@ -38,7 +38,7 @@ class MapPool(blocks.Transformer, kw_only=True):
     y = self.make_norm('mlp_in_norm')(x)
     names = (axes.EMBED, axes.MLP)
     weights = self.projection('mlp_in', (d, f), names, d, (f,))
-    y = nn.gelu(ops.linear(y, *weights, self.precision), approximate=False)
+    y = ops.gelu(ops.linear(y, *weights, self.precision))
     weights = self.projection('mlp_out', (f, d), names[::-1], f, (d,))
     return x + ops.linear(y, *weights, self.precision)
 
@@ -102,8 +102,8 @@ class Head(nn.Module):
     if self.kind != 'linear':
       names = (axes.EMBED, axes.MLP)
       x = self._linear('hidden', x, self.hidden, names, inits.kernel)
-      x = BatchNorm(name='batch_norm')(x, train) if 'bn' in self.kind else x
-      x = nn.gelu(x, approximate=False)
+      x = BatchNorm(name='batch_norm')(x, train) if self.kind == 'mlp_bn' else x
+      x = ops.gelu(x)
     inputs = axes.EMBED if self.kind == 'linear' else axes.MLP
     names = (inputs, axes.CLASSES)
     return self._linear('logits', x, self.num_classes, names, inits.head)

@@ -7,6 +7,8 @@ and width, `N K` heads and head size, `J = F/N` a head's share of the MLP, and
 function computes in the dtype of its first argument.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -16,6 +18,41 @@ from vit22b_jax import errors
 
 Heads = Float[Array, 'B N L K']
 Qkv = tuple[Heads, Heads, Heads]
+
+
+def norm(
+  x: Float[Array, '*B D'],
+  scale: Float[Array, ' D'] | None,
+  bias: Float[Array, ' D'] | None,
+  eps: float,
+  centre: bool,
+) -> Float[Array, '*B D']:
+  """(x - mean) / sqrt(variance + eps) scale + bias over the last axis.
+
+  In float32, with the variance as a mean of squared differences, since a stream
+  with a large mean leaves nothing of a difference of squares.
+
+  Args:
+    x: tokens; the result has its dtype.
+    scale: None for 1.
+    bias: None for 0.
+    eps: added to the variance.
+    centre: False leaves the mean out everywhere (RMSNorm).
+  """
+  y = x.astype(jnp.float32)
+  y = y - y.mean(axis=-1, keepdims=True) if centre else y
+  y *= jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
+  y = y if scale is None else y * scale
+  y = y if bias is None else y + bias
+  return y.astype(x.dtype)
+
+
+def gelu(x: Float[Array, '*B']) -> Float[Array, '*B']:
+  """The exact GELU, x P(a standard normal number < x).
+
+  erf as it is costs a CPU half of the erfc that `jax.nn.gelu` uses.
+  """
+  return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def linear(
