@@ -50,9 +50,12 @@ def norm(
 def gelu(x: Float[Array, '*B']) -> Float[Array, '*B']:
   """The exact GELU, x P(a standard normal number < x).
 
-  erf as it is costs a CPU half of the erfc that `jax.nn.gelu` uses.
+  erf as it is costs a CPU half of the erfc that `jax.nn.gelu` uses; in float32,
+  since 1 + erf loses all digits of a half precision for negative x.
   """
-  return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+  y = x.astype(jnp.float32)
+  y = 0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+  return y.astype(x.dtype)
 
 
 def linear(
