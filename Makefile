@@ -26,12 +26,14 @@ EXTRA ?= $(shell \
     echo tpu; \
   fi)
 
-# The CPU build of torch. Some registries have it under the plain version; from
-# PyTorch's own: TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
+# Which torch the peers get. PyTorch's own registry has CPU builds, without 5 GB
+# of CUDA: TORCH='--index-url https://download.pytorch.org/whl/cpu
+# --extra-index-url https://pypi.org/simple torch torchvision'
 TORCH ?= torch==2.13.0
 
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --durations=10
+# A file's tests stay on one worker and share what they compiled.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 
 .PHONY: help run test test-all lint clean
 
@@ -80,6 +82,5 @@ $(VENV)/.installed-%: $(REQUIREMENTS) | $(BIN)/python
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
 	@echo 'Installing [peers] into $(VENV); the first time takes minutes.'
-	$(INSTALL) $(TORCH)
-	$(INSTALL) -e '.[peers]'
+	$(INSTALL) -e '.[peers]' $(TORCH)
 	@touch $@
