@@ -1,12 +1,16 @@
-"""Small data sets made on the spot: image folders, prepared TFDS sets.
+"""Small data sets made on the spot: image folders, TFDS sets, a remote disk.
 
 Images are coloured by their class, with noise that makes each one unique, so a
 test can tell where an image came from and a model can learn from them.
 """
 
+import os
 import pathlib
 
+import fsspec.implementations.local
 import numpy as np
+import pytest
+from etils.epath import backend, gpath
 from PIL import Image
 
 
@@ -85,3 +89,21 @@ def make_tfds(
     disable_shuffling=True,
   )
   return pathlib.Path(builder.data_dir)
+
+
+def make_remote(monkeypatch: pytest.MonkeyPatch, root: pathlib.Path) -> None:
+  """Makes `s3://NAME/...` a stand-in of a remote disk: the folder root/NAME.
+
+  epath's own code for remote file systems runs, only the last layer is local.
+  """
+
+  class Remote(fsspec.implementations.local.LocalFileSystem):
+    @classmethod
+    def _strip_protocol(cls, path):
+      path = os.fspath(path).replace('s3://', f'{root}/')
+      return super()._strip_protocol(path)
+
+  remote = Remote(skip_instance_cache=True)
+  # With TensorFlow installed epath would use its file systems.
+  monkeypatch.setattr(gpath, '_is_tf_installed', lambda: False)
+  monkeypatch.setattr(backend.fsspec_backend, 'fs', lambda path: remote)

@@ -9,7 +9,6 @@ import sys
 import data_fixtures
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
 
 from vit22b_jax import errors
@@ -509,17 +508,15 @@ def test_a_set_of_something_else_is_refused(tmp_path):
 # Remote file systems.
 
 
-def test_folders_go_through_epath(tmp_path, monkeypatch):
-  """A stand-in of gs://: epath alone can resolve these addresses."""
-  root = data_fixtures.make_folder(tmp_path / 'data')
-  real = epath.Path
-
-  def resolve(address):
-    return real(str(address).replace('gs://bucket', str(tmp_path)))
-
-  monkeypatch.setattr(epath, 'Path', resolve)
-  for gigabytes in (4, 0):
-    data = _load('gs://bucket/data', cache_max_gb=gigabytes)
-    assert data.class_names == ('bird', 'cat', 'dog')
-    assert data.train[0]['image'].shape == (13, 13, 3)
-  assert root.exists()
+@pytest.mark.parametrize('cache_max_gb', [4, 0], ids=['memory', 'lazy'])
+def test_folders_may_be_remote(tmp_path, monkeypatch, cache_max_gb):
+  counts = {'train': 5, 'test': 2}
+  root = data_fixtures.make_folder(tmp_path / 'bucket/data', counts=counts)
+  here = _load(root)
+  data_fixtures.make_remote(monkeypatch, tmp_path)
+  there = _load('s3://bucket/data', cache_max_gb=cache_max_gb)
+  assert there.class_names == here.class_names
+  index = np.arange(len(here.train))
+  np.testing.assert_array_equal(
+    there.train.gather(index)['image'], here.train.images
+  )

@@ -39,6 +39,8 @@ def folder(name: str, place: str, identity: Any) -> pathlib.Path:
     identity: JSON-able; equal identities mean equal arrays.
   """
   root = os.environ.get('VIT22B_JAX_CACHE') or '~/.cache/vit22b_jax'
+  if '://' not in place:
+    place = os.path.abspath(place)
   readable = re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-48:]
   keys = f'{_key(place)}-{_key([FORMAT_VERSION, identity])}'
   return pathlib.Path(root).expanduser() / f'{readable}-{keys}'

@@ -69,7 +69,7 @@ def find(path: str) -> tuple[dict[str, FolderRecords], tuple[str, ...]]:
   Raises:
     UserError: the folder is missing, empty or laid out otherwise.
   """
-  root = epath.Path(path)
+  root = epath.Path(path).expanduser()
   if not path or not root.is_dir():
     raise errors.UserError(f'data folder {path!r} does not exist; {_LAYOUT}.')
   if not (root / 'train').is_dir():

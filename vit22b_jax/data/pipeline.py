@@ -25,6 +25,7 @@ from vit22b_jax.data import splits
 Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 
 _AHEAD = 4  # Batches gathered ahead by each process.
+_MAX_THREADS = 16  # Each holds a batch.
 
 
 def steps_per_epoch(split: splits.Split, batch_size: int) -> int:
@@ -77,10 +78,14 @@ class BatchIterator(grain.DatasetIterator):
 
   def __next__(self) -> Batch:
     self._assert_not_closed()
-    batch = next(self._started())
+    try:
+      batch = next(self._started())
+    except StopIteration:
+      self._stop()
+      raise
     self._position += 1
     index = batch.pop('index')
-    self._split.check(index, batch)
+    self._split.check(np.maximum(index, 0), batch)
     readable = batch.pop('readable')
     if self._keep_mask:
       return batch | {'mask': (readable & (index >= 0)).astype(np.float32)}
@@ -113,22 +118,22 @@ class BatchIterator(grain.DatasetIterator):
     batches = self._batches[self._position :].map(
       functools.partial(_gather, self._split)
     )
-    if isinstance(self._split, splits.ArraySplit):
-      threads = 1  # A gather holds the interpreter's lock or is memory-bound.
-    else:
-      threads = 1 if self._workers else os.cpu_count() or 1
+    workers = 0 if isinstance(self._split, splits.ArraySplit) else self._workers
+    threads = 1
+    if self._split.decodes and not workers:
+      threads = min(os.cpu_count() or 1, _MAX_THREADS)
     dataset = batches.to_iter_dataset(
       grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads)
       )
     )
-    if self._workers and isinstance(self._split, splits.LazySplit):
+    if workers:
       if not flags.FLAGS.is_parsed():
         # Grain hands flags to its workers; outside absl.app nobody parses any.
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(
-          num_workers=self._workers, per_worker_buffer_size=2
+          num_workers=workers, per_worker_buffer_size=2
         )
       )
     return dataset

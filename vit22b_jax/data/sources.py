@@ -9,11 +9,12 @@ What fits into `cache_max_gb` is decoded once, kept in memory and cached on disk
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from vit22b_jax import errors
 from vit22b_jax.data import cache, digits, folder, splits, tfds_source
@@ -101,6 +102,8 @@ def _dataset(
 ) -> Dataset:
   """Holds out a validation part where there is none, and says what is what."""
   train, val, test = (parts.get(split) for split in ('train', 'val', 'test'))
+  if test is None:
+    logging.warning('%s has no test part: the evaluation is on val', name)
   origin = 'its own'
   if val is None:
     first, second = splits.hold_out(train.labels, val_fraction, seed)
@@ -112,7 +115,7 @@ def _dataset(
     len(train),
     len(val),
     origin,
-    'no test: evaluated on val' if test is None else f'{len(test)} test',
+    f'{len(test) if test else 0} test',
     len(class_names),
   )
   return Dataset(train, val, test, class_names, skipped)
@@ -151,6 +154,10 @@ def _in_memory(
   )
   found = cache.read(path)
   if found is None:
+    count = sum(len(part) for part in records.values())
+    logging.warning(
+      'decoding %d images of %s, to be kept in %s', count, name, path
+    )
     found = _decode_all(name, records, stored)
     cache.write(path, *found)
   arrays, meta = found
@@ -164,58 +171,54 @@ def _in_memory(
     if split == 'test' and len(labels) and np.all(labels == -1):
       logging.info('the test part of %s has no labels: left aside', name)
       continue
-    _check_part(name, split, labels, class_names)
+    _check_part(f'{name} {split}', labels, meta['lost'][split], class_names)
     parts[split] = splits.ArraySplit(images, labels, image_size)
   return parts, skipped
 
 
 def _check_part(
-  name: str,
-  split: str,
-  labels: Shaped[np.ndarray, ' N'],
-  class_names: tuple[str, ...],
+  what: str,
+  labels: Int[np.ndarray, ' N'],
+  lost: Sequence[int],
+  class_names: Sequence[str],
 ) -> None:
-  if not len(labels):
+  """Raises UserError for labels out of range, classes without an image."""
+  splits.check_labels(labels, len(class_names), lambda i: f'{what}[{i}]')
+  if lost:
+    names = ', '.join(class_names[label] for label in lost[:20])
     raise errors.UserError(
-      f'no readable image in the {split} part of {name!r}.'
+      f'no readable image in {what} of class(es): {names}.'
     )
-  splits.check_labels(
-    labels, len(class_names), lambda i: f'{name} {split}[{i}]'
-  )
-  if split == 'train':
-    missing = set(range(len(class_names))) - set(np.unique(labels).tolist())
-    if missing:
-      names = ', '.join(class_names[label] for label in sorted(missing)[:20])
-      raise errors.UserError(
-        f'no readable image in {name!r} train for class(es): {names}.'
-      )
 
 
 def _decode_all(
   name: str, records: Mapping[str, AnyRecords], side: int
-) -> tuple[dict[str, Shaped[np.ndarray, '...']], dict[str, list[str]]]:
-  """Decodes every record: arrays by name, and {'skipped': corrupt ones}."""
+) -> tuple[dict[str, Shaped[np.ndarray, '...']], dict[str, Any]]:
+  """Decodes every record.
+
+  Returns:
+    Arrays by name; `skipped`, the names of corrupt images, and `lost`, for each
+    split the labels of which none could be read.
+  """
   start = time.monotonic()
-  arrays, skipped = {}, []
+  arrays, skipped, lost = {}, [], {}
   for split, part in records.items():
     images = np.empty((len(part), side, side, 3), np.uint8)
     labels = np.empty(len(part), np.int32)
-    row = 0
-    for index, (data, label) in enumerate(part):
+    readable = np.ones(len(part), bool)
+    for row, (data, label) in enumerate(part):
+      labels[row] = label
       try:
         images[row] = images_lib.decode(data, side)
       except images_lib.CorruptImage as error:
-        skipped.append(f'{part.name(index)} ({error})')
-        continue
-      labels[row] = label
-      row += 1
-    arrays[f'{split}_images'], arrays[f'{split}_labels'] = (
-      images[:row],
-      labels[:row],
-    )
-  seconds = time.monotonic() - start
-  logging.info('decoded %s in %.1f s', name, seconds)
-  return arrays, {'skipped': skipped}
+        readable[row] = False
+        skipped.append(f'{part.name(row)} ({error})')
+    lost[split] = np.setdiff1d(labels, labels[readable]).tolist()
+    if not readable.all():
+      images, labels = images[readable], labels[readable]
+    arrays |= {f'{split}_images': images, f'{split}_labels': labels}
+  logging.info('decoded %s in %.1f s', name, time.monotonic() - start)
+  return arrays, {'skipped': skipped, 'lost': lost}
 
 
 def _lazy(

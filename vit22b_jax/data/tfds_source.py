@@ -203,11 +203,11 @@ def _random_access(info) -> bool:
 def _prepared(name: str, data_dir: str):
   import tensorflow_datasets as tfds
 
-  where = {'data_dir': data_dir} if data_dir else {}
+  root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+  where = {'data_dir': root}
   base = re.split('[:/]', name)[0]
   known = tfds.list_builders(with_community_datasets=False)
-  prepared = epath.Path(data_dir or tfds.core.constants.DATA_DIR) / base
-  if base not in known and not prepared.exists():
+  if base not in known and not (root / base).exists():
     raise errors.UserError(_unknown(name, known))
   try:
     builder = tfds.builder(name, **where)

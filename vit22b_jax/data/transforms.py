@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from vit22b_jax import errors
 from vit22b_jax.data import randaugment
 
-PRESETS = ('none', 'paper', 'standard', 'randaugment')
+PRESETS = ('none', 'paper', 'crop', 'standard', 'randaugment')
 
 _PAPER_FLIP = 0.33  # "RandomHorizontalFlip(0.33), RandomVerticalFlip(0.33)"
 
@@ -25,8 +25,9 @@ def augment(
 
   - `none`: as it is.
   - `paper`: horizontal and vertical flips, each with probability 0.33.
-  - `standard`: zero padding by an eighth of the side (4 at 32 px) and a random
-    crop, then a horizontal flip with probability 0.5.
+  - `crop`: zero padding by an eighth of the side (4 at 32 px) and a random
+    crop; for images that a mirror makes another thing, such as digits.
+  - `standard`: `crop`, then a horizontal flip with probability 0.5.
   - `randaugment`: `standard`, then RandAugment (see `randaugment.py`).
 
   Args:
@@ -45,6 +46,7 @@ def augment(
     )
   one = {
     'paper': _paper,
+    'crop': _shift,
     'standard': _standard,
     'randaugment': _randaugment,
   }[preset]
