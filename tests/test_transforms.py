@@ -203,6 +203,18 @@ def test_paper_flips_each_axis_in_a_third_of_the_images(augment):
   np.testing.assert_allclose(share[3], 0.33**2, atol=0.02)
 
 
+def test_crop_shifts_alike_in_both_directions(augment):
+  size, pad = 8, 1
+  image = np.zeros((1, size, size, 1), np.uint8)
+  image[0, 3, 5] = 255
+  images = jnp.tile(jnp.asarray(image), (900, 1, 1, 1))
+  out = np.asarray(augment(jax.random.key(0), images, preset='crop'))
+  shifts = np.stack(np.nonzero(out[..., 0])[1:], 1) - (3, 5)
+  found, counts = np.unique(shifts, axis=0, return_counts=True)
+  assert found.tolist() == [[y, x] for y in (-pad, 0, pad) for x in (-1, 0, 1)]
+  np.testing.assert_allclose(counts, 100, atol=40)
+
+
 def test_standard_shifts_by_an_eighth_at_most_and_flips_half(augment):
   size, pad = 16, 2
   image = np.zeros((1, size, size, 1), np.uint8)

@@ -46,7 +46,8 @@ def augment(
     )
   one = {
     'paper': _paper,
-    'crop': _shift,
+    'crop': _crop,
+    'crop': _crop,
     'standard': _standard,
     'randaugment': _randaugment,
   }[preset]
@@ -73,7 +74,7 @@ def _standard(
   key: PRNGKeyArray, image: UInt8[Array, 'H W C']
 ) -> UInt8[Array, 'H W C']:
   crop, flip = jax.random.split(key)
-  return _flip(flip, _shift(crop, image), axis=1, probability=0.5)
+  return _flip(flip, _crop(crop, image), axis=1, probability=0.5)
 
 
 def _randaugment(
@@ -93,7 +94,7 @@ def _flip(
   return jnp.where(flipped, jnp.flip(image, axis), image)
 
 
-def _shift(
+def _crop(
   key: PRNGKeyArray, image: UInt8[Array, 'H W C']
 ) -> UInt8[Array, 'H W C']:
   """Zero padding and a random crop of the original size."""
