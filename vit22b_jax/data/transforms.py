@@ -47,7 +47,6 @@ def augment(
   one = {
     'paper': _paper,
     'crop': _crop,
-    'crop': _crop,
     'standard': _standard,
     'randaugment': _randaugment,
   }[preset]
