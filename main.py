@@ -16,9 +16,7 @@ import os
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit22b_jax import configuration, errors

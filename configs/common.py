@@ -57,7 +57,7 @@ def _data() -> config_dict.ConfigDict:
   c.name = 'cifar10'  # a TFDS name, 'folder:PATH' or 'digits'
   c.dir = ''  # where prepared TFDS sets lie; '': TFDS' own default
   c.image_size = 32  # pixels a side, after resizing
-  c.augment = 'paper'  # none | paper | standard | randaugment
+  c.augment = 'paper'  # none | paper | crop | standard | randaugment
   c.mean = (0.4914, 0.4822, 0.4465)  # subtracted from RGB in [0, 1]
   c.std = (0.2023, 0.1994, 0.2010)  # then divided by
   c.val_fraction = 0.1  # of the training part, when there's no validation part

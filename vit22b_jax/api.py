@@ -10,7 +10,6 @@ logits = model.apply(variables, images)
 from typing import Any
 
 from etils import epath
-import jax
 from ml_collections import config_dict
 
 from vit22b_jax import (
@@ -19,6 +18,8 @@ from vit22b_jax import (
   errors,
   evaluate,
   sharding,
+)
+from vit22b_jax import (
   workdir as workdir_lib,
 )
 from vit22b_jax.data import sources
@@ -84,13 +85,13 @@ def read_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
   Raises:
     UserError: the folder isn't a run's.
   """
-  text = workdir_lib.read_json(workdir, workdir_lib.CONFIG)
+  text = workdir_lib.read_text(workdir, workdir_lib.CONFIG)
   if text is None:
     raise errors.UserError(
       f'{workdir} is not the folder of a run: it has no config.json. Give the '
       '--workdir of a training run.'
     )
-  return configuration.from_dict(text)
+  return configuration.from_json(text)
 
 
 def open_run(
@@ -110,6 +111,6 @@ def open_run(
   mesh = sharding.make_mesh()
   task = classification.Classification(config, mesh, names, data)
   manager = checkpoint.Manager(
-    workdir, metric=task.best_metric, mode=task.best_mode, read_only=True
+    workdir, scores=evaluate.scores(task, workdir), read_only=True
   )
   return task, manager

@@ -1,7 +1,7 @@
 """Saves and restores runs: Orbax, plus a checksum for every array.
 
-    manager = checkpoint.Manager(workdir, keep=2, keep_best=1)
-    manager.save(step, state, data=iterator, meta={...}, metrics={...})
+    manager = checkpoint.Manager(workdir, scores=scores, keep=2, keep_best=1)
+    manager.save(step, state, data=iterator, meta={...})
     found = manager.restore(abstract_state, data=iterator)
 
 Layout: `WORKDIR/checkpoints/STEP/{state,data,meta}`: the state's arrays, the
@@ -15,15 +15,16 @@ the one before it is used.
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from absl import logging
-from etils import epath
 import grain
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped, UInt32
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import checkpoint_managers
 
 from vit22b_jax import errors
@@ -74,15 +75,37 @@ def _named_checksums(state: Any) -> dict[str, int]:
   return {name: int(value) for name, value in zip(names, sums, strict=True)}
 
 
+def _best(
+  steps: Iterable[int], scores: Mapping[int, float], count: int
+) -> list[int]:
+  """The `count` steps with the best scores; of equal ones the earlier."""
+  scored = [step for step in steps if step in scores]
+  return sorted(scored, key=lambda step: (-scores[step], step))[:count]
+
+
+@dataclasses.dataclass
+class _KeepBest(checkpoint_managers.PreservationPolicy):
+  """Preserves the checkpoints with the best scores."""
+
+  scores: Mapping[int, float]
+  count: int
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    steps = [info.step for info in checkpoints]
+    best = _best(steps, self.scores, self.count)
+    return [step in best for step in steps]
+
+
 class Manager:
   """The checkpoints of one workdir.
 
   Args:
     workdir: the run's folder; `gs://` paths work.
+    scores: how good the state of each evaluated step is, more being better;
+      the caller adds to it, and a save looks at it to choose what to keep.
     keep: how many of the newest checkpoints stay.
-    keep_best: how many of the best by `metric` stay as well.
-    metric: the name of the metric to rank by, in `save(metrics=...)`.
-    mode: 'max' or 'min': which values of the metric are better.
+    keep_best: how many of those with the best scores stay as well.
     read_only: leave everything as it is, also what is damaged.
   """
 
@@ -90,28 +113,18 @@ class Manager:
     self,
     workdir: epath.PathLike,
     *,
+    scores: Mapping[int, float],
     keep: int = 1,
     keep_best: int = 0,
-    metric: str = '',
-    mode: str = 'max',
     read_only: bool = False,
   ):
     self.workdir = epath.Path(workdir)
-    self._metric = metric
+    self._scores = scores
     self._read_only = read_only
-    self._mode = mode
-    policies = [checkpoint_managers.LatestN(keep)]
-    if keep_best:
-      policies.append(
-        checkpoint_managers.BestN(
-          get_metric_fn=lambda metrics: metrics[metric],
-          reverse=mode == 'min',
-          n=keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
     self._options = ocp.CheckpointManagerOptions(
-      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+        [checkpoint_managers.LatestN(keep), _KeepBest(scores, keep_best)]
+      ),
       cleanup_tmp_directories=not read_only,
       read_only=read_only,
     )
@@ -128,16 +141,9 @@ class Manager:
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """The step with the best metric; None before any evaluation."""
-    values = {}
-    for step in self._manager.all_steps():
-      metrics = self._meta(step)['metrics'] or {}
-      if self._metric in metrics:
-        values[step] = metrics[self._metric]
-    if not values:
-      return None
-    sign = 1 if self._mode == 'max' else -1
-    return max(values, key=lambda step: (sign * values[step], -step))
+    """The saved step with the best score; None before any evaluation."""
+    best = _best(self._manager.all_steps(), self._scores, 1)
+    return best[0] if best else None
 
   def save(
     self,
@@ -146,7 +152,6 @@ class Manager:
     *,
     data: grain.DatasetIterator | None,
     meta: dict[str, Any],
-    metrics: dict[str, float] | None = None,
   ) -> bool:
     """Starts saving; the state may be donated as soon as this returns.
 
@@ -155,7 +160,6 @@ class Manager:
       state: any tree of jax arrays.
       data: an iterator with `get_state`, at the position to resume from.
       meta: a JSON object.
-      metrics: what to rank by, if an evaluation was done at this step.
 
     Returns:
       Whether anything was saved.
@@ -169,7 +173,6 @@ class Manager:
       meta,
       format=FORMAT,
       checksums=_named_checksums(state),
-      metrics=metrics,
     )
     if jax.default_backend() == 'cpu':
       # Orbax keeps views of host buffers, which the next step would overwrite.
@@ -178,9 +181,7 @@ class Manager:
     if data is not None:
       items['data'] = grain.checkpoint.CheckpointSave(data)
     try:
-      return self._manager.save(
-        step, args=ocp.args.Composite(**items), metrics=metrics
-      )
+      return self._manager.save(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
       raise _unwritable(self.workdir, error) from error
 

@@ -5,8 +5,8 @@ code = command.run('train', config=config, workdir='runs/x')
 
 from typing import Any
 
-from etils import epath
 import jax
+from etils import epath
 
 from vit22b_jax import (
   api,
@@ -16,6 +16,8 @@ from vit22b_jax import (
   report,
   sharding,
   train,
+)
+from vit22b_jax import (
   workdir as workdir_lib,
 )
 

@@ -21,7 +21,7 @@ from vit22b_jax import durations, errors, losses, optim
 
 CHOICES = {
   'task': ('classification',),
-  'data.augment': ('none', 'paper', 'standard', 'randaugment'),
+  'data.augment': ('none', 'paper', 'crop', 'standard', 'randaugment'),
   'optim.name': optim.OPTIMIZERS,
   'optim.decay': optim.DECAYS,
   'optim.schedule': tuple(optim.SCHEDULES),

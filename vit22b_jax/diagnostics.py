@@ -17,9 +17,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
 # Columns of diagnostics.csv, in order, after `step`.
 COLUMNS = (

@@ -4,22 +4,40 @@ evaluate.finish(task, manager, run)        # the run's final evaluation
 evaluate.predict(task, variables, files)   # rows of file, class, probability
 """
 
-from collections.abc import Callable, Iterator
 import csv
 import io
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from etils import epath
 import jax
 import numpy as np
+from etils import epath
 
-from vit22b_jax import checkpoint, errors, sharding, workdir
-from vit22b_jax.data import device
+from vit22b_jax import checkpoint, errors, sharding, weights, workdir
 from vit22b_jax.data import images as images_lib
+from vit22b_jax.data import pipeline
 
 EVAL = 'eval.json'
 PREDICTIONS = 'predictions.npz'
 _SAMPLES = 48  # images kept with their predictions, for the report
+
+
+def scores(task: Any, path: epath.PathLike) -> dict[int, float]:
+  """How good each evaluated step of a run is, more being better.
+
+  Args:
+    task: the run's task; names the metric.
+    path: the run's folder, with its metrics.jsonl.
+  """
+  sign = 1 if task.best_mode == 'max' else -1
+  text = workdir.read_text(path, workdir.METRICS) or ''
+  rows = [json.loads(line) for line in text.split('\n')[:-1]]
+  return {
+    row['step']: sign * row[task.best_metric]
+    for row in rows
+    if task.best_metric in row
+  }
 
 
 def restore(
@@ -161,7 +179,7 @@ def _batches(
   def placed():
     batch = np.zeros((size, side, side, 3), np.uint8)
     batch[: len(images)] = images
-    return device.place({'image': batch}, sharding.batch(task.mesh))['image']
+    return pipeline.place({'image': batch}, sharding.batch(task.mesh))['image']
 
   for path in images_lib.find(folder):
     try:
@@ -179,8 +197,6 @@ def _batches(
 
 def export(task: Any, variables: Any, run: workdir.Workdir) -> epath.Path:
   """Writes model.safetensors under timm's names, and says where."""
-  from vit22b_jax import weights
-
   path = run.path / 'model.safetensors'
   weights.export(
     path,

@@ -58,7 +58,7 @@ class Watcher:
   @property
   def exit_code(self) -> int:
     """128 + the signal's number, as shells count: 143 SIGTERM, 130 SIGINT."""
-    return 128 + self.signal
+    return 128 + self.signal if self.signal else 0
 
   def check(self) -> None:
     """Raises Interrupted once a signal has arrived."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit22b_jax import errors
 from vit22b_jax.models import axes

@@ -12,15 +12,17 @@ checkpoint n holds the state after it.
 """
 
 import dataclasses
+import math
 import sys
 import time
 from typing import Any
 
-from clu import parameter_overview
-from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
+from clu import parameter_overview
+from etils import epath
 
 from vit22b_jax import (
   checkpoint,
@@ -31,6 +33,9 @@ from vit22b_jax import (
   flops,
   preemption,
   report,
+  weights,
+)
+from vit22b_jax import (
   workdir as workdir_lib,
 )
 from vit22b_jax.data import sources
@@ -42,18 +47,11 @@ class Progress:
   """What the loop itself remembers; saved with each checkpoint.
 
   Attributes:
-    evaluated: the step of the last evaluation.
-    best: the best validation metric so far, and `best_step` its step.
-    stale: evaluations since the best one.
     interval: sums of the training metrics since the last row, and `rows`
       their number.
     seconds: time spent so far in this loop.
   """
 
-  evaluated: int = 0
-  best: float | None = None
-  best_step: int = 0
-  stale: int = 0
   interval: dict[str, float] = dataclasses.field(default_factory=dict)
   rows: int = 0
   seconds: float = 0.0
@@ -61,11 +59,11 @@ class Progress:
 
 def open_workdir(
   config: Any, path: epath.PathLike
-) -> tuple[workdir_lib.Workdir, list[configuration.Change]]:
+) -> tuple[workdir_lib.Workdir, list[tuple[str, Any, Any]]]:
   """Makes or reopens a run's folder; refuses another run's.
 
   Returns:
-    The folder, and the changes of free keys to tell the user.
+    The folder, and what changed of the keys that may: (key, old, new) each.
 
   Raises:
     UserError: the folder can't be written, or belongs to a run whose model,
@@ -76,13 +74,21 @@ def open_workdir(
     tensorboard=config.log.tensorboard,
     writer=jax.process_index() == 0,
   )
-  old = workdir_lib.read_json(path, workdir_lib.CONFIG)
+  old = workdir_lib.read_text(path, workdir_lib.CONFIG)
   changes = []
   if old is not None:
-    changes = configuration.check_resume(old, config.to_dict(), run.path)
-  run.write_json(workdir_lib.CONFIG, config.to_dict())
-  devices = [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
-  run.write_json(workdir_lib.VERSIONS, workdir_lib.versions(devices))
+    before = configuration.from_json(old)
+    identity, changes = configuration.diff(before, config)
+    if identity:
+      rows = '\n'.join(
+        f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity
+      )
+      raise errors.UserError(
+        f'The workdir {run.path} belongs to a run with another '
+        f'configuration:\n{rows}\nUse another folder, as in '
+        f'--workdir={run.path}_2, or the same configuration.'
+      )
+  run.write_bytes(workdir_lib.CONFIG, configuration.to_json(config).encode())
   return run, changes
 
 
@@ -106,12 +112,12 @@ class Loop:
     self.run = run
     self.watcher = watcher
     self.progress = Progress()
+    self.scores: dict[int, float] = {}
     self.manager = checkpoint.Manager(
       run.path,
+      scores=self.scores,
       keep=self.config.checkpoint.keep,
       keep_best=self.config.checkpoint.keep_best,
-      metric=task.best_metric,
-      mode=task.best_mode,
     )
     self.data = task.train_iterator()
     self._log_every = task.steps(self.config.log.every)
@@ -129,6 +135,7 @@ class Loop:
     if found:
       self.progress = Progress(**found.meta['progress'])
       self.run.truncate(found.step)
+      self.scores.update(evaluate.scores(task, self.run.path))
       say(
         f'Resuming from checkpoint {found.step} of {task.total_steps} steps in '
         f'{self.run.path}.'
@@ -137,8 +144,6 @@ class Loop:
     self.run.truncate(0)
     state = task.init()
     if config.init_from:
-      from vit22b_jax import weights
-
       params = weights.load_pretrained(
         config.init_from,
         task.model,
@@ -200,10 +205,9 @@ class Loop:
       self._save(state, step)
       self._finish_saving()
       raise preemption.Interrupted(self.watcher.signal.name)
-    values = self._evaluate_once(state, step) if evaluate_now else None
-    improved = values and self.progress.best_step == step
+    improved = evaluate_now and self._evaluate_once(state, step)
     if save_now or improved or self._out_of_patience():
-      self._save(state, step, values)
+      self._save(state, step)
 
   @staticmethod
   def _due(step: int, every: int, total: int) -> bool:
@@ -215,7 +219,10 @@ class Loop:
 
   def _out_of_patience(self) -> bool:
     patience = self.config.eval.early_stop
-    return patience > 0 and self.progress.stale >= patience
+    if not patience or not self.scores:
+      return False
+    best = max(self.scores, key=lambda step: (self.scores[step], -step))
+    return sum(step > best for step in self.scores) >= patience
 
   # --- Records -------------------------------------------------------------
 
@@ -230,10 +237,10 @@ class Loop:
     )
     columns = {name: row[name] for name in self.task.diagnostic_names}
     self.run.diagnostics(step, columns)
-    if row['verdict/onset'] or row['verdict/stopped']:
-      self._event(state, step, row)
     if row['verdict/stopped']:
       self._stop(state, step, row, batch, position)
+    if row['verdict/onset']:
+      self._event(state, step, row)
     progress = self.progress
     for name in ('loss', 'train/top1'):
       progress.interval[name] = progress.interval.get(name, 0.0) + row[name]
@@ -244,7 +251,10 @@ class Loop:
     )
     self._bar.update()
 
-  def _event(self, state: Any, step: int, row: dict[str, float]) -> None:
+  def _event(
+    self, state: Any, step: int, row: dict[str, float], message: str = ''
+  ) -> None:
+    """Writes an explosion down: when, how far, what moved first and where."""
     names = self.task.signal_names
     history = np.asarray(state.monitor.history)
     values = np.array([row.get(name, np.nan) for name in names])
@@ -270,6 +280,7 @@ class Loop:
         'max_abs_grad': settings.max_abs_grad,
       },
       action='halt' if kind == 'non_finite' else action,
+      message=message,
     )
     self.run.event(event)
     say(
@@ -281,21 +292,18 @@ class Loop:
 
   def _stop(self, state, step, row, batch, position) -> None:
     """Saves the state before a step that must not be applied, and raises."""
-    layer = None
+    what = 'an explosion, and diagnostics.on_explosion is "halt"'
     if not row['verdict/finite']:
       layer = self.task.locate_nonfinite(state, batch)
+      what = f'the loss is {row["loss"]:.4g}; first non-finite: {layer}'
+    self._event(state, step, row, what)
     self.data.set_state(position)
     monitor = state.monitor
     state = state.replace(
-      monitor=monitor.replace(stopped=jax.numpy.zeros_like(monitor.stopped))
+      monitor=monitor.replace(stopped=jnp.zeros_like(monitor.stopped))
     )
     self._save(state, step - 1)
     self._finish_saving()
-    what = (
-      f'the loss is {row["loss"]:.4g}; first non-finite: {layer}'
-      if layer
-      else 'an explosion, and diagnostics.on_explosion is "halt"'
-    )
     raise errors.TrainingStopped(
       f'Step {step}: {what}. The state before that step is checkpoint '
       f'{step - 1} in {self.run.path}; diagnostics.csv and events.jsonl there '
@@ -346,11 +354,10 @@ class Loop:
 
   # --- Evaluation and checkpoints --------------------------------------------
 
-  def _evaluate_once(self, state: Any, step: int) -> dict[str, float] | None:
-    """Validates, unless this step has been (a resumed run may ask again)."""
-    progress = self.progress
-    if progress.evaluated == step:
-      return None
+  def _evaluate_once(self, state: Any, step: int) -> bool:
+    """Validates, unless this step has been; whether it is the best so far."""
+    if step in self.scores:
+      return False
     start = time.monotonic()
     try:
       variables, _ = self.task.variables(vars(state))
@@ -367,26 +374,20 @@ class Loop:
       step, {'epoch': step / self.task.steps_per_epoch, **values}
     )
     self.run.flush()
-    progress.evaluated = step
-    value = values[self.task.best_metric]
-    sign = 1 if self.task.best_mode == 'max' else -1
-    if progress.best is None or sign * value > sign * progress.best:
-      progress.best, progress.best_step, progress.stale = value, step, 0
-    else:
-      progress.stale += 1
+    score = values[self.task.best_metric]
+    score = score if self.task.best_mode == 'max' else -score
+    improved = all(score > old for old in self.scores.values())
+    self.scores[step] = score
     say(
       f'step {step}  validation: loss {values["val/loss"]:.4f}, top-1 '
       f'{values["val/top1"]:.4f}, top-5 {values["val/top5"]:.4f}, AUROC '
-      f'{values["val/auroc"]:.4f} (best top-1 {progress.best:.4f})'
+      f'{values["val/auroc"]:.4f}{" (best so far)" if improved else ""}'
     )
     # The interval's speed is that of training alone.
-    pause = time.monotonic() - start
-    self._interval_start += pause
-    return values
+    self._interval_start += time.monotonic() - start
+    return improved
 
-  def _save(
-    self, state: Any, step: int, values: dict[str, float] | None = None
-  ) -> None:
+  def _save(self, state: Any, step: int) -> None:
     start = time.monotonic()
     self.run.flush()
     self.manager.save(
@@ -397,7 +398,6 @@ class Loop:
         progress=dataclasses.asdict(self.progress),
         config=self.config.to_dict(),
       ),
-      metrics=values,
     )
     self._saved_at = time.monotonic()
     self._interval_start += self._saved_at - start
@@ -424,30 +424,31 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
   """
   with preemption.Watcher() as watcher:
     folder, changes = open_workdir(config, path)
-    for change in changes:
-      say(f'Changed since the workdir was made: {change}')
+    for key, old, new in changes:
+      say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
     data = load_data(config)
     folder.write_json(workdir_lib.CLASSES, list(data.class_names))
     task = classification.Classification(config, mesh, data.class_names, data)
+    folder.write_json(workdir_lib.VERSIONS, _environment(task))
     loop = Loop(task, folder, watcher)
     state = loop.restore()
     _introduce(task, state, data)
     try:
       loop.fit(state)
       loop.manager.wait()
-      del state
       say('Evaluating on the test part.')
       result = evaluate.finish(task, loop.manager, folder, watcher.check)
+      _conclude(result, loop.progress)
     except preemption.Interrupted as reason:
       say(
         f'Stopped by {reason}; everything is saved: the same command resumes.'
       )
-      return watcher.exit_code
     finally:
       loop.manager.close()
       folder.close()
-    _conclude(task, loop.progress, result, folder)
-  return 0
+      if jax.process_index() == 0:
+        say(f'Report: {report.write(folder.path)}')
+    return watcher.exit_code
 
 
 def load_data(config: Any) -> sources.Dataset:
@@ -464,6 +465,17 @@ def load_data(config: Any) -> sources.Dataset:
   )
 
 
+def _environment(task: Any) -> dict[str, Any]:
+  """versions.json: software, devices, and the model's size."""
+  shapes = jax.tree.leaves(task.abstract_weights['params'])
+  return {
+    **workdir_lib.versions(
+      [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
+    ),
+    'parameters': sum(math.prod(x.shape) for x in shapes),
+  }
+
+
 def _introduce(task: Any, state: Any, data: sources.Dataset) -> None:
   """Prints what is about to be trained, on what."""
   say(parameter_overview.get_parameter_overview(state.params))
@@ -477,19 +489,14 @@ def _introduce(task: Any, state: Any, data: sources.Dataset) -> None:
   )
 
 
-def _conclude(
-  task: Any, progress: Progress, result: dict[str, Any], folder: Any
-) -> None:
-  """Prints the result and writes the report."""
-  path = None
-  if jax.process_index() == 0:
-    path = report.write(folder.path)
+def _conclude(result: dict[str, Any], progress: Progress) -> None:
+  """Prints the result."""
   say(
     f'\nDone: {result["split"]} top-1 {result["top1"]:.4f}, top-5 '
     f'{result["top5"]:.4f}, AUROC {result["auroc"]:.4f}, loss '
     f'{result["loss"]:.4f} over {result["num_examples"]} images, with the '
     f'weights ({result["weights"]}) of step {result["step"]}.\n'
-    f'Trained for {progress.seconds:.0f} s. Report: {path}'
+    f'Trained for {progress.seconds:.0f} s.'
   )
 
 

@@ -43,10 +43,16 @@ def is_remote(path: epath.PathLike) -> bool:
   return '://' in os.fspath(path)
 
 
+def read_text(workdir: epath.PathLike, name: str) -> str | None:
+  """The content of a file of a run, or None where there's none."""
+  path = epath.Path(workdir) / name
+  return path.read_text() if path.exists() else None
+
+
 def read_json(workdir: epath.PathLike, name: str) -> Any | None:
   """The content of a JSON file of a run, or None where there's none."""
-  path = epath.Path(workdir) / name
-  return json.loads(path.read_text()) if path.exists() else None
+  text = read_text(workdir, name)
+  return None if text is None else json.loads(text)
 
 
 class GrowingFile:
@@ -255,7 +261,7 @@ class _TensorBoard:
         pass
 
 
-class _explained:  # noqa: N801 (a context manager, used like a function)
+class _explained:
   """Turns an OSError on the workdir into an error that says what to do."""
 
   def __init__(self, path: epath.Path):

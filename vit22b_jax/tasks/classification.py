@@ -10,18 +10,18 @@ diagnostics) happens inside one jitted step. The step returns its scalars as one
 vector, so that reading them costs a single transfer.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
-from flax.training import dynamic_scale
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8, UInt32
 import numpy as np
+from flax.training import dynamic_scale
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from vit22b_jax import (
   diagnostics,
@@ -33,7 +33,7 @@ from vit22b_jax import (
   optim,
   sharding,
 )
-from vit22b_jax.data import device, pipeline, sources, splits, transforms
+from vit22b_jax.data import pipeline, sources, splits, transforms
 from vit22b_jax.models import vit
 
 
@@ -136,7 +136,7 @@ class Classification:
   def _plan_training(self) -> None:
     config = self.config
     self.steps_per_epoch = pipeline.steps_per_epoch(
-      len(self.data.train), config.batch_size
+      self.data.train, config.batch_size
     )
     self.total_steps = self.steps(config.duration, whole=True)
     self.tx, self._schedule = optim.make(
@@ -269,9 +269,9 @@ class Classification:
       *diagnostics.VERDICT,
     ]
 
-  def train_iterator(self) -> device.Prefetch:
+  def train_iterator(self) -> pipeline.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
-    return device.Prefetch(
+    return pipeline.DeviceIterator(
       pipeline.train_iterator(
         self.data.train,
         batch_size=self.config.batch_size // jax.process_count(),
@@ -562,7 +562,7 @@ class Classification:
     total, probabilities, labels = None, [], []
     for batch in batches:
       check()
-      placed = device.place(batch, sharding.batch(self.mesh))
+      placed = pipeline.place(batch, sharding.batch(self.mesh))
       sums, *rest = jax.device_get(self._eval_step(variables, placed))
       total = sums if total is None else metrics.merge(total, sums)
       keep = rest[2] > 0

@@ -1,0 +1,296 @@
+"""The loop: an interrupted run ends as an uninterrupted one, bit for bit."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_vit22b_ti
+from vit22b_jax import (
+  api,
+  checkpoint,
+  errors,
+  evaluate,
+  sharding,
+  train,
+)
+from vit22b_jax.tasks import classification
+
+
+def _config(**overrides):
+  config = digits_vit22b_ti.get_config('tiny')
+  config.log.tensorboard = False
+  config.duration = '6 steps'
+  config.checkpoint.every = '2 steps'
+  config.eval.every = '4 steps'
+  config.log.every = '4 steps'
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def _one_device():
+  return jax.sharding.Mesh(
+    np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'tensor')
+  )
+
+
+def _run(workdir, **overrides):
+  return train.run(_config(**overrides), workdir, _one_device())
+
+
+def _rows(workdir, name='metrics.jsonl'):
+  return [json.loads(x) for x in (workdir / name).read_text().splitlines()]
+
+
+def _without_speed(rows):
+  return [
+    {k: v for k, v in row.items() if not k.startswith('perf/')} for row in rows
+  ]
+
+
+def _final_state(workdir):
+  config = api.read_config(workdir)
+  data = train.load_data(config)
+  task = classification.Classification(
+    config, _one_device(), data.class_names, data
+  )
+  manager = checkpoint.Manager(workdir, scores={}, read_only=True)
+  found = manager.restore(vars(task.abstract_state))
+  manager.close()
+  return found
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run of 6 steps that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp('whole')
+  assert _run(workdir) == 0
+  return workdir
+
+
+def test_files_of_a_run(whole):
+  found = {path.name for path in whole.iterdir()}
+  assert found >= {
+    'config.json',
+    'versions.json',
+    'classes.json',
+    'metrics.jsonl',
+    'diagnostics.csv',
+    'eval.json',
+    'predictions.npz',
+    'checkpoints',
+    'report.html',
+  }
+  lines = (whole / 'diagnostics.csv').read_text().splitlines()
+  assert lines[0] == (
+    'step,loss,max_logit,max_abs_grad,grad_norm,clipped_grad_norm,'
+    'update_norm,param_norm'
+  )
+  assert [int(line.split(',')[0]) for line in lines[1:]] == [1, 2, 3, 4, 5, 6]
+  result = json.loads((whole / 'eval.json').read_text())
+  assert result['split'] == 'test' and result['num_examples'] == 359
+  assert set(result) >= {'loss', 'top1', 'top5', 'auroc', 'step'}
+  with np.load(whole / 'predictions.npz') as file:
+    assert file['confusion'].sum() == 359
+    assert file['images'].shape == (48, 8, 8, 3)
+  rows = _rows(whole)
+  assert [row['step'] for row in rows] == [4, 4, 6, 6]
+
+
+class _SignalAfter:
+  """Sends this process a signal when the loop has asked for n batches."""
+
+  def __init__(self, monkeypatch, batches):
+    original = train.Loop._after
+
+    def after(loop, state, step, total):
+      if step == batches:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return original(loop, state, step, total)
+
+    monkeypatch.setattr(train.Loop, '_after', after)
+
+
+@pytest.mark.parametrize('step', [3, 4])
+def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
+  with monkeypatch.context() as patch:
+    _SignalAfter(patch, step)
+    assert _run(tmp_path) == 128 + signal.SIGTERM
+  assert not (tmp_path / 'eval.json').exists()
+  assert (tmp_path / 'report.html').exists()
+  assert _run(tmp_path) == 0
+
+  expected, found = _final_state(whole), _final_state(tmp_path)
+  assert found.step == expected.step == 6
+  jax.tree.map(np.testing.assert_array_equal, found.state, expected.state)
+  for name in ('diagnostics.csv', 'eval.json'):
+    assert (tmp_path / name).read_text() == (whole / name).read_text()
+  assert _without_speed(_rows(tmp_path)) == _without_speed(_rows(whole))
+
+
+def test_crash_without_a_save_loses_and_doubles_no_row(
+  whole, tmp_path, monkeypatch
+):
+  """Killed in step 4: rows after checkpoint 2 are dropped and made again."""
+
+  class Killed(BaseException):
+    pass
+
+  original = train.Loop._after
+
+  def after(loop, state, step, total):
+    original(loop, state, step, total)
+    if step == 3:
+      loop._record(state)
+      loop.run.flush()
+      raise Killed
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(train.Loop, '_after', after)
+    _run(tmp_path)
+  assert len((tmp_path / 'diagnostics.csv').read_text().splitlines()) == 4
+  assert _run(tmp_path) == 0
+  for name in ('diagnostics.csv', 'eval.json'):
+    assert (tmp_path / name).read_text() == (whole / name).read_text()
+  assert _without_speed(_rows(tmp_path)) == _without_speed(_rows(whole))
+
+
+def test_another_config_is_refused_and_a_longer_run_is_not(
+  whole, tmp_path, capsys
+):
+  assert _run(tmp_path, duration='2 steps') == 0
+  with pytest.raises(errors.UserError) as caught:
+    _run(tmp_path, **{'optim.learning_rate': 1e-4, 'seed': 3})
+  message = str(caught.value)
+  assert 'optim.learning_rate' in message and 'seed' in message
+  assert '--workdir' in message
+  assert _run(tmp_path, **{'mesh.data': 1, 'duration': '6 steps'}) == 0
+  assert "'2 steps' -> '6 steps'" in capsys.readouterr().out
+  assert _final_state(tmp_path).step == 6
+
+
+def test_evaluation_uses_the_best_checkpoint(whole):
+  config = api.read_config(whole)
+  task, manager = api.open_run(whole, config, train.load_data(config))
+  step, variables, kind = evaluate.restore(task, manager, 'best')
+  rows = [row for row in _rows(whole) if 'val/top1' in row]
+  best = max(rows, key=lambda row: row['val/top1'])
+  assert step == best['step'] and kind == 'params'
+  result = task.evaluate(variables, task.data.val)
+  np.testing.assert_allclose(result.values['loss'], best['val/loss'], rtol=1e-6)
+  manager.close()
+
+
+def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
+  """A poisoned bias in the third step: the layer is named, step 2 is saved."""
+  original = classification.Classification._loss
+
+  def poisoned(self, params, **kwargs):
+    loss, aux = original(self, params, **kwargs)
+    labels = kwargs['labels']
+    return loss + (labels[0] == poison) * jax.numpy.log(-1.0), aux
+
+  config = _config()
+  data = train.load_data(config)
+  batches = classification.Classification(
+    config, _one_device(), data.class_names, data
+  ).train_iterator()
+  first = [int(next(batches)['label'][0]) for _ in range(4)]
+  batches.close()
+  poison = first[2]
+  bad_step = first.index(poison) + 1
+  monkeypatch.setattr(classification.Classification, '_loss', poisoned)
+  with pytest.raises(errors.TrainingStopped, match=f'Step {bad_step}'):
+    _run(tmp_path)
+  found = _final_state(tmp_path) if bad_step > 1 else None
+  if found:
+    assert found.step == bad_step - 1
+    assert not found.state['monitor'].stopped
+  event = _rows(tmp_path, 'events.jsonl')[-1]
+  assert event['kind'] == 'non_finite' and event['step'] == bad_step
+  assert (tmp_path / 'report.html').exists()
+
+
+@pytest.mark.parametrize('policy', ['record', 'skip_step', 'halt'])
+def test_explosion_policies(tmp_path, policy):
+  overrides = {
+    'diagnostics.on_explosion': policy,
+    'diagnostics.max_abs_grad': 1e-6,
+    'diagnostics.ignore': '1 steps',
+    'duration': '3 steps',
+  }
+  if policy == 'halt':
+    with pytest.raises(errors.TrainingStopped, match='Step 2'):
+      _run(tmp_path, **overrides)
+  else:
+    assert _run(tmp_path, **overrides) == 0
+  table = (tmp_path / 'diagnostics.csv').read_text().splitlines()[1:]
+  param_norms = [row.split(',')[-1] for row in table]
+  if policy == 'skip_step':
+    assert param_norms[1] == param_norms[2]  # step 2 changed nothing
+  elif policy == 'record':
+    assert param_norms[1] != param_norms[2]
+  event = _rows(tmp_path, 'events.jsonl')[0]
+  assert event['kind'] == 'transient' and event['step'] == 1
+
+
+def test_early_stop(tmp_path):
+  overrides = {
+    'optim.learning_rate': 1e-12,
+    'eval.every': '1 steps',
+    'eval.early_stop': 2,
+  }
+  assert _run(tmp_path, **overrides) == 0
+  assert [row['step'] for row in _rows(tmp_path) if 'val/top1' in row] == [
+    1,
+    2,
+    3,
+  ]
+  assert _run(tmp_path, **overrides) == 0  # stays stopped
+  assert _final_state(tmp_path).step == 3
+
+
+def test_load_gives_the_evaluated_model(whole):
+  model, variables = api.load(whole)
+  config = api.read_config(whole)
+  data = train.load_data(config)
+  result = json.loads((whole / 'eval.json').read_text())
+  images = (data.test.images / 255.0 - 0.305) / 0.376
+  assert config.data.mean == (0.305,) * 3 and config.data.std == (0.376,) * 3
+  logits = model.apply(variables, images.astype(np.float32))
+  top1 = np.mean(logits.argmax(-1) == data.test.labels)
+  np.testing.assert_allclose(top1, result['top1'], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'shape', [dict(data=4, fsdp=2), dict(data=2, fsdp=2, tensor=2)]
+)
+def test_sharded_equals_one_device(shape):
+  """Losses of 5 steps to 1e-5, and the shardings of the compiled step."""
+  config = _config(**{'model.mlp_dim': 64, 'diagnostics.per_layer': True})
+  data = train.load_data(config)
+
+  def losses(mesh):
+    task = classification.Classification(config, mesh, data.class_names, data)
+    state, batches = task.init(), task.train_iterator()
+    rows = []
+    for _ in range(5):
+      state, scalars = task.train_step(state, next(batches))
+      rows.append(np.asarray(scalars))
+    batches.close()
+    return np.stack(rows), state
+
+  expected, _ = losses(_one_device())
+  found, state = losses(sharding.make_mesh(**shape))
+  np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5)
+  np.testing.assert_allclose(found[:, 1:7], expected[:, 1:7], rtol=2e-4)
+  kernel = state.params['block_00']['in_proj']['kernel']  # [D, N, K + ...]
+  moment = state.opt_state[1].mu['block_00']['in_proj']['kernel']
+  parts = kernel.addressable_shards[0].data.shape
+  whole = kernel.shape
+  assert parts[0] == whole[0] // shape['fsdp']
+  assert parts[1] == whole[1] // shape.get('tensor', 1)
+  assert moment.sharding == kernel.sharding
