@@ -177,7 +177,10 @@ class Manager:
     if jax.default_backend() == 'cpu':
       # Orbax keeps views of host buffers, which the next step would overwrite.
       state = jax.tree.map(jnp.copy, state)
-    items = dict(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
+    items = {
+      'state': ocp.args.PyTreeSave(state),
+      'meta': ocp.args.JsonSave(meta),
+    }
     if data is not None:
       items['data'] = grain.checkpoint.CheckpointSave(data)
     try:
@@ -252,15 +255,15 @@ class Manager:
         'in its versions.json.'
       )
     self._check_shapes(step, abstract_state, meta)
-    items = dict(
-      state=ocp.args.PyTreeRestore(
+    items = {
+      'state': ocp.args.PyTreeRestore(
         item=abstract_state,
         restore_args=ocp.checkpoint_utils.construct_restore_args(
           abstract_state
         ),
         partial_restore=True,
       )
-    )
+    }
     if data is not None:
       items['data'] = grain.checkpoint.CheckpointRestore(data)
     state = self._manager.restore(step, args=ocp.args.Composite(**items))[

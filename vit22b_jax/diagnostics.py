@@ -149,15 +149,15 @@ def measure(
   grad_norm = optax.tree.norm(grads)
   clipped = jnp.minimum(grad_norm, clip_norm) if clip_norm else grad_norm
   largest = [jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)]
-  return dict(
-    loss=loss,
-    max_logit=max_logit,
-    max_abs_grad=jnp.max(jnp.stack(largest)),
-    grad_norm=grad_norm,
-    clipped_grad_norm=clipped,
-    update_norm=optax.tree.norm(updates),
-    param_norm=optax.tree.norm(params),
-  )
+  return {
+    'loss': loss,
+    'max_logit': max_logit,
+    'max_abs_grad': jnp.max(jnp.stack(largest)),
+    'grad_norm': grad_norm,
+    'clipped_grad_norm': clipped,
+    'update_norm': optax.tree.norm(updates),
+    'param_norm': optax.tree.norm(params),
+  }
 
 
 def layer_norms(grads: dict[str, Any]) -> dict[str, Float[Array, '']]:
@@ -313,10 +313,10 @@ def explain(
 
   layered = [i for i, name in enumerate(names) if '/' in name]
   earliest, layer = first(list(range(len(names)))), first(layered)
-  return dict(
-    moved_first=None if earliest is None else names[earliest],
-    layer=None if layer is None else f'block_{names[layer].split("/")[1]}',
-  )
+  return {
+    'moved_first': None if earliest is None else names[earliest],
+    'layer': None if layer is None else f'block_{names[layer].split("/")[1]}',
+  }
 
 
 def first_nonfinite(

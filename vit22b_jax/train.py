@@ -394,10 +394,10 @@ class Loop:
       step,
       vars(state),
       data=self.data,
-      meta=dict(
-        progress=dataclasses.asdict(self.progress),
-        config=self.config.to_dict(),
-      ),
+      meta={
+        'progress': dataclasses.asdict(self.progress),
+        'config': self.config.to_dict(),
+      },
     )
     self._saved_at = time.monotonic()
     self._interval_start += self._saved_at - start

@@ -486,7 +486,7 @@ class Classification:
       shapes.get('batch_stats', {}),
     )
     ema = params if self.config.optim.ema else None
-    return dict(params=params, batch_stats=batch_stats, ema=ema)
+    return {'params': params, 'batch_stats': batch_stats, 'ema': ema}
 
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """What the model applies: averaged weights where there are any.
