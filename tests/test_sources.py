@@ -382,16 +382,29 @@ def _run(code, **environment):
   ).stdout
 
 
-def test_the_second_start_needs_no_tensorflow(prepared, no_decoding):
-  code = (
-    'import sys\n'
-    'from vit22b_jax.data import images, sources\n'
-    'images.decode = None\n'
-    'data = sources.load("cifar10", dir=sys.argv[1], image_size=32)\n'
-    'print(len(data.train), "tensorflow" in sys.modules)'
-  ).replace('sys.argv[1]', repr(str(prepared['tfrecord'])))
-  sources.load('cifar10', dir=str(prepared['tfrecord']), image_size=32)
+def test_neither_start_needs_tensorflow_nor_the_second_an_image(prepared):
+  code = f"""
+import sys
+from vit22b_jax.data import images, sources
+for _ in range(2):
+  data = sources.load('cifar10', dir={place!r}, image_size=9)
+  images.decode = None
+print(len(data.train), 'tensorflow' in sys.modules)
+"""
   assert _run(code).split()[-2:] == ['108', 'False']
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'missing'])
+def test_incomplete_tfrecords_are_an_error(prepared, tmp_path, damage):
+  shutil.copytree(prepared['tfrecord'], tmp_path / 'set')
+  (path,) = (tmp_path / 'set').rglob('*train.tfrecord*')
+  if damage == 'truncated':
+    path.write_bytes(path.read_bytes()[:-7])
+  else:
+    path.unlink()
+  count = {'truncated': 119, 'missing': 0}[damage]
+  with pytest.raises(errors.UserError, match=f'{count} records of train, exp'):
+    sources.load('cifar10', dir=str(tmp_path / 'set'), image_size=32)
 
 
 def test_small_images_are_kept_small_and_enlarged_when_read(prepared):
