@@ -383,6 +383,7 @@ def _run(code, **environment):
 
 
 def test_neither_start_needs_tensorflow_nor_the_second_an_image(prepared):
+  place = str(prepared['tfrecord'])
   code = f"""
 import sys
 from vit22b_jax.data import images, sources
