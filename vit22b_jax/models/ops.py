@@ -1,10 +1,11 @@
 """How projections and attention are multiplied out: pure functions of arrays.
 
 Parameter layouts are fixed by `blocks.py`; which product of these arrays a
-backend likes best is decided here and nowhere else. `B L D` are batch, tokens
-and width, `N K` heads and head size, `J = F/N` a head's share of the MLP, and
-`E = 3K + J` a head's slice [q, k, v, mlp] of a fused input projection. Every
-function computes in the dtype of its first argument.
+backend likes best is decided here and nowhere else, when a function is traced
+(`cpu` holds what only a CPU likes). `B L D` are batch, tokens and width, `N K`
+heads and head size, `J = F/N` a head's share of the MLP, and `E = 3K + J` a
+head's slice [q, k, v, mlp] of a fused input projection. Every function computes
+in the dtype of its first argument.
 """
 
 import math
@@ -15,9 +16,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
+from vit22b_jax.models import cpu
 
 Heads = Float[Array, 'B N L K']
 Qkv = tuple[Heads, Heads, Heads]
+
+
+def _on_cpu() -> bool:
+  return jax.default_backend() == 'cpu'
 
 
 def norm(
@@ -39,6 +45,8 @@ def norm(
     eps: added to the variance.
     centre: False leaves the mean out everywhere (RMSNorm).
   """
+  if _on_cpu():
+    return cpu.norm(x, scale, bias, eps, centre)
   y = x.astype(jnp.float32)
   y = y - y.mean(axis=-1, keepdims=True) if centre else y
   y *= jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
@@ -65,8 +73,12 @@ def linear(
   precision: str,
 ) -> Float[Array, '*B F']:
   """x W + b."""
-  y = jnp.matmul(x, kernel.astype(x.dtype), precision=precision)
-  return y if bias is None else y + bias.astype(x.dtype)
+  kernel = kernel.astype(x.dtype)
+  bias = None if bias is None else bias.astype(x.dtype)
+  if _on_cpu():
+    return cpu.linear(x, kernel, bias, precision)
+  y = jnp.matmul(x, kernel, precision=precision)
+  return y if bias is None else y + bias
 
 
 def project_heads_in(
@@ -77,6 +89,11 @@ def project_heads_in(
   precision: str,
 ) -> tuple[Heads, ...]:
   """`parts` equal slices of each head's columns, as queries, keys, values."""
+  if _on_cpu():
+    bias = None if bias is None else bias.reshape(-1)
+    y = linear(x, kernel.reshape(len(kernel), -1), bias, precision)
+    y = jnp.split(y.reshape(*x.shape[:2], *kernel.shape[1:]), parts, axis=-1)
+    return tuple(cpu.hold(jnp.swapaxes(t, 1, 2)) for t in y)
   kernel = kernel.astype(x.dtype)
   y = jnp.einsum('bld,dne->bnle', x, kernel, precision=precision)
   if bias is not None:
@@ -137,8 +154,7 @@ def project_in(
   Returns:
     q, k, v [B, N, L, K], and the MLP's hidden units before the GELU.
   """
-  on_cpu = jax.default_backend() == 'cpu'
-  product = project_in_split if on_cpu else project_in_fused
+  product = project_in_split if _on_cpu() else project_in_fused
   return product(x, kernel, bias, head_dim, precision)
 
 
@@ -149,6 +165,9 @@ def project_heads_out(
   precision: str,
 ) -> Float[Array, 'B L D']:
   """Output projection of attention."""
+  if _on_cpu():
+    o = cpu.hold(jnp.swapaxes(o, 1, 2))
+    return project_units(o, kernel, bias, precision)
   kernel = kernel.astype(o.dtype)
   y = jnp.einsum('bnlk,nkd->bld', o, kernel, precision=precision)
   return y if bias is None else y + bias.astype(o.dtype)
@@ -208,8 +227,7 @@ def project_out(
     bias: the sum of the two projections' biases.
     precision: of the products.
   """
-  on_cpu = jax.default_backend() == 'cpu'
-  product = project_out_split if on_cpu else project_out_fused
+  product = project_out_split if _on_cpu() else project_out_fused
   return product(o, h, kernel, bias, precision)
 
 

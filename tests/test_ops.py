@@ -1,0 +1,150 @@
+"""What a CPU computes agrees with what other backends do: values, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vit22b_jax.models import ops
+
+# Batch, tokens, heads, head size, a head's share of the MLP: distinct primes,
+# but for those that devices divide.
+B, L, N, K, J = 4, 11, 2, 5, 7
+D = 13
+
+
+def normal(key, *shape):
+  """Small enough that differences don't grow from one function to the next."""
+  return 0.3 * jax.random.normal(jax.random.key(key), shape)
+
+
+def sequential(x, p, precision='highest'):
+  """Every function that a sequential block calls."""
+  y = ops.norm(x, p['scale'], p['shift'], 1e-6, True)
+  q, k, v = ops.project_heads_in(y, p['qkv'], p['qkv_bias'], 3, precision)
+  o = ops.attention(q, k, v, 0.5, precision)[0]
+  x += ops.project_heads_out(o, p['attn_out'], p['bias'], precision)
+  y = ops.norm(x, None, None, 1e-6, False)
+  h = ops.gelu(ops.linear(y, p['mlp_in'], p['mlp_bias'], precision))
+  return x + ops.linear(h, p['mlp_out'], None, precision)
+
+
+def parallel(x, p, precision='highest'):
+  """Every function that a parallel block calls."""
+  y = ops.norm(x, p['scale'], None, 1e-6, True)
+  (q, k, v), h = ops.project_in(y, p['in'], p['in_bias'], K, precision)
+  q = ops.norm(q, p['q_scale'], None, 1e-6, True)
+  o = ops.attention(q, k, v, 0.5, precision)[0]
+  return x + ops.project_out(o, ops.gelu(h), p['out'], p['bias'], precision)
+
+
+PARAMS = {
+  sequential: {
+    'scale': normal(1, D),
+    'shift': normal(2, D),
+    'qkv': normal(3, D, N, 3 * K),
+    'qkv_bias': normal(4, N, 3 * K),
+    'attn_out': normal(5, N, K, D),
+    'bias': normal(6, D),
+    'mlp_in': normal(7, D, N * J),
+    'mlp_bias': normal(8, N * J),
+    'mlp_out': normal(9, N * J, D),
+  },
+  parallel: {
+    'scale': normal(1, D),
+    'in': normal(2, D, N, 3 * K + J),
+    'in_bias': normal(3, N, J),
+    'q_scale': normal(4, K),
+    'out': normal(5, N, K + J, D),
+    'bias': normal(6, D),
+  },
+}
+X = normal(0, B, L, D)
+
+
+def value_and_gradients(block, x, params):
+  """A scalar of the block's output, the output, and all gradients."""
+
+  def loss(x, params):
+    y = block(x, params)
+    return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, params)
+
+
+def assert_close(actual, expected, tolerance):
+  """max|a - b| / max|b| of every leaf."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    a, b = (np.asarray(t, np.float64) for t in (a, b))
+    assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+  """Runs a function as it is traced for a backend that isn't a CPU."""
+
+  def run(function, *args):
+    with monkeypatch.context() as patch:
+      patch.setattr(ops, '_on_cpu', lambda: False)
+      return function(*args)
+
+  return run
+
+
+@pytest.mark.parametrize('block', PARAMS)
+@pytest.mark.parametrize(
+  ('dtype', 'tolerance'), [('float32', 2e-6), ('bfloat16', 0.1)]
+)
+def test_values_and_gradients_agree(block, dtype, tolerance, elsewhere):
+  args = block, X.astype(dtype), PARAMS[block]
+  actual = jax.jit(value_and_gradients, static_argnums=0)(*args)
+  assert_close(actual, elsewhere(value_and_gradients, *args), tolerance)
+
+
+@pytest.mark.parametrize('block', PARAMS)
+def test_gradients_of_gradients_agree(block, elsewhere):
+  def penalty(params):
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(block(x, params))))(X)
+    return jnp.sum(gradient**2)
+
+  actual = jax.grad(penalty)(PARAMS[block])
+  assert_close(actual, elsewhere(jax.grad(penalty), PARAMS[block]), 1e-5)
+
+
+@pytest.mark.parametrize('block', PARAMS)
+def test_devices_agree_with_one(block):
+  """Batch over 4 devices, heads and hidden units over 2."""
+  mesh = jax.make_mesh((4, 2), ('d', 't'), axis_types=(AxisType.Auto,) * 2)
+
+  def place(path, leaf):
+    heads = {'qkv': 1, 'in': 1, 'attn_out': 0, 'out': 0, 'in_bias': 0}
+    heads |= {'qkv_bias': 0, 'mlp_in': 1, 'mlp_bias': 0, 'mlp_out': 0}
+    spec = [None] * leaf.ndim
+    if path[0].key in heads:
+      spec[heads[path[0].key]] = 't'
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+  params = jax.tree_util.tree_map_with_path(place, PARAMS[block])
+  x = jax.device_put(X, NamedSharding(mesh, PartitionSpec('d')))
+  step = jax.jit(value_and_gradients, static_argnums=0)
+  assert_close(step(block, x, params), step(block, X, PARAMS[block]), 2e-6)
+  text = step.lower(block, x, params).compile().as_text()
+  assert f'f32[{B // 4},{L},{D}]' in text  # The batch stays split.
+
+
+def test_norm_of_rows_with_a_large_mean_keeps_its_digits():
+  x = X + 1e4
+  expected = np.asarray(x, np.float64)
+  expected -= expected.mean(-1, keepdims=True)
+  expected /= np.sqrt((expected**2).mean(-1, keepdims=True) + 1e-6)
+  actual = ops.norm(x, None, None, 1e-6, True)
+  np.testing.assert_allclose(actual, expected, atol=0.02)
+
+
+def test_gelu_is_the_exact_one():
+  x = jnp.linspace(-6, 6, 1001)
+  expected = jax.nn.gelu(x, approximate=False)
+  np.testing.assert_allclose(ops.gelu(x), expected, atol=1e-6)
