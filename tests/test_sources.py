@@ -504,6 +504,23 @@ def test_a_set_that_cannot_be_had_says_how_to_prepare_it(tmp_path, monkeypatch):
   assert f'--config.data.dir={tmp_path}' in message
 
 
+def test_a_set_is_prepared_where_there_is_a_network(
+  prepared, tmp_path, monkeypatch
+):
+  import tensorflow_datasets as tfds
+
+  def download(builder):
+    assert builder.info.file_format.value == 'array_record'
+    shutil.copytree(prepared['array_record'], tmp_path, dirs_exist_ok=True)
+
+  monkeypatch.setattr('socket.getaddrinfo', lambda *_: [])
+  monkeypatch.setattr(
+    tfds.core.DatasetBuilder, 'download_and_prepare', download
+  )
+  data = sources.load('cifar10', dir=str(tmp_path), image_size=32)
+  assert len(data.test) == 30
+
+
 def test_a_set_of_something_else_is_refused(tmp_path):
   import tensorflow_datasets as tfds
 
