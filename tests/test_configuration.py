@@ -95,7 +95,7 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
     ('optim.schedule', 'cosin', "mean 'cosine'"),
     ('optim.decay', 'x', 'matrices, all'),
     ('loss.kind', 'softmx', "mean 'softmax'"),
-    ('data.augment', 'flip', 'none, paper, standard, randaugment'),
+    ('data.augment', 'flip', 'none, paper, crop, standard, randaugment'),
     ('diagnostics.on_explosion', 'skip', "mean 'skip_step'"),
     ('task', 'classify', "mean 'classification'"),
     ('batch_size', 0, 'batch_size=0 must be at least 1'),

@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from vit22b_jax import durations, errors, losses, optim
+from vit22b_jax.data import transforms
 
 CHOICES = {
   'task': ('classification',),
