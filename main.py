@@ -19,7 +19,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vit22b_jax import configuration, errors
+from vit22b_jax import configuration, errors, host
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of configs/, with words after a colon.'
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch() -> int:
+  host.keep_freed_memory()
   from vit22b_jax import command  # jax starts here, after the flags are sound
 
   given = _CONFIG.value is not None
