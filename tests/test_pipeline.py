@@ -7,7 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vit22b_jax import errors
 from vit22b_jax.data import pipeline, sources, splits
@@ -137,7 +137,7 @@ def test_the_state_does_not_depend_on_workers_or_processes(lazy):
 
 
 def _sharding():
-  mesh = jax.make_mesh((8,), ('data',))
+  mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))
   return NamedSharding(mesh, PartitionSpec('data'))
 
 

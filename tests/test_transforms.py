@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
 from vit22b_jax import errors
@@ -184,6 +185,17 @@ def test_presets_keep_shape_and_type_and_follow_the_key(preset, batch, augment):
   np.testing.assert_array_equal(first, again)
   other = augment(jax.random.key(2), batch, preset=preset)
   assert preset == 'none' or not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize('preset', transforms.PRESETS)
+def test_augmentation_does_not_depend_on_the_devices(preset, augment):
+  mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))
+  sharding = NamedSharding(mesh, PartitionSpec('data'))
+  images = jnp.asarray(_random((16, 12, 12, 3)))
+  one = augment(jax.random.key(3), images, preset=preset)
+  placed = jax.device_put(images, sharding)
+  eight = augment(jax.random.key(3), placed, preset=preset)
+  np.testing.assert_array_equal(one, eight)
 
 
 def test_images_of_a_batch_are_augmented_apart(augment):

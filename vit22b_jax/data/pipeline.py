@@ -1,7 +1,7 @@
 """Splits -> batches on devices: shuffle, shard, gather, prefetch (Grain).
 
 Indices are shuffled and batched, and each batch is gathered at once: from
-memory in a background thread, or decoded by threads or worker processes. The
+memory, where that is quick, or decoded by threads or worker processes. The
 batch of a position is the same for any number of workers, and the union over
 processes of the batches of a position is the same for any number of processes.
 """
@@ -119,12 +119,13 @@ class BatchIterator(grain.DatasetIterator):
       functools.partial(_gather, self._split)
     )
     workers = 0 if isinstance(self._split, splits.ArraySplit) else self._workers
-    threads = 1
-    if self._split.decodes and not workers:
-      threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    threads = 0  # Handing over from a thread costs more than a gather.
+    if self._split.decodes:
+      threads = 1 if workers else min(os.cpu_count() or 1, _MAX_THREADS)
     dataset = batches.to_iter_dataset(
       grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads)
+        num_threads=threads,
+        prefetch_buffer_size=threads and max(_AHEAD, threads),
       )
     )
     if workers:
