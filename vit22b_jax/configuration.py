@@ -22,14 +22,13 @@ from vit22b_jax.data import transforms
 
 CHOICES = {
   'task': ('classification',),
-  'data.augment': ('none', 'paper', 'crop', 'standard', 'randaugment'),
+  'data.augment': transforms.PRESETS,
   'optim.name': optim.OPTIMIZERS,
   'optim.decay': optim.DECAYS,
   'optim.schedule': tuple(optim.SCHEDULES),
   'loss.kind': losses.KINDS,
   'eval.checkpoint': ('best', 'last'),
   'diagnostics.on_explosion': ('record', 'skip_step', 'halt'),
-  'eval.checkpoint': ('best', 'last'),
 }  # models.vit judges the model section
 
 # At least the first, below the second.
