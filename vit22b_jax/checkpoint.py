@@ -132,7 +132,7 @@ class Manager:
 
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-      self.workdir / _FOLDER,
+      (self.workdir / _FOLDER).resolve(),  # Orbax wants absolute paths
       options=self._options,
       item_names=('state', 'data', 'meta'),
     )
