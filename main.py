@@ -16,13 +16,16 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from vit22b_jax import configuration, errors, host
+from vit22b_jax import errors, host, preemption
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A file of configs/, with words after a colon.'
+  'config',
+  None,
+  'A file of configs/, with words after a colon: configs/x.py:tiny. '
+  '--config.KEY=VALUE changes a key.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, "The run's folder, local or gs://; runs/<config name>."
@@ -36,7 +39,6 @@ _TOP_K = flags.DEFINE_integer('top_k', 1, 'predict: classes for each image.')
 
 def main(argv: list[str]) -> int:
   del argv
-  logging.set_verbosity(logging.WARNING)
   try:
     return _dispatch()
   except errors.UserError as error:
@@ -47,7 +49,6 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch() -> int:
-  host.keep_freed_memory()
   from vit22b_jax import command  # jax starts here, after the flags are sound
 
   given = _CONFIG.value is not None
@@ -64,6 +65,8 @@ def _dispatch() -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
+  from vit22b_jax import configuration
+
   try:
     return configuration.parse_flags(argv)
   except errors.UserError as error:
@@ -76,4 +79,6 @@ def _complain(error: errors.UserError) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  host.prepare()  # before jax
+  with preemption.Watcher():
+    app.run(main, flags_parser=_parse)

@@ -18,7 +18,7 @@ PACKAGE = 'vit22b_jax'
 ROOMS = [
   {'errors', 'durations'},
   {'models', 'data', 'optim', 'losses', 'metrics', 'flops', 'diagnostics'}
-  | {'report', 'weights', 'workdir', 'preemption'},
+  | {'report', 'weights', 'workdir', 'preemption', 'console'},
   {'configuration', 'sharding', 'checkpoint'},
   {'tasks'},
   {'evaluate', 'train'},

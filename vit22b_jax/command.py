@@ -3,6 +3,7 @@
 code = command.run('train', config=config, workdir='runs/x')
 """
 
+import sys
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ from etils import epath
 from vit22b_jax import (
   api,
   configuration,
+  console,
   errors,
   evaluate,
-  report,
   sharding,
   train,
 )
@@ -46,24 +47,22 @@ def run(
     UserError: something is missing or doesn't fit; the message says what.
     TrainingStopped: see `train.run`.
   """
+  console.show_log()
   if workdir is None:
     raise errors.UserError(
       'Give --config=FILE, such as configs/digits_vit22b_ti.py, or the '
-      '--workdir of a run (with --mode=eval, predict or export).'
+      '--workdir of a run (with --mode=eval, predict or export). '
+      'python main.py --help tells more.'
     )
-  if mode == 'train' and config is None:
-    saved = epath.Path(workdir) / workdir_lib.CONFIG
-    if not saved.exists():
-      raise errors.UserError(
-        f'{workdir} holds no run to resume: give --config=FILE.'
-      )
-    config = api.read_config(workdir)
-  if mode == 'train':
+  if config is not None:
     configuration.validate(config)
+  if mode == 'train':
+    if config is None:
+      config = _saved_config(workdir)
     return train.run(config, workdir, make_mesh(config))
-  if mode == 'predict' and input_folder is None:
+  if mode == 'predict' and not input_folder:
     raise errors.UserError('--mode=predict needs --input=FOLDER of images.')
-  return _use(mode, workdir, input_folder, top_k)
+  return _use(mode, workdir, config, input_folder, top_k)
 
 
 def make_mesh(config: Any) -> jax.sharding.Mesh:
@@ -71,25 +70,46 @@ def make_mesh(config: Any) -> jax.sharding.Mesh:
   return sharding.make_mesh(**config.mesh)
 
 
-def _use(mode: str, workdir: str, input_folder: str | None, top_k: int) -> int:
-  """Evaluates, predicts or exports, from a workdir alone."""
-  config = api.read_config(workdir)
+def _saved_config(workdir: str) -> Any:
+  """The config of the run to resume, when the command gives none."""
+  if not (epath.Path(workdir) / workdir_lib.CONFIG).exists():
+    raise errors.UserError(
+      f'{workdir} holds no run to resume: give --config=FILE.'
+    )
+  return api.read_config(workdir)
+
+
+def _use(
+  mode: str,
+  workdir: str,
+  config: Any | None,
+  input_folder: str | None,
+  top_k: int,
+) -> int:
+  """Evaluates, predicts or exports, from a workdir alone.
+
+  A config may be given as well, to change what a run may change: where the
+  data are, the size of batches.
+  """
+  saved = api.read_config(workdir)
+  if config is not None:
+    train.compare(saved, config, workdir)
+  config = config or saved
   data = train.load_data(config) if mode == 'eval' else None
   task, manager = api.open_run(workdir, config, data)
   folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
   if mode == 'eval':
-    result = evaluate.finish(task, manager, folder)
-    train.say(' '.join(f'{key}={value}' for key, value in result.items()))
-    train.say(f'Report: {report.write(folder.path)}')
+    train.conclude(evaluate.finish(task, manager, folder))
+    train.write_report(folder)
     return 0
   _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
   if mode == 'export':
-    train.say(f'Wrote {evaluate.export(task, variables, folder)}')
+    console.say(f'Wrote {evaluate.export(task, variables, folder)}')
     return 0
   text, unreadable = evaluate.predict(task, variables, input_folder, top_k)
   folder.write_bytes('predictions.csv', text.encode())
-  train.say(text.rstrip('\n'))
+  console.say(text.rstrip('\n'))  # the table alone, for pipes
   for file in unreadable:
-    train.say(f'could not be read, left out: {file}')
-  train.say(f'Wrote {folder.path / "predictions.csv"}')
+    print(f'could not be read, left out: {file}', file=sys.stderr)
+  print(f'Wrote {folder.path / "predictions.csv"}', file=sys.stderr)
   return 0

@@ -43,7 +43,7 @@ def scores(task: Any, path: epath.PathLike) -> dict[int, float]:
 def restore(
   task: Any, manager: checkpoint.Manager, which: str
 ) -> tuple[int, dict[str, Any], str]:
-  """The weights to use: those of the best checkpoint by validation, or the last.
+  """The weights to use: of the best checkpoint by validation, or of the last.
 
   Args:
     task: the run's task.
@@ -157,7 +157,8 @@ def predict(
   rows = 0
   for files, images in _batches(task, folder, unreadable):
     rows += len(files)
-    for file, row in zip(files, task.predict(variables, images)[: len(files)]):
+    found = task.predict(variables, images)[: len(files)]  # the rest pads
+    for file, row in zip(files, np.asarray(found), strict=True):
       for i in np.argsort(-row, kind='stable')[:top_k]:
         writer.writerow([file, names[i], f'{row[i]:.6f}'])
   if not rows:

@@ -7,9 +7,10 @@
 
 A cluster sends SIGTERM some seconds before it takes the machine. Python runs
 its handlers between byte codes only, so one that arrives during a compilation
-(minutes for large models) would be late. So a thread hears of the signal through
-`signal.set_wakeup_fd`, and ends the process there and then as long as there is
-nothing to save.
+(minutes for large models) would be late. So a thread hears of the signal
+through `signal.set_wakeup_fd`, and ends the process there and then as long as
+there is nothing to save. Watchers nest, and the innermost hears: the command
+line has one around everything.
 """
 
 import os
@@ -75,10 +76,10 @@ class Watcher:
         continue
       self.signal = signal.Signals(number)
       if not self.started:
-        print(
-          f'\nStopped by {self.signal.name} before the first step: there was '
-          'nothing to save.',
-          file=sys.stderr,
-          flush=True,
-        )
+        _tell(f'Stopped by {self.signal.name}: there was nothing to save yet.')
         os._exit(self.exit_code)
+      _tell(f'{self.signal.name}: saving everything, then stopping.')
+
+
+def _tell(text: str) -> None:
+  print(f'\n{text}', file=sys.stderr, flush=True)

@@ -20,13 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
-from clu import parameter_overview
 from etils import epath
 
 from vit22b_jax import (
   checkpoint,
   configuration,
+  console,
   diagnostics,
   errors,
   evaluate,
@@ -57,17 +56,39 @@ class Progress:
   seconds: float = 0.0
 
 
+def compare(
+  old: Any, new: Any, path: epath.PathLike
+) -> list[tuple[str, Any, Any]]:
+  """What changed of the keys that a run may change: (key, old, new) each.
+
+  Raises:
+    UserError: model, optimiser, data order or seed differ, so that it would be
+      another run; the message lists the differences.
+  """
+  identity, changes = configuration.diff(old, new)
+  if identity:
+    rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity)
+    raise errors.UserError(
+      f'The workdir {path} belongs to a run with another configuration:\n'
+      f'{rows}\nUse another folder, as in --workdir={path}_2, or the same '
+      'configuration.'
+    )
+  return changes
+
+
 def open_workdir(
   config: Any, path: epath.PathLike
 ) -> tuple[workdir_lib.Workdir, list[tuple[str, Any, Any]]]:
   """Makes or reopens a run's folder; refuses another run's.
 
+  A folder where no step was recorded is nobody's: a first start that failed
+  doesn't stand in the way of the next.
+
   Returns:
-    The folder, and what changed of the keys that may: (key, old, new) each.
+    The folder, and the changes since the last start; see `compare`.
 
   Raises:
-    UserError: the folder can't be written, or belongs to a run whose model,
-      optimiser, data order or seed differ; the message lists the differences.
+    UserError: the folder can't be written, or is another run's.
   """
   run = workdir_lib.Workdir(
     path,
@@ -75,21 +96,9 @@ def open_workdir(
     writer=jax.process_index() == 0,
   )
   old = workdir_lib.read_text(path, workdir_lib.CONFIG)
-  changes = []
-  if old is not None:
-    before = configuration.from_json(old)
-    identity, changes = configuration.diff(before, config)
-    if identity:
-      rows = '\n'.join(
-        f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity
-      )
-      raise errors.UserError(
-        f'The workdir {run.path} belongs to a run with another '
-        f'configuration:\n{rows}\nUse another folder, as in '
-        f'--workdir={run.path}_2, or the same configuration.'
-      )
-  run.write_bytes(workdir_lib.CONFIG, configuration.to_json(config).encode())
-  return run, changes
+  if old is None or not (run.path / workdir_lib.DIAGNOSTICS).exists():
+    return run, []
+  return run, compare(configuration.from_json(old), config, run.path)
 
 
 class Loop:
@@ -124,7 +133,7 @@ class Loop:
     self._save_every = task.steps(self.config.checkpoint.every)
     self._eval_every = task.steps(self.config.eval.every)
     self._pending = None
-    self._bar = None
+    self._bar: console.Progress
 
   # --- Start ---------------------------------------------------------------
 
@@ -136,7 +145,7 @@ class Loop:
       self.progress = Progress(**found.meta['progress'])
       self.run.truncate(found.step)
       self.scores.update(evaluate.scores(task, self.run.path))
-      say(
+      console.say(
         f'Resuming from checkpoint {found.step} of {task.total_steps} steps in '
         f'{self.run.path}.'
       )
@@ -150,9 +159,9 @@ class Loop:
         jax.device_get(state.params),
         config.data.image_size,
       )
-      say(f'Starting from the weights of {config.init_from}.')
+      console.say(f'Starting from the weights of {config.init_from}.')
       return task.with_params(state, params)
-    say(f'Starting from scratch, seed {config.seed}.')
+    console.say(f'Starting from scratch, seed {config.seed}.')
     return state
 
   # --- Steps ---------------------------------------------------------------
@@ -168,13 +177,7 @@ class Loop:
     total = self.task.total_steps
     self._start_interval()
     self._saved_at = time.monotonic()
-    with tqdm.tqdm(
-      total=total,
-      initial=step,
-      disable=not sys.stderr.isatty() or jax.process_index() > 0,
-      unit='step',
-      dynamic_ncols=True,
-    ) as self._bar:
+    with console.Progress(total, step) as self._bar:
       if step and self._due(step, self._eval_every, total):
         self._evaluate_once(state, step)
       while step < total and not self._out_of_patience():
@@ -195,8 +198,11 @@ class Loop:
     if not self.watcher.started:
       self._record(state)  # waits for the first step
       self.watcher.started = True
-      say(f'First step done {time.monotonic() - _STARTED:.1f} s after start.')
+      console.say(
+        f'First step done {time.monotonic() - _STARTED:.1f} s after start.'
+      )
       self._start_interval()  # speeds leave the compilation out
+      self._bar.start_clock()
     if log_now or evaluate_now or save_now or self.watcher.signal:
       self._record(state)
     if log_now:
@@ -246,10 +252,7 @@ class Loop:
       progress.interval[name] = progress.interval.get(name, 0.0) + row[name]
     progress.rows += 1
     self._last = row
-    self._bar.set_postfix_str(
-      f'loss {row["loss"]:.3f}, {self._speed():.0f} images/s', refresh=False
-    )
-    self._bar.update()
+    self._bar.update(f'loss {row["loss"]:.3f}, {self._speed():.0f} images/s')
 
   def _event(
     self, state: Any, step: int, row: dict[str, float], message: str = ''
@@ -283,7 +286,7 @@ class Loop:
       message=message,
     )
     self.run.event(event)
-    say(
+    console.say(
       f'Step {step}: {kind}, largest logit {row["max_logit"]:.4g}, largest '
       f'gradient entry {row["max_abs_grad"]:.4g}; first to move: '
       f'{found["moved_first"] or "nothing before"}, layer '
@@ -334,21 +337,26 @@ class Loop:
       'train/loss': mean['loss'],
       'train/top1': mean['train/top1'],
       'train/learning_rate': self._last['train/learning_rate'],
-      'perf/images_per_second': speed,
-      'perf/mfu': flops.mfu(
-        self.task.flops_per_image * speed, jax.devices()[0], jax.device_count()
-      ),
-      'perf/input_wait_fraction': waited / max(seconds, 1e-9),
     }
+    if speed:  # not after the first step alone, which compiled
+      row |= {
+        'perf/images_per_second': speed,
+        'perf/mfu': flops.mfu(
+          self.task.flops_per_image * speed,
+          jax.devices()[0],
+          jax.device_count(),
+        ),
+        'perf/input_wait_fraction': waited / max(seconds, 1e-9),
+      }
     progress.seconds += seconds
     progress.interval, progress.rows = {}, 0
     self.run.metrics(step, row)
     self.run.flush()
-    if self._bar.disable:
-      left = (self.task.total_steps - step) * self.config.batch_size
-      say(
-        f'step {step}/{self.task.total_steps}  loss {row["train/loss"]:.4f}  '
-        f'{speed:.0f} images/s  ETA {left / max(speed, 1e-9):.0f} s'
+    if not self._bar.shown:
+      images = f', {speed:.0f} images/s' if speed else ''
+      console.say(
+        f'step {step}/{self.task.total_steps}  loss {row["train/loss"]:.4f}'
+        f'{images}{self._bar.eta()}'
       )
     self._start_interval()
 
@@ -378,7 +386,7 @@ class Loop:
     score = score if self.task.best_mode == 'max' else -score
     improved = all(score > old for old in self.scores.values())
     self.scores[step] = score
-    say(
+    console.say(
       f'step {step}  validation: loss {values["val/loss"]:.4f}, top-1 '
       f'{values["val/top1"]:.4f}, top-5 {values["val/top5"]:.4f}, AUROC '
       f'{values["val/auroc"]:.4f}{" (best so far)" if improved else ""}'
@@ -425,30 +433,47 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
   with preemption.Watcher() as watcher:
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
-      say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
+      console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
     data = load_data(config)
-    folder.write_json(workdir_lib.CLASSES, list(data.class_names))
     task = classification.Classification(config, mesh, data.class_names, data)
-    folder.write_json(workdir_lib.VERSIONS, _environment(task))
     loop = Loop(task, folder, watcher)
-    state = loop.restore()
-    _introduce(task, state, data)
+    folder.write_bytes(
+      workdir_lib.CONFIG, configuration.to_json(config).encode()
+    )
+    folder.write_json(workdir_lib.CLASSES, list(data.class_names))
+    folder.write_json(workdir_lib.VERSIONS, _environment(task))
     try:
+      state = loop.restore()
+      _introduce(task, state, data)
       loop.fit(state)
       loop.manager.wait()
-      say('Evaluating on the test part.')
+      console.say('Evaluating on the test part.')
       result = evaluate.finish(task, loop.manager, folder, watcher.check)
-      _conclude(result, loop.progress)
+      conclude(result)
+      console.say(f'Trained for {console.duration(loop.progress.seconds)}.')
     except preemption.Interrupted as reason:
-      say(
+      console.say(
         f'Stopped by {reason}; everything is saved: the same command resumes.'
       )
     finally:
       loop.manager.close()
       folder.close()
-      if jax.process_index() == 0:
-        say(f'Report: {report.write(folder.path)}')
+      write_report(folder)
     return watcher.exit_code
+
+
+def write_report(folder: workdir_lib.Workdir) -> None:
+  """Writes report.html, once there is a step to tell of, and says where.
+
+  That it can't be written is a warning: it ends nothing.
+  """
+  recorded = (folder.path / workdir_lib.DIAGNOSTICS).exists()
+  if jax.process_index() > 0 or not recorded:
+    return
+  try:
+    console.say(f'Report: {report.write(folder.path)}')
+  except OSError as error:
+    print(f'warning: no report could be written: {error}', file=sys.stderr)
 
 
 def load_data(config: Any) -> sources.Dataset:
@@ -478,10 +503,10 @@ def _environment(task: Any) -> dict[str, Any]:
 
 def _introduce(task: Any, state: Any, data: sources.Dataset) -> None:
   """Prints what is about to be trained, on what."""
-  say(parameter_overview.get_parameter_overview(state.params))
+  console.say(console.parameter_table(state.params))
   test = 'none' if data.test is None else len(data.test)
   mesh = ', '.join(f'{k}={v}' for k, v in task.mesh.shape.items())
-  say(
+  console.say(
     f'{len(data.train)} training, {len(data.val)} validation, {test} test '
     f'images of {len(task.class_names)} classes; {task.total_steps} steps of '
     f'{task.config.batch_size}, {task.steps_per_epoch} an epoch; mesh {mesh} '
@@ -489,22 +514,15 @@ def _introduce(task: Any, state: Any, data: sources.Dataset) -> None:
   )
 
 
-def _conclude(result: dict[str, Any], progress: Progress) -> None:
-  """Prints the result."""
-  say(
-    f'\nDone: {result["split"]} top-1 {result["top1"]:.4f}, top-5 '
-    f'{result["top5"]:.4f}, AUROC {result["auroc"]:.4f}, loss '
-    f'{result["loss"]:.4f} over {result["num_examples"]} images, with the '
-    f'weights ({result["weights"]}) of step {result["step"]}.\n'
-    f'Trained for {progress.seconds:.0f} s.'
+def conclude(result: dict[str, Any]) -> None:
+  """Prints the content of eval.json."""
+  which = ', averaged' if result['weights'] == 'ema' else ''
+  console.say(
+    f'\nResult on the {result["split"]} part ({result["num_examples"]} images; '
+    f'weights of step {result["step"]}{which}):\n'
+    f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
+    f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
   )
 
 
 _STARTED = time.monotonic()
-
-
-def say(text: str) -> None:
-  """Prints a line for the user, once over all processes."""
-  if jax.process_index() == 0:
-    tqdm.tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()

@@ -58,22 +58,23 @@ def read_json(workdir: epath.PathLike, name: str) -> Any | None:
 class GrowingFile:
   """A text file that gets lines added and keeps those it had.
 
+  Lines wait in memory until `flush`, which adds all of them or, when the disk
+  is full, none: the file always ends with a whole line.
+
   Args:
-    path: local or remote; created at the first line.
+    path: local or remote; created at the first flush.
   """
 
   def __init__(self, path: epath.PathLike):
     self._path = epath.Path(path)
+    self._local = pathlib.Path(os.fspath(self._path))
     self._remote = is_remote(self._path)
     if self._remote:
       folder = pathlib.Path(tempfile.mkdtemp(prefix='vit22b_jax_'))
       self._local = folder / self._path.name
       if self._path.exists():
         self._local.write_bytes(self._path.read_bytes())
-    else:
-      self._local = pathlib.Path(os.fspath(self._path))
-    self._changed = False
-    self._file = None
+    self._waiting: list[str] = []
 
   def lines(self) -> list[str]:
     """The whole lines so far; a last one cut off by a crash is left out."""
@@ -84,32 +85,41 @@ class GrowingFile:
     return [line for line in text.split('\n')[:-1] if line]
 
   def append(self, line: str) -> None:
-    if self._file is None:
-      self._file = self._local.open('a')
-    self._file.write(line + '\n')
-    self._changed = True
+    self._waiting.append(line + '\n')
 
   def replace(self, lines: list[str]) -> None:
     """Makes `lines` the whole content, in one atomic step."""
-    self.close()
+    self._waiting.clear()
+    content = ''.join(line + '\n' for line in lines).encode()
+    if self._local.exists() and self._local.read_bytes() == content:
+      return
     new = self._local.with_name(self._local.name + '.new')
-    new.write_text(''.join(line + '\n' for line in lines))
+    new.write_bytes(content)
     new.replace(self._local)
-    self._changed = True
-    self.flush()
+    self._upload()
 
   def flush(self) -> None:
-    if self._file is not None:
-      self._file.flush()
-    if self._remote and self._changed:
-      self._path.write_bytes(self._local.read_bytes())
-    self._changed = False
+    """Adds the lines that wait to the file, and uploads it if it is remote.
 
-  def close(self) -> None:
-    self.flush()
-    if self._file is not None:
-      self._file.close()
-      self._file = None
+    Raises:
+      OSError: the disk is full or gone; the lines keep waiting.
+    """
+    if not self._waiting:
+      return
+    before = self._local.stat().st_size if self._local.exists() else 0
+    try:
+      with self._local.open('ab') as file:
+        file.write(''.join(self._waiting).encode())
+    except OSError:
+      if self._local.exists():
+        os.truncate(self._local, before)
+      raise
+    self._waiting.clear()
+    self._upload()
+
+  def _upload(self) -> None:
+    if self._remote:
+      self._path.write_bytes(self._local.read_bytes())
 
 
 class Workdir:
@@ -159,50 +169,53 @@ class Workdir:
     """Adds a row to metrics.jsonl and to the TensorBoard events."""
     if not self._writer:
       return
-    self._append(METRICS, json.dumps({'step': step, **row}))
+    self._files[METRICS].append(json.dumps({'step': step, **row}))
     if self._tensorboard:
       finite = {k: v for k, v in row.items() if math.isfinite(v)}
       self._tensorboard.write(step, finite)
 
   def diagnostics(self, step: int, row: dict[str, float]) -> None:
-    """Adds a row to diagnostics.csv: 9 significant digits, exact in float32.
-
-    Raises:
-      UserError: the file has other columns (per-layer columns were switched).
-    """
+    """Adds a row to diagnostics.csv: 9 significant digits, exact in float32."""
     if not self._writer:
       return
     columns = ['step', *row]
     if columns != self._columns:
-      header = ','.join(columns)
-      lines = self._files[DIAGNOSTICS].lines()
-      if not lines:
-        self._append(DIAGNOSTICS, header)
-      elif lines[0] != header:
-        # Columns came or went with a resumed run: old rows keep their values.
-        self._files[DIAGNOSTICS].replace(_recolumned(lines, columns))
-      self._columns = columns
+      with _explained(self.path):
+        self._set_columns(columns)
     values = [f'{value:.9g}' for value in row.values()]
-    self._append(DIAGNOSTICS, ','.join([str(step), *values]))
+    self._files[DIAGNOSTICS].append(','.join([str(step), *values]))
+
+  def _set_columns(self, columns: list[str]) -> None:
+    """Writes the header; rows of a run that had others keep their values."""
+    file = self._files[DIAGNOSTICS]
+    header = ','.join(columns)
+    lines = file.lines()
+    if not lines:
+      file.append(header)
+    elif lines[0] != header:
+      file.replace(_recolumned(lines, columns))
+    self._columns = columns
 
   def event(self, row: dict[str, Any]) -> None:
     """Adds a row to events.jsonl."""
     if self._writer:
-      self._append(EVENTS, json.dumps(row))
+      self._files[EVENTS].append(json.dumps(row))
 
   def truncate(self, step: int) -> None:
     """Drops the rows of later steps: the run starts again from `step`."""
     if not self._writer:
       return
-    for name in (METRICS, EVENTS):
-      lines = self._files[name].lines()
-      kept = [line for line in lines if json.loads(line)['step'] <= step]
-      if kept != lines:
-        self._files[name].replace(kept)
-    lines = self._files[DIAGNOSTICS].lines()
-    kept = lines[:1] + [x for x in lines[1:] if int(x.split(',', 1)[0]) <= step]
-    if kept != lines:
-      self._files[DIAGNOSTICS].replace(kept)
+    with _explained(self.path):
+      for name in (METRICS, EVENTS):
+        lines = self._files[name].lines()
+        self._keep(name, [x for x in lines if json.loads(x)['step'] <= step])
+      header, *rows = self._files[DIAGNOSTICS].lines() or ['']
+      kept = [row for row in rows if int(row.split(',', 1)[0]) <= step]
+      self._keep(DIAGNOSTICS, [header, *kept] if kept else [])
+
+  def _keep(self, name: str, lines: list[str]) -> None:
+    if lines or (self.path / name).exists():
+      self._files[name].replace(lines)
 
   def flush(self) -> None:
     """Makes every row so far durable, before a checkpoint relies on it."""
@@ -213,15 +226,9 @@ class Workdir:
 
   def close(self) -> None:
     if self._writer:
-      with _explained(self.path):
-        for file in self._files.values():
-          file.close()
+      self.flush()
       if self._tensorboard:
         self._tensorboard.close()
-
-  def _append(self, name: str, line: str) -> None:
-    with _explained(self.path):
-      self._files[name].append(line)
 
 
 class _TensorBoard:
@@ -255,8 +262,9 @@ class _TensorBoard:
         if self._rows.empty():
           writer.flush()
       writer.close()
-    except Exception:  # Events are a convenience: a run mustn't end for them.
-      logging.exception('No more TensorBoard events: writing them failed.')
+    except Exception as error:  # A convenience: a run mustn't end for it.
+      reason = str(error).split('\n')[0]
+      logging.warning('No more TensorBoard events are written: %s', reason)
       while self._rows.get() is not None:
         pass
 
@@ -273,9 +281,10 @@ class _explained:
   def __exit__(self, kind, error, trace):
     if isinstance(error, OSError):
       raise errors.UserError(
-        f'Could not write to the workdir {self._path}: {error.strerror or error}'
-        '. Make room or choose another --workdir; checkpoints written before '
-        'are whole, and the same command resumes from the newest.'
+        f'Could not write to the workdir {self._path}: '
+        f'{error.strerror or error}. Make room or choose another --workdir; '
+        'checkpoints written before are whole, and the same command resumes '
+        'from the newest.'
       ) from error
 
 

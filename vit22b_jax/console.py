@@ -1,0 +1,131 @@
+"""What a user sees: lines, a table of parameters, a live progress line.
+
+console.say('Starting from scratch.')     # once over all processes
+console.show_log()                        # the package's log, in plain words
+bar = console.Progress(total, done)
+bar.update('loss 2.303, 710 images/s')
+"""
+
+import logging as python_logging
+import math
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import tqdm
+from absl import logging
+from flax import traverse_util
+
+_BLOCK = re.compile(r'^block_\d+/')
+_PACKAGE = str(pathlib.Path(__file__).parent)
+
+
+def say(text: str) -> None:
+  """Prints a line for the user, once over all processes."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+  """Seconds as minutes:seconds or hours:minutes:seconds."""
+  return tqdm.tqdm.format_interval(max(seconds, 0))
+
+
+class _PlainWords(python_logging.Formatter):
+  """`warning: message`, and a message alone for what's just information."""
+
+  def format(self, record):
+    text = super().format(record)
+    if record.levelno > python_logging.INFO:
+      text = f'{record.levelname.lower()}: {text}'
+    return text
+
+
+def show_log() -> None:
+  """Shows the package's log on stderr in plain words, of others only errors."""
+
+  def wanted(record):
+    own = record.pathname.startswith(_PACKAGE)
+    return own or record.levelno >= python_logging.ERROR
+
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(_PlainWords())
+  handler.addFilter(wanted)
+
+
+def parameter_table(params: Mapping[str, Any]) -> str:
+  """A row for each array; of the blocks, which are alike, one stands for all.
+
+  Args:
+    params: arrays (or their shapes), nested, with blocks named `block_00`, ...
+  """
+  blocks = sorted(name for name in params if _BLOCK.match(f'{name}/'))
+  rows, total = [], 0
+  for name, array in traverse_util.flatten_dict(params, sep='/').items():
+    size, times = math.prod(array.shape), ''
+    total += size
+    if _BLOCK.match(name):
+      if not name.startswith(f'{blocks[0]}/'):
+        continue
+      name, times = _BLOCK.sub('block/', name), f'{len(blocks)} x '
+    rows.append((name, str(list(array.shape)), f'{times}{size:,}'))
+  widths = [max(len(row[i]) for row in rows) for i in range(3)]
+  lines = [
+    f'  {name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}'
+    for name, shape, size in rows
+  ]
+  return '\n'.join([*lines, f'  {total:,} parameters'])
+
+
+class Progress:
+  """A line at the bottom of a terminal; nothing where stderr isn't one.
+
+  Args:
+    total: steps of the whole run.
+    done: steps of it that earlier starts did.
+
+  Attributes:
+    shown: whether there is such a line.
+  """
+
+  def __init__(self, total: int, done: int):
+    self.shown = sys.stderr.isatty() and jax.process_index() == 0
+    self._done, self._total = done, total
+    self._since: tuple[float, int] | None = None
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=done,
+      disable=not self.shown,
+      dynamic_ncols=True,
+      bar_format='step {n_fmt}/{total_fmt} |{bar}| {desc}',
+    )
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.close()
+
+  def start_clock(self) -> None:
+    """Forgets the time so far, which went into compilation."""
+    self._since = time.monotonic(), self._done
+
+  def eta(self) -> str:
+    """', ETA 01:23', judged by all since the clock started; '' at first."""
+    start, first = self._since or (0.0, self._done)
+    if self._done == first:
+      return ''
+    seconds = (time.monotonic() - start) / (self._done - first)
+    return f', ETA {duration(seconds * (self._total - self._done))}'
+
+  def update(self, text: str) -> None:
+    """Counts a step; `text` follows the bar."""
+    self._done += 1
+    self._bar.set_description_str(text + self.eta(), refresh=False)
+    self._bar.update()
