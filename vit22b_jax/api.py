@@ -7,8 +7,10 @@ model, variables = vit22b_jax.load('runs/cifar10_vit22b_s')
 logits = model.apply(variables, images)
 """
 
+import math
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import config_dict
 
@@ -99,18 +101,34 @@ def open_run(
   config: config_dict.ConfigDict,
   data: sources.Dataset | None = None,
 ) -> tuple[classification.Classification, checkpoint.Manager]:
-  """A run's task and its checkpoints, on all devices at hand.
+  """A run's task and its checkpoints, on as many devices as share its batches.
 
   Args:
     workdir: the run's folder.
     config: its configuration.
     data: the data set, where it is needed.
+
+  Raises:
+    UserError: the folder lacks the names of the classes.
   """
   names = workdir_lib.read_json(workdir, workdir_lib.CLASSES)
-  # The devices of today need not be those of the run.
-  mesh = sharding.make_mesh()
-  task = classification.Classification(config, mesh, names, data)
+  if names is None:
+    raise errors.UserError(
+      f'{workdir} has no classes.json: its training never began. Train first, '
+      f'with --config=... --workdir={workdir}.'
+    )
+  task = classification.Classification(config, _mesh(config), names, data)
   manager = checkpoint.Manager(
     workdir, scores=evaluate.scores(task, workdir), read_only=True
   )
   return task, manager
+
+
+def _mesh(config: config_dict.ConfigDict) -> jax.sharding.Mesh:
+  """Today's devices need not be those of the run, nor divide its batches."""
+  devices = jax.devices()
+  if jax.process_count() == 1:
+    batch = config.batch_size // config.optim.accumulate
+    parts = math.gcd(len(devices), batch, config.eval.batch_size or batch)
+    devices = devices[:parts]
+  return sharding.make_mesh(devices=devices)

@@ -204,8 +204,18 @@ def from_json(text: str) -> config_dict.ConfigDict:
   """The config that `to_json` wrote, tuples and lock included.
 
   A None comes back without its type, so such a key takes anything.
+
+  Raises:
+    errors.UserError: the text is damaged.
   """
-  config = config_dict.ConfigDict(_with_tuples(json.loads(text)))
+  try:
+    values = json.loads(text)
+  except ValueError as error:
+    raise errors.UserError(
+      f"The run's config.json is damaged ({error}): put a backup in its place, "
+      'or use another --workdir.'
+    ) from None
+  config = config_dict.ConfigDict(_with_tuples(values))
   return config.lock()
 
 

@@ -11,6 +11,7 @@ maps those to mesh axes. GSPMD does the rest: https://arxiv.org/abs/2105.04663.
 
 import contextlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,18 +34,26 @@ RULES = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """A mesh with axes (data, fsdp, tensor) over all devices.
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  *,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """A mesh with axes (data, fsdp, tensor) over devices.
 
   Args:
     data: devices along `data`; -1 takes those that the other axes leave.
     fsdp: devices along `fsdp`; one axis at most may be -1.
     tensor: devices along `tensor`.
+    devices: all at hand by default.
 
   Raises:
     UserError: the product isn't the number of devices.
   """
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   shape = [data, fsdp, tensor]
   asked = f'mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}'
   if any(n != -1 and n < 1 for n in shape) or shape.count(-1) > 1:
@@ -60,7 +69,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
       f'be {count}. Set one of them to -1 for "the rest".'
     )
   return jax.make_mesh(
-    shape, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3
+    shape,
+    (DATA, FSDP, TENSOR),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=devices,
   )
 
 
