@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 hold = jax.lax.optimization_barrier
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def linear(
   x: Float[Array, '*B D'],
   kernel: Float[Array, 'D F'],
@@ -26,29 +25,35 @@ def linear(
   precision: str,
 ) -> Float[Array, '*B F']:
   """x W + b, all of one dtype."""
+  y = _rows(x.reshape(-1, x.shape[-1]), kernel, bias, precision)
+  return y.reshape(*x.shape[:-1], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _rows(x, kernel, bias, precision):
+  """`linear` of a matrix; its gradient is then read in one shape by all."""
   y = jnp.matmul(x, kernel, precision=precision)
   return y if bias is None else y + bias
 
 
-def _linear_forward(x, kernel, bias, precision):
+def _rows_forward(x, kernel, bias, precision):
   x = hold(x)
-  return linear(x, kernel, bias, precision), (x, kernel, bias)
+  return _rows(x, kernel, bias, precision), (x, kernel, bias)
 
 
-def _linear_backward(precision, saved, g):
+def _rows_backward(precision, saved, g):
   x, kernel, bias = saved
   product = functools.partial(jnp.matmul, precision=precision)
   g = hold(g)
-  dx = product(g, kernel.T)
-  x, g = (t.reshape(-1, t.shape[-1]) for t in (x, g))
   if x.shape[1] <= g.shape[1]:
     dkernel = product(hold(x.T), g)
   else:
     dkernel = hold(product(hold(g.T), x)).T
-  return dx, dkernel, None if bias is None else g.sum(axis=0)
+  dbias = None if bias is None else g.sum(axis=0)
+  return product(g, kernel.T), dkernel, dbias
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_rows.defvjp(_rows_forward, _rows_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
