@@ -5,7 +5,8 @@ Images may lie deeper in a class's folder; what counts as an image says
 `images.find`. PATH may be a `gs://` address.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import logging
@@ -48,8 +49,9 @@ class FolderRecords:
     """Every label."""
     return np.array([label for _, label in self._files], np.int32)
 
-  def __iter__(self) -> Iterable[tuple[bytes, int]]:
-    return (self.read(index) for index in range(len(self)))
+  def readers(self) -> Iterator[Callable[[], tuple[bytes, int]]]:
+    """What reads each record, in order; to be called from any thread."""
+    return (functools.partial(self.read, row) for row in range(len(self)))
 
   def identity(self) -> list[tuple[str, int, int, int]]:
     """Name, label, size and time of every file: changes when the data do."""

@@ -7,14 +7,18 @@ What fits into `cache_max_gb` is decoded once, kept in memory and cached on disk
 (`cache.py`); what doesn't is decoded while training and needs random access.
 """
 
+import collections
 import dataclasses
+import itertools
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import cache, digits, folder, splits, tfds_source
@@ -22,6 +26,7 @@ from vit22b_jax.data import images as images_lib
 
 _FOLDER = 'folder:'
 Split = splits.Split
+_CHUNK = 64
 AnyRecords = folder.FolderRecords | tfds_source.TfdsRecords
 
 
@@ -206,19 +211,48 @@ def _decode_all(
     images = np.empty((len(part), side, side, 3), np.uint8)
     labels = np.empty(len(part), np.int32)
     readable = np.ones(len(part), bool)
-    for row, (data, label) in enumerate(part):
-      labels[row] = label
-      try:
-        images[row] = images_lib.decode(data, side)
-      except images_lib.CorruptImage as error:
+    for row, (image, labels[row]) in enumerate(_decoded(part, side)):
+      if isinstance(image, images_lib.CorruptImage):
         readable[row] = False
-        skipped.append(f'{part.name(row)} ({error})')
+        skipped.append(f'{part.name(row)} ({image})')
+      else:
+        images[row] = image
     lost[split] = np.setdiff1d(labels, labels[readable]).tolist()
     if not readable.all():
       images, labels = images[readable], labels[readable]
     arrays |= {f'{split}_images': images, f'{split}_labels': labels}
   logging.info('decoded %s in %.1f s', name, time.monotonic() - start)
   return arrays, {'skipped': skipped, 'lost': lost}
+
+
+def _decoded(
+  records: AnyRecords, side: int
+) -> Iterator[tuple[UInt8[np.ndarray, 'S S 3'] | images_lib.CorruptImage, int]]:
+  """Images, or what is wrong with them, and labels, in order.
+
+  Threads read and decode, since Pillow releases the interpreter's lock; they
+  take a chunk at a time, for small images are as quick to decode as to pass on.
+  """
+
+  def decode(chunk: list[Callable[[], tuple[bytes, int]]]):
+    out = []
+    for read in chunk:
+      data, label = read()
+      try:
+        out.append((images_lib.decode(data, side), label))
+      except images_lib.CorruptImage as error:
+        out.append((error, label))
+    return out
+
+  threads = min(os.cpu_count() or 1, 32)
+  readers, pending = records.readers(), collections.deque()
+  with futures.ThreadPoolExecutor(threads) as pool:
+    while chunk := list(itertools.islice(readers, _CHUNK)):
+      pending.append(pool.submit(decode, chunk))
+      if len(pending) > 2 * threads:
+        yield from pending.popleft().result()
+    while pending:
+      yield from pending.popleft().result()
 
 
 def _lazy(

@@ -14,7 +14,7 @@ import socket
 import struct
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -93,22 +93,25 @@ class TfdsRecords:
     found = cache.read(path)
     if found is None:
       logging.info('reading every label of %s %s', name, self._split)
-      labels = np.array([label for _, label in self], np.int32)
+      labels = np.array([read()[1] for read in self.readers()], np.int32)
       found = {'labels': labels}, {}
       cache.write(path, *found)
     return found[0]['labels']
 
-  def __iter__(self) -> Iterator[tuple[bytes, int]]:
-    if self.random_access:
-      return (self.read(index) for index in range(len(self)))
-    return self._stream()
+  def readers(self) -> Iterator[Callable[[], tuple[bytes, int]]]:
+    """What reads each record, in order; to be called from any thread.
 
-  def _stream(self) -> Iterator[tuple[bytes, int]]:
+    Raises:
+      UserError: the files hold fewer records than they should.
+    """
+    if self.random_access:
+      yield from (functools.partial(self.read, i) for i in range(len(self)))
+      return
     paths = _open(self.place).info.splits[self._split].filepaths
     records = itertools.chain.from_iterable(map(_tfrecord, paths))
     count = 0
     for record in itertools.islice(records, len(self)):
-      yield self._parse(record)
+      yield functools.partial(self._parse, record)
       count += 1
     if count < len(self):
       raise errors.UserError(
