@@ -21,56 +21,64 @@ from ml_collections import config_flags
 
 from vit22b_jax import errors, host, preemption
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'A file of configs/, with words after a colon: configs/x.py:tiny. '
-  '--config.KEY=VALUE changes a key.',
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, "The run's folder, local or gs://; runs/<config name>."
-)
-_MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'eval', 'predict', 'export'], 'What to do.'
-)
-_INPUT = flags.DEFINE_string('input', None, 'predict: a folder of images.')
-_TOP_K = flags.DEFINE_integer('top_k', 1, 'predict: classes for each image.')
+_MODES = ('train', 'eval', 'predict', 'export')
 
 
-def main(argv: list[str]) -> int:
-  del argv
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  """Declares the flags; a config file's keys become flags when it is named."""
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'A file of configs/, with words after a colon: configs/x.py:tiny. '
+    '--config.KEY=VALUE changes a key.',
+    flag_values=values,
+    sys_argv=argv,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    "The run's folder, local or gs://; runs/<config name>.",
+    flag_values=values,
+  )
+  flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.', flag_values=values)
+  flags.DEFINE_string(
+    'input', None, 'predict: a folder of images.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'top_k', 1, 'predict: classes for each image.', flag_values=values
+  )
+
+
+def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
+  """Parses the command line; a mistake in it ends the process with code 2."""
+  from vit22b_jax import configuration
+
   try:
-    return _dispatch()
+    return configuration.parse_flags(argv, values)
+  except errors.UserError as error:
+    sys.exit(_complain(error))
+
+
+def run(values: flags.FlagValues) -> int:
+  """Does what the flags say; the exit code."""
+  from vit22b_jax import command  # jax starts here
+
+  name = None
+  if values.config is not None:
+    name = pathlib.Path(values['config'].config_filename).stem
+  try:
+    return command.run(
+      values.mode,
+      config=values.config,
+      workdir=values.workdir or (name and os.path.join('runs', name)),
+      input_folder=values.input,
+      top_k=values.top_k,
+    )
   except errors.UserError as error:
     return _complain(error)
   except errors.TrainingStopped as error:
     print(f'stopped: {error}', file=sys.stderr)
     return 3
-
-
-def _dispatch() -> int:
-  from vit22b_jax import command  # jax starts here, after the flags are sound
-
-  given = _CONFIG.value is not None
-  name = (
-    pathlib.Path(flags.FLAGS['config'].config_filename).stem if given else None
-  )
-  return command.run(
-    _MODE.value,
-    config=_CONFIG.value,
-    workdir=_WORKDIR.value or (name and os.path.join('runs', name)),
-    input_folder=_INPUT.value,
-    top_k=_TOP_K.value,
-  )
-
-
-def _parse(argv: list[str]) -> list[str]:
-  from vit22b_jax import configuration
-
-  try:
-    return configuration.parse_flags(argv)
-  except errors.UserError as error:
-    sys.exit(_complain(error))
 
 
 def _complain(error: errors.UserError) -> int:
@@ -81,4 +89,8 @@ def _complain(error: errors.UserError) -> int:
 if __name__ == '__main__':
   host.prepare()  # before jax
   with preemption.Watcher():
-    app.run(main, flags_parser=_parse)
+    define_flags(flags.FLAGS, sys.argv)
+    app.run(
+      lambda _: run(flags.FLAGS),
+      flags_parser=lambda argv: parse(argv, flags.FLAGS),
+    )

@@ -28,6 +28,7 @@ from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import checkpoint_managers
 
 from vit22b_jax import errors
+from vit22b_jax import workdir as workdir_lib
 
 FORMAT = 1
 _FOLDER = 'checkpoints'
@@ -125,14 +126,17 @@ class Manager:
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(
         [checkpoint_managers.LatestN(keep), _KeepBest(scores, keep_best)]
       ),
+      create=not read_only,  # Orbax's own read_only warns three times
       cleanup_tmp_directories=not read_only,
-      read_only=read_only,
     )
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
+    folder = self.workdir / _FOLDER
+    if not workdir_lib.is_remote(folder):
+      folder = folder.resolve()  # Orbax wants absolute paths
     return ocp.CheckpointManager(
-      (self.workdir / _FOLDER).resolve(),  # Orbax wants absolute paths
+      folder,
       options=self._options,
       item_names=('state', 'data', 'meta'),
     )

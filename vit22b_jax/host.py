@@ -2,10 +2,24 @@
 
 import ctypes
 import os
+import pathlib
 import sys
 
 # malloc.h of the GNU C library, https://man7.org/linux/man-pages/man3/mallopt.3.html
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def prepare() -> None:
+  """Sets what jax reads or uses from its start on; call it before importing it.
+
+  Compiled programs are cached on disk, in VIT22B_JAX_CACHE or
+  ~/.cache/vit22b_jax, so that the second start of a run doesn't compile again;
+  jax's own variables have the last word.
+  """
+  cache = os.environ.get('VIT22B_JAX_CACHE') or '~/.cache/vit22b_jax'
+  folder = pathlib.Path(cache).expanduser() / 'compiled'
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
+  keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -13,14 +27,12 @@ def keep_freed_memory() -> None:
 
   XLA's CPU backend allocates a step's temporaries anew each step, gigabytes of
   them, and the GNU C library maps and unmaps blocks of that size: a fifth of a
-  step's time went into page faults. Nothing happens on other systems, or where
-  an accelerator is used: there the host's memory is small change.
+  step's time went into page faults. Elsewhere than on Linux, and where
+  JAX_PLATFORMS names an accelerator, nothing happens: the host's memory is
+  small change there.
   """
-  if sys.platform != 'linux' or os.environ.get('JAX_PLATFORMS') not in (
-    None,
-    '',
-    'cpu',
-  ):
+  platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
+  if sys.platform != 'linux' or 'cpu' not in platforms:
     return
   try:
     libc = ctypes.CDLL('libc.so.6')
