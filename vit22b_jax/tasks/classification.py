@@ -342,7 +342,11 @@ class Classification:
       batch_stats=unless_kept(batch_stats, state.batch_stats),
       opt_state=unless_kept(opt_state, state.opt_state),
       ema=unless_kept(ema, state.ema),
-      loss_scale=loss_scale,
+      loss_scale=jax.tree.map(
+        lambda n, o: jnp.where(monitor.stopped, o, n),
+        loss_scale,
+        state.loss_scale,
+      ),
       monitor=monitor,
     )
     return state, jnp.stack([row[name] for name in self.scalar_names])
