@@ -144,6 +144,20 @@ def test_explain_names_what_moved_first_and_where():
   assert diagnostics.explain(history, NAMES, 99, rows[99]) == found
 
 
+def test_explain_copes_with_nothing_and_with_nan():
+  history = np.full((60, 4), np.nan, np.float32)
+  rows = _calm(40)
+  nothing = {'moved_first': None, 'layer': None}
+  assert diagnostics.explain(history, NAMES, 0, rows[0]) == nothing
+  history[:39] = rows[:39]
+  assert diagnostics.explain(history, NAMES, 39, rows[39]) == nothing
+  history[20] = np.nan  # a step that overflowed
+  broken = rows[39].copy()
+  broken[2] = np.nan
+  found = diagnostics.explain(history, NAMES, 39, broken)
+  assert found == {'moved_first': 'grad_norm/00', 'layer': 'block_00'}
+
+
 def test_first_nonfinite_in_forward_then_backward_order():
   layers = ['block_00', 'block_01', 'block_02']
   good = {name: np.ones(3) for name in diagnostics.CAPTURED}

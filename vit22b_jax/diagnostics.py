@@ -1,8 +1,8 @@
 """What a step did to the model, and whether it exploded.
 
-    signals = diagnostics.measure(...)            # inside the jitted step
-    monitor, verdict = diagnostics.observe(monitor, signals, step, settings)
-    event = diagnostics.explain(history, names, ...)   # on the host, at an onset
+    row = diagnostics.measure(...)                     # inside the jitted step
+    monitor, verdict = diagnostics.observe(monitor, ...)
+    found = diagnostics.explain(history, names, ...)   # on the host, at onsets
 
 The paper's Figure 1 follows the largest logit and the largest absolute gradient
 entry of each iteration. This module measures those and their companions within
@@ -295,10 +295,13 @@ def explain(
   """
   window = history.shape[0]
   slots = [s % window for s in range(max(step - window + 2, 0), step)]
-  rows = np.concatenate([history[slots], values[None]])
-  half = max(len(rows) // 2, 1)
-  tiny = np.finfo(np.float32).tiny
-  logs = np.log(np.maximum(np.nan_to_num(rows, nan=tiny), tiny))
+  before = history[slots]
+  before = before[~np.isnan(before).any(axis=1)]  # no slots still empty
+  if not len(before):
+    return {'moved_first': None, 'layer': None}
+  rows = np.concatenate([before, np.nan_to_num(values, nan=np.inf)[None]])
+  half = max(len(before) // 2, 1)
+  logs = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
   median = np.median(logs[:half], axis=0)
   mad = np.median(np.abs(logs[:half] - median), axis=0)
   z = np.abs(logs - median) / (1.4826 * mad + 1e-3)

@@ -260,7 +260,7 @@ class Loop:
     """Writes an explosion down: when, how far, what moved first and where."""
     names = self.task.signal_names
     history = np.asarray(state.monitor.history)
-    values = np.array([row.get(name, np.nan) for name in names])
+    values = np.array([row[name] for name in names])
     found = diagnostics.explain(history, names, step - 1, values)
     settings = self.config.diagnostics
     kind = 'explosion'
@@ -316,7 +316,6 @@ class Loop:
 
   def _start_interval(self) -> None:
     self._interval_start = time.monotonic()
-    self._interval_images = 0
     self._wait_start = self.data.seconds_waited
     self._interval_first = self.progress.rows
 

@@ -262,8 +262,10 @@ class Classification:
   @property
   def scalar_names(self) -> list[str]:
     """Names of the entries of the vector that `train_step` returns."""
+    names = self.diagnostic_names
     return [
-      *self.diagnostic_names,
+      *names,
+      *(name for name in self.signal_names if name not in names),
       'train/top1',
       'train/learning_rate',
       *diagnostics.VERDICT,
