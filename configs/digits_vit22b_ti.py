@@ -1,4 +1,4 @@
-"""ViT-22B-Ti/2 on the 1,797 digits that ship with scikit-learn.
+"""ViT-22B-Ti/4 on the 1,797 digits that ship with scikit-learn.
 
     make run
     python main.py --config=configs/digits_vit22b_ti.py
@@ -15,15 +15,15 @@ def get_config(arg=''):
   """Builds the config; `arg` holds words such as 'tiny'."""
   config = common.classification()
   config.batch_size = 64
-  config.duration = '30 epochs'
+  config.duration = '45 epochs'
   config.data.name = 'digits'
   config.data.image_size = 8
-  config.data.augment = 'none'
+  config.data.augment = 'crop'
   config.data.mean = (0.305, 0.305, 0.305)
   config.data.std = (0.376, 0.376, 0.376)
   config.model.block = 'vit22b'
   config.model.variant = 'Ti'
-  config.model.patch_size = 2
+  config.model.patch_size = 4
   config.optim.learning_rate = 5e-4
   config.optim.schedule = 'cosine'
   config.optim.warmup = '10%'
