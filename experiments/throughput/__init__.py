@@ -1,0 +1,1 @@
+"""One training step against PyTorch's, side by side."""

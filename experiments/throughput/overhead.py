@@ -1,0 +1,215 @@
+"""What a run costs beside its arithmetic: diagnostics, the loop, the start.
+
+    python -m experiments.throughput.overhead
+
+Each figure alternates with its peer in one process, 7 repeats after a warm-up,
+medians; the start is timed on whole processes. Writes overhead.json (a list of
+`name ours_ms peer peer_ms ratio`) and overhead.md beside this file.
+"""
+
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from vit22b_jax import host
+
+host.prepare()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from configs import common  # noqa: E402
+from vit22b_jax import preemption, sharding, train, workdir  # noqa: E402
+from vit22b_jax.data import sources, splits  # noqa: E402
+from vit22b_jax.tasks import classification  # noqa: E402
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+REPEATS = 7
+# (variant, patch size, steps between two looks at the clock)
+MODELS = (('S', 4, 2), ('Ti', 4, 4), ('Ti', 16, 20))
+
+
+class Plain(classification.Classification):
+  """The same step without diagnostics, detector and skipping."""
+
+  def _train_step(self, state, batch):
+    images = self._images(batch['image'])
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    grads, loss, batch_stats, *_ = self._gradients(
+      state, images, batch['label'], key
+    )
+    updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+    state = state.replace(
+      step=state.step + 1,
+      params=jax.tree.map(jnp.add, state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+    return state, jnp.stack([loss])
+
+
+def make_task(kind, variant: str, patch: int) -> classification.Classification:
+  """A ViT-22B classifier on random images of 32 px, batch 64."""
+  config = common.classification()
+  config.batch_size = 64
+  config.duration = '1000000 steps'
+  config.data.augment = 'none'
+  config.model.variant = variant
+  config.model.patch_size = patch
+  config.log.tensorboard = False
+  for section in (config.checkpoint, config.eval):
+    section.every = '1000000 steps'
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (640, 32, 32, 3), np.uint8)
+  split = splits.ArraySplit(images, rng.integers(0, 10, 640, np.int32))
+  names = tuple('0123456789')
+  return kind(
+    config,
+    sharding.make_mesh(),
+    names,
+    sources.Dataset(split, split, split, names),
+  )
+
+
+def stepper(task, steps: int) -> Callable[[], None]:
+  """Runs `steps` steps of a task on batches as they come, and waits."""
+  state, batches = task.init(), task.train_iterator()
+
+  def run():
+    nonlocal state
+    for _ in range(steps):
+      state, scalars = task.train_step(state, next(batches))
+    jax.block_until_ready(scalars)
+
+  return run
+
+
+def looper(task, steps: int, folder: str, watcher) -> Callable[[], None]:
+  """Runs `steps` steps of a task in the training loop, and waits."""
+  loop = train.Loop(task, workdir.Workdir(folder), watcher)
+  state = loop.restore()
+  done = 0
+
+  def run():
+    nonlocal state, done
+    done += steps
+    original, task.total_steps = task.total_steps, done
+    # No evaluation or checkpoint at what looks like the end of the run.
+    loop.scores[done] = 0.0
+    loop.manager.save = lambda *_, **__: False
+    state = loop.fit(state)
+    task.total_steps = original
+
+  return run
+
+
+def compare(name: str, ours, peer_name: str, peer, steps: int) -> dict:
+  """Alternates the two; milliseconds a step, and the ratio peer over ours."""
+  times = {ours: [], peer: []}
+  for repeat in range(REPEATS + 1):
+    for run in (ours, peer):
+      start = time.perf_counter()
+      run()
+      if repeat:  # the first one compiles
+        times[run].append((time.perf_counter() - start) * 1000 / steps)
+  medians = [statistics.median(times[run]) for run in (ours, peer)]
+  ratios = [b / a for a, b in zip(times[ours], times[peer], strict=True)]
+  row = {
+    'name': name,
+    'ours_ms': round(medians[0], 2),
+    'peer': peer_name,
+    'peer_ms': round(medians[1], 2),
+    'ratio': round(statistics.median(ratios), 4),
+  }
+  print(row, flush=True)
+  return row
+
+
+def diagnostics_rows() -> list[dict]:
+  rows = []
+  for variant, patch, steps in MODELS:
+    full = stepper(make_task(classification.Classification, variant, patch), steps)
+    plain = stepper(make_task(Plain, variant, patch), steps)
+    name = f'diagnostics every step, ViT-22B-{variant}/{patch}'
+    rows.append(compare(name, full, 'the step without them', plain, steps))
+  return rows
+
+
+def loop_rows() -> list[dict]:
+  rows = []
+  for variant, patch, steps in MODELS[1:]:
+    with tempfile.TemporaryDirectory() as folder, preemption.Watcher() as watcher:
+      task = make_task(classification.Classification, variant, patch)
+      rows.append(
+        compare(
+          f'training loop, ViT-22B-{variant}/{patch}',
+          looper(task, 4 * steps, folder, watcher),
+          'the bare jitted step',
+          stepper(task, 4 * steps),
+          4 * steps,
+        )
+      )
+  return rows
+
+
+def start_rows(data_dir: str) -> list[dict]:
+  """Seconds from the command to its first step, cold and with warm caches."""
+  with tempfile.TemporaryDirectory() as folder:
+    environment = {**os.environ, 'VIT22B_JAX_CACHE': folder}
+    environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+    seconds = []
+    for i in range(2):
+      command = [
+        sys.executable,
+        'main.py',
+        '--config=configs/cifar10_vit22b_s.py',
+        '--config.batch_size=64',
+        f'--config.data.dir={data_dir}',
+        '--config.duration=1 step',
+        f'--workdir={folder}/{i}',
+      ]
+      process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+      )
+      for line in process.stdout:
+        if found := re.search(r'First step done (?:after )?([\d.]+) s', line):
+          seconds.append(float(found[1]))
+          break
+      process.kill()
+      process.wait()
+  row = {
+    'name': 'command to first step, ViT-22B-S/4, second start',
+    'ours_ms': seconds[1] * 1000,
+    'peer': 'first start, nothing cached',
+    'peer_ms': seconds[0] * 1000,
+    'ratio': round(seconds[0] / seconds[1], 2),
+  }
+  print(row, flush=True)
+  return [row]
+
+
+def main() -> None:
+  rows = diagnostics_rows() + loop_rows()
+  if len(sys.argv) > 1:
+    rows += start_rows(sys.argv[1])  # the folder of the prepared TFDS sets
+  (HERE / 'overhead.json').write_text(json.dumps(rows, indent=2) + '\n')
+  lines = ['| what | ms | beside | ms | ratio |', '|---|--:|---|--:|--:|']
+  lines += [
+    f'| {r["name"]} | {r["ours_ms"]:.1f} | {r["peer"]} | {r["peer_ms"]:.1f} | '
+    f'{r["ratio"]:.3f} |'
+    for r in rows
+  ]
+  (HERE / 'overhead.md').write_text('\n'.join(lines) + '\n')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,74 @@
+"""PyTorch's side of the comparison: timm's models and a plain training step."""
+
+from collections.abc import Callable
+
+import torch
+
+WIDTHS = {'Ti': 192, 'S': 384}
+
+
+def _timm():
+  """timm's model module.
+
+  timm imports torchvision, whose wheel from the registry is built for the CUDA
+  torch: beside a CPU build its compiled operators stay out, and its import
+  fails because two of them are unknown. timm uses neither, so they are declared
+  here without a body.
+  """
+  try:
+    import torchvision  # noqa: F401
+  except RuntimeError:
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    for name in ('nms', 'qnms'):
+      library.define(f'{name}(Tensor a, Tensor b, float threshold) -> Tensor')
+    _timm.library = library  # the declarations live as long as this object
+  from timm.models import vision_transformer
+
+  return vision_transformer
+
+
+def training_step(
+  block: str, variant: str, batch_size: int, threads: int
+) -> tuple[Callable[[], float], int]:
+  """A training step of timm's ViT on random images of 32 px, patch 4.
+
+  Args:
+    block: 'vit', or 'vit22b' for timm's `ParallelScalingBlock`.
+    variant: 'Ti' or 'S'.
+    batch_size: images a step.
+    threads: that PyTorch may use.
+
+  Returns:
+    The step, which returns its loss, and the number of parameters.
+  """
+  torch.set_num_threads(threads)
+  torch.manual_seed(0)
+  models = _timm()
+  width = WIDTHS[variant]
+  model = models.VisionTransformer(
+    img_size=32,
+    patch_size=4,
+    num_classes=10,
+    embed_dim=width,
+    depth=12,
+    num_heads=width // 64,
+    block_fn={
+      'vit': models.Block,
+      'vit22b': models.ParallelScalingBlock,
+    }[block],
+  ).train()
+  parameters = list(model.parameters())
+  optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=1e-4)
+  criterion = torch.nn.CrossEntropyLoss()
+  images = torch.randn(batch_size, 3, 32, 32)
+  labels = torch.randint(0, 10, (batch_size,))
+
+  def step() -> float:
+    optimizer.zero_grad(set_to_none=True)
+    loss = criterion(model(images), labels)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 10.0)
+    optimizer.step()
+    return loss.item()
+
+  return step, sum(p.numel() for p in parameters)

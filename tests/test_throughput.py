@@ -1,0 +1,61 @@
+"""The benchmark: medians of alternating steps, and peers of the same size."""
+
+import pytest
+
+from experiments.throughput import training_step
+
+# Seconds of each model's steps, the first one a warm-up.
+SECONDS = {
+  ('ours', 'vit'): [9.0, 2.0, 1.0, 3.0],
+  ('ours', 'vit22b'): [9.0, 1.0, 1.0, 1.0],
+  ('peer', 'vit'): [9.0, 4.0, 5.0, 3.0],
+  ('peer', 'vit22b'): [9.0, 0.5, 0.5, 0.5],
+}
+
+
+def test_medians_without_warmup_and_ratios_of_peer_over_ours(monkeypatch):
+  turns = []
+
+  class Fake:
+    parameters = 1
+
+    def __init__(self, side, block, variant, batch_size):
+      assert (variant, batch_size) == ('Ti', 7)
+      self._key = side, block
+      self._seconds = iter(SECONDS[self._key])
+
+    def step(self):
+      turns.append(self._key)
+      return next(self._seconds)
+
+    def close(self):
+      assert next(self._seconds, None) is None
+
+  monkeypatch.setattr(training_step, 'Runner', Fake)
+  rows = training_step.measure('Ti', batch_size=7, warmup=1, repeats=3)
+  keys = ('name', 'ours_ms', 'peer_ms', 'ratio')
+  assert [tuple(row[key] for key in keys) for row in rows] == [
+    ('vit Ti', 2000, 4000, 2),
+    ('vit22b Ti', 1000, 500, 0.5),
+    ('vit22b Ti', 1000, 2000, 2),
+  ]
+  assert set(turns) == set(SECONDS)
+  assert turns == turns[:4] * 4  # one step each, in turn
+  text = training_step.table(rows)
+  assert '| vit Ti | 2,000 | timm ViT | 4,000 | 2.00 |' in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('block', ['vit', 'vit22b'])
+def test_peer_is_of_the_same_size_and_both_learn(block):
+  pytest.importorskip('torch', reason='torch is in the extra `peers`')
+  pytest.importorskip('timm', reason='timm is in the extra `peers`')
+  from experiments.throughput import ours, peers
+
+  step, theirs = peers.training_step(block, 'Ti', batch_size=8, threads=1)
+  losses = [step() for _ in range(4)]
+  assert losses[-1] < losses[0]
+  step, count = ours.training_step(block, 'Ti', batch_size=8)
+  losses = [step() for _ in range(4)]
+  assert losses[-1] < losses[0]
+  assert abs(count / theirs - 1) < 0.003  # biases, and norms of a block
