@@ -32,13 +32,13 @@ from vit22b_jax import (
   flops,
   preemption,
   report,
+  tasks,
   weights,
 )
 from vit22b_jax import (
   workdir as workdir_lib,
 )
 from vit22b_jax.data import sources
-from vit22b_jax.tasks import classification
 
 
 @dataclasses.dataclass
@@ -434,7 +434,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
     data = load_data(config)
-    task = classification.Classification(config, mesh, data.class_names, data)
+    task = tasks.TASKS[config.task](config, mesh, data.class_names, data)
     loop = Loop(task, folder, watcher)
     folder.write_bytes(
       workdir_lib.CONFIG, configuration.to_json(config).encode()
