@@ -86,11 +86,16 @@ def _complain(error: errors.UserError) -> int:
   return 2
 
 
+def main(argv: list[str]) -> int:
+  del argv
+  from vit22b_jax import console
+
+  console.show_log()
+  return run(flags.FLAGS)
+
+
 if __name__ == '__main__':
   host.prepare()  # before jax
   with preemption.Watcher():
     define_flags(flags.FLAGS, sys.argv)
-    app.run(
-      lambda _: run(flags.FLAGS),
-      flags_parser=lambda argv: parse(argv, flags.FLAGS),
-    )
+    app.run(main, flags_parser=lambda argv: parse(argv, flags.FLAGS))

@@ -47,7 +47,6 @@ def run(
     UserError: something is missing or doesn't fit; the message says what.
     TrainingStopped: see `train.run`.
   """
-  console.show_log()
   if workdir is None:
     raise errors.UserError(
       'Give --config=FILE, such as configs/digits_vit22b_ti.py, or the '

@@ -46,17 +46,17 @@ class _PlainWords(python_logging.Formatter):
     return text
 
 
+def _wanted(record: python_logging.LogRecord) -> bool:
+  own = record.pathname.startswith(_PACKAGE)
+  return own or record.levelno >= python_logging.ERROR
+
+
 def show_log() -> None:
   """Shows the package's log on stderr in plain words, of others only errors."""
-
-  def wanted(record):
-    own = record.pathname.startswith(_PACKAGE)
-    return own or record.levelno >= python_logging.ERROR
-
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(_PlainWords())
-  handler.addFilter(wanted)
+  handler.addFilter(_wanted)
 
 
 def parameter_table(params: Mapping[str, Any]) -> str:

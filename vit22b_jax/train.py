@@ -443,7 +443,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     folder.write_json(workdir_lib.VERSIONS, _environment(task))
     try:
       state = loop.restore()
-      _introduce(task, state, data)
+      _introduce(task, state)
       loop.fit(state)
       loop.manager.wait()
       console.say('Evaluating on the test part.')
@@ -500,16 +500,14 @@ def _environment(task: Any) -> dict[str, Any]:
   }
 
 
-def _introduce(task: Any, state: Any, data: sources.Dataset) -> None:
+def _introduce(task: Any, state: Any) -> None:
   """Prints what is about to be trained, on what."""
   console.say(console.parameter_table(state.params))
-  test = 'none' if data.test is None else len(data.test)
   mesh = ', '.join(f'{k}={v}' for k, v in task.mesh.shape.items())
   console.say(
-    f'{len(data.train)} training, {len(data.val)} validation, {test} test '
-    f'images of {len(task.class_names)} classes; {task.total_steps} steps of '
-    f'{task.config.batch_size}, {task.steps_per_epoch} an epoch; mesh {mesh} '
-    f'of {jax.devices()[0].device_kind}.'
+    f'{task.total_steps} steps of {task.config.batch_size} images, '
+    f'{task.steps_per_epoch} an epoch; {task.mesh.size} x '
+    f'{jax.devices()[0].device_kind} ({mesh}).'
   )
 
 
