@@ -17,6 +17,7 @@ os.environ['XLA_FLAGS'] = (
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+os.environ.setdefault('VIT22B_JAX_CACHE', str(ROOT / '.cache/data'))
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 

@@ -455,6 +455,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
         f'Stopped by {reason}; everything is saved: the same command resumes.'
       )
     finally:
+      loop.data.close()
       loop.manager.close()
       folder.close()
       write_report(folder)
