@@ -11,6 +11,7 @@ Steps are counted from 1: row n of diagnostics.csv is what step n did, and
 checkpoint n holds the state after it.
 """
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -30,10 +31,10 @@ from vit22b_jax import (
   errors,
   evaluate,
   flops,
+  host,
   preemption,
   report,
   tasks,
-  weights,
 )
 from vit22b_jax import (
   workdir as workdir_lib,
@@ -140,7 +141,13 @@ class Loop:
   def restore(self) -> Any:
     """The state to start from: newest checkpoint > `init_from` > scratch."""
     task, config = self.task, self.config
-    found = self.manager.restore(vars(task.abstract_state), data=self.data)
+
+    def check(meta):
+      compare(meta['config'], config, self.run.path)
+
+    found = self.manager.restore(
+      vars(task.abstract_state), data=self.data, check=check
+    )
     if found:
       self.progress = Progress(**found.meta['progress'])
       self.run.truncate(found.step)
@@ -153,14 +160,8 @@ class Loop:
     self.run.truncate(0)
     state = task.init()
     if config.init_from:
-      params = weights.load_pretrained(
-        config.init_from,
-        task.model,
-        jax.device_get(state.params),
-        config.data.image_size,
-      )
       console.say(f'Starting from the weights of {config.init_from}.')
-      return task.with_params(state, params)
+      return task.with_pretrained(state, config.init_from)
     console.say(f'Starting from scratch, seed {config.seed}.')
     return state
 
@@ -199,7 +200,7 @@ class Loop:
       self._record(state)  # waits for the first step
       self.watcher.started = True
       console.say(
-        f'First step done {time.monotonic() - _STARTED:.1f} s after start.'
+        f'First step done {time.monotonic() - host.STARTED:.1f} s after start.'
       )
       self._start_interval()  # speeds leave the compilation out
       self._bar.start_clock()
@@ -248,7 +249,7 @@ class Loop:
     if row['verdict/onset']:
       self._event(state, step, row)
     progress = self.progress
-    for name in ('loss', 'train/top1'):
+    for name in ('loss', *self.task.logged):
       progress.interval[name] = progress.interval.get(name, 0.0) + row[name]
     progress.rows += 1
     self._last = row
@@ -299,6 +300,8 @@ class Loop:
     if not row['verdict/finite']:
       layer = self.task.locate_nonfinite(state, batch)
       what = f'the loss is {row["loss"]:.4g}; first non-finite: {layer}'
+    elif row['verdict/stuck']:
+      what = f'the last {diagnostics.STUCK_STEPS} steps were all skipped'
     self._event(state, step, row, what)
     self.data.set_state(position)
     monitor = state.monitor
@@ -333,8 +336,8 @@ class Loop:
     waited = self.data.seconds_waited - self._wait_start
     row = {
       'epoch': step / self.task.steps_per_epoch,
-      'train/loss': mean['loss'],
-      'train/top1': mean['train/top1'],
+      'train/loss': mean.pop('loss'),
+      **mean,
       'train/learning_rate': self._last['train/learning_rate'],
     }
     if speed:  # not after the first step alone, which compiled
@@ -375,8 +378,11 @@ class Loop:
       self._save(state, step)
       self._finish_saving()
       raise
-    names = ('loss', 'top1', 'top5', 'auroc')
-    values = {f'val/{k}': result.values[k] for k in names}
+    values = {
+      f'val/{k}': v
+      for k, v in result.values.items()
+      if k != 'num_examples'
+    }
     self.run.metrics(
       step, {'epoch': step / self.task.steps_per_epoch, **values}
     )
@@ -385,11 +391,11 @@ class Loop:
     score = score if self.task.best_mode == 'max' else -score
     improved = all(score > old for old in self.scores.values())
     self.scores[step] = score
-    console.say(
-      f'step {step}  validation: loss {values["val/loss"]:.4f}, top-1 '
-      f'{values["val/top1"]:.4f}, top-5 {values["val/top5"]:.4f}, AUROC '
-      f'{values["val/auroc"]:.4f}{" (best so far)" if improved else ""}'
+    shown = ', '.join(
+      f'{k.removeprefix("val/")} {v:.4f}' for k, v in values.items()
     )
+    best = ' (best so far)' if improved else ''
+    console.say(f'step {step}  validation: {shown}{best}')
     # The interval's speed is that of training alone.
     self._interval_start += time.monotonic() - start
     return improved
@@ -433,33 +439,58 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
+    task_type = tasks.TASKS[config.task]
+    task_type.check(config)
     data = load_data(config)
-    task = tasks.TASKS[config.task](config, mesh, data.class_names, data)
-    loop = Loop(task, folder, watcher)
-    folder.write_bytes(
-      workdir_lib.CONFIG, configuration.to_json(config).encode()
-    )
-    folder.write_json(workdir_lib.CLASSES, list(data.class_names))
-    folder.write_json(workdir_lib.VERSIONS, _environment(task))
-    try:
-      state = loop.restore()
-      _introduce(task, state)
-      loop.fit(state)
-      loop.manager.wait()
-      console.say('Evaluating on the test part.')
-      result = evaluate.finish(task, loop.manager, folder, watcher.check)
-      conclude(result)
-      console.say(f'Trained for {console.duration(loop.progress.seconds)}.')
-    except preemption.Interrupted as reason:
-      console.say(
-        f'Stopped by {reason}; everything is saved: the same command resumes.'
+    _check_classes(folder, data)
+    task = task_type(config, mesh, data.class_names, data)
+    with contextlib.ExitStack() as stack:
+      stack.callback(write_report, folder)
+      stack.callback(folder.close)
+      loop = Loop(task, folder, watcher)
+      stack.callback(loop.manager.close)
+      stack.callback(loop.data.close)
+      folder.write_bytes(
+        workdir_lib.CONFIG, configuration.to_json(config).encode()
       )
-    finally:
-      loop.data.close()
-      loop.manager.close()
-      folder.close()
-      write_report(folder)
+      folder.write_json(workdir_lib.CLASSES, list(data.class_names))
+      folder.write_json(workdir_lib.VERSIONS, _environment(task))
+      _train_and_evaluate(loop)
     return watcher.exit_code
+
+
+def _train_and_evaluate(loop: Loop) -> None:
+  """The run itself; a signal ends it early with everything saved."""
+  task = loop.task
+  try:
+    state = loop.restore()
+    _introduce(task, state)
+    loop.fit(state)
+    loop.manager.wait()
+    console.say('Evaluating on the test part.')
+    result = evaluate.finish(
+      task, loop.manager, loop.run, loop.watcher.check
+    )
+  except preemption.Interrupted as reason:
+    console.say(
+      f'Stopped by {reason}; everything is saved: the same command resumes.'
+    )
+    return
+  conclude(result)
+  console.say(f'Trained for {console.duration(loop.progress.seconds)}.')
+
+
+def _check_classes(folder: workdir_lib.Workdir, data: sources.Dataset) -> None:
+  """Raises UserError when the data set has other classes than the run's."""
+  before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES)
+  recorded = (folder.path / workdir_lib.DIAGNOSTICS).exists()
+  if recorded and before is not None and before != list(data.class_names):
+    raise errors.UserError(
+      f'The workdir {folder.path} was trained on {len(before)} classes '
+      f'({", ".join(before[:5])}, ...), and the data set now has '
+      f'{len(data.class_names)} ({", ".join(data.class_names[:5])}, ...). Use '
+      'another --workdir, or the data set as it was.'
+    )
 
 
 def write_report(folder: workdir_lib.Workdir) -> None:
@@ -472,8 +503,8 @@ def write_report(folder: workdir_lib.Workdir) -> None:
     return
   try:
     console.say(f'Report: {report.write(folder.path)}')
-  except OSError as error:
-    print(f'warning: no report could be written: {error}', file=sys.stderr)
+  except errors.UserError as error:
+    print(f'warning: {error}', file=sys.stderr)
 
 
 def load_data(config: Any) -> sources.Dataset:
@@ -521,6 +552,3 @@ def conclude(result: dict[str, Any]) -> None:
     f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
     f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
   )
-
-
-_STARTED = time.monotonic()
