@@ -6,6 +6,7 @@ test can tell where an image came from and a model can learn from them.
 
 import os
 import pathlib
+import re
 
 import fsspec.implementations.local
 import numpy as np
@@ -94,14 +95,23 @@ def make_tfds(
 def make_remote(monkeypatch: pytest.MonkeyPatch, root: pathlib.Path) -> None:
   """Makes `s3://NAME/...` a stand-in of a remote disk: the folder root/NAME.
 
-  epath's own code for remote file systems runs, only the last layer is local.
+  `gs://NAME/...` too. epath's own code for remote file systems runs, only the
+  last layer is local; like an object store it can't append to files.
   """
 
   class Remote(fsspec.implementations.local.LocalFileSystem):
     @classmethod
     def _strip_protocol(cls, path):
-      path = os.fspath(path).replace('s3://', f'{root}/')
+      path = re.sub('^(s3|gs)://', f'{root}/', os.fspath(path))
       return super()._strip_protocol(path)
+
+    def glob(self, path, **kwargs):
+      found = super().glob(path, **kwargs)
+      return [path.removeprefix(f'{root}/') for path in found]
+
+    def _open(self, path, mode='rb', **kwargs):
+      assert 'a' not in mode, f'appended to {path}'
+      return super()._open(path, mode=mode, **kwargs)
 
   remote = Remote(skip_instance_cache=True)
   # With TensorFlow installed epath would use its file systems.

@@ -48,11 +48,20 @@ class _PlainWords(python_logging.Formatter):
 
 def _wanted(record: python_logging.LogRecord) -> bool:
   own = record.pathname.startswith(_PACKAGE)
-  return own or record.levelno >= python_logging.ERROR
+  # What Orbax logs as errors it raises too, where it becomes one message.
+  orbax = '/orbax/' in record.pathname
+  return own or (record.levelno >= python_logging.ERROR and not orbax)
+
+
+def _report_unraisable(found: Any) -> None:
+  # TensorStore's futures outlive the event loop of a save that failed.
+  if str(found.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(found)
 
 
 def show_log() -> None:
   """Shows the package's log on stderr in plain words, of others only errors."""
+  sys.unraisablehook = _report_unraisable
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(_PlainWords())

@@ -6,8 +6,9 @@
     run.diagnostics(step, {'loss': 1.2, 'max_logit': 3.0})
     run.truncate(step)   # a resumed run forgets rows after its checkpoint
 
-Paths may be `gs://...`. Object stores can't append, so files that grow are kept
-in a local folder there and uploaded whole at each flush.
+Paths may be `gs://...` (Orbax and TensorStore write checkpoints to no other
+remote disk). Object stores can't append, so files that grow are kept in a local
+folder then, and uploaded whole at each flush.
 """
 
 import csv
@@ -205,6 +206,7 @@ class Workdir:
     """Drops the rows of later steps: the run starts again from `step`."""
     if not self._writer:
       return
+    self._columns = []
     with _explained(self.path):
       for name in (METRICS, EVENTS):
         lines = self._files[name].lines()
@@ -289,6 +291,11 @@ class _explained:
 
 
 def _check_writable(path: epath.Path) -> None:
+  if is_remote(path) and not os.fspath(path).startswith('gs://'):
+    raise errors.UserError(
+      f'--workdir={path}: checkpoints can be kept on local disks and gs:// '
+      'alone; mount other storage, or copy the folder there afterwards.'
+    )
   with _explained(path):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.probe_{os.getpid()}'

@@ -8,8 +8,11 @@ processes of the batches of a position is the same for any number of processes.
 
 import collections
 import functools
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 
 import grain
@@ -88,7 +91,8 @@ class BatchIterator(grain.DatasetIterator):
     self._split.check(np.maximum(index, 0), batch)
     readable = batch.pop('readable')
     if self._keep_mask:
-      return batch | {'mask': (readable & (index >= 0)).astype(np.float32)}
+      mask = (readable & (index >= 0)).astype(np.float32)
+      return batch | {'mask': mask, 'index': index}
     return batch if readable.all() else _replace(batch, readable)
 
   def get_state(self) -> dict[str, int]:
@@ -135,7 +139,8 @@ class BatchIterator(grain.DatasetIterator):
       dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(
           num_workers=workers, per_worker_buffer_size=2
-        )
+        ),
+        worker_init_fn=_follow_main_process,
       )
     return dataset
 
@@ -206,7 +211,7 @@ def eval_batches(
 
   Returns:
     Batches with a 'mask': 1 for an image, 0 for padding and for what can't be
-    read.
+    read; and an 'index', each image's place in the split.
   """
   length, size = len(split), batch_size * process_count
 
@@ -294,6 +299,23 @@ class DeviceIterator(grain.DatasetIterator):
 @functools.lru_cache(maxsize=2)  # Threads cross from one epoch to the next.
 def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
   return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def _follow_main_process(index: int, count: int) -> None:
+  """A worker leaves signals to the main process, and ends when that does.
+
+  Ctrl-C reaches every process of a terminal's group; the main one still needs
+  the workers until its step is done.
+  """
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+  def follow():
+    multiprocessing.parent_process().join()
+    os._exit(0)
+
+  threading.Thread(target=follow, daemon=True).start()
 
 
 def _gather(split: splits.Split, index: Int[np.ndarray, ' B']) -> Batch:
