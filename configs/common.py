@@ -22,7 +22,7 @@ def classification() -> config_dict.ConfigDict:
   c.seed = 0  # initial weights, data order, validation part, augmentation
   c.batch_size = 128  # images a step, over all devices and processes
   c.duration = '200 epochs'  # length of the whole run
-  c.init_from = ''  # weights to fine-tune: safetensors, .npz or a workdir
+  c.init_from = ''  # weights to fine-tune: a .safetensors or .npz file
   c.data = _data()
   c.model = _model()
   c.optim = _optim()

@@ -77,6 +77,10 @@ def test_state_may_be_donated_while_it_is_written(tmp_path):
   manager.close()
 
 
+def _refuse(meta):
+  raise errors.UserError('not mine')
+
+
 def _largest_file(folder: pathlib.Path) -> pathlib.Path:
   files = [f for f in folder.rglob('*') if f.is_file()]
   return max(files, key=lambda f: f.stat().st_size)
@@ -132,7 +136,7 @@ def test_unfinished_save_is_never_taken_for_a_whole_one(tmp_path):
   folder = tmp_path / 'checkpoints'
   (folder / '2.orbax-checkpoint-tmp-7' / 'state').mkdir(parents=True)
   manager = checkpoint.Manager(tmp_path, scores={})
-  assert manager.latest_step() == 1
+  assert manager.restore(_abstract(_state())).step == 1
   manager.close()
 
 
@@ -157,6 +161,12 @@ def test_restore_of_a_part_and_of_other_arrays(tmp_path):
   _equal(part.state['params'], _state(1)['params'])
   with pytest.raises(errors.UserError, match='other'):
     manager.restore({'other': abstract['params']})
+  larger = jax.ShapeDtypeStruct((17, 24), jnp.float32)
+  with pytest.raises(errors.UserError, match=r'\[17, 24\]'):
+    manager.restore({'params': {'kernel': larger}})
+  with pytest.raises(errors.UserError, match='not mine'):
+    manager.restore(abstract, check=_refuse)
+  assert manager.restore(abstract).step == 1  # nothing was moved
   manager.close()
 
 

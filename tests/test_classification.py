@@ -32,6 +32,7 @@ def data():
 def _task(data, mesh=None, **overrides):
   config = digits_vit22b_ti.get_config('tiny')
   config.data.augment = 'none'
+  config.model.patch_size = 2
   config.update_from_flattened_dict(overrides)
   mesh = mesh or _mesh()
   return classification.Classification(config, mesh, data.class_names, data)
@@ -114,15 +115,16 @@ def test_other_blocks_on_a_mesh_equal_one_device(data, block):
     'data.augment': 'standard',
     'model.dropout': 0.1,
   }
-  one, rows = _steps(_task(data, **overrides), 5)
-  mesh = _mesh(2, 2, 2)
-  many, other = _steps(_task(data, mesh, **overrides), 5)
+  one, many = _task(data, **overrides), _task(data, _mesh(2, 2, 2), **overrides)
+  rows, other = _steps(one, 5)[1], _steps(many, 5)[1]
   np.testing.assert_allclose(
     [row['loss'] for row in rows], [row['loss'] for row in other], rtol=1e-5
   )
-  if block == 'released':
-    assert one.batch_stats
-  _close(one.batch_stats, many.batch_stats, rtol=2e-3, atol=1e-4)
+  # After one step: later, rounding noise in a bias that the norm cancels, which
+  # Adam turns into full steps, shifts the running mean.
+  expected = _steps(one, 1)[0].batch_stats
+  assert bool(expected) == (block == 'released')
+  _close(expected, _steps(many, 1)[0].batch_stats, rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_step_splits_what_the_rules_say(data):

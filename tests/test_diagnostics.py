@@ -119,6 +119,15 @@ def test_overflow_is_skipped_without_a_judgement():
   assert not verdict.alarm and not monitor.stopped
 
 
+def test_a_run_that_skips_every_step_stops():
+  rows = _calm(200)
+  rows[100:, 0] = 9000.0
+  monitor, verdicts = _run(rows, _settings(policy='skip_step'))
+  last = 100 + diagnostics.STUCK_STEPS - 1
+  assert np.flatnonzero(verdicts.stuck).tolist() == [last]
+  assert monitor.stopped
+
+
 def test_zscore_by_hand():
   history = np.full((31, 1), np.nan, np.float32)
   history[:21, 0] = np.exp(np.arange(-10, 11))  # median 1, MAD 5 in logs
@@ -166,7 +175,7 @@ def test_first_nonfinite_in_forward_then_backward_order():
   assert 'block_01' in diagnostics.first_nonfinite(bad, norms, layers)
   bad = {**norms, 'grad_norm/00': np.nan, 'grad_norm/01': np.inf}
   assert 'block_01' in diagnostics.first_nonfinite(good, bad, layers)
-  assert 'head' in diagnostics.first_nonfinite(good, norms, layers)
+  assert diagnostics.first_nonfinite(good, norms, layers) is None
 
 
 def test_measure_by_hand():

@@ -131,6 +131,46 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
   assert _without_speed(_rows(tmp_path)) == _without_speed(_rows(whole))
 
 
+def test_every_part_of_the_state_resumes(tmp_path, monkeypatch):
+  """Averages, batch statistics, loss scale and dropout's keys as well."""
+  overrides = {
+    'model.block': 'released',
+    'model.dtype': 'float16',
+    'model.dropout': 0.1,
+    'optim.ema': 0.9,
+    'optim.accumulate': 2,
+  }
+  assert _run(tmp_path / 'whole', **overrides) == 0
+  with monkeypatch.context() as patch:
+    _SignalAfter(patch, 3)
+    assert _run(tmp_path / 'parts', **overrides) == 128 + signal.SIGTERM
+  assert _run(tmp_path / 'parts', **overrides) == 0
+  expected = _final_state(tmp_path / 'whole').state
+  found = _final_state(tmp_path / 'parts').state
+  assert expected['ema'] and expected['batch_stats'] and expected['loss_scale']
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_unreadable_checkpoints_never_become_a_new_run(tmp_path):
+  assert _run(tmp_path, duration='2 steps') == 0
+  table = (tmp_path / 'diagnostics.csv').read_text()
+  for file in (tmp_path / 'checkpoints').rglob('*'):
+    if file.is_file():
+      file.write_bytes(b'')
+  for _ in range(2):
+    with pytest.raises(errors.UserError, match='can be read'):
+      _run(tmp_path, duration='4 steps')
+  assert (tmp_path / 'diagnostics.csv').read_text() == table
+
+
+def test_other_classes_are_refused(tmp_path):
+  assert _run(tmp_path, duration='2 steps') == 0
+  names = json.loads((tmp_path / 'classes.json').read_text())
+  (tmp_path / 'classes.json').write_text(json.dumps([*names, 'more']))
+  with pytest.raises(errors.UserError, match='11 classes'):
+    _run(tmp_path, duration='4 steps')
+
+
 def test_crash_without_a_save_loses_and_doubles_no_row(
   whole, tmp_path, monkeypatch
 ):
@@ -239,7 +279,8 @@ def test_explosion_policies(tmp_path, policy):
 
 def test_early_stop(tmp_path):
   overrides = {
-    'optim.learning_rate': 1e-12,
+    'optim.learning_rate': 1e-12,  # moves no weight of this initialisation
+    'model.init': 'torch',
     'eval.every': '1 steps',
     'eval.early_stop': 2,
   }

@@ -4,9 +4,9 @@
     manager.save(step, state, data=iterator, meta={...})
     found = manager.restore(abstract_state, data=iterator)
 
-Layout: `WORKDIR/checkpoints/STEP/{state,data,meta}`: the state's arrays, the
-position in the data (Grain's iterator state), and a JSON object with format
-version, config, checksums and whatever the loop wants to find again.
+Layout: `WORKDIR/checkpoints/STEP/{state,meta}`: the state's arrays, and a JSON
+object with format version, position in the data (Grain's iterator state),
+checksums, config and whatever the loop wants to find again.
 
 Orbax restores a flipped byte without noticing. So each array's checksum is
 computed on the devices that hold it, saved with it, and compared on restore; a
@@ -15,7 +15,9 @@ the one before it is used.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grain
@@ -138,11 +140,8 @@ class Manager:
     return ocp.CheckpointManager(
       folder,
       options=self._options,
-      item_names=('state', 'data', 'meta'),
+      item_names=('state', 'meta'),
     )
-
-  def latest_step(self) -> int | None:
-    return self._manager.latest_step()
 
   def best_step(self) -> int | None:
     """The saved step with the best score; None before any evaluation."""
@@ -173,11 +172,15 @@ class Manager:
     """
     if step in self._manager.all_steps():
       return False
+    arrays = jax.tree_util.tree_flatten_with_path(state)[0]
     meta = dict(
       meta,
       format=FORMAT,
+      data=None if data is None else data.get_state(),
+      shapes={jax.tree_util.keystr(k): list(x.shape) for k, x in arrays},
       checksums=_named_checksums(state),
     )
+    meta['checksum'] = _meta_checksum(meta)
     if jax.default_backend() == 'cpu':
       # Orbax keeps views of host buffers, which the next step would overwrite.
       state = jax.tree.map(jnp.copy, state)
@@ -185,19 +188,17 @@ class Manager:
       'state': ocp.args.PyTreeSave(state),
       'meta': ocp.args.JsonSave(meta),
     }
-    if data is not None:
-      items['data'] = grain.checkpoint.CheckpointSave(data)
     try:
       return self._manager.save(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
-      raise _unwritable(self.workdir, error) from error
+      raise _explained(self.workdir, error) from error
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises what went wrong there."""
     try:
       self._manager.wait_until_finished()
     except (OSError, ValueError) as error:
-      raise _unwritable(self.workdir, error) from error
+      raise _explained(self.workdir, error) from error
 
   def restore(
     self,
@@ -205,43 +206,52 @@ class Manager:
     *,
     data: grain.DatasetIterator | None = None,
     step: int | None = None,
+    check: Callable[[dict[str, Any]], None] = lambda meta: None,
   ) -> Restored | None:
     """The newest checkpoint that is whole, or None when there is none.
+
+    Damaged ones that are newer are moved to `checkpoints_damaged/`, once an
+    older one has been restored; when none can be, nothing is moved.
 
     Args:
       abstract_state: ShapeDtypeStructs with the shardings to restore to, for
         any number of devices; top-level keys may be left out, as the
         optimiser's are where only the weights matter.
       data: an iterator to set to the saved position.
-      step: this checkpoint alone, in place of the newest.
+      step: the one to try first, before the newest.
+      check: looks at a checkpoint's JSON object before its arrays are read;
+        raises UserError for another run's.
 
     Raises:
       UserError: checkpoints exist, but none of them can be used.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    if step is not None:
-      steps = [s for s in steps if s == step]
+    steps = sorted(
+      self._manager.all_steps(), key=lambda s: (s == step, s), reverse=True
+    )
+    damaged = []
     for candidate in steps:
       try:
-        return self._restore_one(candidate, abstract_state, data)
+        found = self._restore_one(candidate, abstract_state, check)
       except errors.UserError:
         raise
       except Exception as error:  # Orbax and TensorStore raise many kinds.
-        path = self.workdir / _FOLDER / str(candidate)
-        reason = str(error).strip().split('\n')[0][:300]
         logging.warning(
-          'Checkpoint %s is damaged (%s: %s): trying the one before it.',
-          path,
+          'Checkpoint %s is damaged (%s: %s): trying another one.',
+          self.workdir / _FOLDER / str(candidate),
           type(error).__name__,
-          reason,
+          str(error).strip().split('\n')[0][:300],
         )
-        if not self._read_only:
-          self._put_aside(candidate)
+        damaged.append(candidate)
+        continue
+      if damaged and not self._read_only:
+        self._put_aside(damaged)
+      if data is not None:
+        data.set_state(found.meta['data'])
+      return found
     if steps:
       raise errors.UserError(
-        f'None of the checkpoints {steps} in {self.workdir} can be read (those '
-        f'found damaged in training are moved to {_DAMAGED}/). Copy one back '
-        'from a backup, or start afresh with another --workdir.'
+        f'None of the checkpoints {steps} in {self.workdir} can be read. Copy '
+        'one from a backup, or start afresh with another --workdir.'
       )
     return None
 
@@ -249,57 +259,54 @@ class Manager:
     self,
     step: int,
     abstract_state: Any,
-    data: grain.DatasetIterator | None,
+    check: Callable[[dict[str, Any]], None],
   ) -> Restored:
-    meta = self._meta(step)
+    items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    meta = self._manager.restore(step, args=items)['meta']
     if meta['format'] != FORMAT:
       raise errors.UserError(
         f'Checkpoint {step} in {self.workdir} has format {meta["format"]}; '
         f'this version reads format {FORMAT}. Use the version of vit22b_jax '
         'in its versions.json.'
       )
+    if meta['checksum'] != _meta_checksum(meta):
+      raise ValueError('checksum mismatch in its JSON object')
+    check(meta)
     self._check_shapes(step, abstract_state, meta)
-    items = {
-      'state': ocp.args.PyTreeRestore(
+    items = ocp.args.Composite(
+      state=ocp.args.PyTreeRestore(
         item=abstract_state,
         restore_args=ocp.checkpoint_utils.construct_restore_args(
           abstract_state
         ),
         partial_restore=True,
       )
-    }
-    if data is not None:
-      items['data'] = grain.checkpoint.CheckpointRestore(data)
-    state = self._manager.restore(step, args=ocp.args.Composite(**items))[
-      'state'
-    ]
+    )
+    state = self._manager.restore(step, args=items)['state']
     found = _named_checksums(state)
     wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
     if wrong:
       raise ValueError(f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}')
     return Restored(step, state, meta)
 
-  def _meta(self, step: int) -> dict[str, Any]:
-    items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=items)['meta']
-
   def _check_shapes(
     self, step: int, abstract_state: Any, meta: dict[str, Any]
   ) -> None:
-    paths = jax.tree_util.tree_flatten_with_path(abstract_state)[0]
-    names = {jax.tree_util.keystr(path) for path, _ in paths}
-    missing = sorted(names - set(meta['checksums']))
-    if missing:
-      raise errors.UserError(
-        f'Checkpoint {step} in {self.workdir} lacks arrays of this '
-        f'configuration: {", ".join(missing[:5])}. Use another --workdir.'
-      )
+    for path, x in jax.tree_util.tree_flatten_with_path(abstract_state)[0]:
+      name = jax.tree_util.keystr(path)
+      there = meta['shapes'].get(name)
+      if there != list(x.shape):
+        raise errors.UserError(
+          f'Checkpoint {step} in {self.workdir} is of another model: {name} '
+          f'has shape {there or "(it is missing)"} there and {list(x.shape)} '
+          'in this configuration. Use another --workdir.'
+        )
 
-  def _put_aside(self, step: int) -> None:
-    """Moves a damaged checkpoint away, so that its step can be saved again."""
-    if jax.process_index() == 0:
-      folder = self.workdir / _DAMAGED
-      folder.mkdir(parents=True, exist_ok=True)
+  def _put_aside(self, steps: list[int]) -> None:
+    """Moves checkpoints away, so that their steps can be saved again."""
+    folder = self.workdir / _DAMAGED
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in steps:
       target = folder / str(step)
       if target.exists():
         target.rmtree()
@@ -312,9 +319,19 @@ class Manager:
     self._manager.close()
 
 
-def _unwritable(workdir: epath.Path, error: Exception) -> errors.UserError:
+def _meta_checksum(meta: dict[str, Any]) -> int:
+  rest = {key: value for key, value in meta.items() if key != 'checksum'}
+  return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _explained(workdir: epath.Path, error: Exception) -> Exception:
+  """What to do about a failed save; errors that aren't the disk's stay."""
+  signs = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'No space', 'os error')
+  text = str(error)
+  if not isinstance(error, OSError) and not any(s in text for s in signs):
+    return error
   return errors.UserError(
-    f'Could not save a checkpoint in {workdir}: {error}. Make room or choose '
-    'another --workdir; the checkpoints written before are whole, and the same '
-    'command resumes from the newest.'
+    f'Could not save a checkpoint in {workdir}: {text[:500]}. Make room or '
+    'choose another --workdir; the checkpoints written before are whole, and '
+    'the same command resumes from the newest.'
   )

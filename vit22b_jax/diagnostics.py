@@ -41,6 +41,7 @@ VERDICT = (
   'verdict/transient',
   'verdict/keep',
   'verdict/stopped',
+  'verdict/stuck',
   'verdict/finite',
   'verdict/zscore_max_logit',
   'verdict/zscore_max_abs_grad',
@@ -51,6 +52,8 @@ _CALM_STEPS = 50
 # hardly moves has a tiny spread, and noise on it a huge z-score.
 _Z_FACTOR = 10.0
 _MIN_HISTORY = 20
+# So many steps in a row that changed nothing: the run is stuck, and stops.
+STUCK_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +87,13 @@ class Monitor:
   Attributes:
     history: the last W values of S signals; slot `step % W`; NaN where empty.
     calm: steps since the last alarm.
+    kept: steps in a row that left the parameters as they were.
     stopped: a step that must not be applied was met; later ones change nothing.
   """
 
   history: Float[Array, 'W S']
   calm: Int[Array, '']
+  kept: Int[Array, '']
   stopped: Bool[Array, '']
 
 
@@ -102,6 +107,7 @@ class Verdict:
     onset: an alarm that doesn't continue an earlier one.
     transient: the alarm came within the warm-up.
     keep: the parameters must stay as they were before the step.
+    stuck: they have stayed so for STUCK_STEPS in a row; the run stops.
     zscore: the robust z-scores of the judged signals.
   """
 
@@ -110,6 +116,7 @@ class Verdict:
   onset: Bool[Array, '']
   transient: Bool[Array, '']
   keep: Bool[Array, '']
+  stuck: Bool[Array, '']
   zscore: Float[Array, '2']
 
 
@@ -118,6 +125,7 @@ def init(window: int, num_signals: int) -> Monitor:
   return Monitor(
     history=jnp.full((window, num_signals), jnp.nan, jnp.float32),
     calm=jnp.asarray(_CALM_STEPS, jnp.int32),
+    kept=jnp.zeros((), jnp.int32),
     stopped=jnp.asarray(False),
   )
 
@@ -190,6 +198,7 @@ def verdict_row(
     verdict.transient,
     verdict.keep,
     monitor.stopped,
+    verdict.stuck,
     verdict.finite,
     *verdict.zscore,
   )
@@ -234,17 +243,22 @@ def observe(
   keep = stop | overflow
   if settings.policy == 'skip_step':
     keep |= act
+  stuck = keep & ~stop & (monitor.kept + 1 >= STUCK_STEPS)
+  stop |= stuck
   slot = step % monitor.history.shape[0]
   updated = Monitor(
     history=monitor.history.at[slot].set(jnp.where(overflow, jnp.nan, signals)),
     calm=jnp.where(alarm, 0, jnp.minimum(monitor.calm + 1, _CALM_STEPS)),
+    kept=jnp.where(keep, monitor.kept + 1, 0),
     stopped=stop,
   )
   # A stopped run's memory stays as it was before the step that stopped it.
   remembered = jax.tree.map(
     lambda new, old: jnp.where(stop, old, new), updated, monitor
   ).replace(stopped=stop)
-  return remembered, Verdict(finite, alarm, onset, transient, keep, zscore)
+  return remembered, Verdict(
+    finite, alarm, onset, transient, keep, stuck, zscore
+  )
 
 
 def robust_zscore(
@@ -324,13 +338,16 @@ def explain(
 
 def first_nonfinite(
   captured: dict[str, Any], layer_grads: dict[str, Any], layers: list[str]
-) -> str:
+) -> str | None:
   """Where non-finite values first appear: forward order, then backward.
 
   Args:
     captured: per-layer intermediates of the forward pass on the failing batch.
     layer_grads: gradient norms by `grad_norm/NN`.
     layers: the blocks' names in forward order.
+
+  Returns:
+    The layer and what it was, or None when all of them are finite.
   """
   for i, layer in enumerate(layers):
     for name in ('attn_logit_max', 'residual_rms'):
@@ -339,4 +356,4 @@ def first_nonfinite(
   for layer in reversed(layers):
     if not np.isfinite(layer_grads[f'grad_norm/{layer.split("_")[1]}']):
       return f'{layer} (its gradient, in the backward pass)'
-  return 'the head or the loss, after the last block'
+  return None

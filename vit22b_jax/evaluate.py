@@ -114,7 +114,7 @@ def _write_predictions(task, split, result, run) -> None:
   out = io.BytesIO()
   np.savez_compressed(
     out,
-    images=np.stack([split[int(i)]['image'] for i in chosen]),
+    images=np.stack([split[int(result.indices[i])]['image'] for i in chosen]),
     labels=result.labels[chosen],
     probabilities=result.probabilities[chosen],
     confusion=confusion,
@@ -185,7 +185,7 @@ def _batches(
   for path in images_lib.find(folder):
     try:
       images.append(images_lib.decode(path.read_bytes(), side))
-    except images_lib.CorruptImage:
+    except (OSError, images_lib.CorruptImage):
       unreadable.append(str(path.relative_to(folder)))
       continue
     files.append(str(path.relative_to(folder)))

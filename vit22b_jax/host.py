@@ -4,8 +4,12 @@ import ctypes
 import os
 import pathlib
 import sys
+import time
 
-# malloc.h of the GNU C library, https://man7.org/linux/man-pages/man3/mallopt.3.html
+# When the process began, or at least this package in it.
+STARTED = time.monotonic()
+
+# malloc.h of the GNU C library: man7.org/linux/man-pages/man3/mallopt.3.html
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
@@ -27,12 +31,11 @@ def keep_freed_memory() -> None:
 
   XLA's CPU backend allocates a step's temporaries anew each step, gigabytes of
   them, and the GNU C library maps and unmaps blocks of that size: a fifth of a
-  step's time went into page faults. Elsewhere than on Linux, and where
-  JAX_PLATFORMS names an accelerator, nothing happens: the host's memory is
-  small change there.
+  step's time went into page faults. Nothing happens elsewhere than on Linux, or
+  where JAX_PLATFORMS names another platform than the CPU alone.
   """
   platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
-  if sys.platform != 'linux' or 'cpu' not in platforms:
+  if sys.platform != 'linux' or platforms != 'cpu':
     return
   try:
     libc = ctypes.CDLL('libc.so.6')

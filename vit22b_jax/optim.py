@@ -70,6 +70,15 @@ def make(
   return tx, schedule
 
 
+def steps_taken(opt_state: PyTree) -> Int[Array, '']:
+  """How many updates a state of `make`'s transformation has seen.
+
+  It is what the schedule goes by: steps that were skipped don't count.
+  """
+  # The rate's own state is the chain's last.
+  return optax.tree_utils.tree_get_all_with_path(opt_state, 'count')[-1][1]
+
+
 def make_schedule(
   name: str, *, learning_rate: float, warmup_steps: int, total_steps: int
 ) -> Schedule:

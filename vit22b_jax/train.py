@@ -379,9 +379,7 @@ class Loop:
       self._finish_saving()
       raise
     values = {
-      f'val/{k}': v
-      for k, v in result.values.items()
-      if k != 'num_examples'
+      f'val/{k}': v for k, v in result.values.items() if k != 'num_examples'
     }
     self.run.metrics(
       step, {'epoch': step / self.task.steps_per_epoch, **values}
@@ -468,9 +466,7 @@ def _train_and_evaluate(loop: Loop) -> None:
     loop.fit(state)
     loop.manager.wait()
     console.say('Evaluating on the test part.')
-    result = evaluate.finish(
-      task, loop.manager, loop.run, loop.watcher.check
-    )
+    result = evaluate.finish(task, loop.manager, loop.run, loop.watcher.check)
   except preemption.Interrupted as reason:
     console.say(
       f'Stopped by {reason}; everything is saved: the same command resumes.'

@@ -20,6 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax.training import dynamic_scale
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
@@ -32,6 +33,7 @@ from vit22b_jax import (
   metrics,
   optim,
   sharding,
+  weights,
 )
 from vit22b_jax.data import pipeline, sources, splits, transforms
 from vit22b_jax.models import vit
@@ -70,11 +72,14 @@ class Evaluation:
     values: `num_examples loss top1 top5 auroc`; accuracies in [0, 1].
     probabilities: softmax outputs, float32.
     labels: the true classes, in the same order.
+    indices: the images' places in the split; those that can't be read are
+      missing.
   """
 
   values: dict[str, float]
   probabilities: Float[np.ndarray, 'n C']
   labels: Int[np.ndarray, ' n']
+  indices: Int[np.ndarray, ' n']
 
 
 def build_model(config: Any, num_classes: int) -> vit.ViT:
@@ -103,6 +108,8 @@ class Classification:
 
   best_metric = 'val/top1'
   best_mode = 'max'
+  # Scalars of a step whose means go into metrics.jsonl, beside the loss.
+  logged = ('train/top1',)
 
   def __init__(
     self,
@@ -132,6 +139,19 @@ class Classification:
       boxed = jax.eval_shape(self._variables, jax.random.key(0))
     self._boxed = boxed
     self.layers = sorted(k for k in boxed['params'] if k.startswith('block_'))
+
+  @staticmethod
+  def check(config: Any) -> None:
+    """Judges the model and `init_from` before any data are read.
+
+    Raises:
+      UserError: sizes that don't fit together, or a missing file.
+    """
+    build_model(config, num_classes=2)
+    if config.init_from and not epath.Path(config.init_from).is_file():
+      raise errors.UserError(
+        f'init_from={config.init_from}: there is no such file of weights.'
+      )
 
   def _plan_training(self) -> None:
     config = self.config
@@ -226,8 +246,14 @@ class Classification:
         self.config.seed
       )
 
-  def with_params(self, state: State, params: Any) -> State:
-    """The state with other weights (host arrays), as `init_from` gives them."""
+  def with_pretrained(self, state: State, path: str) -> State:
+    """The state with weights from a file; see `weights.load_pretrained`."""
+    params = weights.load_pretrained(
+      path,
+      self.model,
+      jax.device_get(state.params),
+      self.config.data.image_size,
+    )
     placed = jax.tree.map(
       lambda new, old: jax.device_put(
         jnp.asarray(new, old.dtype), old.sharding
@@ -336,7 +362,9 @@ class Classification:
       return jax.tree.map(lambda n, o: jnp.where(verdict.keep, o, n), new, old)
 
     row['train/top1'] = aux['top1']
-    row['train/learning_rate'] = self._schedule(state.step)
+    row['train/learning_rate'] = self._schedule(
+      optim.steps_taken(state.opt_state)
+    )
     row |= diagnostics.verdict_row(verdict, monitor)
     state = state.replace(
       step=state.step + jnp.where(monitor.stopped, 0, 1),
@@ -392,16 +420,10 @@ class Classification:
     if count == 1:
       carry, aux = one(carry, (images, labels, key))
     else:
-      # Every count-th image, so that each device keeps the images it has.
-      micros = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0),
-        (images, labels),
-      )
       zeros = jax.tree.map(jnp.zeros_like, state.params)
       carry = (state.batch_stats, scale, zeros, 0.0, jnp.asarray(True))
-      carry, aux = jax.lax.scan(
-        one, carry, (*micros, jax.random.split(key, count))
-      )
+      micros = _micro_batches(images, labels, key, count)
+      carry, aux = jax.lax.scan(one, carry, micros)
       aux = {
         k: v.mean(0) if k == 'top1' or 'entropy' in k else v.max(0)
         for k, v in aux.items()
@@ -448,32 +470,46 @@ class Classification:
     The step's own forward and backward pass are run again, with intermediates.
     """
 
-    def passes(state, batch):
+    count = self.config.optim.accumulate
+    scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+
+    def passes(state, batch, index):
       key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-      augment_key, dropout_key = jax.random.split(key)
+      augment_key, key = jax.random.split(key)
       images = self._images(batch['image'], augment_key)
-      loss_fn = functools.partial(
-        self._loss,
-        batch_stats=state.batch_stats,
-        images=images,
-        labels=batch['label'],
-        key=dropout_key,
-      )
-      grads, _ = jax.grad(loss_fn, has_aux=True)(state.params)
+      labels = batch['label']
+      if count > 1:
+        micros = _micro_batches(images, labels, key, count)
+        images, labels, key = jax.tree.map(lambda x: x[index], micros)
+
+      def loss_fn(params):
+        loss, _ = self._loss(
+          params,
+          batch_stats=state.batch_stats,
+          images=images,
+          labels=labels,
+          key=key,
+        )
+        return scale * loss
+
       _, captured = self.model.apply(
         {'params': state.params, 'batch_stats': state.batch_stats},
         images,
         train=True,
         capture=True,
-        rngs={'dropout': dropout_key},
+        rngs={'dropout': key},
         mutable=['batch_stats'],
       )[0]
       captured.pop('attn_map')
-      return captured, diagnostics.layer_norms(grads)
+      return captured, diagnostics.layer_norms(jax.grad(loss_fn)(state.params))
 
     passes = self._in_mesh(jax.jit(passes))
-    captured, norms = jax.device_get(passes(state, batch))
-    return diagnostics.first_nonfinite(captured, norms, self.layers)
+    for index in range(count):
+      captured, norms = jax.device_get(passes(state, batch, index))
+      found = diagnostics.first_nonfinite(captured, norms, self.layers)
+      if found:
+        return found
+    return 'the head or the loss, after the last block'
 
   # --- Evaluation ----------------------------------------------------------
 
@@ -520,7 +556,10 @@ class Classification:
 
   @functools.cached_property
   def _eval_step(self):
-    """Jitted (variables, batch) -> metric sums, probabilities, labels, mask."""
+    """Jitted (variables, batch) -> metric sums, and what the rest is made of.
+
+    The rest: probabilities, labels, indices, mask.
+    """
 
     def apply(variables, batch):
       logits = self._logits(variables, batch['image'])
@@ -528,7 +567,8 @@ class Classification:
         logits, batch['label'], kind=self.config.loss.kind
       )
       sums = metrics.batch_sums(logits, batch['label'], values, batch['mask'])
-      return sums, jax.nn.softmax(logits), batch['label'], batch['mask']
+      rest = (batch[name] for name in ('label', 'index', 'mask'))
+      return sums, jax.nn.softmax(logits), *rest
 
     return self._in_mesh(
       jax.jit(apply, out_shardings=sharding.replicated(self.mesh))
@@ -565,19 +605,32 @@ class Classification:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    total, probabilities, labels = None, [], []
+    total, kept = None, []
     for batch in batches:
       check()
       placed = pipeline.place(batch, sharding.batch(self.mesh))
       sums, *rest = jax.device_get(self._eval_step(variables, placed))
       total = sums if total is None else metrics.merge(total, sums)
-      keep = rest[2] > 0
-      probabilities.append(rest[0][keep])
-      labels.append(rest[1][keep])
-    probabilities, labels = map(np.concatenate, (probabilities, labels))
+      *rest, mask = rest
+      kept.append([array[mask > 0] for array in rest])
+    probabilities, labels, indices = map(
+      np.concatenate, zip(*kept, strict=True)
+    )
     values = metrics.means(total)
     values['auroc'] = metrics.auroc(probabilities, labels)
-    return Evaluation(values, probabilities, labels)
+    return Evaluation(values, probabilities, labels, indices)
+
+
+def _micro_batches(images, labels, key, count):
+  """Splits a batch in `count`: (images, labels, keys), each [count, ...].
+
+  Every count-th image goes together, so that devices keep the images they have.
+  """
+  parts = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0),
+    (images, labels),
+  )
+  return *parts, jax.random.split(key, count)
 
 
 def _loss_scale(dtype: str) -> dynamic_scale.DynamicScale | None:
