@@ -1,5 +1,7 @@
 """The benchmark: medians of alternating steps, and peers of the same size."""
 
+import importlib.util
+
 import pytest
 
 from experiments.throughput import training_step
@@ -48,8 +50,9 @@ def test_medians_without_warmup_and_ratios_of_peer_over_ours(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('block', ['vit', 'vit22b'])
 def test_peer_is_of_the_same_size_and_both_learn(block):
-  pytest.importorskip('torch', reason='torch is in the extra `peers`')
-  pytest.importorskip('timm', reason='timm is in the extra `peers`')
+  for name in ('torch', 'timm'):
+    if importlib.util.find_spec(name) is None:
+      pytest.skip(f'{name} is in the extra `peers`')
   from experiments.throughput import ours, peers
 
   step, theirs = peers.training_step(block, 'Ti', batch_size=8, threads=1)
