@@ -159,6 +159,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     'cpu': cpu,
     'cores': len(os.sched_getaffinity(0)),
     'load_average_before': round(os.getloadavg()[0], 2),
+    'load_average_after': None,
     'batch_size': arguments.batch_size,
     'warmup': arguments.warmup,
     'repeats': arguments.repeats,
@@ -181,6 +182,7 @@ def main() -> None:
     rows += measure(
       variant, arguments.batch_size, arguments.warmup, arguments.repeats
     )
+  facts['load_average_after'] = round(os.getloadavg()[0], 2)
   text = table(rows)
   print(text)
   for name, content in (('results', rows), ('environment', facts)):
