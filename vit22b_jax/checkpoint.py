@@ -326,7 +326,7 @@ def _meta_checksum(meta: dict[str, Any]) -> int:
 
 def _explained(workdir: epath.Path, error: Exception) -> Exception:
   """What to do about a failed save; errors that aren't the disk's stay."""
-  signs = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'No space', 'os error')
+  signs = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'os_error_code')
   text = str(error)
   if not isinstance(error, OSError) and not any(s in text for s in signs):
     return error
