@@ -49,8 +49,8 @@ class _PlainWords(python_logging.Formatter):
 def _wanted(record: python_logging.LogRecord) -> bool:
   own = record.pathname.startswith(_PACKAGE)
   # What Orbax logs as errors it raises too, where it becomes one message.
-  orbax = '/orbax/' in record.pathname
-  return own or (record.levelno >= python_logging.ERROR and not orbax)
+  raised = any(f'/{x}/' in record.pathname for x in ('orbax', 'asyncio'))
+  return own or (record.levelno >= python_logging.ERROR and not raised)
 
 
 def _report_unraisable(found: Any) -> None:
