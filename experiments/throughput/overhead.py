@@ -10,7 +10,6 @@ medians; the start is timed on whole processes. Writes overhead.json (a list of
 import json
 import os
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
@@ -137,7 +136,8 @@ def compare(name: str, ours, peer_name: str, peer, steps: int) -> dict:
 def diagnostics_rows() -> list[dict]:
   rows = []
   for variant, patch, steps in MODELS:
-    full = stepper(make_task(classification.Classification, variant, patch), steps)
+    task = make_task(classification.Classification, variant, patch)
+    full = stepper(task, steps)
     plain = stepper(make_task(Plain, variant, patch), steps)
     name = f'diagnostics every step, ViT-22B-{variant}/{patch}'
     rows.append(compare(name, full, 'the step without them', plain, steps))
@@ -147,7 +147,10 @@ def diagnostics_rows() -> list[dict]:
 def loop_rows() -> list[dict]:
   rows = []
   for variant, patch, steps in MODELS[1:]:
-    with tempfile.TemporaryDirectory() as folder, preemption.Watcher() as watcher:
+    with (
+      tempfile.TemporaryDirectory() as folder,
+      preemption.Watcher() as watcher,
+    ):
       task = make_task(classification.Classification, variant, patch)
       rows.append(
         compare(
@@ -177,12 +180,13 @@ def start_rows(data_dir: str) -> list[dict]:
         '--config.duration=1 step',
         f'--workdir={folder}/{i}',
       ]
+      start = time.perf_counter()
       process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
       )
       for line in process.stdout:
-        if found := re.search(r'First step done (?:after )?([\d.]+) s', line):
-          seconds.append(float(found[1]))
+        if line.startswith('First step done'):
+          seconds.append(time.perf_counter() - start)
           break
       process.kill()
       process.wait()

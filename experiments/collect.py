@@ -1,0 +1,42 @@
+"""Keeps the result files of a finished run: workdir -> folder of experiments/.
+
+    python -m experiments.collect runs/NAME experiments/NAME
+
+Copies what the run wrote, without its checkpoints, and draws the plots.
+"""
+
+import pathlib
+import shutil
+import sys
+
+from vit22b_jax import report
+
+FILES = (
+  'config.json',
+  'versions.json',
+  'classes.json',
+  'eval.json',
+  'metrics.jsonl',
+  'diagnostics.csv',
+  'events.jsonl',
+  'report.html',
+)
+
+
+def collect(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+  """Copies a run's files and draws its plots; FILES lists the files.
+
+  Raises:
+    FileNotFoundError: the run has no final evaluation.
+  """
+  if not (workdir / 'eval.json').exists():
+    raise FileNotFoundError(f'{workdir} has no eval.json: let the run end.')
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in FILES:
+    if (workdir / name).exists():
+      shutil.copyfile(workdir / name, folder / name)
+  report.plots(workdir, folder)
+
+
+if __name__ == '__main__':
+  collect(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))

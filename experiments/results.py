@@ -1,0 +1,55 @@
+"""Writes the README's result tables from the files under experiments/.
+
+python -m experiments.results
+"""
+
+import json
+import pathlib
+import re
+
+from vit22b_jax import report
+
+ROOT = pathlib.Path(__file__).parent.parent
+_START = '<!-- results: python -m experiments.results -->'
+_END = '<!-- /results -->'
+
+
+def section() -> str:
+  """The tables, as Markdown."""
+  here = ROOT / 'experiments'
+  runs = sorted(path.parent for path in here.rglob('eval.json'))
+  parts = [
+    'Runs on two CPU cores, test part (`experiments/`):',
+    report.markdown_table(runs).strip(),
+  ]
+  throughput = here / 'throughput' / 'results.json'
+  if throughput.exists():
+    parts += [
+      'One training step (forward, backward, clipping, AdamW; batch 64, 32 px, '
+      'patch 4, float32) beside its peer, alternating in one run; the ratio is '
+      "the peer's time over ours, so above 1 we are faster "
+      '(`experiments/throughput`):',
+      _throughput(json.loads(throughput.read_text())),
+    ]
+  return '\n\n'.join(parts)
+
+
+def _throughput(rows: list[dict]) -> str:
+  lines = ['| step | ms | peer | ms | ratio |', '|---|--:|---|--:|--:|']
+  for row in rows:
+    lines.append(
+      f'| {row["name"]} | {row["ours_ms"]:.0f} | {row["peer"]} | '
+      f'{row["peer_ms"]:.0f} | {row["ratio"]:.2f} |'
+    )
+  return '\n'.join(lines)
+
+
+def render(readme: str) -> str:
+  """The README's text with its results section made anew."""
+  pattern = re.compile(f'{re.escape(_START)}.*?{re.escape(_END)}', re.DOTALL)
+  return pattern.sub(lambda _: f'{_START}\n\n{section()}\n\n{_END}', readme)
+
+
+if __name__ == '__main__':
+  path = ROOT / 'README.md'
+  path.write_text(render(path.read_text()))
