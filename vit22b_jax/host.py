@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
   try:
     libc = ctypes.CDLL('libc.so.6')
     libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
     libc.mallopt(_M_ARENA_MAX, 1)
   except (OSError, AttributeError):
     return  # another C library: nothing to set
