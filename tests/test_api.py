@@ -70,7 +70,7 @@ def test_load_gives_the_model_of_a_run_without_its_data(run):
   with np.load(run / 'predictions.npz') as file:
     images, expected = file['images'], file['probabilities']
   images = (images / 255 - config['mean']) / config['std']
-  logits = model.apply(variables, jnp.asarray(images, jnp.float32))
+  logits = jax.jit(model.apply)(variables, jnp.asarray(images, jnp.float32))
   assert expected.shape == (9, 3)
   np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=1e-5)
 
