@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -51,17 +50,15 @@ def call(*arguments):
   return main.run(values)
 
 
-def start(
-  *arguments, cwd=None, start_new_session=False, largest_file=None, **variables
-):
-  def limit():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
+def start(*arguments, cwd=None, start_new_session=False, **variables):
+  """A process of main.py; ulimit=N: with files of at most N x 512 bytes."""
+  command = [sys.executable, ROOT / 'main.py', *map(str, arguments)]
+  if limit := variables.pop('ulimit', None):
+    command = ['sh', '-c', f'ulimit -f {limit}; exec "$0" "$@"', *command]
   return subprocess.Popen(
-    [sys.executable, ROOT / 'main.py', *map(str, arguments)],
+    command,
     cwd=cwd,
     start_new_session=start_new_session,
-    preexec_fn=limit if largest_file else None,
     env={**os.environ, **variables},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -354,7 +351,7 @@ def refused(capsys, *arguments):
     ([CONFIG, '--config.mesh.tensor=3'], 'mesh.tensor=3'),
     ([CONFIG, '--config.batch_size=2000'], '1294 images, fewer than'),
     ([CONFIG, '--config.data.name=folder:/nowhere'], "'/nowhere' does not"),
-    ([CONFIG, '--config.init_from=/nowhere.npz'], 'weights at /nowhere.npz'),
+    ([CONFIG, '--config.init_from=/nowhere.npz'], 'no such file of weights'),
     ([CONFIG, f'--workdir={__file__}/run'], 'test_main.py/run: Not a dir'),
   ],
   ids=lambda value: value if isinstance(value, str) else '',
@@ -441,7 +438,7 @@ def test_full_disk_leaves_the_checkpoints_before_it(trained):
   )
   process = start(
     *command,
-    largest_file=2**14,
+    ulimit=32,
     JAX_ENABLE_COMPILATION_CACHE='0',  # it would keep half an entry
   )
   _, err = process.communicate()
