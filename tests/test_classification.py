@@ -33,6 +33,8 @@ def _task(data, mesh=None, **overrides):
   config = digits_vit22b_ti.get_config('tiny')
   config.data.augment = 'none'
   config.model.patch_size = 2
+  config.model.dropout = 0.0
+  config.optim.ema = 0.0
   config.update_from_flattened_dict(overrides)
   mesh = mesh or _mesh()
   return classification.Classification(config, mesh, data.class_names, data)

@@ -16,7 +16,7 @@ PACKAGE = 'vit22b_jax'
 
 # From the bottom up; modules of one row may know each other.
 ROOMS = [
-  {'errors', 'durations'},
+  {'errors', 'durations', 'host'},
   {'models', 'data', 'optim', 'losses', 'metrics', 'flops', 'diagnostics'}
   | {'report', 'weights', 'workdir', 'preemption', 'console'},
   {'configuration', 'sharding', 'checkpoint'},

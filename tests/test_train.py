@@ -23,6 +23,9 @@ from vit22b_jax.tasks import classification
 def _config(**overrides):
   config = digits_vit22b_ti.get_config('tiny')
   config.log.tensorboard = False
+  config.model.dropout = 0.0
+  config.optim.ema = 0.0
+  config.eval.checkpoint = 'best'
   config.duration = '6 steps'
   config.checkpoint.every = '2 steps'
   config.eval.every = '4 steps'
