@@ -31,6 +31,13 @@ def section() -> str:
       '(`experiments/throughput`):',
       _throughput(json.loads(throughput.read_text())),
     ]
+  overhead = here / 'throughput' / 'overhead.md'
+  if overhead.exists():
+    parts += [
+      'What a run costs beside its arithmetic (batch 64; a ratio of 0.99 is 1 % '
+      'slower than what it stands beside):',
+      overhead.read_text().strip(),
+    ]
   return '\n\n'.join(parts)
 
 
