@@ -34,7 +34,7 @@ def section() -> str:
   overhead = here / 'throughput' / 'overhead.md'
   if overhead.exists():
     parts += [
-      'What a run costs beside its arithmetic (batch 64; a ratio of 0.99 is 1 % '
+      'What a run costs beside its arithmetic (batch 64; 0.99 means 1 % '
       'slower than what it stands beside):',
       overhead.read_text().strip(),
     ]

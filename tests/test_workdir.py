@@ -162,7 +162,7 @@ def test_only_the_writer_writes(tmp_path):
 def test_versions_name_software_and_devices():
   found = workdir.versions(['cpu:cpu'])
   assert found['devices'] == ['cpu:cpu']
-  assert found['jax'].count('.') == 2 and found['python'].startswith('3.')
+  assert found['jax'].count('.') >= 2 and found['python'].startswith('3.')
   assert len((found['git_commit'] or '0' * 40).removesuffix('-dirty')) == 40
 
 
