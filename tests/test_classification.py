@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits_vit22b_ti
-from vit22b_jax import sharding
+from vit22b_jax import errors, sharding
 from vit22b_jax.data import sources, splits
 from vit22b_jax.tasks import classification
 
@@ -63,6 +63,12 @@ def test_accumulated_equals_whole_batches(data):
       [row[name] for row in rows], [row[name] for row in other], rtol=2e-5
     )
   _close(whole.params, parts.params, atol=2e-5)
+
+
+def test_batch_norm_refuses_to_see_parts_of_a_batch(data):
+  overrides = {'optim.accumulate': 2, 'model.block': 'released'}
+  with pytest.raises(errors.UserError, match='whole'):
+    _task(data, **overrides)
 
 
 def test_average_of_weights_is_the_recurrence(data):

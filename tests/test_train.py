@@ -141,7 +141,6 @@ def test_every_part_of_the_state_resumes(tmp_path, monkeypatch):
     'model.dtype': 'float16',
     'model.dropout': 0.1,
     'optim.ema': 0.9,
-    'optim.accumulate': 2,
   }
   assert _run(tmp_path / 'whole', **overrides) == 0
   with monkeypatch.context() as patch:

@@ -133,6 +133,12 @@ class Classification:
         f'optim.accumulate={config.optim.accumulate}.'
       )
     sharding.check_batch(micro, mesh, 'batch_size / optim.accumulate')
+    if config.optim.accumulate > 1 and self.model.head == 'mlp_bn':
+      raise errors.UserError(
+        f'optim.accumulate={config.optim.accumulate} with '
+        "model.head='mlp_bn': batch norm's statistics are those of the whole "
+        "batch, which accumulation never sees. Use 1, or model.head='mlp'."
+      )
     if data is not None:
       self._plan_training()
     with sharding.use(mesh):
