@@ -1,6 +1,7 @@
 """Public weights: names, layouts, round trips, and what must be refused."""
 
 import functools
+import importlib.util
 import io
 
 import flax.linen as nn
@@ -348,9 +349,14 @@ def test_models_without_timm_names_are_not_exported(overrides, tmp_path):
 @pytest.mark.parametrize('block', ['vit', 'vit22b'])
 def test_timm_reads_and_writes_the_same_function(block, tmp_path):
   """timm's model -> ours -> timm's again, with equal logits throughout."""
-  reason = "timm is not installed (pip install '.[peers]')"
-  peer = pytest.importorskip('timm.models.vision_transformer', reason=reason)
-  torch = pytest.importorskip('torch', reason=reason)
+  for name in ('torch', 'timm'):
+    if importlib.util.find_spec(name) is None:
+      pytest.skip(f"{name} is not installed (pip install '.[peers]')")
+  import torch
+
+  from experiments.throughput import peers
+
+  peer = peers.timm_vit()
   parallel = {
     'block_fn': peer.ParallelScalingBlock,
     'qkv_bias': False,

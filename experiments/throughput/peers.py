@@ -7,8 +7,8 @@ import torch
 WIDTHS = {'Ti': 192, 'S': 384}
 
 
-def _timm():
-  """timm's model module.
+def timm_vit():
+  """timm's `models.vision_transformer` module.
 
   timm imports torchvision, whose wheel from the registry is built for the CUDA
   torch: beside a CPU build its compiled operators stay out, and its import
@@ -21,7 +21,7 @@ def _timm():
     library = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
       library.define(f'{name}(Tensor a, Tensor b, float threshold) -> Tensor')
-    _timm.library = library  # the declarations live as long as this object
+    timm_vit.library = library  # the declarations live as long as this object
   from timm.models import vision_transformer
 
   return vision_transformer
@@ -43,7 +43,7 @@ def training_step(
   """
   torch.set_num_threads(threads)
   torch.manual_seed(0)
-  models = _timm()
+  models = timm_vit()
   width = WIDTHS[variant]
   model = models.VisionTransformer(
     img_size=32,
