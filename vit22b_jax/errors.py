@@ -1,5 +1,9 @@
 """Errors that a user can mend: one clear message, no traceback, exit code 2."""
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 
 class UserError(ValueError):
   """A mistake in the input: names the value, what was expected, what to do."""
@@ -7,3 +11,13 @@ class UserError(ValueError):
 
 class TrainingStopped(RuntimeError):
   """A step that must not be applied; the state before it is saved."""
+
+
+def closest(value: Any, known: Iterable[str]) -> str:
+  """What `value` may be a typo of, as the end of a message.
+
+  Returns:
+    " Did you mean 'name'?", or nothing when no name is close.
+  """
+  near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.5)
+  return f' Did you mean {near[0]!r}?' if near else ''

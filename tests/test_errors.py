@@ -1,0 +1,19 @@
+"""What a message about a typo ends with."""
+
+import pytest
+
+from vit22b_jax import errors
+
+
+@pytest.mark.parametrize(
+  ('value', 'expected'),
+  [
+    ('cosin', " Did you mean 'cosine'?"),
+    ('sin', " Did you mean 'cosine'?"),
+    ('quux', ''),
+    (7, ''),
+  ],
+)
+def test_closest(value, expected):
+  known = (name for name in ('constant', 'cosine', 'rsqrt'))
+  assert errors.closest(value, known) == expected
