@@ -485,7 +485,7 @@ def test_labels_out_of_range_are_an_error(tmp_path, cache_max_gb):
 
 
 def test_an_unknown_name_suggests_close_ones(tmp_path):
-  with pytest.raises(errors.UserError, match='did you mean cifar10'):
+  with pytest.raises(errors.UserError, match="Did you mean 'cifar10'"):
     sources.load('cifra10', dir=str(tmp_path), image_size=32)
 
 

@@ -5,7 +5,6 @@ small records): `array_record` ones at random, `tfrecord` ones in order. Images
 stay encoded here: `images.decode` decodes them like any other file.
 """
 
-import difflib
 import functools
 import itertools
 import re
@@ -257,11 +256,10 @@ def _check_network(builder) -> None:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-  close = difflib.get_close_matches(name, [*known, 'digits'], n=3)
-  guess = f' (did you mean {" or ".join(close)}?)' if close else ''
   return (
-    f'unknown data.name {name!r}{guess}; expected a TFDS set for image '
+    f'unknown data.name {name!r}: expected a TFDS set for image '
     "classification, 'folder:PATH' or 'digits'."
+    f'{errors.closest(name, [*known, "digits"])}'
   )
 
 

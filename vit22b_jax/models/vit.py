@@ -8,7 +8,6 @@ The model is a linen module, used as any other:
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -173,10 +172,9 @@ def _choose(field: str, value: Any, choices: Iterable[str]) -> None:
   choices = list(choices)
   if value in choices:
     return
-  near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-  hint = f' Did you mean {near[0]!r}?' if near else ''
   raise errors.UserError(
-    f'{field}={value!r} is not one of {", ".join(choices)}.{hint}'
+    f'{field}={value!r} is not one of {", ".join(choices)}.'
+    f'{errors.closest(value, choices)}'
   )
 
 
