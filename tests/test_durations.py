@@ -54,6 +54,14 @@ def test_refuses_what_is_not_a_duration(value):
 def test_the_length_of_the_run_is_not_a_part_of_itself():
   with pytest.raises(errors.UserError, match="'200 epochs'"):
     durations.steps('50%', steps_per_epoch=13)
-  with pytest.raises(errors.UserError):
-    durations.check('50%', percent=False)
-  durations.check('50%')
+
+
+def test_check_names_the_key():
+  durations.check('50%', 'eval.every', positive=True)
+  durations.check('0 epochs', 'optim.warmup')
+  with pytest.raises(errors.UserError, match=r"eval\.every: duration 'soon'"):
+    durations.check('soon', 'eval.every')
+  with pytest.raises(errors.UserError, match=r"duration: .*'200 epochs'"):
+    durations.check('50%', 'duration', percent=False)
+  with pytest.raises(errors.UserError, match="every='0%' must be above 0"):
+    durations.check('0%', 'eval.every', positive=True)

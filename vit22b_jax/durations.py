@@ -55,14 +55,27 @@ def steps(
   return max(round(number), int(number > 0))
 
 
-def check(value: int | str, *, percent: bool = True) -> None:
-  """Raises errors.UserError when `value` could not be turned into steps.
+def check(
+  value: int | str, name: str, *, percent: bool = True, positive: bool = False
+) -> None:
+  """Judges a duration before the length of an epoch is known.
 
   Args:
     value: as in `steps`.
+    name: of the config's key, for the message.
     percent: whether a part of the run is allowed.
+    positive: whether 0 is refused, as for how often something happens.
+
+  Raises:
+    errors.UserError: `value` can't be turned into steps, or is 0 where it
+      must not be.
   """
-  steps(value, steps_per_epoch=1, total_steps=1 if percent else None)
+  try:
+    found = steps(value, steps_per_epoch=1, total_steps=1 if percent else None)
+  except errors.UserError as error:
+    raise errors.UserError(f'{name}: {error}') from None
+  if positive and not found:
+    raise errors.UserError(f'{name}={value!r} must be above 0 steps.')
 
 
 def _parse(value: int | str) -> tuple[float, str]:
