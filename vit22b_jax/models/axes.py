@@ -16,17 +16,6 @@ MLP = 'mlp'  # hidden units F
 CLASSES = 'classes'  # output classes
 PATCH = 'patch'  # pixels of a patch times channels
 POSITION = 'position'  # token positions of a position embedding
+CHANNELS_IN = 'channels_in'  # what a convolution sums over
+CHANNELS = 'channels'  # what a convolution makes
 NORM = 'norm'  # norm scales and biases, and vectors added to the stream
-
-ALL = (
-  BATCH,
-  LENGTH,
-  EMBED,
-  HEADS,
-  HEAD_DIM,
-  MLP,
-  CLASSES,
-  PATCH,
-  POSITION,
-  NORM,
-)
