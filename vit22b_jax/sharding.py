@@ -31,6 +31,7 @@ RULES = (
   (axes.HEADS, TENSOR),
   (axes.MLP, TENSOR),
   (axes.EMBED, FSDP),
+  (axes.CHANNELS, FSDP),
 )
 
 
