@@ -23,9 +23,12 @@ Schedule = Callable[[Int[Array, ''] | int], Float[Array, '']]
 
 # Released code of the paper: half the rate at these parts of the run.
 MULTISTEP = (0.3, 0.6, 0.9)
-# Part of the run over which `rsqrt` falls to 0, and its time scale without
-# warm-up: 30k of ViT-22B's 177k steps (Dehghani et al. 2023, arXiv:2302.05442,
-# training details) and 10k steps (big_vision's schedule of that name).
+# `rsqrt` is the schedule of that name in big_vision's `utils.py`, from the
+# authors of ViT-22B: https://github.com/google-research/big_vision. Its time
+# scale there is 10k steps, which is also the warm-up's length in ViT-22B
+# (arXiv:2302.05442, training details): hence T below. The part over which the
+# rate falls to 0 is that paper's last 30k of 177k steps; these lengths, unlike
+# the formula, were not compared with the paper's text again.
 RSQRT_COOLDOWN = 0.17
 RSQRT_TIMESCALE = 10_000
 
@@ -89,7 +92,8 @@ def make_schedule(
     multistep: halved at 30, 60 and 90 % of the run, as the paper's
     cosine:    (1 + cos(pi t)) / 2
     rsqrt:     sqrt(T / (T + step - warmup_steps)), T the warm-up's length,
-               times min(1, (1 - step / total_steps) / 0.17)
+               (10,000 without one), times
+               min(1, (1 - step / total_steps) / 0.17)
     constant:  1
 
   The warm-up multiplies by (step + 1) / warmup_steps, so no step is lost.
