@@ -168,7 +168,8 @@ class ViT(blocks.Transformer, kw_only=True):
     return x[:, 0] if self.pool == 'cls' else x.mean(axis=1)
 
 
-def _choose(field: str, value: Any, choices: Iterable[str]) -> None:
+def choose(field: str, value: Any, choices: Iterable[str]) -> None:
+  """Raises UserError, with what was probably meant, for an unknown value."""
   choices = list(choices)
   if value in choices:
     return
@@ -181,7 +182,7 @@ def _choose(field: str, value: Any, choices: Iterable[str]) -> None:
 def _check(fields: dict[str, Any]) -> None:
   for name, choices in CHOICES.items():
     if name in fields:
-      _choose(f'model.{name}', fields[name], choices)
+      choose(f'model.{name}', fields[name], choices)
   positive = ('depth', 'width', 'mlp_dim', 'num_heads', 'patch_size')
   for name in (*positive, 'num_classes'):
     if fields[name] < 1:
@@ -250,8 +251,8 @@ def build(
   Raises:
     UserError: for unknown names and values, and for impossible combinations.
   """
-  _choose('model.block', block, PRESETS)
-  _choose('model.variant', variant, VARIANTS)
+  choose('model.block', block, PRESETS)
+  choose('model.variant', variant, VARIANTS)
   fields = {
     **dataclasses.asdict(PRESETS[block]),
     **VARIANTS[variant],
@@ -261,7 +262,7 @@ def build(
   options = ('pool', 'pos_embedding', 'dropout', 'stochastic_depth')
   known = {*fields, *options, 'attention', 'dtype', 'precision'}
   for name in overrides:
-    _choose('model key', name, sorted(known - {'form', 'fused_output'}))
+    choose('model key', name, sorted(known - {'form', 'fused_output'}))
   fields.update({k: v for k, v in overrides.items() if v is not None})
   _check(fields)
   _check_combinations(fields)
