@@ -1,6 +1,6 @@
 """Sections that the named runs share: defaults, one comment a key, and words.
 
-    config = common.classification()
+    config = common.classification()  # or common.translation()
     config.model.variant = 'Ti'
     return common.finish(config, arg)  # arg: 'tiny', 'paper', 'paper,tiny'
 
@@ -28,27 +28,36 @@ def classification() -> config_dict.ConfigDict:
   c.optim = _optim()
   c.loss = _loss()
   c.diagnostics = _diagnostics()
+  c.checkpoint = _checkpoint()
+  c.eval = _eval()
+  c.log = _log()
+  c.mesh = _mesh()
+  return c
 
-  c.checkpoint = config_dict.ConfigDict()
-  c.checkpoint.every = '1 epoch'  # duration between two saves
-  c.checkpoint.minutes = 0.0  # save also after so many minutes; 0 = never
-  c.checkpoint.keep = 2  # newest checkpoints to keep
-  c.checkpoint.keep_best = 1  # best by validation top-1 to keep as well
 
-  c.eval = config_dict.ConfigDict()
-  c.eval.every = '1 epoch'  # duration between two validations
-  c.eval.batch_size = placeholder(int)  # images a step; None: batch_size
-  c.eval.early_stop = 0  # stop after so many without a new best; 0 = never
-  c.eval.checkpoint = 'best'  # weights for the test part: best | last
-
-  c.log = config_dict.ConfigDict()
-  c.log.every = '50 steps'  # duration between two rows of metrics.jsonl
-  c.log.tensorboard = True  # write TensorBoard events as well
-
-  c.mesh = config_dict.ConfigDict()
-  c.mesh.data = -1  # devices over which batches are split; -1: the remaining
-  c.mesh.fsdp = 1  # devices over which batches and parameters are split
-  c.mesh.tensor = 1  # devices over which heads and hidden units are split
+def translation() -> config_dict.ConfigDict:
+  """Defaults of an image translation: CycleGAN's recipe, 256 px, patch 32."""
+  c = config_dict.ConfigDict()
+  c.task = 'translation'
+  c.seed = 0  # initial weights, data order, validation part, crops, pools
+  c.batch_size = 1  # images of each domain a step, over all devices
+  c.duration = '200 epochs'  # length of the whole run
+  c.init_from = ''  # has to stay empty: a run starts from scratch
+  c.data = _domains()
+  c.model = _generator()
+  c.discriminator = config_dict.ConfigDict()
+  c.discriminator.name = 'patchgan70'  # patchgan70 | released
+  c.optim = _gan_optim()
+  c.loss = _gan_loss()
+  c.fid = _fid()
+  c.diagnostics = _diagnostics()
+  c.checkpoint = _checkpoint()
+  c.eval = _eval()
+  c.eval.every = '10 epochs'
+  c.log = _log()
+  c.log.samples = '1 epoch'  # duration between two grids of sample images
+  c.log.num_samples = 4  # images of each domain in them
+  c.mesh = _mesh()
   return c
 
 
@@ -67,11 +76,56 @@ def _data() -> config_dict.ConfigDict:
   return c
 
 
+def _domains() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.name = 'cycle_gan/apple2orange'  # a TFDS name, 'folder:PATH' or 'fruit'
+  c.dir = ''  # where prepared TFDS sets lie; '': TFDS' own default
+  c.image_size = 256  # pixels a side of what is translated
+  c.load_size = 286  # pixels a side before the random crop to image_size
+  # resize_and_crop | crop | scale_width | none
+  c.preprocess = 'resize_and_crop'
+  c.flip = True  # mirror training images at random
+  c.pairing = 'unpaired'  # unpaired (each domain shuffles on its own) | index
+  c.val_fraction = 0.1  # of the training part, since there's no validation part
+  c.cache_max_gb = 4.0  # largest decoded set to hold in memory
+  c.max_corrupt = 0  # unreadable images to skip before failing
+  c.workers = 0  # processes that decode; 0: in the main process
+  return c
+
+
 def _model() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.block = 'vit22b'  # a row of models.vit.PRESETS
   c.variant = 'S'  # Ti | S | B | L | H | 22B
   c.patch_size = 4  # pixels a side
+  _block_fields(c)
+  c.final_norm = placeholder(bool)  # norm before pooling
+  c.head = placeholder(str)  # linear | mlp | mlp_bn
+  c.pool = 'cls'  # cls | mean | map
+  c.pos_embedding = 'learned'  # learned | sincos
+  c.dropout = 0.0  # of embeddings and branches
+  c.stochastic_depth = 0.0  # of the last block; grows linearly from 0
+  _compute_fields(c)
+  return c
+
+
+def _generator() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.generator = 'vitunet'  # vitunet | resnet (CycleGAN's own)
+  c.blocks = 9  # resnet: residual blocks
+  c.block = 'released_vit'  # vitunet: a row of models.vit.PRESETS
+  c.variant = 'S'  # vitunet: Ti | S | B
+  c.patch_size = 32  # vitunet: pixels a side
+  # vitunet: resample the channel axis, as released, or the grid of tokens
+  c.resample = 'channels'  # channels | space
+  _block_fields(c)
+  c.dropout = 0.0  # vitunet: of embeddings and branches
+  _compute_fields(c)
+  return c
+
+
+def _block_fields(c: config_dict.ConfigDict) -> None:
+  """What None leaves to the block's preset or to the variant."""
   c.depth = placeholder(int)  # blocks
   c.width = placeholder(int)  # of the residual stream
   c.mlp_dim = placeholder(int)  # hidden units of each MLP
@@ -88,17 +142,13 @@ def _model() -> config_dict.ConfigDict:
   c.softmax_scale = placeholder(
     str
   )  # head: 1/sqrt(head_dim) | width: 1/sqrt(width)
-  c.final_norm = placeholder(bool)  # norm before pooling
-  c.head = placeholder(str)  # linear | mlp | mlp_bn
   c.init = placeholder(str)  # vit | torch
-  c.pool = 'cls'  # cls | mean | map
-  c.pos_embedding = 'learned'  # learned | sincos
-  c.dropout = 0.0  # of embeddings and branches
-  c.stochastic_depth = 0.0  # of the last block; grows linearly from 0
+
+
+def _compute_fields(c: config_dict.ConfigDict) -> None:
   c.attention = 'xla'  # xla | cudnn (flash attention on NVIDIA GPUs)
   c.dtype = 'float32'  # of compute: float32 | bfloat16 | float16
   c.precision = 'default'  # of matrix products: default | highest
-  return c
 
 
 def _optim() -> config_dict.ConfigDict:
@@ -119,11 +169,49 @@ def _optim() -> config_dict.ConfigDict:
   return c
 
 
+def _gan_optim() -> config_dict.ConfigDict:
+  """Each of the two optimisers: the generators' and the discriminators'."""
+  c = _optim()
+  c.name = 'adam'
+  c.learning_rate = 2e-4
+  c.b1 = 0.5
+  c.weight_decay = 0.0
+  c.clip_norm = 0.0
+  c.schedule = 'linear'  # those above | linear | linear_released
+  c.decay_start = '50%'  # duration before a linear schedule falls
+  c.first = 'generators'  # who is stepped first: generators | discriminators
+  c.pool_size = 50  # earlier fakes that a discriminator sees as well; 0 = none
+  del c.accumulate, c.ema
+  return c
+
+
 def _loss() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.kind = 'softmax'  # softmax | sigmoid
   c.label_smoothing = 0.0  # in [0, 1)
   c.input_gradient_penalty = 0.0  # lambda of the squared input gradient
+  return c
+
+
+def _gan_loss() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.gan = 'lsgan'  # lsgan | vanilla
+  c.lambda_cycle = 10.0  # weight of the cycle consistency
+  c.lambda_identity = 0.5  # weight of the identity loss, times lambda_cycle
+  c.discriminator_factor = 0.5  # weight of the discriminators' loss
+  return c
+
+
+def _fid() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.weights = ''  # '': the public release | a file | 'random:SEED'
+  c.tap = 2048  # features: 64 | 192 | 768 | 2048
+  c.resize = 'clean'  # to 299 px: clean | tf1 | torch
+  c.quantise = 'round'  # images to uint8: round | truncate | none
+  c.num = 'all'  # images: all | min (as many as the smaller domain has)
+  c.batch_size = 16  # images a step
+  c.kid_subsets = 100  # of the kernel distance
+  c.kid_subset_size = 1000  # images in each, at most
   return c
 
 
@@ -136,6 +224,39 @@ def _diagnostics() -> config_dict.ConfigDict:
   c.zscore = 20.0  # an event above so many robust deviations
   c.window = 200  # steps that the robust median and deviation look back
   c.ignore = '100 steps'  # duration of start-up in which spikes are transients
+  return c
+
+
+def _checkpoint() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.every = '1 epoch'  # duration between two saves
+  c.minutes = 0.0  # save also after so many minutes; 0 = never
+  c.keep = 2  # newest checkpoints to keep
+  c.keep_best = 1  # best by validation (top-1 or FID) to keep as well
+  return c
+
+
+def _eval() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.every = '1 epoch'  # duration between two validations
+  c.batch_size = placeholder(int)  # images a step; None: batch_size
+  c.early_stop = 0  # stop after so many without a new best; 0 = never
+  c.checkpoint = 'best'  # weights for the test part: best | last
+  return c
+
+
+def _log() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.every = '50 steps'  # duration between two rows of metrics.jsonl
+  c.tensorboard = True  # write TensorBoard events as well
+  return c
+
+
+def _mesh() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.data = -1  # devices over which batches are split; -1: the remaining
+  c.fsdp = 1  # devices over which batches and parameters are split
+  c.tensor = 1  # devices over which heads and hidden units are split
   return c
 
 
@@ -152,11 +273,12 @@ def finish(config: config_dict.ConfigDict, arg: str) -> config_dict.ConfigDict:
   Raises:
     ValueError: a word is unknown; the message lists the known ones.
   """
+  words = WORDS[config.task]
   for word in filter(None, (w.strip() for w in arg.split(','))):
-    if word not in WORDS:
-      known = ', '.join(WORDS)
+    if word not in words:
+      known = ', '.join(words)
       raise ValueError(f'unknown word {word!r} after the colon; known: {known}')
-    WORDS[word](config)
+    words[word](config)
   return config.lock()
 
 
@@ -175,10 +297,82 @@ def _tiny(c: config_dict.ConfigDict) -> None:
   c.model.mlp_dim = 64
   c.model.num_heads = 2
   c.batch_size = 8
+  _short(c)
+
+
+def _short(c: config_dict.ConfigDict) -> None:
   c.duration = '4 steps'
   c.checkpoint.every = '2 steps'
   c.eval.every = '2 steps'
   c.log.every = '1 step'
 
 
-WORDS = {'paper': _paper, 'tiny': _tiny}
+def _cyclegan(c: config_dict.ConfigDict) -> None:
+  """CycleGAN's recipe (Zhu et al. 2017, arXiv:1703.10593, section 4)."""
+  c.batch_size = 1
+  c.model.dtype = 'float32'
+  c.data.load_size = 286
+  c.data.image_size = 256
+  c.data.flip = True
+  c.data.pairing = 'unpaired'
+  c.discriminator.name = 'patchgan70'
+  c.optim.schedule = 'linear'
+  c.optim.first = 'generators'
+  c.optim.pool_size = 50
+  c.loss.discriminator_factor = 0.5
+  c.loss.lambda_identity = 0.5
+
+
+def _released(c: config_dict.ConfigDict) -> None:
+  """The paper's recipe, as its authors released it."""
+  c.batch_size = 32
+  c.model.dtype = 'float16'
+  c.data.load_size = 256
+  c.data.image_size = 256
+  c.data.flip = False
+  c.data.pairing = 'index'
+  c.discriminator.name = 'released'
+  c.optim.schedule = 'linear_released'
+  c.optim.first = 'discriminators'
+  c.optim.pool_size = 0
+  c.loss.discriminator_factor = 1.0
+  c.loss.lambda_identity = 0.0
+
+
+def _paper_translation(c: config_dict.ConfigDict) -> None:
+  """The released recipe and sizes, and FID as the paper's Table 2 has it."""
+  _released(c)
+  c.model.patch_size = 32
+  c.fid.tap = 64
+  c.fid.resize = 'tf1'
+  c.fid.quantise = 'truncate'
+  c.fid.num = 'min'
+
+
+def _tiny_translation(c: config_dict.ConfigDict) -> None:
+  """Narrow generators and a few steps at 24 px: for tests and first looks."""
+  c.data.image_size = 24
+  c.data.load_size = 28
+  c.model.blocks = 1
+  c.model.patch_size = 4
+  c.model.depth = 6
+  c.model.width = 48
+  c.model.mlp_dim = 96
+  c.model.num_heads = 2
+  c.batch_size = 2
+  c.fid.weights = 'random:0'
+  c.fid.tap = 64
+  c.log.samples = '2 steps'
+  c.log.num_samples = 2
+  _short(c)
+
+
+WORDS = {
+  'classification': {'paper': _paper, 'tiny': _tiny},
+  'translation': {
+    'cyclegan': _cyclegan,
+    'released': _released,
+    'paper': _paper_translation,
+    'tiny': _tiny_translation,
+  },
+}

@@ -14,17 +14,24 @@ def section(**overrides):
   return {**common.classification().optim, **overrides}
 
 
-def rates(name, *, total, warmup=0, learning_rate=1.0):
+def rates(name, *, total, warmup=0, learning_rate=1.0, start=0, epoch=1):
   schedule = optim.make_schedule(
-    name, learning_rate=learning_rate, warmup_steps=warmup, total_steps=total
+    name,
+    learning_rate=learning_rate,
+    warmup_steps=warmup,
+    total_steps=total,
+    decay_start=start or total // 2,
+    steps_per_epoch=epoch,
   )
-  return np.asarray(jax.vmap(schedule)(jnp.arange(total)))
+  return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(total)))
 
 
 def steps_of(params, gradients, **overrides):
   """Parameters after one step for each gradient, at a constant rate."""
   tx, _ = optim.make(
-    section(schedule='constant', **overrides), steps_per_epoch=7, total_steps=7
+    section(**{**overrides, 'schedule': 'constant'}),
+    steps_per_epoch=7,
+    total_steps=7,
   )
   state = tx.init(params)
   for gradient in gradients:
@@ -41,6 +48,40 @@ def test_multistep_equals_the_golden_schedule(golden):
 
 def test_multistep_of_a_run_of_two_steps_falls_at_each_milestone():
   np.testing.assert_allclose(rates('multistep', total=2), [1, 0.25])
+
+
+@pytest.mark.parametrize('epoch', [1, 7, 49])
+def test_linear_equals_the_golden_schedule(golden, epoch):
+  expected = np.repeat(golden('schedules')['linear'], epoch)
+  total = 200 * epoch
+  got = rates('linear', total=total, learning_rate=2e-4, epoch=epoch)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_released_linear_falls_a_hundredth_an_epoch_from_the_hundredth():
+  got = rates('linear_released', total=200 * 49, epoch=49)
+  e = np.arange(200 * 49) // 49
+  expected = np.where(e < 100, 1, 1 - (e - 100) / 100)
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', optim.LINEAR)
+def test_linear_holds_until_its_start_in_a_run_of_less_than_an_epoch(name):
+  got = rates(name, total=10, epoch=100, start=6)
+  np.testing.assert_array_equal(got[:6], 1)
+  assert ((got >= 0) & (got <= 1)).all()
+
+
+@pytest.mark.parametrize('name', optim.LINEAR)
+def test_linear_reads_its_start_and_says_when_there_is_none(name):
+  with pytest.raises(errors.UserError, match='decay_start'):
+    optim.make(section(schedule=name), steps_per_epoch=5, total_steps=100)
+  _, schedule = optim.make(
+    section(schedule=name, decay_start='90%', learning_rate=1.0),
+    steps_per_epoch=5,
+    total_steps=100,
+  )
+  assert schedule(89) == 1 > schedule(95)
 
 
 @pytest.mark.parametrize('name', optim.SCHEDULES)
@@ -123,6 +164,21 @@ def test_clipping_uses_the_norm_over_all_leaves():
   np.testing.assert_allclose(got['b']['kernel'], -8, rtol=1e-6)
   got = steps_of(params, [gradient], clip_norm=0.0, **arguments)
   np.testing.assert_allclose(got['b']['kernel'], -40, rtol=1e-6)
+
+
+def test_adam_of_cyclegan_equals_the_written_out_rule():
+  rng = np.random.default_rng(0)
+  w, m, v = rng.standard_normal(5), 0.0, 0.0
+  gradients = rng.standard_normal((3, 5))
+  got = steps_of(
+    {'kernel': jnp.asarray(w, jnp.float32)},
+    [{'kernel': jnp.asarray(g, jnp.float32)} for g in gradients],
+    **{**common.translation().optim, 'learning_rate': 1e-2},
+  )
+  for t, g in enumerate(gradients, 1):  # Kingma & Ba, Algorithm 1
+    m, v = 0.5 * m + 0.5 * g, 0.999 * v + 0.001 * g**2
+    w = w - 1e-2 * m / (1 - 0.5**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+  np.testing.assert_allclose(got['kernel'], w, atol=1e-6)
 
 
 @pytest.mark.parametrize('decay', optim.DECAYS)

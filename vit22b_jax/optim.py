@@ -9,6 +9,7 @@ AdamW decays weights apart from the gradient, the others add the decay to the
 gradient. Clipping comes first, on the gradient as it is.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,8 +40,8 @@ def make(
   """Builds the gradient transformation and the learning rate it follows.
 
   Args:
-    section: the keys of `optim` in configs/common.py, without `accumulate`
-      and `ema`, which belong to the training step.
+    section: the keys of `optim` in configs/common.py that say how to step; the
+      others belong to the training step.
     steps_per_epoch: optimiser steps in one pass over the training part.
     total_steps: length of the run in optimiser steps.
 
@@ -51,14 +52,25 @@ def make(
   Raises:
     errors.UserError: a name or a duration isn't known.
   """
-  warmup = durations.steps(
-    section['warmup'], steps_per_epoch=steps_per_epoch, total_steps=total_steps
-  )
+
+  def steps(key):
+    return durations.steps(
+      section[key], steps_per_epoch=steps_per_epoch, total_steps=total_steps
+    )
+
+  name = section['schedule']
+  if name in LINEAR and 'decay_start' not in section:
+    raise errors.UserError(
+      f'optim.schedule={name!r} goes by optim.decay_start, which this config '
+      'does not have: it is a schedule of image translation.'
+    )
   schedule = make_schedule(
-    section['schedule'],
+    name,
     learning_rate=section['learning_rate'],
-    warmup_steps=warmup,
+    warmup_steps=steps('warmup'),
     total_steps=total_steps,
+    decay_start=steps('decay_start') if name in LINEAR else 0,
+    steps_per_epoch=steps_per_epoch,
   )
   clip = section['clip_norm']
   decay = optax.add_decayed_weights(
@@ -82,8 +94,24 @@ def steps_taken(opt_state: PyTree) -> Int[Array, '']:
   return optax.tree_utils.tree_get_all_with_path(opt_state, 'count')[-1][1]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What a decay goes by, in steps."""
+
+  warmup: int
+  total: int
+  decay_start: int
+  epoch: int
+
+
 def make_schedule(
-  name: str, *, learning_rate: float, warmup_steps: int, total_steps: int
+  name: str,
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  total_steps: int,
+  decay_start: int = 0,
+  steps_per_epoch: int = 1,
 ) -> Schedule:
   """Learning rate by step: a linear warm-up to `learning_rate`, then a decay.
 
@@ -95,14 +123,21 @@ def make_schedule(
                (10,000 without one), times
                min(1, (1 - step / total_steps) / 0.17)
     constant:  1
+    linear:    1 - max(0, e + 1 - s) / (n + 1), CycleGAN's
+    linear_released: 1 - max(0, e - s) / n, never below 0, the paper's CycleGAN
+
+  where e is the epoch, counted from 0, which has begun; s is `decay_start` in
+  epochs, and n how many are left from there. They stay 1 until `decay_start`.
 
   The warm-up multiplies by (step + 1) / warmup_steps, so no step is lost.
 
   Args:
-    name: multistep, cosine, rsqrt or constant.
+    name: one of SCHEDULES.
     learning_rate: at the peak, above 0.
     warmup_steps: at least 0.
     total_steps: length of the run, at least 1.
+    decay_start: the step from which the linear schedules fall.
+    steps_per_epoch: at least 1; they fall once an epoch.
 
   Raises:
     errors.UserError: `name` is not one of these.
@@ -110,44 +145,59 @@ def make_schedule(
   if name not in SCHEDULES:
     raise errors.UserError(_unknown('schedule', name, SCHEDULES))
   decay = SCHEDULES[name]
+  run = _Run(warmup_steps, total_steps, decay_start, steps_per_epoch)
 
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
     rise = jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
-    return learning_rate * rise * decay(step, warmup_steps, total_steps)
+    return learning_rate * rise * decay(step, run)
 
   return schedule
 
 
-def _multistep(step, warmup, total):
-  del warmup
-  milestones = jnp.asarray([round(part * total) for part in MULTISTEP])
+def _multistep(step, run):
+  milestones = jnp.asarray([round(part * run.total) for part in MULTISTEP])
   return 0.5 ** jnp.sum(step >= milestones)
 
 
-def _cosine(step, warmup, total):
-  t = jnp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
-  return (1 + jnp.cos(jnp.pi * t)) / 2
+def _cosine(step, run):
+  t = (step - run.warmup) / max(run.total - run.warmup, 1)
+  return (1 + jnp.cos(jnp.pi * jnp.clip(t, 0.0, 1.0))) / 2
 
 
-def _rsqrt(step, warmup, total):
-  scale = warmup or RSQRT_TIMESCALE
-  cooldown = (1 - step / total) / RSQRT_COOLDOWN
-  return jnp.sqrt(scale / (scale + jnp.maximum(step - warmup, 0))) * jnp.clip(
-    cooldown, 0.0, 1.0
-  )
+def _rsqrt(step, run):
+  scale = run.warmup or RSQRT_TIMESCALE
+  cooldown = (1 - step / run.total) / RSQRT_COOLDOWN
+  since = jnp.maximum(step - run.warmup, 0)
+  return jnp.sqrt(scale / (scale + since)) * jnp.clip(cooldown, 0.0, 1.0)
 
 
-def _constant(step, warmup, total):
-  del step, warmup, total
+def _constant(step, run):
+  del step, run
   return 1.0
 
 
+def _linear(step, run, ahead=1):
+  whole = (run.total - run.decay_start) / run.epoch + ahead
+  # In integers: XLA multiplies by 1 / epoch, and 49 * (1 / 49) is below 1.
+  epoch = step.astype(jnp.int32) // run.epoch
+  left = run.total / run.epoch - epoch
+  factor = jnp.clip(left / max(whole, 1e-9), 0.0, 1.0)
+  return jnp.where(step < run.decay_start, 1.0, factor)
+
+
+def _linear_released(step, run):
+  return _linear(step, run, ahead=0)
+
+
+# CycleGAN's own; they go by `decay_start`.
+LINEAR = {'linear': _linear, 'linear_released': _linear_released}
 SCHEDULES = {
   'multistep': _multistep,
   'cosine': _cosine,
   'rsqrt': _rsqrt,
   'constant': _constant,
+  **LINEAR,
 }
 
 
