@@ -178,6 +178,8 @@ def test_other_names_load_the_same(kind, timm, timm_file, tmp_path):
     ('vit', {'qk_norm': True, 'qkv_bias': False, 'pool': 'mean'}),
     ('vit22b', {'qkv_bias': True, 'norm_bias': True, 'depth': 11}),
     ('vit22b', {'norm': 'rms', 'width': 15, 'mlp_dim': 21}),
+    ('vit', {'pos_embedding': 'sincos'}),
+    ('vit22b', {'pos_embedding': 'sincos', 'pool': 'mean'}),
   ],
 )
 def test_export_and_import_give_back_every_parameter(
@@ -185,8 +187,32 @@ def test_export_and_import_give_back_every_parameter(
 ):
   model, path = build(block, **overrides), tmp_path / 'out.safetensors'
   params = random_params(model)
-  weights.export(path, model, params, {'dataset': 'none'})
+  weights.export(path, model, params, {'dataset': 'none'}, SIZE)
   assert_equal(weights.load_pretrained(path, model, zeros(model), SIZE), params)
+
+
+@pytest.mark.parametrize('pool', ['cls', 'mean'])
+def test_fixed_positions_are_written_as_learned_ones(pool, tmp_path):
+  fixed = build(pool=pool, pos_embedding='sincos')
+  path = tmp_path / 'out.safetensors'
+  params = random_params(fixed)
+  weights.export(path, fixed, params, {}, SIZE)
+  learned = build(pool=pool)
+  loaded = weights.load_pretrained(path, learned, zeros(learned), SIZE)
+  images = np.random.default_rng(0).standard_normal((2, SIZE, SIZE, 3))
+  expected = logits(fixed, params, images)
+  np.testing.assert_allclose(
+    logits(learned, loaded, images), expected, rtol=1e-5, atol=1e-5
+  )
+  other = 2 * SIZE  # the same function of another grid
+  again = weights.load_pretrained(path, fixed, zeros(fixed, other), other)
+  assert_equal(again, params)
+
+
+def test_learned_positions_are_not_taken_for_fixed_ones(timm_file):
+  model = build(pos_embedding='sincos')
+  with pytest.raises(errors.UserError, match=r"pos_embed .*='learned'"):
+    weights.load_pretrained(timm_file, model, zeros(model), SIZE)
 
 
 def test_export_of_vit22b_has_timm_names_and_layout(tmp_path):
@@ -332,7 +358,6 @@ def test_unsafe_and_damaged_files_are_refused(timm_file, tmp_path):
   [
     {'head': 'mlp'},
     {'pool': 'map'},
-    {'pos_embedding': 'sincos'},
     {'block': 'released_vit'},
     {'softmax_scale': 'width'},
   ],
@@ -344,56 +369,72 @@ def test_models_without_timm_names_are_not_exported(overrides, tmp_path):
   assert not path.exists()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('block', ['vit', 'vit22b'])
-def test_timm_reads_and_writes_the_same_function(block, tmp_path):
-  """timm's model -> ours -> timm's again, with equal logits throughout."""
+def timm_model(block, pool):
+  """timm's counterpart of `build`, by the words of `weights.export`."""
   for name in ('torch', 'timm'):
     if importlib.util.find_spec(name) is None:
       pytest.skip(f"{name} is not installed (pip install '.[peers]')")
-  import torch
-
   from experiments.throughput import peers
 
   peer = peers.timm_vit()
-  parallel = {
-    'block_fn': peer.ParallelScalingBlock,
-    'qkv_bias': False,
-    'qk_norm': True,
-  }
-  theirs = peer.VisionTransformer(
-    img_size=SIZE,
-    patch_size=4,
-    num_classes=7,
-    embed_dim=24,
-    depth=2,
-    num_heads=3,
-    mlp_ratio=1.5,
-    **(parallel if block == 'vit22b' else {}),
-  ).eval()
+  fields = {'img_size': SIZE, 'patch_size': 4, 'num_classes': 7}
+  fields |= {'embed_dim': 24, 'depth': 2, 'num_heads': 3, 'mlp_ratio': 1.5}
+  if block == 'vit22b':
+    fields |= {'block_fn': peer.ParallelScalingBlock, 'qkv_bias': False}
+    fields |= {'qk_norm': True}
+  if pool == 'mean':
+    fields |= {'class_token': False, 'global_pool': 'avg'}
+    fields |= {'fc_norm': False, 'final_norm': True}
+  return peer.VisionTransformer(**fields).eval()
+
+
+def timm_logits(model, images):
+  import torch
+
+  with torch.no_grad():
+    return model(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+
+
+IMAGES = np.random.default_rng(0).standard_normal((3, SIZE, SIZE, 3))
+IMAGES = IMAGES.astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('block', ['vit', 'vit22b'])
+def test_timm_weights_give_the_same_function_here(block, tmp_path):
+  theirs = timm_model(block, 'cls')
+  import torch
+
   for name, parameter in theirs.named_parameters():
     zero = block == 'vit22b' and 'norm' in name and name.endswith('bias')
     torch.nn.init.normal_(parameter, std=0 if zero else 0.3)
-  images = np.random.default_rng(0).standard_normal((3, SIZE, SIZE, 3))
-  images = images.astype(np.float32)
-
-  def timm_logits():
-    with torch.no_grad():
-      return theirs(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
-
-  expected = timm_logits()
+  expected = timm_logits(theirs, IMAGES)
   path = tmp_path / 'theirs.safetensors'
   state = {name: x.numpy() for name, x in theirs.state_dict().items()}
   path.write_bytes(safetensors.numpy.save(state))
   model = build(block)
   params = weights.load_pretrained(path, model, zeros(model), SIZE)
-  actual = logits(model, params, images)
+  actual = logits(model, params, IMAGES)
   assert np.abs(actual - expected).max() / np.abs(expected).max() <= 1e-5
 
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('pool', ['cls', 'mean'])
+@pytest.mark.parametrize('pos_embedding', ['learned', 'sincos'])
+@pytest.mark.parametrize('block', ['vit', 'vit22b'])
+def test_exported_weights_give_the_same_function_in_timm(
+  block, pos_embedding, pool, tmp_path
+):
+  theirs = timm_model(block, pool)
+  import torch
+
+  model = build(block, pool=pool, pos_embedding=pos_embedding)
   path = tmp_path / 'ours.safetensors'
-  weights.export(path, model, random_params(model), {})
+  weights.export(path, model, random_params(model), {}, SIZE)
   state = safetensors.numpy.load_file(path)
   theirs.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
-  expected, actual = timm_logits(), logits(model, random_params(model), images)
+  expected = timm_logits(theirs, IMAGES)
+  actual = logits(model, random_params(model), IMAGES)
   assert np.abs(actual - expected).max() / np.abs(expected).max() <= 1e-5

@@ -32,6 +32,7 @@ _DTYPES = {  # of weights; other tensors are counters and the like
   'BF16': jnp.bfloat16,
 }
 _ZERO = 1e-6  # largest entry of a tensor that counts as zero
+_HALF = 0.01  # a sine in half precision is closer than this
 
 
 # --- Files -----------------------------------------------------------------
@@ -183,7 +184,8 @@ def load_pretrained(
   What the file has no use for stays as it is in `params`: the head, when the
   number of classes differs, the head is an MLP or the pool is 'map' (then the
   pool too). Learned positions are resampled to `image_size`; those of a class
-  token are dropped when the model has none.
+  token are dropped when the model has none. Where the model's positions are
+  fixed, the file's must be the same function of theirs.
 
   Args:
     path: see `read`.
@@ -199,43 +201,54 @@ def load_pretrained(
       one of another shape.
   """
   timm_layout.check(model)
+  flat = traverse_util.flatten_dict(params, sep='/')
   arrays = {k: np.asarray(a, np.float32) for k, a in read(path).items()}
   if 'pos_embed' in arrays:
-    _fit_positions(arrays, model, image_size)
-  flat = traverse_util.flatten_dict(params, sep='/')
-  head = f'{timm_layout.HEAD}/bias'
-  fresh_head = (
-    model.head != 'linear'
-    or model.pool == 'map'
-    or 'head.bias' not in arrays
-    or arrays['head.bias'].shape != flat[head].shape
-  )
-  unused = set(arrays)
+    _fit_positions(arrays, model, image_size, path)
+  if model.pool != 'cls':
+    arrays.pop('cls_token', None)
+  fresh_head = _drop_unfit_head(arrays, model, flat)
   for entry in timm_layout.entries(model):
-    if fresh_head and (entry.path or '').startswith(timm_layout.HEAD):
-      continue
     missing = [name for name in entry.names if name not in arrays]
-    if missing and entry.path is None:
+    is_head = (entry.path or '').startswith(timm_layout.HEAD)
+    if missing and (entry.path is None or (is_head and fresh_head)):
       continue
     if missing:
       raise errors.UserError(
         f'{path} lacks {missing[0]}, which the model needs: is model.block, '
         'model.variant or model.pool another than the file was made with?'
       )
-    unused.difference_update(entry.names)
-    _set(flat, entry, [arrays[name] for name in entry.names], path)
-  if fresh_head:
-    unused = {x for x in unused if not x.startswith(('head.', 'pre_logits.'))}
-  if unused:
+    _set(flat, entry, [arrays.pop(name) for name in entry.names], path)
+  if arrays:
     raise errors.UserError(
-      f'{path} has {len(unused)} tensors that the model has no use for, such '
-      f'as {min(unused)}: is model.block or model.variant another than the '
+      f'{path} has {len(arrays)} tensors that the model has no use for, such '
+      f'as {min(arrays)}: is model.block or model.variant another than the '
       'file was made with?'
     )
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _set(flat, entry, arrays, path) -> None:
+def _drop_unfit_head(
+  arrays: Arrays, model: vit.ViT, flat: Mapping[str, Any]
+) -> bool:
+  """Removes a head that the model's is not like; whether there is none now."""
+  bias = arrays.get('head.bias')
+  has_head = model.head == 'linear' and model.pool != 'map'
+  ours = flat[f'{timm_layout.HEAD}/bias'] if has_head else None
+  if bias is not None and ours is not None and bias.shape == ours.shape:
+    return False
+  for name in list(arrays):
+    if name.startswith(('head.', 'pre_logits.')):
+      del arrays[name]
+  return True
+
+
+def _set(
+  flat: dict[str, Any],
+  entry: timm_layout.Entry,
+  arrays: list[np.ndarray],
+  path: epath.PathLike,
+) -> None:
   """Puts one parameter into a flat tree, or checks that it is zero."""
   names = ' and '.join(entry.names)
   if entry.path is None:
@@ -260,15 +273,12 @@ def _set(flat, entry, arrays, path) -> None:
   flat[entry.path] = np.ascontiguousarray(array)
 
 
-def _fit_positions(arrays: Arrays, model: vit.ViT, image_size: int) -> None:
-  """Makes `pos_embed` (and `cls_token`) what the model has, in place."""
-  if model.pos_embedding != 'learned':
-    del arrays['pos_embed']
-  if model.pool != 'cls':
-    arrays.pop('cls_token', None)
-  if model.pos_embedding != 'learned':
-    return
-  positions = arrays['pos_embed'].reshape(-1, arrays['pos_embed'].shape[-1])
+def _fit_positions(
+  arrays: Arrays, model: vit.ViT, image_size: int, path: epath.PathLike
+) -> None:
+  """Makes `pos_embed` what the model has, in place."""
+  positions = arrays.pop('pos_embed')
+  positions = positions.reshape(-1, positions.shape[-1])
   old = math.isqrt(len(positions))
   extra = len(positions) - old**2
   if extra > 1:
@@ -276,6 +286,15 @@ def _fit_positions(arrays: Arrays, model: vit.ViT, image_size: int) -> None:
       f'pos_embed has {len(positions)} positions, which is no square grid with '
       'at most one class token.'
     )
+  if model.pos_embedding == 'sincos':
+    fixed = embeddings.fixed_positions(old, old, model.width, extra)
+    same = positions.shape == fixed.shape  # else other tensors say so
+    if same and not np.allclose(positions, fixed, atol=_HALF):
+      raise errors.UserError(
+        f'pos_embed in {path} is not the table of sines and cosines that the '
+        "model adds: set model.pos_embedding='learned'."
+      )
+    return
   new = image_size // model.patch_size
   positions = embeddings.resample_positions(positions, (old, old), (new, new))
   arrays['pos_embed'] = np.asarray(
@@ -291,18 +310,22 @@ def export(
   model: vit.ViT,
   params: Mapping[str, Any],
   metadata: Mapping[str, str],
+  image_size: int | None = None,
 ) -> None:
   """Writes parameters as safetensors under timm's names.
 
   timm's counterpart is `VisionTransformer` with `class_token` and `global_pool`
   as the pool says, `final_norm=True` and `fc_norm=False`; for `vit22b` also
-  `block_fn=ParallelScalingBlock`, `qk_norm=True` and `qkv_bias=False`.
+  `block_fn=ParallelScalingBlock`, `qk_norm=True` and `qkv_bias=False`. Fixed
+  positions are written as if they had been learned.
 
   Args:
     path: file to write; `gs://` works.
     model: the `vit` or the `vit22b` block's model.
     params: its (unboxed) parameters.
     metadata: strings stored in the file's header.
+    image_size: height and width of its images in pixels, which fixed positions
+      follow from.
 
   Raises:
     UserError: when timm has no counterpart.
@@ -313,16 +336,15 @@ def export(
       f'model.head={model.head!r} with model.pool={model.pool!r}: only a '
       "linear head on the pool 'cls' or 'mean' has names in timm."
     )
-  if model.pos_embedding != 'learned':
-    raise errors.UserError(
-      f'model.pos_embedding={model.pos_embedding!r}: timm has learned '
-      'positions only.'
-    )
   flat = traverse_util.flatten_dict(params, sep='/')
   arrays = {}
   for entry in timm_layout.entries(model):
     array = np.asarray(flat[entry.path]) if entry.path else np.empty(0)
     for name, tensor in zip(entry.names, entry.save(array), strict=True):
       arrays[name] = np.ascontiguousarray(tensor, np.float32)
+  if model.pos_embedding == 'sincos':
+    side, extra = image_size // model.patch_size, int(model.pool == 'cls')
+    fixed = embeddings.fixed_positions(side, side, model.width, extra)
+    arrays['pos_embed'] = fixed[None]
   header = {'format': 'pt', **metadata}
   epath.Path(path).write_bytes(safetensors.numpy.save(arrays, header))

@@ -34,6 +34,13 @@ def sincos_2d(
   return np.concatenate(waves, axis=1).astype(np.float32)
 
 
+def fixed_positions(
+  height: int, width: int, dim: int, extra: int
+) -> Float[np.ndarray, 'L D']:
+  """`sincos_2d` of a grid after `extra` class tokens, which get zero."""
+  return np.pad(sincos_2d(height, width, dim), ((extra, 0), (0, 0)))
+
+
 def resample_positions(
   positions: Float[Array, 'L D'],
   old: tuple[int, int],
@@ -75,8 +82,7 @@ class Positions(nn.Module):
     """`grid` is rows and columns; tokens in front of it are class tokens."""
     length, dim = x.shape[1:]
     if self.kind == 'sincos':
-      table = sincos_2d(*grid, dim)
-      positions = np.pad(table, ((length - len(table), 0), (0, 0)))
+      positions = fixed_positions(*grid, dim, length - grid[0] * grid[1])
     else:
       init = nn.with_logical_partitioning(
         inits.position(self.init_kind), (axes.POSITION, axes.EMBED)
