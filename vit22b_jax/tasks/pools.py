@@ -1,0 +1,71 @@
+"""Image pools: earlier fakes that a discriminator is shown again.
+
+    pool = pools.init(50, (256, 256, 3))
+    shown, pool = pools.exchange(key, pool, fakes)   # inside the jitted step
+
+A discriminator that sees the newest fakes alone forgets what it learnt of
+earlier ones, and the two networks chase each other (Shrivastava et al. 2017,
+arXiv:1612.07828, section 2.3). CycleGAN keeps 50 images a domain. The pool is
+an array of the training state, so it is saved and resumed with everything else.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+@flax.struct.dataclass
+class Pool:
+  """Images that a generator made.
+
+  Attributes:
+    images: float32 in [-1, 1]; rows from `count` on are empty.
+    count: how many there are.
+  """
+
+  images: Float[Array, 'P H W 3']
+  count: Int[Array, '']
+
+
+def init(size: int, shape: tuple[int, int, int]) -> Pool | None:
+  """An empty pool for `size` images of one shape; None for a size of 0."""
+  if not size:
+    return None
+  return Pool(jnp.zeros((size, *shape), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def exchange(
+  key: PRNGKeyArray, pool: Pool | None, fakes: Float[Array, 'B H W 3']
+) -> tuple[Float[Array, 'B H W 3'], Pool | None]:
+  """What to show the discriminator in the place of new fakes.
+
+  The images of a batch come one after the other, each as in CycleGAN: while
+  the pool isn't full, the image is stored and shown; from then on, with
+  probability 0.5, it takes the place of a stored one, which is shown, and else
+  it is shown itself and not stored.
+
+  Args:
+    key: for this pool and this step.
+    pool: None shows the fakes as they are.
+    fakes: in [-1, 1].
+  """
+  if pool is None:
+    return fakes, None
+  size = len(pool.images)
+  swap_key, row_key = jax.random.split(key)
+  swaps = jax.random.bernoulli(swap_key, 0.5, (len(fakes),))
+  rows = jax.random.randint(row_key, (len(fakes),), 0, size)
+
+  def one(pool, drawn):
+    fake, swap, row = drawn
+    filling = pool.count < size
+    row = jnp.where(filling, pool.count, row)
+    stored = pool.images[row]
+    shown = jnp.where(swap & ~filling, stored, fake)
+    kept = jnp.where(swap | filling, fake, stored)
+    count = jnp.minimum(pool.count + 1, size)
+    return Pool(pool.images.at[row].set(kept), count), shown
+
+  pool, shown = jax.lax.scan(one, pool, (fakes, swaps, rows))
+  return shown, pool
