@@ -65,10 +65,17 @@ def norm(
   centre: bool,
 ) -> Float[Array, '*B D']:
   """`ops.norm`, of which the backward pass keeps x and two numbers a row."""
-  return _norm_forward(x, scale, bias, eps, centre)[0]
+  return norm_forward(x, scale, bias, eps, centre)[0]
 
 
-def _norm_forward(x, scale, bias, eps, centre):
+def norm_forward(
+  x: Float[Array, '*B D'],
+  scale: Float[Array, ' D'] | None,
+  bias: Float[Array, ' D'] | None,
+  eps: float,
+  centre: bool,
+) -> tuple[Float[Array, '*B D'], tuple[Array | None, ...]]:
+  """`ops.norm`'s formula on any backend, and what `norm` saves of it."""
   y = x.astype(jnp.float32)
   mean = y.mean(axis=-1, keepdims=True) if centre else jnp.zeros(())
   y -= mean
@@ -99,4 +106,4 @@ def _norm_backward(eps, centre, saved, g):
   return (dx * root).astype(x.dtype), dscale, dbias
 
 
-norm.defvjp(_norm_forward, _norm_backward)
+norm.defvjp(norm_forward, _norm_backward)

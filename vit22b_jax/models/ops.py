@@ -47,12 +47,7 @@ def norm(
   """
   if _on_cpu():
     return cpu.norm(x, scale, bias, eps, centre)
-  y = x.astype(jnp.float32)
-  y = y - y.mean(axis=-1, keepdims=True) if centre else y
-  y *= jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
-  y = y if scale is None else y * scale
-  y = y if bias is None else y + bias
-  return y.astype(x.dtype)
+  return cpu.norm_forward(x, scale, bias, eps, centre)[0]
 
 
 def gelu(x: Float[Array, '*B']) -> Float[Array, '*B']:
@@ -101,40 +96,6 @@ def project_heads_in(
   return tuple(jnp.split(y, parts, axis=-1))
 
 
-def project_in_split(
-  x: Float[Array, 'B L D'],
-  kernel: Float[Array, 'D N E'],
-  bias: Float[Array, 'N _'],
-  head_dim: int,
-  precision: str,
-) -> tuple[Qkv, Float[Array, 'B L N J']]:
-  """`project_in` as two products: attention's, and the MLP's."""
-  (d, n, e), cut = kernel.shape, 3 * head_dim
-  mlp_kernel = kernel[:, :, cut:].reshape(d, n * (e - cut))
-  mlp_bias = bias[:, cut - e :].reshape(-1)
-  h = linear(x, mlp_kernel, mlp_bias, precision)
-  qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
-  qkv = project_heads_in(x, kernel[:, :, :cut], qkv_bias, 3, precision)
-  return qkv, h.reshape(*h.shape[:-1], n, e - cut)
-
-
-def project_in_fused(
-  x: Float[Array, 'B L D'],
-  kernel: Float[Array, 'D N E'],
-  bias: Float[Array, 'N _'],
-  head_dim: int,
-  precision: str,
-) -> tuple[Qkv, Float[Array, 'B L N J']]:
-  """`project_in` as one product."""
-  e, cut = kernel.shape[2], 3 * head_dim
-  kernel = kernel.astype(x.dtype)
-  y = jnp.einsum('bld,dne->blne', x, kernel, precision=precision)
-  bias = jnp.pad(bias, ((0, 0), (e - bias.shape[1], 0)))
-  y += bias.astype(x.dtype)
-  q, k, v = jnp.split(jnp.swapaxes(y[..., :cut], 1, 2), 3, axis=-1)
-  return (q, k, v), y[..., cut:]
-
-
 def project_in(
   x: Float[Array, 'B L D'],
   kernel: Float[Array, 'D N E'],
@@ -154,8 +115,20 @@ def project_in(
   Returns:
     q, k, v [B, N, L, K], and the MLP's hidden units before the GELU.
   """
-  product = project_in_split if _on_cpu() else project_in_fused
-  return product(x, kernel, bias, head_dim, precision)
+  (d, n, e), cut = kernel.shape, 3 * head_dim
+  if _on_cpu():  # two products: attention's, and the MLP's
+    mlp_kernel = kernel[:, :, cut:].reshape(d, n * (e - cut))
+    mlp_bias = bias[:, cut - e :].reshape(-1)
+    h = linear(x, mlp_kernel, mlp_bias, precision)
+    qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
+    qkv = project_heads_in(x, kernel[:, :, :cut], qkv_bias, 3, precision)
+    return qkv, h.reshape(*h.shape[:-1], n, e - cut)
+  kernel = kernel.astype(x.dtype)
+  y = jnp.einsum('bld,dne->blne', x, kernel, precision=precision)
+  bias = jnp.pad(bias, ((0, 0), (e - bias.shape[1], 0)))
+  y += bias.astype(x.dtype)
+  q, k, v = jnp.split(jnp.swapaxes(y[..., :cut], 1, 2), 3, axis=-1)
+  return (q, k, v), y[..., cut:]
 
 
 def project_heads_out(
@@ -184,33 +157,6 @@ def project_units(
   return linear(h, kernel.reshape(-1, kernel.shape[-1]), bias, precision)
 
 
-def project_out_split(
-  o: Heads,
-  h: Float[Array, 'B L N J'],
-  kernel: Float[Array, 'N K+J D'],
-  bias: Float[Array, ' D'],
-  precision: str,
-) -> Float[Array, 'B L D']:
-  """`project_out` as two products: attention's, and the MLP's."""
-  cut = o.shape[-1]
-  y = project_heads_out(o, kernel[:, :cut], None, precision)
-  return y + project_units(h, kernel[:, cut:], bias, precision)
-
-
-def project_out_fused(
-  o: Heads,
-  h: Float[Array, 'B L N J'],
-  kernel: Float[Array, 'N K+J D'],
-  bias: Float[Array, ' D'],
-  precision: str,
-) -> Float[Array, 'B L D']:
-  """`project_out` as one product."""
-  y = jnp.concatenate([jnp.swapaxes(o, 1, 2), h], axis=-1)
-  kernel = kernel.astype(y.dtype)
-  y = jnp.einsum('blne,ned->bld', y, kernel, precision=precision)
-  return y + bias.astype(y.dtype)
-
-
 def project_out(
   o: Heads,
   h: Float[Array, 'B L N J'],
@@ -227,8 +173,14 @@ def project_out(
     bias: the sum of the two projections' biases.
     precision: of the products.
   """
-  product = project_out_split if _on_cpu() else project_out_fused
-  return product(o, h, kernel, bias, precision)
+  if _on_cpu():  # two products, as on the way in
+    cut = o.shape[-1]
+    y = project_heads_out(o, kernel[:, :cut], None, precision)
+    return y + project_units(h, kernel[:, cut:], bias, precision)
+  y = jnp.concatenate([jnp.swapaxes(o, 1, 2), h], axis=-1)
+  kernel = kernel.astype(y.dtype)
+  y = jnp.einsum('blne,ned->bld', y, kernel, precision=precision)
+  return y + bias.astype(y.dtype)
 
 
 def attention(
