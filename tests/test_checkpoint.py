@@ -2,6 +2,7 @@
 
 import gc
 import pathlib
+import shutil
 
 import grain
 import jax
@@ -86,9 +87,26 @@ def _largest_file(folder: pathlib.Path) -> pathlib.Path:
   return max(files, key=lambda f: f.stat().st_size)
 
 
+def _damage(folder: pathlib.Path, how: str) -> None:
+  if how == 'remove_part':
+    shutil.rmtree(folder / 'meta')
+    return
+  file = _largest_file(folder / 'state')
+  content = bytearray(file.read_bytes())
+  if how == 'truncate':
+    file.write_bytes(content[: len(content) // 2])
+  elif how == 'flip':
+    content[len(content) // 2] ^= 0x40
+    file.write_bytes(content)
+  else:
+    file.unlink()
+
+
 # Orbax leaves coroutines behind when a read fails.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize('damage', ['truncate', 'flip', 'remove'])
+@pytest.mark.parametrize(
+  'damage', ['truncate', 'flip', 'remove', 'remove_part']
+)
 def test_damaged_newest_is_put_aside_and_the_one_before_used(
   tmp_path, damage, caplog
 ):
@@ -96,15 +114,7 @@ def test_damaged_newest_is_put_aside_and_the_one_before_used(
   for step in (1, 2):
     _save(manager, step)
   manager.close()
-  file = _largest_file(tmp_path / 'checkpoints' / '2' / 'state')
-  content = bytearray(file.read_bytes())
-  if damage == 'truncate':
-    file.write_bytes(content[: len(content) // 2])
-  elif damage == 'flip':
-    content[len(content) // 2] ^= 0x40
-    file.write_bytes(content)
-  else:
-    file.unlink()
+  _damage(tmp_path / 'checkpoints' / '2', damage)
 
   manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
   found = manager.restore(_abstract(_state()))
@@ -115,6 +125,35 @@ def test_damaged_newest_is_put_aside_and_the_one_before_used(
   assert (tmp_path / 'checkpoints_damaged' / '2').exists()
   _save(manager, 2)  # the step is free again
   assert manager.restore(_abstract(_state())).step == 2
+  manager.close()
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('read_only', [True, False])
+@pytest.mark.parametrize('damage', ['flip', 'remove_part'])
+def test_damaged_best_gives_way_to_the_newest(
+  tmp_path, damage, read_only, caplog
+):
+  scores = {1: 0.9, 2: 0.1, 3: 0.2}
+  manager = checkpoint.Manager(tmp_path, scores=scores, keep=2, keep_best=1)
+  for step in scores:
+    _save(manager, step)
+  manager.close()
+  best = tmp_path / 'checkpoints' / '1'
+  _damage(best, damage)
+
+  manager = checkpoint.Manager(
+    tmp_path, scores=scores, keep=2, keep_best=1, read_only=read_only
+  )
+  assert manager.best_step() == 1
+  found = manager.restore(_abstract(_state()), step=1)
+  gc.collect()
+  assert found.step == 3
+  _equal(found.state, _state(3))
+  assert f'{best} is damaged' in caplog.text
+  assert 'Checkpoint 3 is used instead' in caplog.text
+  assert best.exists() == read_only
+  assert manager.best_step() == (1 if read_only else 3)
   manager.close()
 
 

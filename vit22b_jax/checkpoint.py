@@ -243,8 +243,10 @@ class Manager:
         )
         damaged.append(candidate)
         continue
-      if damaged and not self._read_only:
-        self._put_aside(damaged)
+      if damaged:
+        logging.warning('Checkpoint %d is used instead.', candidate)
+        if not self._read_only:
+          self._put_aside(damaged)
       if data is not None:
         data.set_state(found.meta['data'])
       return found
