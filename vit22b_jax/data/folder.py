@@ -1,5 +1,7 @@
 """`folder:PATH`: own images, as `train/CLASS/*` with optional `val` and `test`.
 
+For translation: `trainA/*` and `trainB/*` with optional `testA` and `testB`.
+
 Any format that Pillow reads; the name of a class is the name of its folder.
 Images may lie deeper in a class's folder; what counts as an image says
 `images.find`. PATH may be a `gs://` address.
@@ -17,6 +19,10 @@ from vit22b_jax import errors
 from vit22b_jax.data import images as images_lib
 
 _LAYOUT = 'expected PATH/train/CLASS/* with images, optional val and test'
+_DOMAINS_LAYOUT = (
+  'expected PATH/trainA/* and PATH/trainB/* with images, optional testA and '
+  'testB'
+)
 
 
 class FolderRecords:
@@ -89,6 +95,30 @@ def find(path: str) -> tuple[dict[str, FolderRecords], tuple[str, ...]]:
     if (root / split).is_dir()
   }
   return records, class_names
+
+
+def find_domains(path: str) -> dict[str, FolderRecords]:
+  """Lists the images of two domains: trainA and trainB, testA and testB.
+
+  Raises:
+    UserError: the folder is missing or a domain's folder has no image.
+  """
+  root = epath.Path(path).expanduser()
+  if not path or not root.is_dir():
+    raise errors.UserError(
+      f'data folder {path!r} does not exist; {_DOMAINS_LAYOUT}.'
+    )
+  records = {}
+  for split in ('trainA', 'trainB', 'testA', 'testB'):
+    if (root / split).is_dir():
+      images = images_lib.find(root / split)
+      if not images:
+        raise errors.UserError(
+          f'no image in domain folder {root / split}; {_DOMAINS_LAYOUT}.'
+        )
+      files = [(str(image.relative_to(root)), 0) for image in images]
+      records[split] = FolderRecords(str(root), files)
+  return records
 
 
 def _classes(path: epath.Path) -> tuple[str, ...]:

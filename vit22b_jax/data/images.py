@@ -1,19 +1,22 @@
-"""Encoded image files -> RGB uint8 squares on the host, by Pillow alone.
+"""Encoded image files -> RGB uint8 on the host, by Pillow alone.
 
 One decoder serves every source (folders, TFDS records, worker processes), so
 the same file gives the same pixels wherever it came from. Pillow decodes JPEG
 with the accurate integer DCT; TensorFlow's default differs by up to 5 levels.
 """
 
+import contextlib
 import functools
 import io
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 
 _WHITE = (255, 255, 255, 255)
+_ORIENTATION = 0x0112  # EXIF: values from 5 on lie on their side.
 
 
 class CorruptImage(ValueError):
@@ -57,17 +60,75 @@ def decode(data: bytes, image_size: int) -> UInt8[np.ndarray, 'S S 3']:
   Raises:
     CorruptImage: the bytes can't be decoded.
   """
+  with _opened(data) as image:
+    return np.asarray(fit(_upright_rgb(image, image_size), image_size))
+
+
+def size(data: bytes) -> tuple[int, int]:
+  """Height and width of an image file, upright, from its header.
+
+  Raises:
+    CorruptImage: there is no header that Pillow understands.
+  """
+  with _opened(data) as image:
+    width, height = image.size
+    lies = image.getexif().get(_ORIENTATION, 1) >= 5
+  return (width, height) if lies else (height, width)
+
+
+def decode_resized(
+  data: bytes, target: Callable[[tuple[int, int]], tuple[int, int]]
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Decodes an image file as `decode` does, but resizes the whole of it.
+
+  Args:
+    data: the file's bytes.
+    target: height and width of the result, given those of the image; the
+      proportions need not stay.
+
+  Raises:
+    CorruptImage: the bytes can't be decoded.
+  """
+  height, width = target(size(data))
+  with _opened(data) as image:
+    rgb = _upright_rgb(image, max(height, width))
+    if rgb.size != (width, height):
+      rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+def crop(
+  image: UInt8[np.ndarray, 'h w 3'],
+  shape: tuple[int, int],
+  draw: Float[np.ndarray, ' 2'] | None = None,
+) -> UInt8[np.ndarray, 'H W 3']:
+  """The part of an image which `draw` in [0, 1) chooses; None: the centre."""
+  spare = np.subtract(image.shape[:2], shape)
+  top, left = spare // 2 if draw is None else (draw * (spare + 1)).astype(int)
+  return image[top : top + shape[0], left : left + shape[1]]
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+  """An image file opened; whatever goes wrong with it is a CorruptImage."""
   try:
     with Image.open(io.BytesIO(data)) as image:
-      # A JPEG decoder can skip detail that the resize would average away; at
-      # twice the final size nothing of it is visible, and photos decode faster.
-      image.draft(None, (2 * image_size, 2 * image_size))
-      ImageOps.exif_transpose(image, in_place=True)
-      return np.asarray(fit(to_rgb(image), image_size))
+      yield image
   except MemoryError:
     raise
   except Exception as error:  # Pillow's plugins raise whatever they like.
     raise CorruptImage(f'{type(error).__name__}: {error}') from error
+
+
+def _upright_rgb(image: Image.Image, side: int) -> Image.Image:
+  """Applies the EXIF orientation; `side` is the longest that will be needed.
+
+  A JPEG decoder can skip detail that a resize would average away; at twice the
+  final size nothing of it is visible, and photos decode faster.
+  """
+  image.draft(None, (2 * side, 2 * side))
+  ImageOps.exif_transpose(image, in_place=True)
+  return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -19,13 +19,17 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vit22b_jax import errors
 from vit22b_jax.data import splits
 
-# {'image': uint8 [B, S, S, 3], 'label': int32 [B]}, eval: 'mask' float32 [B].
+# {'image': uint8 [B, H, W, 3], 'label': int32 [B]}, eval: 'mask' float32 [B].
+# What has no classes has no 'label'.
 Batch = dict[str, Shaped[np.ndarray, 'B ...']]
+
+# Indices of a batch's records and where to crop them.
+_Choice = tuple[Int[np.ndarray, ' B'], Float[np.ndarray, 'B 2'] | None]
 
 _AHEAD = 4  # Batches gathered ahead by each process.
 _MAX_THREADS = 16  # Each holds a batch.
@@ -57,7 +61,8 @@ class BatchIterator(grain.DatasetIterator):
 
   Args:
     split: where records come from.
-    batches: indices of each batch (-1 is padding), by position.
+    batches: by position, the indices of each batch (-1 is padding) and where
+      to crop its images (see `LazySplit.gather`; None: in the centre).
     workers: processes that decode a lazy split; 0 uses threads.
     keep_mask: whether batches have a 'mask', or (False) unreadable records are
       replaced with readable ones of the same batch.
@@ -178,14 +183,19 @@ def train_iterator(
   share = slice(process_index, None, process_count)
   size = batch_size * process_count
 
-  def indices(position: int) -> Int[np.ndarray, ' B']:
+  def choose(position: int) -> _Choice:
     epoch, step = divmod(position, steps)
     order = _permutation(len(split), seed, epoch)
-    return order[step * size : (step + 1) * size][share]
+    index = order[step * size : (step + 1) * size][share]
+    if not split.crops:
+      return index, None
+    # A third number, so that no crop is drawn from the order's own stream.
+    draws = np.random.default_rng((seed, position, 1)).random((size, 2))
+    return index, draws[share]
 
   return BatchIterator(
     split,
-    grain.MapDataset.range(sys.maxsize).map(indices),
+    grain.MapDataset.range(sys.maxsize).map(choose),
     workers=workers,
     keep_mask=False,
   )
@@ -215,14 +225,14 @@ def eval_batches(
   """
   length, size = len(split), batch_size * process_count
 
-  def indices(position: int) -> Int[np.ndarray, ' B']:
+  def choose(position: int) -> _Choice:
     start = position * size + process_index
     index = np.arange(start, start + size, process_count)
-    return np.where(index < length, index, -1)
+    return np.where(index < length, index, -1), None
 
   return BatchIterator(
     split,
-    grain.MapDataset.range(-(-length // size)).map(indices),
+    grain.MapDataset.range(-(-length // size)).map(choose),
     workers=workers,
     keep_mask=True,
   )
@@ -296,7 +306,8 @@ class DeviceIterator(grain.DatasetIterator):
     self._state = dict(state)
 
 
-@functools.lru_cache(maxsize=2)  # Threads cross from one epoch to the next.
+# Threads cross from one epoch to the next, in each of two domains.
+@functools.lru_cache(maxsize=4)
 def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
   return np.random.default_rng((seed, epoch)).permutation(length)
 
@@ -318,8 +329,9 @@ def _follow_main_process(index: int, count: int) -> None:
   threading.Thread(target=follow, daemon=True).start()
 
 
-def _gather(split: splits.Split, index: Int[np.ndarray, ' B']) -> Batch:
-  return split.gather(np.maximum(index, 0)) | {'index': index}
+def _gather(split: splits.Split, choice: _Choice) -> Batch:
+  index, draws = choice
+  return split.gather(np.maximum(index, 0), draws) | {'index': index}
 
 
 def _replace(batch: Batch, readable: Bool[np.ndarray, ' B']) -> Batch:

@@ -7,27 +7,19 @@ What fits into `cache_max_gb` is decoded once, kept in memory and cached on disk
 (`cache.py`); what doesn't is decoded while training and needs random access.
 """
 
-import collections
 import dataclasses
-import itertools
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, UInt8
 
 from vit22b_jax import errors
-from vit22b_jax.data import cache, digits, folder, splits, tfds_source
+from vit22b_jax.data import cache, decoding, digits, folder, splits, tfds_source
 from vit22b_jax.data import images as images_lib
 
 _FOLDER = 'folder:'
 Split = splits.Split
-_CHUNK = 64
-AnyRecords = folder.FolderRecords | tfds_source.TfdsRecords
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +119,7 @@ def _dataset(
 
 
 def _stored_size(
-  records: Mapping[str, AnyRecords],
+  records: Mapping[str, decoding.AnyRecords],
   image_size: int,
   native: int | None,
   cache_max_gb: float,
@@ -146,7 +138,7 @@ def _stored_size(
 
 def _in_memory(
   name: str,
-  records: Mapping[str, AnyRecords],
+  records: Mapping[str, decoding.AnyRecords],
   class_names: tuple[str, ...],
   stored: int,
   image_size: int,
@@ -157,19 +149,15 @@ def _in_memory(
   path = cache.folder(
     f'{name}-{stored}px', records['train'].place, [class_names, files]
   )
-  found = cache.read(path)
-  if found is None:
-    count = sum(len(part) for part in records.values())
-    logging.warning(
-      'decoding %d images of %s, to be kept in %s', count, name, path
-    )
-    found = _decode_all(name, records, stored)
-    cache.write(path, *found)
-  arrays, meta = found
-  skipped = tuple(meta['skipped'])
-  for corrupt in skipped:
-    logging.warning('skipped a corrupt image: %s', corrupt)
-  splits.check_corrupt(skipped, max_corrupt)
+
+  def decode(data: bytes) -> UInt8[np.ndarray, 'S S 3']:
+    return images_lib.decode(data, stored)
+
+  encoded = {
+    split: decoding.Part(part, decode, (stored, stored))
+    for split, part in records.items()
+  }
+  arrays, meta = decoding.in_memory(name, path, encoded, max_corrupt)
   parts = {}
   for split in records:
     images, labels = arrays[f'{split}_images'], arrays[f'{split}_labels']
@@ -178,7 +166,7 @@ def _in_memory(
       continue
     _check_part(f'{name} {split}', labels, meta['lost'][split], class_names)
     parts[split] = splits.ArraySplit(images, labels, image_size)
-  return parts, skipped
+  return parts, tuple(meta['skipped'])
 
 
 def _check_part(
@@ -196,68 +184,9 @@ def _check_part(
     )
 
 
-def _decode_all(
-  name: str, records: Mapping[str, AnyRecords], side: int
-) -> tuple[dict[str, Shaped[np.ndarray, '...']], dict[str, Any]]:
-  """Decodes every record.
-
-  Returns:
-    Arrays by name; `skipped`, the names of corrupt images, and `lost`, for each
-    split the labels of which none could be read.
-  """
-  start = time.monotonic()
-  arrays, skipped, lost = {}, [], {}
-  for split, part in records.items():
-    images = np.empty((len(part), side, side, 3), np.uint8)
-    labels = np.empty(len(part), np.int32)
-    readable = np.ones(len(part), bool)
-    for row, (image, labels[row]) in enumerate(_decoded(part, side)):
-      if isinstance(image, images_lib.CorruptImage):
-        readable[row] = False
-        skipped.append(f'{part.name(row)} ({image})')
-      else:
-        images[row] = image
-    lost[split] = np.setdiff1d(labels, labels[readable]).tolist()
-    if not readable.all():
-      images, labels = images[readable], labels[readable]
-    arrays |= {f'{split}_images': images, f'{split}_labels': labels}
-  logging.info('decoded %s in %.1f s', name, time.monotonic() - start)
-  return arrays, {'skipped': skipped, 'lost': lost}
-
-
-def _decoded(
-  records: AnyRecords, side: int
-) -> Iterator[tuple[UInt8[np.ndarray, 'S S 3'] | images_lib.CorruptImage, int]]:
-  """Images, or what is wrong with them, and labels, in order.
-
-  Threads read and decode, since Pillow releases the interpreter's lock; they
-  take a chunk at a time, for small images are as quick to decode as to pass on.
-  """
-
-  def decode(chunk: list[Callable[[], tuple[bytes, int]]]):
-    out = []
-    for read in chunk:
-      data, label = read()
-      try:
-        out.append((images_lib.decode(data, side), label))
-      except images_lib.CorruptImage as error:
-        out.append((error, label))
-    return out
-
-  threads = min(os.cpu_count() or 1, 32)
-  readers, pending = records.readers(), collections.deque()
-  with futures.ThreadPoolExecutor(threads) as pool:
-    while chunk := list(itertools.islice(readers, _CHUNK)):
-      pending.append(pool.submit(decode, chunk))
-      if len(pending) > 2 * threads:
-        yield from pending.popleft().result()
-    while pending:
-      yield from pending.popleft().result()
-
-
 def _lazy(
   name: str,
-  records: Mapping[str, AnyRecords],
+  records: Mapping[str, decoding.AnyRecords],
   class_names: tuple[str, ...],
   image_size: int,
   max_corrupt: int,

@@ -1,21 +1,23 @@
 """Random-access splits: images in memory, or records decoded when asked for.
 
 Both give `split[i] -> {'image', 'label'}` (a Grain RandomAccessDataSource) and
-`split.gather(indices)`, a whole batch at once, which the pipeline uses.
+`split.gather(indices)`, a whole batch at once, which the pipeline uses. Domains
+of image translation have no classes: their records are {'image'} alone.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int, Int32, Shaped, UInt8
+from jaxtyping import Float, Int, Int32, Shaped, UInt8
 from PIL import Image
 
 from vit22b_jax import errors
 from vit22b_jax.data import images as images_lib
 
-# {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'readable': bool [B]}
+# {'image': uint8 [B, H, W, 3], 'label': int32 [B], 'readable': bool [B]}
 Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 
 
@@ -39,26 +41,32 @@ class ArraySplit:
 
   Args:
     images: uint8 in [0, 255].
-    labels: class of each image.
-    image_size: side S of the records; images stored smaller are resized
-      (bicubic) when they are read.
+    labels: class of each image; None when there are no classes.
+    image_size: side of the records; images stored smaller are resized
+      (bicubic) when they are read. As they are stored by default.
     indices: the rows which belong to this split; all by default.
 
   Attributes:
+    labels: class of each record of the split, or None.
     decodes: whether `gather` works on each image, and gains from threads.
+    crops: False: `gather` needs no draws.
   """
+
+  crops = False
 
   def __init__(
     self,
-    images: UInt8[np.ndarray, 'M s s 3'],
-    labels: Int32[np.ndarray, ' M'],
+    images: UInt8[np.ndarray, 'M h w 3'],
+    labels: Int32[np.ndarray, ' M'] | None = None,
     image_size: int | None = None,
     indices: Int[np.ndarray, ' N'] | None = None,
   ):
     self._images = np.asarray(images)  # A memory map indexes slower.
     self._all_labels = labels
     self._indices = np.arange(len(images)) if indices is None else indices
-    self.labels = np.asarray(labels, np.int32)[self._indices]
+    self.labels = None
+    if labels is not None:
+      self.labels = np.asarray(labels, np.int32)[self._indices]
     self.image_size = image_size or images.shape[1]
     self.decodes = images.shape[1] != self.image_size
 
@@ -69,20 +77,24 @@ class ArraySplit:
     return _record(self, index)
 
   @property
-  def images(self) -> UInt8[np.ndarray, 'N S S 3']:
+  def images(self) -> UInt8[np.ndarray, 'N H W 3']:
     """All images of the split, in order (a copy)."""
     return self.gather(np.arange(len(self)))['image']
 
-  def gather(self, indices: Int[np.ndarray, ' B']) -> Batch:
-    """The records at `indices`, in that order."""
+  def gather(
+    self,
+    indices: Int[np.ndarray, ' B'],
+    draws: Float[np.ndarray, 'B 2'] | None = None,
+  ) -> Batch:
+    """The records at `indices`, in that order; `draws` is for other splits."""
+    del draws
     images = self._images[self._indices[indices]]
     if images.shape[1] != self.image_size:
       images = _resize(images, self.image_size)
-    return {
-      'image': images,
-      'label': self.labels[indices],
-      'readable': np.ones(len(indices), bool),
-    }
+    batch = {'image': images, 'readable': np.ones(len(indices), bool)}
+    if self.labels is not None:
+      batch['label'] = self.labels[indices]
+    return batch
 
   def subset(self, indices: Int[np.ndarray, ' n']) -> 'ArraySplit':
     """The split of these records; shares the images."""
@@ -98,12 +110,15 @@ class LazySplit:
 
   Args:
     records: encoded images.
-    image_size: side S of the decoded images.
-    num_classes: labels are in [0, num_classes).
+    image_size: side of the decoded images, or their height and width.
+    num_classes: labels are in [0, num_classes); None leaves labels out.
     max_corrupt: how many unreadable images `check` accepts.
     indices: the records which belong to this split; all by default.
+    decode: turns a file's bytes into an image of that size or larger, which is
+      cropped; by default `images.decode`, which gives squares.
 
   Attributes:
+    crops: whether `gather` looks at its draws.
     unreadable: names of the corrupt images that `check` has met.
   """
 
@@ -112,15 +127,18 @@ class LazySplit:
   def __init__(
     self,
     records: Records,
-    image_size: int,
-    num_classes: int,
+    image_size: int | tuple[int, int],
+    num_classes: int | None,
     max_corrupt: int,
     indices: Int[np.ndarray, ' N'] | None = None,
+    decode: Callable[[bytes], UInt8[np.ndarray, 'h w 3']] | None = None,
   ):
     self._records = records
     self._num_classes = num_classes
     self._max_corrupt = max_corrupt
     self._indices = np.arange(len(records)) if indices is None else indices
+    self._decode = decode or functools.partial(_decode_square, image_size)
+    self.crops = decode is not None
     self.image_size = image_size
     self.unreadable: list[str] = []
 
@@ -135,22 +153,33 @@ class LazySplit:
     """Class of each record; may have to read them all."""
     return self._records.labels()[self._indices]
 
-  def gather(self, indices: Int[np.ndarray, ' B']) -> Batch:
-    """The records at `indices`; black and not `readable` where corrupt."""
-    side = self.image_size
+  def gather(
+    self,
+    indices: Int[np.ndarray, ' B'],
+    draws: Float[np.ndarray, 'B 2'] | None = None,
+  ) -> Batch:
+    """The records at `indices`; black and not `readable` where corrupt.
+
+    Args:
+      indices: which records.
+      draws: in [0, 1), where each is cropped (down, across) when it is larger
+        than `image_size`; None takes the centre.
+    """
+    height, width = np.broadcast_to(self.image_size, 2)
     batch = {
-      'image': np.zeros((len(indices), side, side, 3), np.uint8),
-      'label': np.zeros(len(indices), np.int32),
+      'image': np.zeros((len(indices), height, width, 3), np.uint8),
       'readable': np.ones(len(indices), bool),
     }
+    labels = np.zeros(len(indices), np.int32)
     for row, index in enumerate(self._indices[indices]):
-      data, label = self._records.read(int(index))
-      batch['label'][row] = label
+      data, labels[row] = self._records.read(int(index))
+      draw = None if draws is None else draws[row]
       try:
-        batch['image'][row] = images_lib.decode(data, side)
+        image = self._decode(data)
+        batch['image'][row] = images_lib.crop(image, (height, width), draw)
       except images_lib.CorruptImage:
         batch['readable'][row] = False
-    return batch
+    return batch if self._num_classes is None else batch | {'label': labels}
 
   def subset(self, indices: Int[np.ndarray, ' n']) -> 'LazySplit':
     """The split of these records."""
@@ -160,6 +189,7 @@ class LazySplit:
       self._num_classes,
       self._max_corrupt,
       self._indices[indices],
+      self._decode if self.crops else None,
     )
 
   def check(self, indices: Int[np.ndarray, ' B'], batch: Batch) -> None:
@@ -175,7 +205,8 @@ class LazySplit:
     def name(row: int) -> str:
       return self._records.name(int(self._indices[indices[row]]))
 
-    check_labels(batch['label'], self._num_classes, name)
+    if self._num_classes is not None:
+      check_labels(batch['label'], self._num_classes, name)
     for row in np.flatnonzero(~batch['readable']):
       if name(row) not in self.unreadable:
         self.unreadable.append(name(row))
@@ -250,7 +281,11 @@ def _record(split: Split, index: int) -> dict[str, Shaped[np.ndarray, '...']]:
   if not -len(split) <= index < len(split):
     raise IndexError(f'index {index} of a split of {len(split)} records')
   batch = split.gather(np.array([index]))
-  return {'image': batch['image'][0], 'label': batch['label'][0]}
+  return {key: batch[key][0] for key in batch if key != 'readable'}
+
+
+def _decode_square(side: int, data: bytes) -> UInt8[np.ndarray, 'S S 3']:
+  return images_lib.decode(data, side)
 
 
 def _resize(

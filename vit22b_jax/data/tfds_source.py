@@ -1,4 +1,4 @@
-"""TFDS image-classification sets: find or prepare them, read encoded records.
+"""TFDS sets of images: find or prepare them, read encoded records.
 
 Files are read without TensorFlow (seconds to import, and ten times slower on
 small records): `array_record` ones at random, `tfrecord` ones in order. Images
@@ -39,7 +39,7 @@ class TfdsRecords:
     data_dir: folder of the prepared version, `.../NAME/VERSION`.
     split: TFDS's name of the split.
     image_key: feature with the image.
-    label_key: feature with the class.
+    label_key: feature with the class; '' when there is none (label 0).
     random_access: whether the files are array_record.
     length: number of records.
   """
@@ -123,6 +123,8 @@ class TfdsRecords:
 
     features = tf_example_pb2.Example.FromString(record).features.feature
     image = features[self._image_key].bytes_list.value[0]
+    if not self._label_key:
+      return image, 0
     return image, features[self._label_key].int64_list.value[0]
 
   def identity(self) -> list[tuple[str, int, int]]:
@@ -137,7 +139,7 @@ class TfdsRecords:
 def find(
   name: str, data_dir: str
 ) -> tuple[dict[str, TfdsRecords], tuple[str, ...], tuple[int | None, ...]]:
-  """Opens a prepared set; prepares it (downloading) when there is none.
+  """Opens a set for classification; prepares it when there is none.
 
   Args:
     name: TFDS's name, `cifar10` or `set/config`.
@@ -151,22 +153,14 @@ def find(
     UserError: unknown, neither prepared nor downloadable, or not a set for
       image classification.
   """
-  builder = _prepared(name, data_dir)
-  # The folder itself knows of formats that were added to it later.
-  info = _open(str(builder.data_dir)).info
-  image_key, label_key = _keys(name, info)
+  place, info = _prepared(name, data_dir)
+  keys = _keys(name, info)
+  image_key, label_key = keys
   records = {}
   for split, names in _SPLITS.items():
     for tfds_name in names:
       if tfds_name in info.splits and split not in records:
-        records[split] = TfdsRecords(
-          str(builder.data_dir),
-          tfds_name,
-          image_key=image_key,
-          label_key=label_key,
-          random_access=_random_access(info),
-          length=info.splits[tfds_name].num_examples,
-        )
+        records[split] = _records(place, info, tfds_name, *keys)
   if 'train' not in records:
     raise errors.UserError(
       f'the TFDS set {name!r} has no train split, only '
@@ -174,6 +168,27 @@ def find(
     )
   class_names = tuple(info.features[label_key].names)
   return records, class_names, info.features[image_key].shape
+
+
+def find_unlabelled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
+  """Every split of a set under TFDS's name of it, with no labels (all 0).
+
+  Args:
+    name: TFDS's name, as `cycle_gan/monet2photo`.
+    data_dir: as in `find`.
+
+  Raises:
+    UserError: unknown, neither prepared nor downloadable, or without an image.
+  """
+  import tensorflow_datasets as tfds
+
+  place, info = _prepared(name, data_dir)
+  for key, feature in info.features.items():
+    if isinstance(feature, tfds.features.Image):
+      return {s: _records(place, info, s, key, '') for s in info.splits}
+  raise errors.UserError(
+    f'the TFDS set {name!r} has no image, only {", ".join(info.features)}.'
+  )
 
 
 def conversion_command(records: TfdsRecords) -> str:
@@ -187,6 +202,19 @@ def conversion_command(records: TfdsRecords) -> str:
     'tensorflow_datasets.scripts.convert_format '
     f'--dataset_version_dir={folder} --out_dir={folder} '
     '--out_file_format=array_record'
+  )
+
+
+def _records(
+  place: str, info, split: str, image_key: str, label_key: str
+) -> TfdsRecords:
+  return TfdsRecords(
+    place,
+    split,
+    image_key=image_key,
+    label_key=label_key,
+    random_access=_random_access(info),
+    length=info.splits[split].num_examples,
   )
 
 
@@ -220,7 +248,8 @@ def _random_access(info) -> bool:
   )
 
 
-def _prepared(name: str, data_dir: str):
+def _prepared(name: str, data_dir: str) -> tuple[str, Any]:
+  """Folder and info of a set; prepares it (downloading) when there is none."""
   import tensorflow_datasets as tfds
 
   root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
@@ -236,7 +265,9 @@ def _prepared(name: str, data_dir: str):
       builder = tfds.builder(name, **where, file_format='array_record')
       _check_network(builder)
       builder.download_and_prepare()
-    return builder
+    place = str(builder.data_dir)
+    # The folder itself knows of formats that were added to it later.
+    return place, _open(place).info
   except Exception as error:  # Download errors come in every kind.
     raise errors.UserError(_how_to_prepare(name, data_dir, error)) from error
 
@@ -257,9 +288,9 @@ def _check_network(builder) -> None:
 
 def _unknown(name: str, known: list[str]) -> str:
   return (
-    f'unknown data.name {name!r}: expected a TFDS set for image '
-    "classification, 'folder:PATH' or 'digits'."
-    f'{errors.closest(name, [*known, "digits"])}'
+    f'unknown data.name {name!r}: expected a TFDS set of images, '
+    "'folder:PATH', 'digits' or, for translation, 'fruit'."
+    f'{errors.closest(name, [*known, "digits", "fruit"])}'
   )
 
 

@@ -61,6 +61,42 @@ def normalise(
   return (scaled - jnp.asarray(mean)) / jnp.asarray(std)
 
 
+def crop_and_flip(
+  key: PRNGKeyArray,
+  images: UInt8[Array, 'B h w C'],
+  size: tuple[int, int],
+  flip: bool,
+) -> UInt8[Array, 'B H W C']:
+  """A random crop of each image, mirrored with probability 0.5 if `flip`.
+
+  Args:
+    key: one key for the batch.
+    images: at least as large as the crop.
+    size: height H and width W of the crop.
+    flip: whether to mirror (left to right).
+  """
+  spare = jnp.subtract(jnp.array(images.shape[1:3]), jnp.array(size))
+
+  def one(key, image):
+    where, mirror = jax.random.split(key)
+    top, left = jax.random.randint(where, (2,), 0, spare + 1)
+    part = jax.lax.dynamic_slice(image, (top, left, 0), (*size, image.shape[2]))
+    return _flip(mirror, part, axis=1, probability=0.5) if flip else part
+
+  return jax.vmap(one)(jax.random.split(key, len(images)), images)
+
+
+def to_signed(images: UInt8[Array, '*B H W C']) -> Float[Array, '*B H W C']:
+  """[0, 255] to float32 [-1, 1], as generators want them."""
+  return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Float[Array, '*B H W C']) -> UInt8[Array, '*B H W C']:
+  """[-1, 1] to [0, 255], rounded; values outside are clipped."""
+  scaled = (images.astype(jnp.float32) + 1) * 127.5
+  return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
+
+
 def _paper(
   key: PRNGKeyArray, image: UInt8[Array, 'H W C']
 ) -> UInt8[Array, 'H W C']:

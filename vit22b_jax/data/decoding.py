@@ -1,0 +1,148 @@
+"""Records -> arrays of decoded images, by threads and once: then cached."""
+
+import collections
+import dataclasses
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from typing import Any, TypeVar
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int, UInt8
+
+from vit22b_jax.data import cache, folder, splits, tfds_source
+from vit22b_jax.data import images as images_lib
+
+_CHUNK = 64
+AnyRecords = folder.FolderRecords | tfds_source.TfdsRecords
+_Result = TypeVar('_Result')
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Records that are decoded alike.
+
+  Attributes:
+    records: encoded images.
+    decode: turns a file's bytes into an image of `shape`.
+    shape: height and width of the decoded images.
+    rows: the records which belong to the part, sorted; all by default.
+  """
+
+  records: AnyRecords
+  decode: Callable[[bytes], UInt8[np.ndarray, 'H W 3']]
+  shape: tuple[int, int]
+  rows: Int[np.ndarray, ' n'] | None = None
+
+  def __len__(self) -> int:
+    return len(self.records if self.rows is None else self.rows)
+
+  @property
+  def num_bytes(self) -> int:
+    """Size of the part in memory."""
+    return len(self) * self.shape[0] * self.shape[1] * 3
+
+
+def in_memory(
+  name: str, path: pathlib.Path, parts: Mapping[str, Part], max_corrupt: int
+) -> tuple[cache.Arrays, dict[str, Any]]:
+  """Decoded parts, from the cache when it has them.
+
+  Args:
+    name: of the data set, for messages.
+    path: of `cache.folder`.
+    parts: by name.
+    max_corrupt: how many unreadable images are left out before it is an error.
+
+  Returns:
+    `PART_images` and `PART_labels` of each part; and `skipped`, the names of
+    corrupt images, and `lost`, for each part the labels of which none could be
+    read.
+
+  Raises:
+    UserError: more than `max_corrupt` images are unreadable.
+  """
+  found = cache.read(path)
+  if found is None:
+    count = sum(map(len, parts.values()))
+    logging.warning(
+      'decoding %d images of %s, to be kept in %s', count, name, path
+    )
+    start = time.monotonic()
+    found = _decode_all(parts)
+    logging.info('decoded %s in %.1f s', name, time.monotonic() - start)
+    cache.write(path, *found)
+  skipped = found[1]['skipped']
+  for corrupt in skipped:
+    logging.warning('skipped a corrupt image: %s', corrupt)
+  splits.check_corrupt(skipped, max_corrupt)
+  return found
+
+
+def _decode_all(
+  parts: Mapping[str, Part],
+) -> tuple[cache.Arrays, dict[str, Any]]:
+  arrays, skipped, lost = {}, [], {}
+  for key, part in parts.items():
+    images = np.empty((len(part), *part.shape, 3), np.uint8)
+    labels = np.empty(len(part), np.int32)
+    readable = np.ones(len(part), bool)
+    decoded = apply(part.records, part.decode, part.rows)
+    for row, (image, labels[row]) in enumerate(decoded):
+      if isinstance(image, images_lib.CorruptImage):
+        readable[row] = False
+        number = row if part.rows is None else int(part.rows[row])
+        skipped.append(f'{part.records.name(number)} ({image})')
+      else:
+        images[row] = image
+    lost[key] = np.setdiff1d(labels, labels[readable]).tolist()
+    if not readable.all():
+      images, labels = images[readable], labels[readable]
+    arrays |= {f'{key}_images': images, f'{key}_labels': labels}
+  return arrays, {'skipped': skipped, 'lost': lost}
+
+
+def apply(
+  records: AnyRecords,
+  function: Callable[[bytes], _Result],
+  rows: Int[np.ndarray, ' n'] | None = None,
+) -> Iterator[tuple[_Result | images_lib.CorruptImage, int]]:
+  """What `function` makes of each file, or what is wrong with it, and labels.
+
+  In order. Threads read and decode, since Pillow releases the interpreter's
+  lock; they take a chunk at a time, for small images are as quick to decode as
+  to pass on.
+
+  Args:
+    records: encoded images.
+    function: may raise CorruptImage.
+    rows: which records, sorted; all by default.
+  """
+
+  def run(chunk: list[Callable[[], tuple[bytes, int]]]):
+    out = []
+    for read in chunk:
+      data, label = read()
+      try:
+        out.append((function(data), label))
+      except images_lib.CorruptImage as error:
+        out.append((error, label))
+    return out
+
+  threads = min(os.cpu_count() or 1, 32)
+  readers, pending = records.readers(), collections.deque()
+  if rows is not None:
+    chosen = np.zeros(len(records), bool)
+    chosen[rows] = True
+    readers = itertools.compress(readers, chosen)
+  with futures.ThreadPoolExecutor(threads) as pool:
+    while chunk := list(itertools.islice(readers, _CHUNK)):
+      pending.append(pool.submit(run, chunk))
+      if len(pending) > 2 * threads:
+        yield from pending.popleft().result()
+    while pending:
+      yield from pending.popleft().result()
