@@ -4,6 +4,7 @@ import ast
 import json
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 
@@ -94,6 +95,21 @@ def test_not_a_workdir(tmp_path):
 def test_unwritable_output(whole, tmp_path):
   with pytest.raises(errors.UserError, match='Could not write the report'):
     report.write(whole, tmp_path / 'missing' / 'report.html')
+
+
+def test_a_full_disk_leaves_the_page_that_was_there(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
+  before = report.write(run).read_text()
+  files = sorted(p.name for p in run.iterdir())
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+  try:
+    with pytest.raises(errors.UserError, match='Free some space'):
+      report.write(run)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert (run / 'report.html').read_text() == before
+  assert sorted(p.name for p in run.iterdir()) == files
 
 
 def test_half_written_last_lines_are_dropped(tmp_path):

@@ -56,13 +56,24 @@ def write(
   page = environment.get_template('page.html')
   html = page.render(_content(run), plotly=_plotly())
   try:
-    path.write_text(html)
+    _write_whole(path, html)
   except OSError as error:
     raise errors.UserError(
       f'Could not write the report {path}: {error}. Free some space or choose'
       ' another place.'
     ) from error
   return path
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+  """Writes all of a file, or leaves the one that is there as it is."""
+  new = path.with_name(f'{path.name}.new')
+  try:
+    new.write_text(text)
+    new.replace(path)
+  except OSError:
+    new.unlink(missing_ok=True)
+    raise
 
 
 def _content(run: workdir_lib.Run) -> dict[str, Any]:
