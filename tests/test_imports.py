@@ -17,11 +17,13 @@ PACKAGE = 'vit22b_jax'
 # From the bottom up; modules of one row may know each other.
 ROOMS = [
   {'errors', 'durations', 'host'},
-  {'models', 'data', 'optim', 'losses', 'metrics', 'flops', 'diagnostics'}
+  {'models', 'data', 'optim', 'losses', 'losses_gan', 'metrics', 'blockiness'}
+  | {'flops', 'diagnostics'}
   | {'report', 'weights', 'workdir', 'preemption', 'console'},
   {'configuration', 'sharding', 'checkpoint'},
+  {'fid', 'samples'},
   {'tasks'},
-  {'evaluate', 'train'},
+  {'evaluate', 'predict', 'translate', 'records', 'train'},
   {'api', 'command'},
 ]
 FILES = sorted((ROOT / PACKAGE).rglob('*.py'))

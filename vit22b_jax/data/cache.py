@@ -2,7 +2,8 @@
 
     CACHE/NAME-PLACE-KEY/{meta.json,train_images.npy,...}
 
-CACHE is $VIT22B_JAX_CACHE, by default ~/.cache/vit22b_jax.
+CACHE is $VIT22B_JAX_CACHE, by default ~/.cache/vit22b_jax; XDG_CACHE_HOME
+moves ~/.cache.
 
 KEY is a hash of the source's identity (files, sizes, times, image size), so
 changed data never meets an old cache. Arrays come back memory-mapped: processes
@@ -38,12 +39,20 @@ def folder(name: str, place: str, identity: Any) -> pathlib.Path:
     place: where the source is; of one name and place, one identity is kept.
     identity: JSON-able; equal identities mean equal arrays.
   """
-  root = os.environ.get('VIT22B_JAX_CACHE') or '~/.cache/vit22b_jax'
   if '://' not in place:
     place = os.path.abspath(place)
   readable = re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-48:]
   keys = f'{_key(place)}-{_key([FORMAT_VERSION, identity])}'
-  return pathlib.Path(root).expanduser() / f'{readable}-{keys}'
+  return root() / f'{readable}-{keys}'
+
+
+def root() -> pathlib.Path:
+  """The folder CACHE; need not exist."""
+  found = os.environ.get('VIT22B_JAX_CACHE')
+  if not found:
+    home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    found = os.path.join(home, 'vit22b_jax')
+  return pathlib.Path(found).expanduser()
 
 
 def _key(value: Any) -> str:

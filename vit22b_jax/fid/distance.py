@@ -1,0 +1,287 @@
+"""Distances of two sets of features, in float64: Frechet and kernel.
+
+frechet(a, b)                          # FID
+kernel(a.features, b.features)         # KID and its standard error
+distances(a, b)                        # both, and the counts
+extrapolated(a, b)                     # FID-infinity
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float, Int
+
+from vit22b_jax import errors
+from vit22b_jax.fid import statistics
+
+NUMS = ('all', 'min')
+
+
+def distances(
+  a: statistics.AnyStatistics,
+  b: statistics.AnyStatistics,
+  *,
+  num: str = 'all',
+  kid_subsets: int = 100,
+  kid_subset_size: int = 1000,
+) -> dict[str, Any]:
+  """FID and KID.
+
+  Args:
+    a: of one set of images.
+    b: of the other.
+    num: 'all' images, or of both sets the first 'min' (the smaller's number),
+      as the paper's Table 2 does.
+    kid_subsets: see `kernel`.
+    kid_subset_size: see `kernel`.
+
+  Returns:
+    `fid kid kid_stderr num_a num_b`; the kernel distance is None where a set
+    is known by its moments alone, a count where its file doesn't say.
+
+  Raises:
+    UserError: a set has fewer than 2 images, or the widths differ.
+  """
+  if num not in NUMS:
+    raise errors.UserError(
+      f'fid.num={num!r}: expected one of {", ".join(NUMS)}.'
+    )
+  if num == 'min':
+    a, b = _equally_many(a, b)
+  found = {'fid': frechet(a, b), 'kid': None, 'kid_stderr': None}
+  if a.features is not None and b.features is not None:
+    found['kid'], found['kid_stderr'] = kernel(
+      a.features, b.features, subsets=kid_subsets, subset_size=kid_subset_size
+    )
+  return {**found, 'num_a': a.count, 'num_b': b.count}
+
+
+def frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
+  """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2).
+
+  https://arxiv.org/abs/1706.08500, Eq. 6. Covariances of fewer images than
+  features are singular; the trace is finite all the same, the distance large
+  for lack of images, and a warning says so.
+
+  Raises:
+    UserError: a set has fewer than 2 images, or the widths differ.
+  """
+  _check(a, b)
+  width = len(a.mean)
+  counts = [s.count for s in (a, b) if s.count is not None]
+  if counts and min(counts) <= width:
+    _warn_of_few(min(counts), width)
+  mean = np.square(a.mean - b.mean).sum()
+  variance = np.trace(a.covariance) + np.trace(b.covariance)
+  return float(mean + variance - 2 * _root_trace(a, b))
+
+
+def _root_trace(
+  a: statistics.AnyStatistics, b: statistics.AnyStatistics
+) -> float:
+  """tr (S_a S_b)^1/2, the sum of the roots of the eigenvalues of S_a S_b.
+
+  With S = X^T X / (N - 1) these are the singular values of X_a X_b^T, which are
+  few and exact when images are. Else they are those of S_a^1/2 S_b S_a^1/2,
+  which is symmetric.
+  """
+  rows = [_centred(s) for s in (a, b) if s.features is not None]
+  if len(rows) == 2 and min(map(len, rows)) < len(a.mean):
+    return np.linalg.svd(rows[0] @ rows[1].T, compute_uv=False).sum()
+  values, vectors = np.linalg.eigh(a.covariance)
+  root = vectors * np.sqrt(values.clip(0))
+  product = root.T @ b.covariance @ root
+  return np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
+
+
+@functools.cache  # once, and not at every evaluation of a run
+def _warn_of_few(count: int, width: int) -> None:
+  logging.warning(
+    '%d images for %d features: the Frechet distance is finite, but too large '
+    'for lack of images. Compare it with distances of as many images alone; '
+    'or use more images, a lower tap, or the kernel distance.',
+    count,
+    width,
+  )
+
+
+def _centred(s: statistics.Statistics) -> Float[np.ndarray, 'N D']:
+  """X with X^T X the covariance."""
+  x = s.features.astype(np.float64)
+  return (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+
+
+def kernel(
+  x: Float[np.ndarray, 'N D'],
+  y: Float[np.ndarray, 'M D'],
+  *,
+  subsets: int = 100,
+  subset_size: int = 1000,
+  seed: int = 0,
+) -> tuple[float, float]:
+  """Unbiased squared MMD with the kernel (x.y / D + 1)^3, and its error.
+
+  KID, https://arxiv.org/abs/1801.01401. Sets no larger than `subset_size` are
+  taken whole; else the mean over random subsets.
+
+  Args:
+    x: features of one set.
+    y: features of the other.
+    subsets: how many to average over.
+    subset_size: images of each set in a subset.
+    seed: of the choice.
+
+  Returns:
+    The distance, and its standard error: by the jackknife for whole sets (NaN
+    for two images), from the spread over the subsets otherwise.
+  """
+  x, y = x.astype(np.float64), y.astype(np.float64)
+  if max(len(x), len(y)) <= subset_size:
+    return _whole(x, y)
+  fewest = min(len(x), len(y))
+  # Half of a set at most, or its choice would add nothing to the spread.
+  size = max(2, min(subset_size, fewest // 2))
+  rng = np.random.default_rng(seed)
+  values = []
+  for _ in range(subsets):
+    rows = rng.choice(len(x), size, replace=False)
+    columns = rng.choice(len(y), size, replace=False)
+    values.append(_mmd(*_sums(x[rows], y[columns])))
+  return float(np.mean(values)), _spread(values, size / fewest)
+
+
+def _spread(values: list[float], share: float) -> float:
+  """Standard error of a mean over random subsets with a `share` of a set.
+
+  Subsets of a share r of a finite set vary by the factor 1 - r less than new
+  images would, and correlate by r: s^2 / (1 - r) (r + (1 - r) / K).
+  """
+  if len(values) < 2 or share >= 1:
+    return float('nan')
+  variance = np.var(values, ddof=1)
+  return float(np.sqrt(variance * (share / (1 - share) + 1 / len(values))))
+
+
+def _whole(
+  x: Float[np.ndarray, 'N D'], y: Float[np.ndarray, 'M D']
+) -> tuple[float, float]:
+  """The distance of whole sets, and its jackknife error over both."""
+  within_x, within_y, between = _sums(x, y)
+  value = _mmd(within_x, within_y, between)
+  if min(len(x), len(y)) < 3:
+    return value, float('nan')
+  n, m = len(x), len(y)
+  xx, yy = within_x.sum(), within_y.sum()
+  cross = between.sum()
+  # Each value as it would be without one row of x, and without one of y.
+  terms = yy / (m * (m - 1))
+  without_x = (xx - 2 * within_x) / ((n - 1) * (n - 2)) + terms
+  without_x -= 2 * (cross - between.sum(axis=1)) / ((n - 1) * m)
+  terms = xx / (n * (n - 1))
+  without_y = (yy - 2 * within_y) / ((m - 1) * (m - 2)) + terms
+  without_y -= 2 * (cross - between.sum(axis=0)) / (n * (m - 1))
+  variance = (n - 1) * without_x.var() + (m - 1) * without_y.var()
+  return value, float(np.sqrt(variance))
+
+
+def _sums(
+  x: Float[np.ndarray, 'N D'], y: Float[np.ndarray, 'M D']
+) -> tuple[
+  Float[np.ndarray, ' N'], Float[np.ndarray, ' M'], Float[np.ndarray, 'N M']
+]:
+  """Each row's kernel with the others of its set; and the kernel between."""
+
+  def cubic(a, b):
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+  def others(a):
+    k = cubic(a, a)
+    return k.sum(axis=1) - np.diag(k)
+
+  return others(x), others(y), cubic(x, y)
+
+
+def _mmd(
+  within_x: Float[np.ndarray, ' N'],
+  within_y: Float[np.ndarray, ' M'],
+  between: Float[np.ndarray, 'N M'],
+) -> float:
+  n, m = between.shape
+  within = within_x.sum() / (n * (n - 1)) + within_y.sum() / (m * (m - 1))
+  return float(within - 2 * between.mean())
+
+
+def extrapolated(
+  a: statistics.Statistics,
+  b: statistics.Statistics,
+  *,
+  points: int = 10,
+  seed: int = 0,
+) -> tuple[float, list[tuple[int, int, float]]]:
+  """FID-infinity: what the distance tends to as both sets grow.
+
+  The bias falls as 1 / N (https://arxiv.org/abs/1911.07023), so a line through
+  the distances of random parts of the sets, over 1 / N, ends there.
+
+  Args:
+    a: of one set, with features.
+    b: of the other, with features.
+    points: parts, from a quarter of each set to the whole.
+    seed: of the choice.
+
+  Returns:
+    The extrapolated distance, and (images of a, of b, distance) of each point.
+
+  Raises:
+    UserError: features are missing, or fewer than 16 in a set.
+  """
+  for name, s in (('a', a), ('b', b)):
+    if s.features is None or s.count < 16:
+      raise errors.UserError(
+        f'FID-infinity needs the features of 16 images at least of each set; '
+        f'set {name} has {s.count or "moments"} '
+        f'{"with" if s.features is not None else "without"} features.'
+      )
+  rng = np.random.default_rng(seed)
+  rows = []
+  for share in np.linspace(0.25, 1, points):
+    parts = [_part(s, share, rng) for s in (a, b)]
+    rows.append((share, *(p.count for p in parts), frechet(*parts)))
+  share, _, _, value = np.array(rows).T
+  _, intercept = np.polyfit(1 / share, value, 1)
+  return float(intercept), [(n, m, d) for _, n, m, d in rows]
+
+
+def _part(
+  s: statistics.Statistics, share: float, rng: np.random.Generator
+) -> statistics.Statistics:
+  count = round(share * s.count)
+  chosen: Int[np.ndarray, ' n'] = rng.choice(s.count, count, replace=False)
+  return statistics.Statistics.of(s.features[chosen])
+
+
+def _equally_many(
+  a: statistics.AnyStatistics, b: statistics.AnyStatistics
+) -> tuple[statistics.Statistics, statistics.Statistics]:
+  if a.features is None or b.features is None:
+    raise errors.UserError(
+      "fid.num='min' takes as many images of both sets, which needs images: "
+      "statistics files have none, so use 'all'."
+    )
+  count = min(a.count, b.count)
+  return a.first(count), b.first(count)
+
+
+def _check(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> None:
+  for name, s in (('a', a), ('b', b)):
+    if s.count is not None and s.count < 2:
+      raise errors.UserError(
+        f'set {name} has {s.count} image(s): a distance needs 2 at least.'
+      )
+  if len(a.mean) != len(b.mean):
+    raise errors.UserError(
+      f'set a has {len(a.mean)} features and set b {len(b.mean)}: they come '
+      'from other taps of Inception.'
+    )

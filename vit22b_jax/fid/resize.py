@@ -1,0 +1,90 @@
+"""Images of any size -> 299 x 299, in the three ways that FID is computed.
+
+- `tf1`: TensorFlow 1's bilinear, as in the first FID code and torch-fidelity:
+  the source of a pixel is dst * in/out, without half pixels.
+- `torch`: bilinear about pixel centres without antialiasing, as pytorch-fid.
+- `clean`: Pillow's antialiased bicubic on float channels, clipped to
+  [0, 255], as clean-fid (https://arxiv.org/abs/2104.11222).
+
+Each is linear and separable (before the clipping), so it is two products with
+small matrices; images that have the size already stay as they are.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vit22b_jax.models import inception
+
+MODES = ('tf1', 'torch', 'clean')
+
+_BICUBIC = -0.5  # Pillow's coefficient (OpenCV and PyTorch have -0.75)
+
+
+def batch(
+  images: Float[Array, 'B H W 3'], mode: str
+) -> Float[Array, 'B 299 299 3']:
+  """Resizes a batch on its device.
+
+  Args:
+    images: float32 in [0, 255].
+    mode: one of MODES.
+  """
+  down, across = (matrix(n, mode) for n in images.shape[1:3])
+  x = jnp.einsum('pw,bhwc->bhpc', across, images, precision='highest')
+  x = jnp.einsum('oh,bhpc->bopc', down, x, precision='highest')
+  return x.clip(0, 255) if mode == 'clean' else x
+
+
+def one(
+  image: Float[np.ndarray, 'H W 3'], mode: str
+) -> Float[np.ndarray, '299 299 3']:
+  """Resizes an image on the host, where each may have a size of its own.
+
+  Args:
+    image: values in [0, 255].
+    mode: one of MODES.
+  """
+  height, width, channels = image.shape
+  down, across = matrix(height, mode), matrix(width, mode)
+  x = down @ image.astype(np.float32).reshape(height, -1)
+  x = np.matmul(across, x.reshape(-1, width, channels))
+  return x.clip(0, 255) if mode == 'clean' else x
+
+
+@functools.cache
+def matrix(length: int, mode: str) -> Float[np.ndarray, '299 n']:
+  """Weights of `length` source pixels in each of 299 pixels, float32."""
+  scale = length / inception.SIZE
+  target = np.arange(inception.SIZE, dtype=np.float64)
+  if mode == 'clean':
+    return _antialiased(length, scale, target)
+  source = target * scale if mode == 'tf1' else (target + 0.5) * scale - 0.5
+  source = source.clip(0, length - 1)
+  distance = np.abs(source[:, None] - np.arange(length))
+  return (1 - distance).clip(0).astype(np.float32)
+
+
+def _antialiased(
+  length: int, scale: float, target: Float[np.ndarray, ' M']
+) -> Float[np.ndarray, 'M n']:
+  """Pillow's `precompute_coeffs`: bicubic, stretched when it shrinks."""
+  stretch = max(scale, 1.0)
+  centre = ((target + 0.5) * scale)[:, None]
+  pixels = np.arange(length)
+  first = np.floor(centre - 2 * stretch + 0.5)
+  last = np.floor(centre + 2 * stretch + 0.5)
+  weights = _bicubic((pixels - centre + 0.5) / stretch)
+  weights = np.where((first <= pixels) & (pixels < last), weights, 0)
+  weights /= weights.sum(axis=1, keepdims=True)
+  return weights.astype(np.float32)
+
+
+def _bicubic(x: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
+  """Keys' kernel, https://doi.org/10.1109/TASSP.1981.1163711."""
+  a, x = _BICUBIC, np.abs(x)
+  near = ((a + 2) * x - (a + 3)) * x**2 + 1
+  far = ((x - 5) * x + 8) * x * a - 4 * a
+  return np.where(x < 1, near, np.where(x < 2, far, 0))

@@ -1,0 +1,255 @@
+"""Weights of FID-Inception: fetched and verified, from a file, or drawn.
+
+    found = weights.load('', tap=2048)             # the public release
+    found = weights.load('PATH.pth', tap=2048)
+    found = weights.load('random:0', tap=64)       # for tests and comparisons
+
+FIDs are comparable for the public weights alone; for any others
+`found.calibrated` is False, and whoever prints a distance says so.
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from vit22b_jax import errors
+from vit22b_jax.data import cache
+from vit22b_jax.fid import torch_file
+from vit22b_jax.models import inception
+
+URL = (
+  'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
+  'pt_inception-2015-12-05-6726825d.pth'
+)
+NUM_BYTES = 95_628_359
+SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+
+_EPS = 1e-3  # of every batch norm
+_BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
+_TIMEOUT = 60  # seconds without a byte
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Parameters of `inception.Inception` and where they come from.
+
+  Attributes:
+    params: as far as the taps need them.
+    sha256: of the file; of the text 'random:SEED' for drawn weights.
+    calibrated: whether they are the public ones.
+  """
+
+  params: Any
+  sha256: str
+  calibrated: bool
+
+
+def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
+  """Loads weights.
+
+  Args:
+    spec: '' for the public release (fetched on first use, then cached), a
+      PyTorch file with its names, or 'random:SEED'.
+    taps: names in inception.TAPS that are wanted.
+
+  Raises:
+    UserError: they can't be had, or aren't Inception's; the message says what
+      to do.
+  """
+  if spec.startswith('random:'):
+    seed = spec.removeprefix('random:')
+    if not seed.isdigit():
+      raise errors.UserError(
+        f"fid.weights={spec!r}: expected 'random:SEED' with a whole number."
+      )
+    digest = hashlib.sha256(spec.encode()).hexdigest()
+    drawn = {name: draw(seed, name, s) for name, s in shapes(taps).items()}
+    return Weights(convert(drawn, taps, spec), digest, False)
+  path = epath.Path(spec).expanduser() if spec else fetch()
+  if not path.is_file():
+    raise errors.UserError(
+      f'fid.weights={spec!r}: no such file; expected a PyTorch file of '
+      f"FID-Inception's weights, 'random:SEED', or '' for {URL}"
+    )
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  _check_name(path, digest)
+  params = convert(torch_file.read(path), taps, str(path))
+  return Weights(params, digest, digest == SHA256)
+
+
+def shapes(taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+  """Shapes of the tensors of PyTorch's file that these taps need."""
+  found = {}
+  for path, (*size, inputs, features) in _kernels(taps).items():
+    if path == 'fc':
+      found |= {'fc.weight': (features, inputs), 'fc.bias': (features,)}
+      continue
+    found[f'{path}.conv.weight'] = (features, inputs, *size)
+    found |= {f'{path}.bn.{name}': (features,) for name in _BATCH_NORM}
+  return found
+
+
+def convert(arrays: Arrays, taps: tuple[str, ...], source: str) -> Any:
+  """PyTorch's tensors -> our parameters, with the batch norms folded.
+
+  relu((w * x - mean) s + b), s = scale / sqrt(var + eps), is
+  relu((w s) * x + (b - mean s)); computed in float64.
+
+  Args:
+    arrays: by PyTorch's names; what isn't needed is left aside.
+    taps: names in inception.TAPS that are wanted.
+    source: how to call the file in a message.
+
+  Raises:
+    UserError: a tensor is missing or has another shape.
+  """
+  for name, shape in shapes(taps).items():
+    if name not in arrays or arrays[name].shape != shape:
+      got = arrays[name].shape if name in arrays else 'nothing'
+      raise errors.UserError(
+        f'{source} are not the weights of FID-Inception: expected {name} '
+        f'with shape {list(shape)}, found {got}. They are at {URL}'
+      )
+  params: dict[str, Any] = {}
+  for path in _kernels(taps):
+    *outer, last = path.split('.')
+    target = params
+    for part in outer:
+      target = target.setdefault(part, {})
+    target[last] = _fold(arrays, path)
+  return params
+
+
+def _fold(arrays: Mapping[str, np.ndarray], path: str) -> Arrays:
+  """Kernel and bias of a layer, float32."""
+  if path == 'fc':
+    kernel, bias = arrays['fc.weight'].T, arrays['fc.bias']
+  else:
+    scale, shift, mean, var = (
+      arrays[f'{path}.bn.{name}'].astype(np.float64) for name in _BATCH_NORM
+    )
+    scale /= np.sqrt(var + _EPS)
+    kernel = arrays[f'{path}.conv.weight'].transpose(2, 3, 1, 0) * scale
+    bias = shift - mean * scale
+  return {
+    'kernel': np.ascontiguousarray(kernel, np.float32),
+    'bias': bias.astype(np.float32),
+  }
+
+
+def _kernels(taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+  """Shape of each layer's kernel, [h, w, C, F] or [C, F], by dotted path."""
+  size = inception.SIZE
+  images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+  model = inception.Inception(taps)
+  tree = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  found = {
+    '.'.join(str(key.key) for key in path): leaf.shape for path, leaf in leaves
+  }
+  return {
+    path.removesuffix('.kernel'): shape
+    for path, shape in found.items()
+    if path.endswith('.kernel')
+  }
+
+
+def draw(seed: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Weights that anyone can draw again from numpy alone.
+
+  Normal numbers of the generator PCG64 seeded with the first 8 bytes (little
+  endian) of SHA-256('SEED/NAME'), scaled by sqrt(2 / fan_in) for kernels,
+  1 + tanh / 4 for variances and batch-norm scales, a tenth for the rest.
+  """
+  digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
+  bits = np.random.PCG64(int.from_bytes(digest[:8], 'little'))
+  a = np.random.Generator(bits).standard_normal(shape).astype(np.float32)
+  if len(shape) >= 2:
+    return a * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+  if name.endswith(('running_var', 'bn.weight')):
+    return 1 + np.float32(0.25) * np.tanh(a)
+  return np.float32(0.1) * a
+
+
+def cached_path() -> epath.Path:
+  """Where the public weights belong."""
+  return epath.Path(cache.root()) / URL.rpartition('/')[2]
+
+
+def fetch() -> epath.Path:
+  """The public weights in the cache; fetched and verified if they aren't there.
+
+  Raises:
+    UserError: no network, or what came isn't the release.
+  """
+  path = cached_path()
+  if path.is_file() and path.stat().length == NUM_BYTES:
+    return path  # `load` looks at the hash
+  logging.warning('fetching %s (%.0f MB) to %s', URL, NUM_BYTES / 1e6, path)
+  temporary = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.part')
+    with (
+      os.fdopen(handle, 'wb') as file,
+      urllib.request.urlopen(URL, timeout=_TIMEOUT) as response,
+    ):
+      while block := response.read(1 << 20):
+        file.write(block)
+    _verify(epath.Path(temporary))
+    os.replace(temporary, path)  # whole or not at all
+    return path
+  except OSError as error:  # No network, a broken connection, a full disk.
+    raise errors.UserError(
+      "FID needs Inception's weights, which could not be fetched "
+      f'({error}).\n{how_to_fetch()}'
+    ) from error
+  finally:
+    if temporary and os.path.exists(temporary):
+      os.remove(temporary)
+
+
+def how_to_fetch() -> str:
+  """What to get by hand, and where to put it."""
+  return (
+    f'Fetch on a machine with a network:\n  {URL}\n'
+    f'  {NUM_BYTES:,} bytes, SHA-256 {SHA256}\n'
+    f'and put it at\n  {cached_path()}\n'
+    "or give its path as fid.weights. (fid.weights='random:0' draws weights: "
+    'the distances then are uncalibrated, for comparing runs alone.)'
+  )
+
+
+def _verify(path: epath.Path) -> None:
+  data = path.read_bytes()
+  digest = hashlib.sha256(data).hexdigest()
+  if digest != SHA256:
+    raise errors.UserError(
+      f'what came from {URL} is not the release: {len(data):,} bytes with '
+      f'SHA-256 {digest}.\n{how_to_fetch()}'
+    )
+
+
+def _check_name(path: epath.Path, digest: str) -> None:
+  """Names such as NAME-6726825d.pth promise how the hash begins.
+
+  https://pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url
+  """
+  promised = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)
+  if promised and not digest.startswith(promised[1]):
+    raise errors.UserError(
+      f'{path} is damaged: its SHA-256 is {digest}, and its name promises '
+      f'{promised[1]}... Delete it.\n{how_to_fetch()}'
+    )

@@ -1,0 +1,255 @@
+"""FID-Inception: Inception-v3 as TensorFlow published it on 2015-12-05.
+
+    model = inception.Inception(taps=('64', '2048'))
+    features = model.apply({'params': params}, images)['2048']
+
+The network of the Frechet Inception distance (https://arxiv.org/abs/1706.08500),
+which is not torchvision's: average pools leave the padding out of the mean, the
+last block pools by maximum, and there are 1,008 classes. Evaluation alone: each
+batch norm (eps 1e-3) is folded into the convolution before it, see
+`fid.weights`. Modules have the names of the public PyTorch file. Every product
+is in float32 at the highest precision, on every backend: FID compares second
+moments of features, in which TF32 or bfloat16 passes show.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+SIZE = 299  # side of the images
+TAPS = {'64': 64, '192': 192, '768': 768, '2048': 2048, 'logits': 1008}
+
+Maps = Float[Array, 'B H W C']
+
+
+class Inception(nn.Module):
+  """Features of images at the depths asked for; nothing beyond is computed.
+
+  Attributes:
+    taps: names in TAPS: '64' (after the first max pool), '192' (after the
+      second), '768' (before the last reduction) and '2048' (after the last
+      block), all averaged over space, and 'logits'.
+  """
+
+  taps: tuple[str, ...] = ('2048',)
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B 299 299 3']
+  ) -> dict[str, Float[Array, 'B _']]:
+    """Runs the network.
+
+    Args:
+      images: RGB in [0, 255], already resized.
+
+    Returns:
+      Features [B, TAPS[tap]] by tap, float32.
+    """
+    stages = (self._to_64, self._to_192, self._to_768, self._to_2048)
+    last = max(list(TAPS).index(tap) for tap in self.taps)
+    x = (images.astype(jnp.float32) - 128) / 128
+    found = {}
+    for tap, stage in zip(TAPS, stages[: last + 1], strict=False):
+      x = stage(x)
+      found[tap] = x.mean(axis=(1, 2))
+    if 'logits' in self.taps:
+      found['logits'] = Linear(TAPS['logits'], name='fc')(found['2048'])
+    return {tap: found[tap] for tap in self.taps}
+
+  def _to_64(self, x: Maps) -> Maps:  # [B, 299, 299, 3]
+    x = Conv(32, (3, 3), 2, name='Conv2d_1a_3x3')(x)  # [B, 149, 149, 32]
+    x = Conv(32, (3, 3), name='Conv2d_2a_3x3')(x)  # [B, 147, 147, 32]
+    x = Conv(64, (3, 3), pad=(1, 1), name='Conv2d_2b_3x3')(x)
+    # [B, 147, 147, 64]
+    return _max_pool(x, 2)  # [B, 73, 73, 64]
+
+  def _to_192(self, x: Maps) -> Maps:
+    x = Conv(80, (1, 1), name='Conv2d_3b_1x1')(x)  # [B, 73, 73, 80]
+    x = Conv(192, (3, 3), name='Conv2d_4a_3x3')(x)  # [B, 71, 71, 192]
+    return _max_pool(x, 2)  # [B, 35, 35, 192]
+
+  def _to_768(self, x: Maps) -> Maps:
+    x = BlockA(32, name='Mixed_5b')(x)  # [B, 35, 35, 256]
+    x = BlockA(64, name='Mixed_5c')(x)  # [B, 35, 35, 288]
+    x = BlockA(64, name='Mixed_5d')(x)  # [B, 35, 35, 288]
+    x = BlockB(name='Mixed_6a')(x)  # [B, 17, 17, 768]
+    x = BlockC(128, name='Mixed_6b')(x)  # [B, 17, 17, 768]
+    x = BlockC(160, name='Mixed_6c')(x)  # [B, 17, 17, 768]
+    x = BlockC(160, name='Mixed_6d')(x)  # [B, 17, 17, 768]
+    return BlockC(192, name='Mixed_6e')(x)  # [B, 17, 17, 768]
+
+  def _to_2048(self, x: Maps) -> Maps:
+    x = BlockD(name='Mixed_7a')(x)  # [B, 8, 8, 1280]
+    x = BlockE('average', name='Mixed_7b')(x)  # [B, 8, 8, 2048]
+    return BlockE('max', name='Mixed_7c')(x)  # [B, 8, 8, 2048]
+
+
+class Conv(nn.Module):
+  """A convolution with its batch norm folded in, and a ReLU.
+
+  Attributes:
+    features: output channels.
+    size: of the kernel, (height, width).
+    stride: in both directions.
+    pad: zeros on either side, (height, width).
+  """
+
+  features: int
+  size: tuple[int, int]
+  stride: int = 1
+  pad: tuple[int, int] = (0, 0)
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    shape = (*self.size, x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.he_normal(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    return nn.relu(_conv(x, kernel, self.stride, self.pad) + bias)
+
+
+class Linear(nn.Module):
+  """x W + b."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B C']) -> Float[Array, 'B F']:
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    return jnp.matmul(x, kernel, precision='highest') + bias
+
+
+class BlockA(nn.Module):
+  """Four branches at 35 x 35."""
+
+  pool_features: int
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    one = Conv(64, (1, 1), name='branch1x1')(x)
+    five = Conv(48, (1, 1), name='branch5x5_1')(x)
+    five = Conv(64, (5, 5), pad=(2, 2), name='branch5x5_2')(five)
+    three = Conv(64, (1, 1), name='branch3x3dbl_1')(x)
+    three = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(three)
+    three = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_3')(three)
+    pool = _average_pool(x)
+    pool = Conv(self.pool_features, (1, 1), name='branch_pool')(pool)
+    return jnp.concatenate([one, five, three, pool], axis=-1)
+
+
+class BlockB(nn.Module):
+  """From 35 x 35 to 17 x 17."""
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    three = Conv(384, (3, 3), 2, name='branch3x3')(x)
+    double = Conv(64, (1, 1), name='branch3x3dbl_1')(x)
+    double = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(double)
+    double = Conv(96, (3, 3), 2, name='branch3x3dbl_3')(double)
+    return jnp.concatenate([three, double, _max_pool(x, 2)], axis=-1)
+
+
+class BlockC(nn.Module):
+  """Four branches at 17 x 17, with kernels of 7 in one direction at a time.
+
+  Attributes:
+    width: channels within the branches.
+  """
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    c = self.width
+    across = {'size': (1, 7), 'pad': (0, 3)}
+    down = {'size': (7, 1), 'pad': (3, 0)}
+    one = Conv(192, (1, 1), name='branch1x1')(x)
+    seven = Conv(c, (1, 1), name='branch7x7_1')(x)
+    seven = Conv(c, **across, name='branch7x7_2')(seven)
+    seven = Conv(192, **down, name='branch7x7_3')(seven)
+    double = Conv(c, (1, 1), name='branch7x7dbl_1')(x)
+    double = Conv(c, **down, name='branch7x7dbl_2')(double)
+    double = Conv(c, **across, name='branch7x7dbl_3')(double)
+    double = Conv(c, **down, name='branch7x7dbl_4')(double)
+    double = Conv(192, **across, name='branch7x7dbl_5')(double)
+    pool = Conv(192, (1, 1), name='branch_pool')(_average_pool(x))
+    return jnp.concatenate([one, seven, double, pool], axis=-1)
+
+
+class BlockD(nn.Module):
+  """From 17 x 17 to 8 x 8."""
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    three = Conv(192, (1, 1), name='branch3x3_1')(x)
+    three = Conv(320, (3, 3), 2, name='branch3x3_2')(three)
+    seven = Conv(192, (1, 1), name='branch7x7x3_1')(x)
+    seven = Conv(192, (1, 7), pad=(0, 3), name='branch7x7x3_2')(seven)
+    seven = Conv(192, (7, 1), pad=(3, 0), name='branch7x7x3_3')(seven)
+    seven = Conv(192, (3, 3), 2, name='branch7x7x3_4')(seven)
+    return jnp.concatenate([three, seven, _max_pool(x, 2)], axis=-1)
+
+
+class BlockE(nn.Module):
+  """Branches at 8 x 8 that fork again.
+
+  Attributes:
+    pool: 'average', or 'max' in the last block of the published graph.
+  """
+
+  pool: str
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    across = {'size': (1, 3), 'pad': (0, 1)}
+    down = {'size': (3, 1), 'pad': (1, 0)}
+    one = Conv(320, (1, 1), name='branch1x1')(x)
+    three = Conv(384, (1, 1), name='branch3x3_1')(x)
+    double = Conv(448, (1, 1), name='branch3x3dbl_1')(x)
+    double = Conv(384, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(double)
+    pool = _average_pool(x) if self.pool == 'average' else _max_pool(x, 1, 1)
+    return jnp.concatenate(
+      [
+        one,
+        Conv(384, **across, name='branch3x3_2a')(three),
+        Conv(384, **down, name='branch3x3_2b')(three),
+        Conv(384, **across, name='branch3x3dbl_3a')(double),
+        Conv(384, **down, name='branch3x3dbl_3b')(double),
+        Conv(192, (1, 1), name='branch_pool')(pool),
+      ],
+      axis=-1,
+    )
+
+
+def _conv(
+  x: Maps,
+  kernel: Float[Array, 'h w C F'],
+  stride: int,
+  pad: tuple[int, int],
+) -> Maps:
+  """A kernel of one pixel as a product of matrices: XLA's CPU likes it so."""
+  if kernel.shape[:2] == (1, 1):
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(rows, kernel[0, 0], precision='highest')
+    return y.reshape(*x.shape[:-1], -1)
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    [(p, p) for p in pad],
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision='highest',
+  )
+
+
+def _max_pool(x: Maps, stride: int, pad: int = 0) -> Maps:
+  """3 x 3."""
+  return nn.max_pool(x, (3, 3), (stride, stride), ((pad, pad), (pad, pad)))
+
+
+def _average_pool(x: Maps) -> Maps:
+  """3 x 3, stride 1; at the border the mean of what lies inside."""
+  ones = ((1, 1), (1, 1))
+  return nn.avg_pool(x, (3, 3), (1, 1), ones, count_include_pad=False)
