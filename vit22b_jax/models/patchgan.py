@@ -1,0 +1,139 @@
+"""Discriminators that judge patches of an image: `build(name)`.
+
+    model = patchgan.build('patchgan70')
+    params = model.init(key, images)['params']
+    scores = model.apply({'params': params}, images)
+
+Each score is of one patch, as large as the score's receptive field: 70 px for
+the PatchGAN of arXiv:1611.07004, section 3.2, that CycleGAN takes, 94 px for
+the small one that the authors of "Deeper Inside Deep ViT" released.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit22b_jax import errors
+from vit22b_jax.models import convolutions, vit
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """What the name of a discriminator stands for.
+
+  Attributes:
+    features: channels after each 4x4 convolution but the last, which has 1.
+    strides: of these convolutions; the last one's is 1.
+    pad: zeros around the input of each but the last, which has 1.
+    normed: which of them an instance norm follows.
+    sigmoid: whether scores are probabilities.
+    smallest: side in pixels of the smallest image that gets a score.
+  """
+
+  features: tuple[int, ...]
+  strides: tuple[int, ...]
+  pad: int
+  normed: tuple[bool, ...]
+  sigmoid: bool
+  smallest: int
+
+
+PRESETS = {
+  'patchgan70': Preset(
+    features=(64, 128, 256, 512),
+    strides=(2, 2, 2, 1),
+    pad=1,
+    normed=(False, True, True, True),
+    sigmoid=False,
+    smallest=24,
+  ),
+  'released': Preset(
+    features=(16, 32, 16, 3),
+    strides=(2, 2, 2, 2),
+    pad=2,
+    normed=(True, True, True, True),
+    sigmoid=True,
+    smallest=2,
+  ),
+}
+
+
+class PatchGAN(nn.Module, kw_only=True):
+  """4x4 convolutions, each but the last with its norm and a leaky ReLU.
+
+  Attributes:
+    preset: a row of `PRESETS`.
+    dtype: of the convolutions; parameters, norms and scores are float32.
+    precision: of the convolutions, 'highest' or 'default'.
+  """
+
+  preset: Preset
+  dtype: str = 'float32'
+  precision: str = 'highest'
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B H2 W2 1']:
+    """Scores of patches.
+
+    Args:
+      images: float32 in [-1, 1].
+
+    Returns:
+      float32: any number, or with a sigmoid in (0, 1); higher is more real.
+
+    Raises:
+      UserError: when the image is too small for a score.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < self.preset.smallest:
+      raise errors.UserError(
+        f'images of {height} x {width} pixels are too small for this '
+        f'discriminator, which needs {self.preset.smallest} x '
+        f'{self.preset.smallest}: set data.image_size accordingly.'
+      )
+    x = images
+    last = len(self.preset.features)
+    for i in range(last):
+      x = self._conv(i, self.preset.features[i], self.preset.strides[i])(x)
+      x = convolutions.instance_norm(x) if self.preset.normed[i] else x
+      x = nn.leaky_relu(x, 0.2)
+    x = self._conv(last, 1, 1, pad=1)(x).astype(jnp.float32)
+    return nn.sigmoid(x) if self.preset.sigmoid else x
+
+  def _conv(
+    self, index: int, features: int, strides: int, pad: int | None = None
+  ) -> convolutions.Conv:
+    return convolutions.Conv(
+      features=features,
+      kernel_size=4,
+      strides=strides,
+      pad=self.preset.pad if pad is None else pad,
+      dtype=self.dtype,
+      precision=self.precision,
+      name=f'conv_{index}',
+    )
+
+
+def build(
+  name: str = 'patchgan70',
+  dtype: str = 'float32',
+  precision: str = 'highest',
+) -> PatchGAN:
+  """A discriminator by name.
+
+  Args:
+    name: a key of `PRESETS`.
+    dtype: see `PatchGAN`.
+    precision: see `PatchGAN`.
+
+  Raises:
+    UserError: for unknown names and values.
+  """
+  vit.choose('discriminator.name', name, PRESETS)
+  vit.choose('model.dtype', dtype, vit.CHOICES['dtype'])
+  vit.choose('model.precision', precision, vit.CHOICES['precision'])
+  return PatchGAN(preset=PRESETS[name], dtype=dtype, precision=precision)

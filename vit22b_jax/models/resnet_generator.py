@@ -1,0 +1,146 @@
+"""The CycleGAN authors' generator: a residual network between convolutions.
+
+    model = resnet_generator.build(blocks=9)
+    params = model.init(key, images)['params']
+    translated = model.apply({'params': params}, images)
+
+c7s1-64, d128, d256, R256 x blocks, u128, u64, c7s1-3 in the words of
+arXiv:1703.10593, appendix 7.2, with instance norms without affine terms, so
+that every convolution has a bias.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit22b_jax import errors
+from vit22b_jax.models import convolutions, vit
+
+Maps = Float[Array, 'B H W C']
+
+
+def norm_relu(x: Maps) -> Maps:
+  """Instance norm and ReLU, which follow all but the last convolution."""
+  return nn.relu(convolutions.instance_norm(x))
+
+
+def check_size(height: int, width: int) -> None:
+  """Raises UserError for images that the generator can't halve twice."""
+  if height % 4 or width % 4 or min(height, width) < 8:
+    raise errors.UserError(
+      "model.generator='resnet' halves images twice, and reflects a border: "
+      f'set data.image_size to a multiple of 4 from 8, not {height} x {width}.'
+    )
+
+
+class ResidualBlock(nn.Module):
+  """x + n conv(relu(n conv(x))) with 3x3 convolutions that reflect the border.
+
+  Attributes:
+    dtype: of the convolutions.
+    precision: of the convolutions, 'highest' or 'default'.
+  """
+
+  dtype: str = 'float32'
+  precision: str = 'highest'
+
+  @nn.compact
+  def __call__(self, x: Maps) -> Maps:
+    """Applies the block; the number of channels stays."""
+    conv = functools.partial(
+      convolutions.Conv,
+      features=x.shape[-1],
+      kernel_size=3,
+      pad=1,
+      pad_mode='reflect',
+      dtype=self.dtype,
+      precision=self.precision,
+    )
+    y = norm_relu(conv(name='conv_0')(x))
+    return x + convolutions.instance_norm(conv(name='conv_1')(y))
+
+
+class ResNetGenerator(nn.Module, kw_only=True):
+  """Images of one domain -> images of the other, as the module says.
+
+  Attributes:
+    blocks: residual blocks; the authors take 6 for 128 px and 9 for 256 px.
+    width: channels of the first convolution.
+    dtype: of the convolutions; parameters, norms and the result are float32.
+    precision: of the convolutions, 'highest' or 'default'.
+  """
+
+  blocks: int = 9
+  width: int = 64
+  dtype: str = 'float32'
+  precision: str = 'highest'
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B H W 3'], train: bool = False
+  ) -> Float[Array, 'B H W 3']:
+    """Translates images.
+
+    Args:
+      images: float32 in [-1, 1].
+      train: changes nothing here.
+
+    Returns:
+      float32 in [-1, 1], of the same size.
+
+    Raises:
+      UserError: when 4 doesn't divide the image, or it is smaller than 8 px.
+    """
+    del train
+    check_size(*images.shape[1:3])
+    common = {'dtype': self.dtype, 'precision': self.precision}
+    conv = functools.partial(convolutions.Conv, **common)
+    ends = {'kernel_size': 7, 'pad': 3, 'pad_mode': 'reflect'}
+    x = norm_relu(conv(features=self.width, name='conv_in', **ends)(images))
+    for i in range(2):
+      down = conv(
+        features=self.width * 2 ** (i + 1),
+        kernel_size=3,
+        strides=2,
+        pad=1,
+        name=f'down_{i}',
+      )
+      x = norm_relu(down(x))
+    for i in range(self.blocks):
+      x = ResidualBlock(**common, name=f'residual_{i:02d}')(x)
+    for i in range(2):
+      up = convolutions.ConvTranspose(
+        features=self.width * 2 ** (1 - i),
+        kernel_size=3,
+        strides=2,
+        pad=1,
+        output_pad=1,
+        name=f'up_{i}',
+        **common,
+      )
+      x = norm_relu(up(x))
+    x = conv(features=3, name='conv_out', **ends)(x)
+    return jnp.tanh(x.astype(jnp.float32))
+
+
+def build(
+  blocks: int = 9,
+  width: int = 64,
+  dtype: str = 'float32',
+  precision: str = 'highest',
+) -> ResNetGenerator:
+  """The generator with checked fields: see `ResNetGenerator`.
+
+  Raises:
+    UserError: for values that no generator has.
+  """
+  for name, value in {'blocks': blocks, 'width': width}.items():
+    if value < 1:
+      raise errors.UserError(f'model.{name}={value} must be at least 1.')
+  vit.choose('model.dtype', dtype, vit.CHOICES['dtype'])
+  vit.choose('model.precision', precision, vit.CHOICES['precision'])
+  return ResNetGenerator(
+    blocks=blocks, width=width, dtype=dtype, precision=precision
+  )
