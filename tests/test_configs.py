@@ -92,7 +92,7 @@ def test_docstring_gives_command_time_and_result(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_values_are_sound_and_locked(name, words):
   config = load(name, words)
-  configuration.validate(config)
+  command.check(config)
   assert config.is_locked
   if 'paper' in words:
     assert (config.data.image_size, config.model.patch_size) == (224, 16)

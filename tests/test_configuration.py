@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import cifar10_vit22b_ti, common
-from vit22b_jax import configuration, errors
+from vit22b_jax import command, configuration, errors
 
 FILE = 'configs/cifar10_vit22b_ti.py'
 
@@ -114,7 +114,7 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
 )
 def test_values_are_judged_early(key, value, message):
   with pytest.raises(errors.UserError, match=message):
-    configuration.validate(config(**{key: value}))
+    command.check(config(**{key: value}))
 
 
 def test_json_keeps_tuples_placeholders_and_the_lock():
@@ -145,6 +145,12 @@ def test_a_run_stays_itself_but_may_grow_and_move():
     ('eval.every', '1 epoch', '2 epochs'),
     ('mesh.fsdp', 1, 2),
   ]
+  old, new = {'data.name': 'folder:old'}, {'data.name': 'folder:/disk/new'}
+  assert configuration.diff(old, new) == (
+    [],
+    [('data.name', *old.values(), *new.values())],
+  )
+  assert configuration.diff(old, {'data.name': 'cifar10'})[0]
 
 
 @pytest.mark.parametrize(

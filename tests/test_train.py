@@ -56,7 +56,7 @@ def _without_speed(rows):
 
 def _final_state(workdir):
   config = api.read_config(workdir)
-  data = train.load_data(config)
+  data = classification.Classification.load_data(config)
   task = classification.Classification(
     config, _one_device(), data.class_names, data
   )
@@ -216,7 +216,9 @@ def test_another_config_is_refused_and_a_longer_run_is_not(
 
 def test_evaluation_uses_the_best_checkpoint(whole):
   config = api.read_config(whole)
-  task, manager = api.open_run(whole, config, train.load_data(config))
+  task, manager = api.open_run(
+    whole, config, classification.Classification.load_data(config)
+  )
   step, variables, kind = evaluate.restore(task, manager, 'best')
   rows = [row for row in _rows(whole) if 'val/top1' in row]
   best = max(rows, key=lambda row: row['val/top1'])
@@ -230,13 +232,13 @@ def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
   """A poisoned bias in the third step: the layer is named, step 2 is saved."""
   original = classification.Classification._loss
 
-  def poisoned(self, params, **kwargs):
-    loss, aux = original(self, params, **kwargs)
-    labels = kwargs['labels']
+  def poisoned(self, params, batch_stats, part):
+    loss, aux = original(self, params, batch_stats, part)
+    _, labels, _ = part
     return loss + (labels[0] == poison) * jax.numpy.log(-1.0), aux
 
   config = _config()
-  data = train.load_data(config)
+  data = classification.Classification.load_data(config)
   batches = classification.Classification(
     config, _one_device(), data.class_names, data
   ).train_iterator()
@@ -299,7 +301,7 @@ def test_early_stop(tmp_path):
 def test_load_gives_the_evaluated_model(whole):
   model, variables = api.load(whole)
   config = api.read_config(whole)
-  data = train.load_data(config)
+  data = classification.Classification.load_data(config)
   result = json.loads((whole / 'eval.json').read_text())
   images = (data.test.images / 255.0 - 0.305) / 0.376
   assert config.data.mean == (0.305,) * 3 and config.data.std == (0.376,) * 3
@@ -314,7 +316,7 @@ def test_load_gives_the_evaluated_model(whole):
 def test_sharded_equals_one_device(shape):
   """Losses of 5 steps to 1e-5, and the shardings of the compiled step."""
   config = _config(**{'model.mlp_dim': 64, 'diagnostics.per_layer': True})
-  data = train.load_data(config)
+  data = classification.Classification.load_data(config)
 
   def losses(mesh):
     task = classification.Classification(config, mesh, data.class_names, data)

@@ -6,8 +6,10 @@ import math
 import os
 import pathlib
 import resource
+import time
 
 import data_fixtures
+import numpy as np
 import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
@@ -105,18 +107,45 @@ def test_whole_files(place):
   assert sorted(path.name for path in folder.iterdir()) == ['classes.json']
 
 
-def test_other_columns_keep_the_rows_before(tmp_path):
+def test_json_is_strict(tmp_path):
+  values = {'loss': float('nan'), 'grad': float('-inf'), 'top1': 0.5}
   run = workdir.Workdir(tmp_path)
-  run.diagnostics(1, {'loss': 0.5, 'grad_norm': 2})
+  run.metrics(1, values)
+  run.event({'step': 1, 'zscore': values})
+  run.write_json('eval.json', {'values': [values]})
   run.close()
-  run = workdir.Workdir(tmp_path)
-  run.diagnostics(2, {'loss': 0.25, 'grad_norm': 3, 'grad_norm/00': 1})
+
+  def refuse(name):
+    raise AssertionError(f'{name} is not JSON')
+
+  for path in tmp_path.iterdir():
+    found = json.loads(path.read_text(), parse_constant=refuse)
+    assert (
+      "'nan'" in str(found) and "'-inf'" in str(found) and '0.5' in str(found)
+    )
+
+
+def test_tensorboard_forgets_what_a_crash_left(tmp_path):
+  from tensorboard.backend.event_processing import plugin_event_accumulator
+  from tensorboard.util import tensor_util
+
+  run = workdir.Workdir(tmp_path, tensorboard=True)
+  for step in (2, 4, 6):
+    run.metrics(step, {'train/loss': step})
+  run.image('samples', 6, np.zeros((3, 5, 3), np.uint8))
   run.close()
-  assert (tmp_path / 'diagnostics.csv').read_text().splitlines() == [
-    'step,loss,grad_norm,grad_norm/00',
-    '1,0.5,2,nan',
-    '2,0.25,3,1',
+  time.sleep(1.1)  # event files are named by the second
+  run = workdir.Workdir(tmp_path, tensorboard=True)
+  run.truncate(4)
+  run.metrics(6, {'train/loss': 60.0})
+  run.close()
+  events = plugin_event_accumulator.EventAccumulator(str(tmp_path))
+  events.Reload()
+  found = [
+    (event.step, float(tensor_util.make_ndarray(event.tensor_proto)))
+    for event in events.Tensors('train/loss')
   ]
+  assert found == [(2, 2), (4, 4), (6, 60)]
 
 
 def test_a_full_disk_is_one_message_and_leaves_whole_lines(tmp_path):

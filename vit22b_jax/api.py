@@ -25,8 +25,8 @@ from vit22b_jax import (
 from vit22b_jax import (
   workdir as workdir_lib,
 )
-from vit22b_jax.data import sources
 from vit22b_jax.models import vit
+from vit22b_jax.tasks import base
 
 
 def create(
@@ -99,8 +99,8 @@ def read_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
 def open_run(
   workdir: epath.PathLike,
   config: config_dict.ConfigDict,
-  data: sources.Dataset | None = None,
-) -> tuple[Any, checkpoint.Manager]:
+  data: Any | None = None,
+) -> tuple[base.Task, checkpoint.Manager]:
   """A run's task and its checkpoints, on as many devices as share its batches.
 
   Args:
@@ -117,7 +117,7 @@ def open_run(
       f'{workdir} has no classes.json: its training never began. Train first, '
       f'with --config=... --workdir={workdir}.'
     )
-  task = tasks.TASKS[config.task](config, _mesh(config), names, data)
+  task = tasks.named(config.task)(config, _mesh(config), names, data)
   manager = checkpoint.Manager(
     workdir, scores=evaluate.scores(task, workdir), read_only=True
   )

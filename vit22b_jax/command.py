@@ -15,7 +15,9 @@ from vit22b_jax import (
   console,
   errors,
   evaluate,
+  predict,
   sharding,
+  tasks,
   train,
 )
 from vit22b_jax import (
@@ -54,7 +56,7 @@ def run(
       'python main.py --help tells more.'
     )
   if config is not None:
-    configuration.validate(config)
+    check(config)
   if mode == 'train':
     if config is None:
       config = _saved_config(workdir)
@@ -62,6 +64,16 @@ def run(
   if mode == 'predict' and not input_folder:
     raise errors.UserError('--mode=predict needs --input=FOLDER of images.')
   return _use(mode, workdir, config, input_folder, top_k)
+
+
+def check(config: Any) -> None:
+  """Judges a config before data and devices are touched.
+
+  Raises:
+    UserError: naming the first key that is wrong.
+  """
+  configuration.validate(config)
+  tasks.named(config.task).check(config)
 
 
 def make_mesh(config: Any) -> jax.sharding.Mesh:
@@ -94,18 +106,19 @@ def _use(
   if config is not None:
     train.compare(saved, config, workdir)
   config = config or saved
-  data = train.load_data(config) if mode == 'eval' else None
+  task_type = tasks.named(config.task)
+  data = task_type.load_data(config) if mode == 'eval' else None
   task, manager = api.open_run(workdir, config, data)
   folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
   if mode == 'eval':
-    train.conclude(evaluate.finish(task, manager, folder))
+    console.say(task.summary(evaluate.finish(task, manager, folder)))
     train.write_report(folder)
     return 0
   _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
   if mode == 'export':
-    console.say(f'Wrote {evaluate.export(task, variables, folder)}')
+    console.say(f'Wrote {predict.export(task, variables, folder)}')
     return 0
-  text, unreadable = evaluate.predict(task, variables, input_folder, top_k)
+  text, unreadable = predict.predict(task, variables, input_folder, top_k)
   folder.write_bytes('predictions.csv', text.encode())
   console.say(text.rstrip('\n'))  # the table alone, for pipes
   for file in unreadable:

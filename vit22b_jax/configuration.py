@@ -7,11 +7,10 @@
 Everything that a user may have mistyped ends in one errors.UserError.
 """
 
-import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -21,7 +20,6 @@ from vit22b_jax import durations, errors, losses, optim
 from vit22b_jax.data import transforms
 
 CHOICES = {
-  'task': ('classification',),
   'data.augment': transforms.PRESETS,
   'optim.name': optim.OPTIMIZERS,
   'optim.decay': optim.DECAYS,
@@ -68,8 +66,14 @@ POSITIVE = (
   'diagnostics.zscore',
 )
 
-DURATIONS = ('optim.warmup', 'diagnostics.ignore')
-CADENCES = ('duration', 'checkpoint.every', 'eval.every', 'log.every')
+DURATIONS = ('optim.warmup', 'optim.decay_start', 'diagnostics.ignore')
+CADENCES = (
+  'duration',
+  'checkpoint.every',
+  'eval.every',
+  'log.every',
+  'log.samples',
+)
 
 # What a resumed run may change: length, cadences, paths, machines, alarms.
 # Every other key must stay, so that the run is one run.
@@ -82,6 +86,7 @@ FREE = (
   'data.workers',
   'checkpoint.',
   'eval.',
+  'fid.',
   'log.',
   'mesh.',
   'diagnostics.on_explosion',
@@ -155,7 +160,7 @@ def _unknown_key(argv: list[str]) -> str:
     flag = argument.lstrip('-').partition('=')[0]
     prefix, _, key = flag.partition('.')
     if prefix in ('config', 'noconfig') and key and key not in known:
-      hint = _closest(key, known)
+      hint = errors.closest(key, known)
       return f'--config.{key}: there is no such key in {spec}.{hint}'
   raise AssertionError(f'no unknown key in {argv}')
 
@@ -166,7 +171,7 @@ def _unknown_file(spec: str) -> str:
   files = os.listdir(folder) if os.path.isdir(folder) else []
   known = [os.path.join(os.path.dirname(path), f) for f in files]
   known = [f for f in known if f.endswith('.py')]
-  return f'--config={path}: no such file.{_closest(path, known)}'
+  return f'--config={path}: no such file.{errors.closest(path, known)}'
 
 
 def _explain(error: flags.Error, argv: list[str]) -> str:
@@ -227,57 +232,33 @@ def _with_tuples(value: Any) -> Any:
 
 
 def validate(config: config_dict.ConfigDict) -> None:
-  """Judges what can be judged before data and devices are touched.
+  """Judges each key of a run's config by itself; a task judges how they fit.
 
   Raises:
-    errors.UserError: an unknown name, a number out of range, a duration that
-      doesn't parse, or an image that patches don't cover.
+    errors.UserError: an unknown name, a number out of range, or a duration
+      that doesn't parse.
   """
   values = flatten(config)
-  for key, known in CHOICES.items():
-    if values[key] not in known:
+  for key in filter(values.__contains__, CHOICES):
+    if values[key] not in CHOICES[key]:
       raise errors.UserError(
-        f'{key}={values[key]!r} is not one of {", ".join(known)}.'
-        f'{_closest(values[key], known)}'
+        f'{key}={values[key]!r} is not one of {", ".join(CHOICES[key])}.'
+        f'{errors.closest(values[key], CHOICES[key])}'
       )
-  for key, (low, high) in RANGES.items():
-    value = values[key]
+  for key in filter(values.__contains__, RANGES):
+    value, (low, high) = values[key], RANGES[key]
     if value is not None and not low <= value < high:
       below = f' and below {high}' if high < math.inf else ''
       raise errors.UserError(f'{key}={value} must be at least {low}{below}.')
-  for key in POSITIVE:
+  for key in filter(values.__contains__, POSITIVE):
     if not 0 < values[key] < math.inf:
       raise errors.UserError(f'{key}={values[key]} must be above 0.')
-  for key in (*DURATIONS, *CADENCES):
-    _check_duration(key, values[key])
-  _check_data(values)
-
-
-def _check_duration(key: str, value: int | str) -> None:
-  try:
-    steps = durations.steps(
-      value,
-      steps_per_epoch=1,
-      total_steps=None if key == 'duration' else 1,
-    )
-  except errors.UserError as e:
-    raise errors.UserError(f'{key}: {e}') from None
-  if key in CADENCES and not steps:
-    raise errors.UserError(f'{key}={value!r} must be above 0 steps.')
-
-
-def _check_data(values: dict[str, Any]) -> None:
-  for key in ('data.mean', 'data.std'):
-    if len(values[key]) != 3:
-      raise errors.UserError(
-        f'{key}={values[key]} must have three numbers, for red, green and blue.'
-      )
-  if min(values['data.std']) <= 0:
-    raise errors.UserError(f'data.std={values["data.std"]} must be above 0.')
-  size, patch = values['data.image_size'], values['model.patch_size']
-  if size % patch:
-    raise errors.UserError(
-      f'data.image_size={size} is not a multiple of model.patch_size={patch}.'
+  for key in filter(values.__contains__, (*DURATIONS, *CADENCES)):
+    durations.check(
+      values[key],
+      key,
+      percent=key != 'duration',
+      positive=key in CADENCES,
     )
   if values['mesh.data'] != -1 and values['mesh.data'] < 1:
     raise errors.UserError(
@@ -304,11 +285,12 @@ def diff(
   for key in sorted({*old, *new}):
     change = (key, old.get(key, ABSENT), new.get(key, ABSENT))
     if change[1] != change[2]:
-      (free if key.startswith(FREE) else identity).append(change)
+      same_run = key.startswith(FREE) or _moved_folder(*change)
+      (free if same_run else identity).append(change)
   return identity, free
 
 
-def _closest(value: Any, known: Iterable[str]) -> str:
-  """' Did you mean ...?', or nothing when nothing is close."""
-  near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.5)
-  return f' Did you mean {near[0]!r}?' if near else ''
+def _moved_folder(key: str, old: Any, new: Any) -> bool:
+  """Whether own images have only been moved; their names are compared later."""
+  paths = (str(old), str(new))
+  return key == 'data.name' and all(p.startswith('folder:') for p in paths)

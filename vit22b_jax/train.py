@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from vit22b_jax import (
@@ -30,31 +29,16 @@ from vit22b_jax import (
   diagnostics,
   errors,
   evaluate,
-  flops,
   host,
   preemption,
+  records,
   report,
   tasks,
 )
 from vit22b_jax import (
   workdir as workdir_lib,
 )
-from vit22b_jax.data import sources
-
-
-@dataclasses.dataclass
-class Progress:
-  """What the loop itself remembers; saved with each checkpoint.
-
-  Attributes:
-    interval: sums of the training metrics since the last row, and `rows`
-      their number.
-    seconds: time spent so far in this loop.
-  """
-
-  interval: dict[str, float] = dataclasses.field(default_factory=dict)
-  rows: int = 0
-  seconds: float = 0.0
+from vit22b_jax.tasks import base
 
 
 def compare(
@@ -106,14 +90,14 @@ class Loop:
   """One run of one task.
 
   Args:
-    task: see `tasks/classification.py` for what a task offers.
+    task: what to train.
     run: the run's folder.
     watcher: hears of SIGTERM and SIGINT.
   """
 
   def __init__(
     self,
-    task: Any,
+    task: base.Task,
     run: workdir_lib.Workdir,
     watcher: preemption.Watcher,
   ):
@@ -121,7 +105,7 @@ class Loop:
     self.config = task.config
     self.run = run
     self.watcher = watcher
-    self.progress = Progress()
+    self.recorder = records.Recorder(task, run)
     self.scores: dict[int, float] = {}
     self.manager = checkpoint.Manager(
       run.path,
@@ -138,7 +122,7 @@ class Loop:
 
   # --- Start ---------------------------------------------------------------
 
-  def restore(self) -> Any:
+  def restore(self) -> base.State:
     """The state to start from: newest checkpoint > `init_from` > scratch."""
     task, config = self.task, self.config
 
@@ -149,7 +133,7 @@ class Loop:
       vars(task.abstract_state), data=self.data, check=check
     )
     if found:
-      self.progress = Progress(**found.meta['progress'])
+      self.recorder.interval = records.Interval(**found.meta['progress'])
       self.run.truncate(found.step)
       self.scores.update(evaluate.scores(task, self.run.path))
       console.say(
@@ -167,7 +151,7 @@ class Loop:
 
   # --- Steps ---------------------------------------------------------------
 
-  def fit(self, state: Any) -> Any:
+  def fit(self, state: base.State) -> base.State:
     """Trains to the end of the run (or of its patience); the last state.
 
     Raises:
@@ -176,11 +160,12 @@ class Loop:
     """
     step = int(state.step)
     total = self.task.total_steps
-    self._start_interval()
     self._saved_at = time.monotonic()
     with console.Progress(total, step) as self._bar:
       if step and self._due(step, self._eval_every, total):
         self._evaluate_once(state, step)
+      if not step and self.task.sample_every:
+        self.task.sample(state, self.run)
       while step < total and not self._out_of_patience():
         position = self.data.get_state()
         batch = next(self.data)
@@ -191,7 +176,7 @@ class Loop:
         self._after(state, step, total)
     return state
 
-  def _after(self, state: Any, step: int, total: int) -> None:
+  def _after(self, state: base.State, step: int, total: int) -> None:
     """What is due after a step: log row, evaluation, checkpoint, stop."""
     evaluate_now = self._due(step, self._eval_every, total)
     log_now = self._due(step, self._log_every, total)
@@ -202,23 +187,37 @@ class Loop:
       console.say(
         f'First step done {time.monotonic() - host.STARTED:.1f} s after start.'
       )
-      self._start_interval()  # speeds leave the compilation out
+      # Speeds leave the compilation out.
+      self.recorder.start_clock(self.data.seconds_waited)
       self._bar.start_clock()
     if log_now or evaluate_now or save_now or self.watcher.signal:
       self._record(state)
     if log_now:
-      self._log(step)
+      text = self.recorder.log(step, self.data.seconds_waited)
+      if not self._bar.shown:
+        console.say(f'{text}{self._bar.eta()}')
     if self.watcher.signal:
       self._save(state, step)
       self._finish_saving()
       raise preemption.Interrupted(self.watcher.signal.name)
+    if self._due(step, self.task.sample_every, total):
+      self._record(state)
+      with self._left_out():
+        self.task.sample(state, self.run)
     improved = evaluate_now and self._evaluate_once(state, step)
     if save_now or improved or self._out_of_patience():
       self._save(state, step)
 
   @staticmethod
   def _due(step: int, every: int, total: int) -> bool:
-    return step == total or (every > 0 and step % every == 0)
+    return every > 0 and (step == total or step % every == 0)
+
+  @contextlib.contextmanager
+  def _left_out(self):
+    """The speed of the interval is that of training alone."""
+    start = time.monotonic()
+    yield
+    self.recorder.leave_out(time.monotonic() - start)
 
   def _minutes_up(self) -> bool:
     minutes = self.config.checkpoint.minutes
@@ -231,68 +230,18 @@ class Loop:
     best = max(self.scores, key=lambda step: (self.scores[step], -step))
     return sum(step > best for step in self.scores) >= patience
 
-  # --- Records -------------------------------------------------------------
-
-  def _record(self, state: Any) -> None:
+  def _record(self, state: base.State) -> None:
     """Reads the scalars of the step before, which has ended by now or soon."""
     if self._pending is None:
       return
     step, scalars, batch, position = self._pending
     self._pending = None
-    row = dict(
-      zip(self.task.scalar_names, np.asarray(scalars).tolist(), strict=True)
-    )
-    columns = {name: row[name] for name in self.task.diagnostic_names}
-    self.run.diagnostics(step, columns)
+    row = self.recorder.step(step, scalars)
     if row['verdict/stopped']:
       self._stop(state, step, row, batch, position)
     if row['verdict/onset']:
-      self._event(state, step, row)
-    progress = self.progress
-    for name in ('loss', *self.task.logged):
-      progress.interval[name] = progress.interval.get(name, 0.0) + row[name]
-    progress.rows += 1
-    self._last = row
-    self._bar.update(f'loss {row["loss"]:.3f}, {self._speed():.0f} images/s')
-
-  def _event(
-    self, state: Any, step: int, row: dict[str, float], message: str = ''
-  ) -> None:
-    """Writes an explosion down: when, how far, what moved first and where."""
-    names = self.task.signal_names
-    history = np.asarray(state.monitor.history)
-    values = np.array([row[name] for name in names])
-    found = diagnostics.explain(history, names, step - 1, values)
-    settings = self.config.diagnostics
-    kind = 'explosion'
-    if not row['verdict/finite']:
-      kind = 'non_finite'
-    elif row['verdict/transient']:
-      kind = 'transient'
-    action = settings.on_explosion if kind == 'explosion' else 'record'
-    event = dict(
-      step=step,
-      kind=kind,
-      **found,
-      max_logit=row['max_logit'],
-      max_abs_grad=row['max_abs_grad'],
-      zscore={
-        name: row[f'verdict/zscore_{name}'] for name in diagnostics.JUDGED
-      },
-      threshold={
-        'max_logit': settings.max_logit,
-        'max_abs_grad': settings.max_abs_grad,
-      },
-      action='halt' if kind == 'non_finite' else action,
-      message=message,
-    )
-    self.run.event(event)
-    console.say(
-      f'Step {step}: {kind}, largest logit {row["max_logit"]:.4g}, largest '
-      f'gradient entry {row["max_abs_grad"]:.4g}; first to move: '
-      f'{found["moved_first"] or "nothing before"}, layer '
-      f'{found["layer"] or "none stands out"}.'
-    )
+      self.recorder.event(step, row, state.monitor)
+    self._bar.update(self.recorder.count(row))
 
   def _stop(self, state, step, row, batch, position) -> None:
     """Saves the state before a step that must not be applied, and raises."""
@@ -302,7 +251,7 @@ class Loop:
       what = f'the loss is {row["loss"]:.4g}; first non-finite: {layer}'
     elif row['verdict/stuck']:
       what = f'the last {diagnostics.STUCK_STEPS} steps were all skipped'
-    self._event(state, step, row, what)
+    self.recorder.event(step, row, state.monitor, what)
     self.data.set_state(position)
     monitor = state.monitor
     state = state.replace(
@@ -317,101 +266,46 @@ class Loop:
       'optim.warmup, model.qk_norm or model.pre_norm are the usual cures.'
     )
 
-  def _start_interval(self) -> None:
-    self._interval_start = time.monotonic()
-    self._wait_start = self.data.seconds_waited
-    self._interval_first = self.progress.rows
-
-  def _speed(self) -> float:
-    """Images a second since the last row of metrics."""
-    done = self.progress.rows - self._interval_first
-    seconds = time.monotonic() - self._interval_start
-    return done * self.config.batch_size / max(seconds, 1e-9)
-
-  def _log(self, step: int) -> None:
-    progress = self.progress
-    mean = {k: v / progress.rows for k, v in progress.interval.items()}
-    seconds = time.monotonic() - self._interval_start
-    speed = self._speed()
-    waited = self.data.seconds_waited - self._wait_start
-    row = {
-      'epoch': step / self.task.steps_per_epoch,
-      'train/loss': mean.pop('loss'),
-      **mean,
-      'train/learning_rate': self._last['train/learning_rate'],
-    }
-    if speed:  # not after the first step alone, which compiled
-      row |= {
-        'perf/images_per_second': speed,
-        'perf/mfu': flops.mfu(
-          self.task.flops_per_image * speed,
-          jax.devices()[0],
-          jax.device_count(),
-        ),
-        'perf/input_wait_fraction': waited / max(seconds, 1e-9),
-      }
-    progress.seconds += seconds
-    progress.interval, progress.rows = {}, 0
-    self.run.metrics(step, row)
-    self.run.flush()
-    if not self._bar.shown:
-      images = f', {speed:.0f} images/s' if speed else ''
-      console.say(
-        f'step {step}/{self.task.total_steps}  loss {row["train/loss"]:.4f}'
-        f'{images}{self._bar.eta()}'
-      )
-    self._start_interval()
-
   # --- Evaluation and checkpoints --------------------------------------------
 
-  def _evaluate_once(self, state: Any, step: int) -> bool:
+  def _evaluate_once(self, state: base.State, step: int) -> bool:
     """Validates, unless this step has been; whether it is the best so far."""
     if step in self.scores:
       return False
-    start = time.monotonic()
-    try:
-      variables, _ = self.task.variables(vars(state))
-      result = self.task.evaluate(
-        variables, self.task.data.val, check=self.watcher.check
-      )
-    except preemption.Interrupted:
-      self._save(state, step)
-      self._finish_saving()
-      raise
-    values = {
-      f'val/{k}': v for k, v in result.values.items() if k != 'num_examples'
-    }
-    self.run.metrics(
-      step, {'epoch': step / self.task.steps_per_epoch, **values}
-    )
+    with self._left_out():
+      try:
+        variables, _ = self.task.variables(vars(state))
+        found = self.task.validate(variables, self.watcher.check)
+      except preemption.Interrupted:
+        self._save(state, step)
+        self._finish_saving()
+        raise
+    values = {f'val/{name}': value for name, value in found.items()}
+    epoch = step / self.task.steps_per_epoch
+    self.run.metrics(step, {'epoch': epoch, **values})
     self.run.flush()
     score = values[self.task.best_metric]
     score = score if self.task.best_mode == 'max' else -score
     improved = all(score > old for old in self.scores.values())
     self.scores[step] = score
-    shown = ', '.join(
-      f'{k.removeprefix("val/")} {v:.4f}' for k, v in values.items()
-    )
+    shown = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
     best = ' (best so far)' if improved else ''
     console.say(f'step {step}  validation: {shown}{best}')
-    # The interval's speed is that of training alone.
-    self._interval_start += time.monotonic() - start
     return improved
 
-  def _save(self, state: Any, step: int) -> None:
-    start = time.monotonic()
-    self.run.flush()
-    self.manager.save(
-      step,
-      vars(state),
-      data=self.data,
-      meta={
-        'progress': dataclasses.asdict(self.progress),
-        'config': self.config.to_dict(),
-      },
-    )
+  def _save(self, state: base.State, step: int) -> None:
+    with self._left_out():
+      self.run.flush()
+      self.manager.save(
+        step,
+        vars(state),
+        data=self.data,
+        meta={
+          'progress': dataclasses.asdict(self.recorder.interval),
+          'config': self.config.to_dict(),
+        },
+      )
     self._saved_at = time.monotonic()
-    self._interval_start += self._saved_at - start
 
   def _finish_saving(self) -> None:
     self.manager.wait()
@@ -437,11 +331,11 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
-    task_type = tasks.TASKS[config.task]
-    task_type.check(config)
-    data = load_data(config)
-    _check_classes(folder, data)
-    task = task_type(config, mesh, data.class_names, data)
+    task_type = tasks.named(config.task)
+    data = task_type.load_data(config)
+    names = task_type.names_of(data)
+    _check_names(folder, task_type, names)
+    task = task_type(config, mesh, names, data)
     with contextlib.ExitStack() as stack:
       stack.callback(write_report, folder)
       stack.callback(folder.close)
@@ -451,7 +345,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
       folder.write_bytes(
         workdir_lib.CONFIG, configuration.to_json(config).encode()
       )
-      folder.write_json(workdir_lib.CLASSES, list(data.class_names))
+      folder.write_json(workdir_lib.CLASSES, names)
       folder.write_json(workdir_lib.VERSIONS, _environment(task))
       _train_and_evaluate(loop)
     return watcher.exit_code
@@ -472,20 +366,24 @@ def _train_and_evaluate(loop: Loop) -> None:
       f'Stopped by {reason}; everything is saved: the same command resumes.'
     )
     return
-  conclude(result)
-  console.say(f'Trained for {console.duration(loop.progress.seconds)}.')
+  console.say(f'\n{task.summary(result)}')
+  console.say(
+    f'Trained for {console.duration(loop.recorder.interval.seconds)}.'
+  )
 
 
-def _check_classes(folder: workdir_lib.Workdir, data: sources.Dataset) -> None:
+def _check_names(
+  folder: workdir_lib.Workdir, task_type: type[base.Task], names: list[str]
+) -> None:
   """Raises UserError when the data set has other classes than the run's."""
   before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES)
   recorded = (folder.path / workdir_lib.DIAGNOSTICS).exists()
-  if recorded and before is not None and before != list(data.class_names):
+  if recorded and before is not None and before != names:
     raise errors.UserError(
-      f'The workdir {folder.path} was trained on {len(before)} classes '
-      f'({", ".join(before[:5])}, ...), and the data set now has '
-      f'{len(data.class_names)} ({", ".join(data.class_names[:5])}, ...). Use '
-      'another --workdir, or the data set as it was.'
+      f'The workdir {folder.path} was trained on the {len(before)} '
+      f'{task_type.names_are} {", ".join(before[:5])}, ..., and the data set '
+      f'now has {len(names)}: {", ".join(names[:5])}, .... Use another '
+      '--workdir, or the data set as it was.'
     )
 
 
@@ -503,21 +401,7 @@ def write_report(folder: workdir_lib.Workdir) -> None:
     print(f'warning: {error}', file=sys.stderr)
 
 
-def load_data(config: Any) -> sources.Dataset:
-  """The data set that the config's `data` section names."""
-  data = config.data
-  return sources.load(
-    data.name,
-    dir=data.dir,
-    image_size=data.image_size,
-    seed=config.seed,
-    val_fraction=data.val_fraction,
-    cache_max_gb=data.cache_max_gb,
-    max_corrupt=data.max_corrupt,
-  )
-
-
-def _environment(task: Any) -> dict[str, Any]:
+def _environment(task: base.Task) -> dict[str, Any]:
   """versions.json: software, devices, and the model's size."""
   shapes = jax.tree.leaves(task.abstract_weights['params'])
   return {
@@ -528,7 +412,7 @@ def _environment(task: Any) -> dict[str, Any]:
   }
 
 
-def _introduce(task: Any, state: Any) -> None:
+def _introduce(task: base.Task, state: base.State) -> None:
   """Prints what is about to be trained, on what."""
   console.say(console.parameter_table(state.params))
   mesh = ', '.join(f'{k}={v}' for k, v in task.mesh.shape.items())
@@ -536,15 +420,4 @@ def _introduce(task: Any, state: Any) -> None:
     f'{task.total_steps} steps of {task.config.batch_size} images, '
     f'{task.steps_per_epoch} an epoch; {task.mesh.size} x '
     f'{jax.devices()[0].device_kind} ({mesh}).'
-  )
-
-
-def conclude(result: dict[str, Any]) -> None:
-  """Prints the content of eval.json."""
-  which = ', averaged' if result['weights'] == 'ema' else ''
-  console.say(
-    f'\nResult on the {result["split"]} part ({result["num_examples"]} images; '
-    f'weights of step {result["step"]}{which}):\n'
-    f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
-    f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
   )

@@ -11,10 +11,8 @@ remote disk). Object stores can't append, so files that grow are kept in a local
 folder then, and uploaded whole at each flush.
 """
 
-import csv
 import functools
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -24,10 +22,14 @@ import queue
 import subprocess
 import tempfile
 import threading
+import time
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 from etils import epath
+from jaxtyping import UInt8
 
 from vit22b_jax import errors
 
@@ -147,12 +149,12 @@ class Workdir:
       name: GrowingFile(self.path / name)
       for name in (METRICS, DIAGNOSTICS, EVENTS)
     }
-    self._columns: list[str] = []
+    self._has_columns = False
     self._tensorboard = _TensorBoard(self.path) if tensorboard else None
 
   def write_json(self, name: str, content: Any) -> None:
-    if self._writer:
-      self.write_bytes(name, (json.dumps(content, indent=2) + '\n').encode())
+    text = json.dumps(_strict(content), indent=2, allow_nan=False)
+    self.write_bytes(name, f'{text}\n'.encode())
 
   def write_bytes(self, name: str, content: bytes) -> None:
     """Writes a whole file, in one atomic step where the file system can."""
@@ -162,6 +164,7 @@ class Workdir:
       if is_remote(self.path):
         (self.path / name).write_bytes(content)
       else:
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         new = self.path / f'{name}.new'
         new.write_bytes(content)
         new.replace(self.path / name)
@@ -170,43 +173,39 @@ class Workdir:
     """Adds a row to metrics.jsonl and to the TensorBoard events."""
     if not self._writer:
       return
-    self._files[METRICS].append(json.dumps({'step': step, **row}))
+    self._files[METRICS].append(_line({'step': step, **row}))
     if self._tensorboard:
       finite = {k: v for k, v in row.items() if math.isfinite(v)}
-      self._tensorboard.write(step, finite)
+      self._tensorboard.put('write_scalars', step, finite)
+
+  def image(self, name: str, step: int, image: UInt8[np.ndarray, 'H W 3']):
+    """Adds a picture to the TensorBoard events."""
+    if self._writer and self._tensorboard:
+      self._tensorboard.put('write_images', step, {name: image[None]})
 
   def diagnostics(self, step: int, row: dict[str, float]) -> None:
     """Adds a row to diagnostics.csv: 9 significant digits, exact in float32."""
     if not self._writer:
       return
-    columns = ['step', *row]
-    if columns != self._columns:
-      with _explained(self.path):
-        self._set_columns(columns)
+    if not self._has_columns:
+      if not self._files[DIAGNOSTICS].lines():
+        self._files[DIAGNOSTICS].append(','.join(['step', *row]))
+      self._has_columns = True
     values = [f'{value:.9g}' for value in row.values()]
     self._files[DIAGNOSTICS].append(','.join([str(step), *values]))
-
-  def _set_columns(self, columns: list[str]) -> None:
-    """Writes the header; rows of a run that had others keep their values."""
-    file = self._files[DIAGNOSTICS]
-    header = ','.join(columns)
-    lines = file.lines()
-    if not lines:
-      file.append(header)
-    elif lines[0] != header:
-      file.replace(_recolumned(lines, columns))
-    self._columns = columns
 
   def event(self, row: dict[str, Any]) -> None:
     """Adds a row to events.jsonl."""
     if self._writer:
-      self._files[EVENTS].append(json.dumps(row))
+      self._files[EVENTS].append(_line(row))
 
   def truncate(self, step: int) -> None:
     """Drops the rows of later steps: the run starts again from `step`."""
     if not self._writer:
       return
-    self._columns = []
+    self._has_columns = False
+    if self._tensorboard:
+      self._tensorboard.done = step
     with _explained(self.path):
       for name in (METRICS, EVENTS):
         lines = self._files[name].lines()
@@ -234,18 +233,24 @@ class Workdir:
 
 
 class _TensorBoard:
-  """clu's writer on a thread of its own: it imports TensorFlow for seconds."""
+  """clu's writer on a thread of its own: it imports TensorFlow for seconds.
+
+  Attributes:
+    done: the step that this start begins after.
+  """
 
   def __init__(self, path: epath.Path):
     self._path = path
+    self.done = 0
     self._rows: queue.Queue = queue.Queue()
     self._thread: threading.Thread | None = None
 
-  def write(self, step: int, row: dict[str, float]) -> None:
+  def put(self, method: str, *arguments: Any) -> None:
+    """Calls a method of the writer later, `write_scalars` or `write_images`."""
     if self._thread is None:
       self._thread = threading.Thread(target=self._work, daemon=True)
       self._thread.start()
-    self._rows.put((step, row))
+    self._rows.put((method, arguments))
 
   def close(self) -> None:
     if self._thread is not None:
@@ -255,20 +260,40 @@ class _TensorBoard:
   def _work(self) -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # and its notice
+    item: Any = ()
     try:
       from clu import metric_writers
 
+      self._open_session()  # in a file that is read before the next
       writer = metric_writers.SummaryWriter(os.fspath(self._path))
       while (item := self._rows.get()) is not None:
-        writer.write_scalars(*item)
+        method, arguments = item
+        getattr(writer, method)(*arguments)
         if self._rows.empty():
           writer.flush()
       writer.close()
     except Exception as error:  # A convenience: a run mustn't end for it.
       reason = str(error).split('\n')[0]
       logging.warning('No more TensorBoard events are written: %s', reason)
-      while self._rows.get() is not None:
-        pass
+      while item is not None:
+        item = self._rows.get()
+
+  def _open_session(self) -> None:
+    """Has TensorBoard drop what a crashed start wrote after `done`.
+
+    Each session but the first does, see `_CheckForRestartAndMaybePurge` in
+    tensorboard/backend/event_processing/plugin_event_accumulator.py.
+    """
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer import event_file_writer
+
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    event = event_pb2.Event(
+      wall_time=time.time(), step=self.done + 1, session_log=log
+    )
+    writer = event_file_writer.EventFileWriter(os.fspath(self._path))
+    writer.add_event(event)
+    writer.close()
 
 
 class _explained:
@@ -303,14 +328,19 @@ def _check_writable(path: epath.Path) -> None:
     probe.unlink()
 
 
-def _recolumned(lines: list[str], columns: list[str]) -> list[str]:
-  out = io.StringIO()
-  writer = csv.DictWriter(
-    out, columns, restval='nan', extrasaction='ignore', lineterminator='\n'
-  )
-  writer.writeheader()
-  writer.writerows(csv.DictReader(lines))
-  return out.getvalue().splitlines()
+def _strict(content: Any) -> Any:
+  """JSON has no NaN and infinity: they become text, as 'nan' and 'inf'."""
+  if isinstance(content, Mapping):
+    return {key: _strict(value) for key, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [_strict(value) for value in content]
+  if isinstance(content, float) and not math.isfinite(content):
+    return str(content)
+  return content
+
+
+def _line(row: dict[str, Any]) -> str:
+  return json.dumps(_strict(row), allow_nan=False)
 
 
 @functools.cache

@@ -133,8 +133,20 @@ def _brief(value: Any) -> str:
   return f'{value:,.4g}' if isinstance(value, float) else str(value)
 
 
+def _parse(text: str) -> Any:
+  """JSON has no NaN and infinity: the files have text in their place."""
+  numbers = {name: float(name) for name in ('nan', 'inf', '-inf')}
+
+  def restored(row):
+    return {
+      k: numbers.get(v, v) if isinstance(v, str) else v for k, v in row.items()
+    }
+
+  return json.loads(text, object_hook=restored)
+
+
 def _read_json(path: epath.Path) -> dict[str, Any]:
-  return json.loads(path.read_text()) if path.exists() else {}
+  return _parse(path.read_text()) if path.exists() else {}
 
 
 def _complete_lines(path: epath.Path) -> list[str]:
@@ -144,7 +156,7 @@ def _complete_lines(path: epath.Path) -> list[str]:
 
 
 def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
-  rows = [json.loads(line) for line in _complete_lines(path) if line]
+  rows = [_parse(line) for line in _complete_lines(path) if line]
   return sorted(rows, key=lambda row: row['step'])
 
 

@@ -1,17 +1,17 @@
 """Training and evaluating one image classifier.
 
-    task = Classification(config, mesh, class_names, data)
-    state = task.init()                      # sharded over the mesh
+    task = Classification(config, mesh, names, data)
+    state = task.init()                              # sharded over the mesh
     state, scalars = task.train_step(state, batch)   # jitted, state donated
-    result = task.evaluate(state, data.test)
+    result = task.evaluate(variables, data.test)
 
 Everything random or heavy (augmentation, model, loss, gradients, optimiser,
-diagnostics) happens inside one jitted step. The step returns its scalars as one
-vector, so that reading them costs a single transfer.
+diagnostics) happens inside one jitted step.
 """
 
 import dataclasses
 import functools
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.training import dynamic_scale
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Float, Int, UInt8
 
 from vit22b_jax import (
   diagnostics,
-  durations,
   errors,
   flops,
   losses,
@@ -35,33 +34,32 @@ from vit22b_jax import (
   sharding,
   weights,
 )
+from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.data import pipeline, sources, splits, transforms
 from vit22b_jax.models import vit
+from vit22b_jax.tasks import base, gradients
+
+PREDICTIONS = 'predictions.npz'
+_SAMPLES = 48  # images kept with their predictions, for the report
 
 
 @flax.struct.dataclass
-class State:
+class State(base.State):
   """Everything that a step changes.
 
   Attributes:
-    step: steps done.
     params: the weights, float32.
     batch_stats: batch norm's running statistics; {} without batch norm.
     opt_state: optax's state.
     ema: exponential moving average of `params`; None when it's off.
-    key: raw random key of the run; a step folds its number in.
     loss_scale: dynamic loss scale for float16; None otherwise.
-    monitor: the explosion detector's memory.
   """
 
-  step: Int[Array, '']
   params: Any
   batch_stats: Any
   opt_state: Any
   ema: Any
-  key: UInt32[Array, '2']
   loss_scale: dynamic_scale.DynamicScale | None
-  monitor: diagnostics.Monitor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +91,13 @@ def build_model(config: Any, num_classes: int) -> vit.ViT:
   )
 
 
-class Classification:
+class Classification(base.Task):
   """One classifier on one mesh.
 
   Args:
     config: the run's configuration.
     mesh: where arrays live.
-    class_names: the names of the classes, in label order.
+    names: of the classes, in label order.
     data: the splits to train and evaluate on; None to only predict.
 
   Raises:
@@ -108,24 +106,18 @@ class Classification:
 
   best_metric = 'val/top1'
   best_mode = 'max'
-  # Scalars of a step whose means go into metrics.jsonl, beside the loss.
+  names_are = 'classes'
   logged = ('train/top1',)
 
   def __init__(
     self,
     config: Any,
     mesh: jax.sharding.Mesh,
-    class_names: list[str],
+    names: list[str],
     data: sources.Dataset | None = None,
   ):
-    self.config = config
-    self.mesh = mesh
-    self.class_names = list(class_names)
-    self.data = data
-    self.model = build_model(config, len(class_names))
-    self._eval_batch_size = config.eval.batch_size or config.batch_size
-    sharding.check_batch(config.batch_size, mesh)
-    sharding.check_batch(self._eval_batch_size, mesh, 'eval.batch_size')
+    super().__init__(config, mesh, names, data)
+    self.model = build_model(config, len(names))
     micro = config.batch_size // config.optim.accumulate
     if micro * config.optim.accumulate != config.batch_size:
       raise errors.UserError(
@@ -140,45 +132,66 @@ class Classification:
         "batch, which accumulation never sees. Use 1, or model.head='mlp'."
       )
     if data is not None:
-      self._plan_training()
+      self.tx, self._schedule = optim.make(
+        config.optim,
+        total_steps=self.total_steps,
+        steps_per_epoch=self.steps_per_epoch,
+      )
     with sharding.use(mesh):
-      boxed = jax.eval_shape(self._variables, jax.random.key(0))
-    self._boxed = boxed
-    self.layers = sorted(k for k in boxed['params'] if k.startswith('block_'))
+      self._boxed = jax.eval_shape(self._variables, jax.random.key(0))
+    params = self._boxed['params']
+    self.layers = sorted(k for k in params if k.startswith('block_'))
 
   @staticmethod
   def check(config: Any) -> None:
-    """Judges the model and `init_from` before any data are read.
+    """Judges the model, the images and `init_from` before data are read.
 
     Raises:
       UserError: sizes that don't fit together, or a missing file.
     """
+    data, patch = config.data, config.model.patch_size
+    for name, value in (('mean', data.mean), ('std', data.std)):
+      if len(value) != 3:
+        raise errors.UserError(
+          f'data.{name}={value} must have three numbers, for red, green and '
+          'blue.'
+        )
+    if min(data.std) <= 0:
+      raise errors.UserError(f'data.std={data.std} must be above 0.')
+    if data.image_size % patch:
+      raise errors.UserError(
+        f'data.image_size={data.image_size} is not a multiple of '
+        f'model.patch_size={patch}.'
+      )
     build_model(config, num_classes=2)
     if config.init_from and not epath.Path(config.init_from).is_file():
       raise errors.UserError(
         f'init_from={config.init_from}: there is no such file of weights.'
       )
 
-  def _plan_training(self) -> None:
-    config = self.config
-    self.steps_per_epoch = pipeline.steps_per_epoch(
-      self.data.train, config.batch_size
+  @staticmethod
+  def load_data(config: Any) -> sources.Dataset:
+    """The data set that the config's `data` section names."""
+    data = config.data
+    return sources.load(
+      data.name,
+      dir=data.dir,
+      image_size=data.image_size,
+      seed=config.seed,
+      val_fraction=data.val_fraction,
+      cache_max_gb=data.cache_max_gb,
+      max_corrupt=data.max_corrupt,
     )
-    self.total_steps = self.steps(config.duration, whole=True)
-    self.tx, self._schedule = optim.make(
-      config.optim,
-      total_steps=self.total_steps,
-      steps_per_epoch=self.steps_per_epoch,
-    )
-    d = config.diagnostics
-    self._settings = diagnostics.Settings(
-      max_logit=d.max_logit,
-      max_abs_grad=d.max_abs_grad,
-      zscore=d.zscore,
-      window=d.window,
-      warmup_steps=self.steps(d.ignore),
-      policy=d.on_explosion,
-    )
+
+  @staticmethod
+  def names_of(data: sources.Dataset) -> list[str]:
+    """The classes, in label order."""
+    return list(data.class_names)
+
+  @functools.cached_property
+  def steps_per_epoch(self) -> int:
+    """Whole batches in the training part."""
+    return pipeline.steps_per_epoch(self.data.train, self.config.batch_size)
 
   @property
   def flops_per_image(self) -> float:
@@ -192,21 +205,14 @@ class Classification:
       tokens=side**2 + (model.pool == 'cls'),
     )
 
-  def steps(self, duration: int | str, *, whole: bool = False) -> int:
-    """A duration of the config in steps; `whole` for the run's own length."""
-    return durations.steps(
-      duration,
-      steps_per_epoch=self.steps_per_epoch,
-      total_steps=None if whole else self.total_steps,
-    )
-
   # --- State ---------------------------------------------------------------
 
   def _variables(self, key: jax.Array) -> Any:
     size = self.config.data.image_size
     return self.model.init(key, jnp.zeros((1, size, size, 3)))
 
-  def _fresh(self, seed: int) -> State:
+  def fresh(self, seed: int) -> State:
+    """A new state; traced by `init`."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     variables = nn.unbox(self._variables(init_key))
     params = variables['params']
@@ -218,7 +224,7 @@ class Classification:
       opt_state=self.tx.init(params),
       ema=jax.tree.map(jnp.copy, params) if config.optim.ema else None,
       key=jax.random.key_data(step_key),
-      loss_scale=_loss_scale(config.model.dtype),
+      loss_scale=gradients.loss_scale(config.model.dtype),
       monitor=diagnostics.init(
         config.diagnostics.window, len(self.signal_names)
       ),
@@ -228,7 +234,7 @@ class Classification:
   def abstract_state(self) -> State:
     """Shapes, types and shardings of the state, with nothing computed."""
     with sharding.use(self.mesh):
-      shapes = jax.eval_shape(functools.partial(self._fresh, 0))
+      shapes = jax.eval_shape(functools.partial(self.fresh, 0))
     params = sharding.of_boxed(self._boxed['params'], self.mesh)
     placed = jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)
     placed = placed.replace(
@@ -243,14 +249,6 @@ class Classification:
       shapes,
       placed,
     )
-
-  def init(self) -> State:
-    """A new state from the config's seed, each array made where it lives."""
-    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    with sharding.use(self.mesh):
-      return jax.jit(self._fresh, static_argnums=0, out_shardings=placed)(
-        self.config.seed
-      )
 
   def with_pretrained(self, state: State, path: str) -> State:
     """The state with weights from a file; see `weights.load_pretrained`."""
@@ -317,32 +315,27 @@ class Classification:
       sharding.batch(self.mesh),
     )
 
-  @functools.cached_property
-  def train_step(self):
-    """Jitted (state, batch) -> (state, scalars [M]); the state is donated.
-
-    `batch` holds `image` uint8 [B, H, W, 3] and `label` int32 [B]; `scalars`
-    are float32 in the order of `scalar_names`.
-    """
-    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    return self._in_mesh(
-      jax.jit(
-        self._train_step,
-        donate_argnums=0,
-        in_shardings=(placed, sharding.batch(self.mesh)),
-        out_shardings=(placed, sharding.replicated(self.mesh)),
-      )
-    )
-
-  def _train_step(
+  def step(
     self, state: State, batch: dict[str, Array]
   ) -> tuple[State, Float[Array, 'M']]:
+    """One training step; traced by `train_step`.
+
+    Args:
+      state: before the step.
+      batch: `image` uint8 [B, H, W, 3] and `label` int32 [B].
+    """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     augment_key, dropout_key = jax.random.split(key)
     images = self._images(batch['image'], augment_key)
-    gradients = self._gradients(state, images, batch['label'], dropout_key)
-    grads, loss, batch_stats, aux, loss_scale, overflow = gradients
-
+    batch_parts = self._parts(images, batch['label'], dropout_key)
+    grads, loss, batch_stats, aux, loss_scale, overflow = gradients.of_batch(
+      self._loss,
+      state.params,
+      state.batch_stats,
+      batch_parts,
+      self.config.optim.accumulate,
+      state.loss_scale,
+    )
     updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u, state.params, updates)
     row = diagnostics.measure(
@@ -357,7 +350,7 @@ class Classification:
     row |= {k: v for k, v in aux.items() if '/' in k}
     signals = jnp.stack([row[name] for name in self.signal_names])
     monitor, verdict = diagnostics.observe(
-      state.monitor, signals, loss, state.step, overflow, self._settings
+      state.monitor, signals, loss, state.step, overflow, self.detector
     )
     decay = self.config.optim.ema
     ema = state.ema and jax.tree.map(
@@ -395,52 +388,15 @@ class Classification:
       images = transforms.augment(key, images, data.augment)
     return transforms.normalise(images, data.mean, data.std)
 
-  def _gradients(self, state, images, labels, key):
-    """Mean gradients over the micro-batches, and what came with them."""
+  def _parts(self, images, labels, key):
     count = self.config.optim.accumulate
-    scale = state.loss_scale
-
-    def one(carry, micro):
-      batch_stats, scale, grads, loss, finite = carry
-      images, labels, key = micro
-      loss_fn = functools.partial(
-        self._loss,
-        batch_stats=batch_stats,
-        images=images,
-        labels=labels,
-        key=key,
-      )
-      if scale is None:
-        (value, (batch_stats, aux)), new = jax.value_and_grad(
-          loss_fn, has_aux=True
-        )(state.params)
-      else:
-        scale, ok, (value, (batch_stats, aux)), new = scale.value_and_grad(
-          loss_fn, has_aux=True
-        )(state.params)
-        finite &= ok
-      grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
-      return (batch_stats, scale, grads, loss + value, finite), aux
-
-    carry = (state.batch_stats, scale, None, 0.0, jnp.asarray(True))
     if count == 1:
-      carry, aux = one(carry, (images, labels, key))
-    else:
-      zeros = jax.tree.map(jnp.zeros_like, state.params)
-      carry = (state.batch_stats, scale, zeros, 0.0, jnp.asarray(True))
-      micros = _micro_batches(images, labels, key, count)
-      carry, aux = jax.lax.scan(one, carry, micros)
-      aux = {
-        k: v.mean(0) if k == 'top1' or 'entropy' in k else v.max(0)
-        for k, v in aux.items()
-      }
-    batch_stats, scale, grads, loss, finite = carry
-    grads = jax.tree.map(lambda g: g / count, grads)
-    loss = loss / count
-    return grads, loss, batch_stats, aux, scale, ~finite & jnp.isfinite(loss)
+      return images, labels, key
+    return gradients.parts(images, labels, key, count)
 
-  def _loss(self, params, *, batch_stats, images, labels, key):
-    """Mean loss of a batch; aux: new batch statistics, and scalars by name."""
+  def _loss(self, params, batch_stats, part):
+    """Mean loss of images; aux: new batch statistics, and scalars by name."""
+    images, labels, key = part
     settings = self.config.loss
     per_layer = self.config.diagnostics.per_layer
 
@@ -483,20 +439,13 @@ class Classification:
       key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
       augment_key, key = jax.random.split(key)
       images = self._images(batch['image'], augment_key)
-      labels = batch['label']
+      part = self._parts(images, batch['label'], key)
       if count > 1:
-        micros = _micro_batches(images, labels, key, count)
-        images, labels, key = jax.tree.map(lambda x: x[index], micros)
+        part = jax.tree.map(lambda x: x[index], part)
+      images, _, key = part
 
       def loss_fn(params):
-        loss, _ = self._loss(
-          params,
-          batch_stats=state.batch_stats,
-          images=images,
-          labels=labels,
-          key=key,
-        )
-        return scale * loss
+        return scale * self._loss(params, state.batch_stats, part)[0]
 
       _, captured = self.model.apply(
         {'params': state.params, 'batch_stats': state.batch_stats},
@@ -509,7 +458,7 @@ class Classification:
       captured.pop('attn_map')
       return captured, diagnostics.layer_norms(jax.grad(loss_fn)(state.params))
 
-    passes = self._in_mesh(jax.jit(passes))
+    passes = self.in_mesh(jax.jit(passes))
     for index in range(count):
       captured, norms = jax.device_get(passes(state, batch, index))
       found = diagnostics.first_nonfinite(captured, norms, self.layers)
@@ -556,7 +505,7 @@ class Classification:
     def apply(variables, images):
       return jax.nn.softmax(self._logits(variables, images))
 
-    return self._in_mesh(
+    return self.in_mesh(
       jax.jit(apply, out_shardings=sharding.replicated(self.mesh))
     )
 
@@ -576,20 +525,12 @@ class Classification:
       rest = (batch[name] for name in ('label', 'index', 'mask'))
       return sums, jax.nn.softmax(logits), *rest
 
-    return self._in_mesh(
+    return self.in_mesh(
       jax.jit(apply, out_shardings=sharding.replicated(self.mesh))
     )
 
   def _logits(self, variables, images):
     return self.model.apply(variables, self._images(images), train=False)
-
-  def _in_mesh(self, function):
-    @functools.wraps(function)
-    def call(*args):
-      with sharding.use(self.mesh):
-        return function(*args)
-
-    return call
 
   def evaluate(
     self,
@@ -606,7 +547,7 @@ class Classification:
     """
     batches = pipeline.eval_batches(
       split,
-      batch_size=self._eval_batch_size // jax.process_count(),
+      batch_size=self.eval_batch_size // jax.process_count(),
       workers=self.config.data.workers,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -626,23 +567,66 @@ class Classification:
     values['auroc'] = metrics.auroc(probabilities, labels)
     return Evaluation(values, probabilities, labels, indices)
 
+  def validate(
+    self, variables: dict[str, Any], check: Callable[[], None]
+  ) -> dict[str, float]:
+    """`loss top1 top5 auroc` of the validation part."""
+    values = dict(self.evaluate(variables, self.data.val, check).values)
+    del values['num_examples']
+    return values
 
-def _micro_batches(images, labels, key, count):
-  """Splits a batch in `count`: (images, labels, keys), each [count, ...].
+  def final(
+    self,
+    variables: dict[str, Any],
+    run: workdir_lib.Workdir,
+    check: Callable[[], None] = lambda: None,
+  ) -> dict[str, Any]:
+    """Evaluates on the test part and writes predictions.npz.
 
-  Every count-th image goes together, so that devices keep the images they have.
-  """
-  parts = jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0),
-    (images, labels),
+    A data set without a test part is evaluated on its validation part, and
+    `split` says so.
+
+    Args:
+      variables: the model's, as `variables` gives them.
+      run: where predictions.npz goes.
+      check: called between batches; may raise to leave the evaluation.
+
+    Returns:
+      `split num_examples loss top1 top5 auroc`.
+    """
+    name = 'test' if self.data.test is not None else 'val'
+    split = getattr(self.data, name)
+    result = self.evaluate(variables, split, check)
+    run.write_bytes(PREDICTIONS, _predictions(split, result, self.names))
+    return {'split': name, **result.values}
+
+  @staticmethod
+  def summary(result: dict[str, Any]) -> str:
+    """The content of eval.json in words."""
+    which = ', averaged' if result['weights'] == 'ema' else ''
+    return (
+      f'Result on the {result["split"]} part ({result["num_examples"]} images; '
+      f'weights of step {result["step"]}{which}):\n'
+      f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
+      f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
+    )
+
+
+def _predictions(
+  split: splits.Split, result: Evaluation, names: list[str]
+) -> bytes:
+  """Some images with their predictions, and the confusion matrix of all."""
+  confusion = np.zeros((len(names), len(names)), np.int64)
+  np.add.at(confusion, (result.labels, result.probabilities.argmax(axis=1)), 1)
+  chosen = np.random.default_rng(0).permutation(len(result.labels))[:_SAMPLES]
+  chosen.sort()
+  out = io.BytesIO()
+  np.savez_compressed(
+    out,
+    images=np.stack([split[int(result.indices[i])]['image'] for i in chosen]),
+    labels=result.labels[chosen],
+    probabilities=result.probabilities[chosen],
+    confusion=confusion,
+    class_names=np.array(names),
   )
-  return *parts, jax.random.split(key, count)
-
-
-def _loss_scale(dtype: str) -> dynamic_scale.DynamicScale | None:
-  """A dynamic loss scale for float16 (Micikevicius et al. 2018)."""
-  if dtype != 'float16':
-    return None
-  return dynamic_scale.DynamicScale(
-    fin_steps=jnp.zeros((), jnp.int32), scale=jnp.float32(2.0**16)
-  )
+  return out.getvalue()

@@ -1,0 +1,268 @@
+"""What the training loop asks of a task, and what every task does alike.
+
+    class Classification(base.Task): ...
+
+The loop (train.py), the command line and `api` know a task by this interface
+alone. One task lives on one mesh with one configuration.
+"""
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+from jaxtyping import Array, Float, Int, UInt32
+
+from vit22b_jax import diagnostics, durations, sharding
+from vit22b_jax import workdir as workdir_lib
+from vit22b_jax.data import pipeline
+
+
+@flax.struct.dataclass
+class State:
+  """What every task's state has; a task adds its weights and optimiser.
+
+  Attributes:
+    step: steps done.
+    key: raw random key of the run; a step folds its number in.
+    monitor: the explosion detector's memory.
+  """
+
+  step: Int[Array, '']
+  key: UInt32[Array, '2']
+  monitor: diagnostics.Monitor
+
+
+class Task(abc.ABC):
+  """One thing to train.
+
+  Args:
+    config: the run's configuration.
+    mesh: where arrays live.
+    names: of the classes in label order, or of the two domains.
+    data: what `load_data` gives; None to only use trained weights.
+
+  Attributes:
+    best_metric: the row of metrics.jsonl that ranks checkpoints.
+    best_mode: 'max' or 'min'.
+    names_are: what `names` names, in a message.
+    logged: scalars of a step whose means go into metrics.jsonl, beside the
+      loss.
+    sample_every: steps between two calls of `sample`; 0 for never.
+  """
+
+  best_metric: str
+  best_mode: str
+  names_are: str
+  logged: tuple[str, ...] = ()
+  sample_every: int = 0
+
+  def __init__(
+    self,
+    config: Any,
+    mesh: jax.sharding.Mesh,
+    names: list[str],
+    data: Any | None = None,
+  ):
+    self.config = config
+    self.mesh = mesh
+    self.names = list(names)
+    self.data = data
+    self.eval_batch_size = config.eval.batch_size or config.batch_size
+    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(self.eval_batch_size, mesh, 'eval.batch_size')
+
+  # --- Before training -----------------------------------------------------
+
+  @staticmethod
+  @abc.abstractmethod
+  def check(config: Any) -> None:
+    """Judges the task's own keys before any data are read.
+
+    Raises:
+      UserError: a value or sizes that don't fit together.
+    """
+
+  @staticmethod
+  @abc.abstractmethod
+  def load_data(config: Any) -> Any:
+    """The data set of the config's `data` section."""
+
+  @staticmethod
+  @abc.abstractmethod
+  def names_of(data: Any) -> list[str]:
+    """The `names` that a data set gives."""
+
+  @property
+  @abc.abstractmethod
+  def steps_per_epoch(self) -> int:
+    """Steps in which every training image is seen about once."""
+
+  @functools.cached_property
+  def total_steps(self) -> int:
+    """Length of the whole run."""
+    return durations.steps(
+      self.config.duration, steps_per_epoch=self.steps_per_epoch
+    )
+
+  def steps(self, duration: int | str) -> int:
+    """A duration of the config in steps."""
+    return durations.steps(
+      duration,
+      steps_per_epoch=self.steps_per_epoch,
+      total_steps=self.total_steps,
+    )
+
+  @property
+  @abc.abstractmethod
+  def flops_per_image(self) -> float:
+    """Model FLOPs of a training step for one image; see `flops`."""
+
+  # --- State ---------------------------------------------------------------
+
+  @property
+  @abc.abstractmethod
+  def abstract_state(self) -> State:
+    """Shapes, types and shardings of the state, with nothing computed."""
+
+  @property
+  @abc.abstractmethod
+  def abstract_weights(self) -> dict[str, Any]:
+    """The part of a state that `variables` needs; made without any data."""
+
+  @abc.abstractmethod
+  def fresh(self, seed: int) -> State:
+    """A new state; traced by `init`."""
+
+  def init(self) -> State:
+    """A new state from the config's seed, each array made where it lives."""
+    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    with sharding.use(self.mesh):
+      return jax.jit(self.fresh, static_argnums=0, out_shardings=placed)(
+        self.config.seed
+      )
+
+  @abc.abstractmethod
+  def with_pretrained(self, state: State, path: str) -> State:
+    """The state with the weights of a file (`init_from`)."""
+
+  @abc.abstractmethod
+  def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What the models apply, and which weights they are: 'params' or 'ema'.
+
+    Args:
+      weights: what `abstract_weights` names, as a state has them.
+    """
+
+  # --- Steps ---------------------------------------------------------------
+
+  @property
+  @abc.abstractmethod
+  def signal_names(self) -> list[str]:
+    """What the explosion detector remembers of each step, in order."""
+
+  @property
+  @abc.abstractmethod
+  def diagnostic_names(self) -> list[str]:
+    """The columns of diagnostics.csv after `step`."""
+
+  @property
+  @abc.abstractmethod
+  def scalar_names(self) -> list[str]:
+    """Names of the entries of the vector that `train_step` returns."""
+
+  @abc.abstractmethod
+  def train_iterator(self) -> pipeline.DeviceIterator:
+    """Endless training batches on the devices, from the first one on."""
+
+  @functools.cached_property
+  def train_step(
+    self,
+  ) -> Callable[[State, dict[str, Array]], tuple[State, Float[Array, 'M']]]:
+    """Jitted (state, batch) -> (state, scalars [M]); the state is donated.
+
+    The scalars are float32 in the order of `scalar_names`: one vector, so that
+    reading them costs a single transfer.
+    """
+    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    return self.in_mesh(
+      jax.jit(
+        self.step,
+        donate_argnums=0,
+        in_shardings=(placed, sharding.batch(self.mesh)),
+        out_shardings=(placed, sharding.replicated(self.mesh)),
+      )
+    )
+
+  @abc.abstractmethod
+  def step(
+    self, state: State, batch: dict[str, Array]
+  ) -> tuple[State, Float[Array, 'M']]:
+    """One training step; traced by `train_step`."""
+
+  @abc.abstractmethod
+  def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
+    """Which layer of the step on `batch` is non-finite first."""
+
+  @functools.cached_property
+  def detector(self) -> diagnostics.Settings:
+    """The explosion detector that the config's `diagnostics` asks for."""
+    d = self.config.diagnostics
+    return diagnostics.Settings(
+      max_logit=d.max_logit,
+      max_abs_grad=d.max_abs_grad,
+      zscore=d.zscore,
+      window=d.window,
+      warmup_steps=self.steps(d.ignore),
+      policy=d.on_explosion,
+    )
+
+  def in_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called under this task's mesh."""
+
+    @functools.wraps(function)
+    def call(*args):
+      with sharding.use(self.mesh):
+        return function(*args)
+
+    return call
+
+  # --- Results -------------------------------------------------------------
+
+  @abc.abstractmethod
+  def validate(
+    self, variables: dict[str, Any], check: Callable[[], None]
+  ) -> dict[str, float]:
+    """Values of the validation part, by name.
+
+    Args:
+      variables: as `variables` gives them.
+      check: called between batches; may raise to leave the evaluation.
+    """
+
+  @abc.abstractmethod
+  def final(
+    self,
+    variables: dict[str, Any],
+    run: workdir_lib.Workdir,
+    check: Callable[[], None] = lambda: None,
+  ) -> dict[str, Any]:
+    """Evaluates on the test part: the content of eval.json.
+
+    Args:
+      variables: as `variables` gives them.
+      run: where the task writes other files of the result.
+      check: called between batches; may raise to leave the evaluation.
+    """
+
+  @staticmethod
+  @abc.abstractmethod
+  def summary(result: dict[str, Any]) -> str:
+    """The content of eval.json in words."""
+
+  def sample(  # noqa: B027 (most tasks have nothing to show)
+    self, state: State, run: workdir_lib.Workdir
+  ) -> None:
+    """Writes pictures of what the models do by now into the workdir."""
