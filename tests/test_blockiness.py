@@ -1,0 +1,45 @@
+"""Blockiness: by hand, of flat and of smooth images, mistakes."""
+
+import numpy as np
+import pytest
+
+from vit22b_jax import blockiness, errors
+
+
+def test_by_hand():
+  """Rows step by 1 inside and by 5 across; all columns are equal but one."""
+  column = np.array([0, 1, 6, 7], np.uint8)
+  image = np.tile(column[:, None, None], (1, 4, 3))
+  image[0, 3] += 2  # a step inside to the right; below, 3 - 1 becomes 1
+  # Inside, down: 2 borders x 4 columns of 1, of which one |1 - 2| = 1.
+  # Inside, right: 2 borders x 4 rows of 0, of which one 2.
+  # Across, down: 4 of 5. Across, right: 4 of 0.
+  expected = ((4 * 5 + 0) / 8) / ((8 * 1 + 2) / 16)
+  assert blockiness.ratio(image[None], 2) == pytest.approx(expected)
+
+
+def test_the_unit_and_the_sign_of_pixels_do_not_matter():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (3, 15, 10, 3)).astype(np.uint8)
+  expected = blockiness.ratio(images, 5)
+  floats = 1 - images.astype(np.float32) / 127.5
+  assert blockiness.ratio(floats, 5) == pytest.approx(expected, rel=1e-5)
+
+
+def test_random_images_have_no_patches_and_pasted_ones_do():
+  rng = np.random.default_rng(1)
+  noise = rng.uniform(size=(8, 48, 64, 3))
+  assert blockiness.ratio(noise, 8) == pytest.approx(1, abs=0.05)
+  pasted = rng.uniform(size=(8, 6, 8, 3)).repeat(8, 1).repeat(8, 2)
+  pasted += 0.01 * noise
+  assert blockiness.ratio(pasted, 8) > 20
+
+
+def test_flat_images_have_no_ratio():
+  assert np.isnan(blockiness.ratio(np.ones((1, 8, 8, 3)), 4))
+
+
+@pytest.mark.parametrize(('size', 'patch'), [((8, 8), 1), ((8, 6), 8)])
+def test_images_without_borders_are_refused(size, patch):
+  with pytest.raises(errors.UserError, match=f'patches of {patch} x {patch}'):
+    blockiness.ratio(np.ones((1, *size, 3)), patch)
