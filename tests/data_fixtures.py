@@ -14,6 +14,9 @@ import pytest
 from etils.epath import backend, gpath
 from PIL import Image
 
+# Images of each folder of `make_domains`; primes, and B larger than A.
+DOMAINS = {'trainA': 23, 'trainB': 41, 'testA': 3, 'testB': 5}
+
 
 def images(
   labels: np.ndarray, size: int = 32, *, seed: int = 0, channels: int = 3
@@ -43,6 +46,31 @@ def make_folder(
   return root
 
 
+def make_domains(
+  root: pathlib.Path,
+  *,
+  counts: dict[str, int] | None = None,
+  sizes: tuple[tuple[int, int], ...] = ((13, 13),),
+) -> pathlib.Path:
+  """PNG files root/DOMAIN/000.png of noise: dark in A, bright in B.
+
+  Args:
+    root: the data folder.
+    counts: images of each domain folder.
+    sizes: heights and widths, which the images of a domain take in turn.
+  """
+  for seed, (name, count) in enumerate((counts or DOMAINS).items()):
+    rng = np.random.default_rng(seed)
+    (root / name).mkdir(parents=True)
+    for row in range(count):
+      shape = (*sizes[row % len(sizes)], 3)
+      pixels = rng.integers(0, 100, shape) + 150 * name.endswith('B')
+      Image.fromarray(pixels.astype(np.uint8)).save(
+        root / name / f'{row:03}.png'
+      )
+  return root
+
+
 def make_tfds(
   data_dir: pathlib.Path,
   name: str = 'cifar10',
@@ -53,6 +81,7 @@ def make_tfds(
   shape: tuple[int | None, int | None, int] = (32, 32, 3),
   file_format: str = 'tfrecord',
   labelled: tuple[str, ...] = ('train', 'validation', 'test'),
+  config: str | None = None,
 ) -> pathlib.Path:
   """A prepared TFDS set which the official builder of that name reads.
 
@@ -65,6 +94,7 @@ def make_tfds(
     shape: of its images; None is stored as 32.
     file_format: tfrecord or array_record.
     labelled: splits with labels; others have -1.
+    config: of a set that has several, as monet2photo of cycle_gan.
   """
   import tensorflow_datasets as tfds
 
@@ -83,6 +113,7 @@ def make_tfds(
   builder = tfds.dataset_builders.store_as_tfds_dataset(
     name=name,
     version=version,
+    config=config,
     features=features,
     split_datasets=data,
     data_dir=data_dir,

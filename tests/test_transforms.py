@@ -336,3 +336,87 @@ def test_translation_by_whole_pixels(operate):
   assert np.all(moved[:, 11:] == 128)
   moved = operate('translate_y', -1.0, jnp.asarray(pixels))
   np.testing.assert_array_equal(moved[9:], pixels[:11])
+
+
+# Sizes on the host.
+
+
+def test_the_size_in_a_header_is_upright():
+  image = Image.new('RGB', (7, 5))
+  assert images_lib.size(_encode(image)) == (5, 7)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  assert images_lib.size(_encode(image, 'JPEG', exif=exif)) == (7, 5)
+  with pytest.raises(images_lib.CorruptImage):
+    images_lib.size(b'not an image')
+
+
+def test_decode_resized_changes_proportions_and_nothing_without_need():
+  image = Image.fromarray(_random((11, 7, 3)))
+  same = images_lib.decode_resized(_encode(image), lambda size: size)
+  np.testing.assert_array_equal(same, image)
+  other = images_lib.decode_resized(_encode(image), lambda _: (5, 13))
+  expected = image.resize((13, 5), Image.Resampling.BICUBIC)
+  np.testing.assert_array_equal(other, expected)
+
+
+def test_large_jpegs_keep_their_own_size_when_asked_to():
+  image = Image.fromarray(_random((64, 200, 3)))
+  data = _encode(image, 'JPEG')
+  decoded = images_lib.decode_resized(data, lambda size: size)
+  np.testing.assert_array_equal(decoded, Image.open(io.BytesIO(data)))
+
+
+def test_crop_on_the_host_reaches_every_edge():
+  image = _random((7, 11, 3))
+  np.testing.assert_array_equal(images_lib.crop(image, (5, 8)), image[1:6, 1:9])
+  np.testing.assert_array_equal(
+    images_lib.crop(image, (5, 8), np.array([0.0, 0.0])), image[:5, :8]
+  )
+  last = np.array([0.999, 0.999])
+  np.testing.assert_array_equal(
+    images_lib.crop(image, (5, 8), last), image[2:, 3:]
+  )
+
+
+# Generators' inputs and outputs.
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_crop_and_flip_gives_every_part_and_its_mirror_alike(flip):
+  image = _random((5, 7, 3))
+  images = jnp.asarray(np.repeat(image[None], 1200, axis=0))
+  crop = jax.jit(transforms.crop_and_flip, static_argnums=(2, 3))
+  found = np.asarray(crop(jax.random.key(0), images, (4, 5), flip))
+  parts = [
+    image[top : top + 4, left : left + 5]
+    for top in range(2)
+    for left in range(3)
+  ]
+  if flip:
+    parts += [part[:, ::-1] for part in parts]
+  counts = [np.all(found == part, axis=(1, 2, 3)).sum() for part in parts]
+  assert sum(counts) == 1200
+  np.testing.assert_allclose(counts, 1200 / len(parts), rtol=0.35)
+
+
+def test_crop_and_flip_of_the_whole_image_keeps_it():
+  images = jnp.asarray(_random((3, 5, 7, 3)))
+  same = transforms.crop_and_flip(jax.random.key(0), images, (5, 7), False)
+  np.testing.assert_array_equal(same, images)
+
+
+def test_signed_images_go_there_and_back():
+  levels = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1)
+  signed = transforms.to_signed(levels)
+  assert signed.dtype == jnp.float32
+  assert (signed.min(), signed.max()) == (-1, 1)
+  np.testing.assert_array_equal(transforms.to_uint8(signed), levels)
+  assert transforms.to_uint8(signed).dtype == jnp.uint8
+
+
+def test_to_uint8_rounds_and_clips():
+  values = jnp.array([-2.0, -1.0, 0.51 / 127.5, 1.0, 1.4])
+  np.testing.assert_array_equal(
+    transforms.to_uint8(values), [0, 0, 128, 255, 255]
+  )

@@ -11,7 +11,6 @@ Training images come larger than `image_size` where a random crop is due (see
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -293,40 +292,43 @@ def _parts(
   Train parts stay larger than the crop, for it to be drawn on the device; but
   where they have several sizes, it is drawn while decoding.
   """
-  straight = dataclasses.replace(resize, load=resize.crop)
-  if resize.mode == 'scale_width':
-    straight = resize
+  straight = resize
+  if resize.mode == 'resize_and_crop':
+    straight = dataclasses.replace(resize, load=resize.crop)
+  centred = _Decode(straight, centre=True)
   fixed, varied = {}, {}
   for split, part in records.items():
     domain = split[-1].lower()
     sizes = _sizes(part, resize)
     if split.startswith('test'):
       _check_count(part.place, split, len(part), _LEAST)
-      fixed[f'test_{domain}'] = decoding.Part(
-        part, _Centre(straight), resize.crop
-      )
+      fixed[f'test_{domain}'] = decoding.Part(part, centred, resize.crop)
       continue
     _check_count(part.place, split, len(part), _LEAST + 1)
     share = max(val_fraction, _LEAST / len(part))
     train, val = splits.hold_out(np.zeros(len(part)), share, seed)
-    fixed[f'val_{domain}'] = decoding.Part(
-      part, _Centre(straight), resize.crop, val
-    )
-    decode = functools.partial(images_lib.decode_resized, target=resize)
-    where, size = (fixed, *sizes) if len(sizes) == 1 else (varied, resize.crop)
-    where[f'train_{domain}'] = decoding.Part(part, decode, size, train)
+    fixed[f'val_{domain}'] = decoding.Part(part, centred, resize.crop, val)
+    decode, key = _Decode(resize, centre=False), f'train_{domain}'
+    if len(sizes) == 1:
+      fixed[key] = decoding.Part(part, decode, sizes.pop(), train)
+    else:
+      varied[key] = decoding.Part(part, decode, resize.crop, train)
   return fixed, varied
 
 
 @dataclasses.dataclass(frozen=True)
-class _Centre:
-  """Decodes an image and crops its centre; picklable for worker processes."""
+class _Decode:
+  """Decodes and resizes an image and, if `centre`, crops its centre.
+
+  Not a closure, since worker processes need it too.
+  """
 
   resize: _Resize
+  centre: bool
 
   def __call__(self, data: bytes) -> UInt8[np.ndarray, 'H W 3']:
     image = images_lib.decode_resized(data, self.resize)
-    return images_lib.crop(image, self.resize.crop)
+    return images_lib.crop(image, self.resize.crop) if self.centre else image
 
 
 def _sizes(records: decoding.AnyRecords, resize: _Resize) -> set[Size]:
@@ -373,14 +375,14 @@ def _in_memory(
   """Splits of decoded arrays, and the names of what could not be decoded."""
   if not parts:
     return {}, ()
-  label = f'{name.removeprefix(_FOLDER)}-{resize.mode}-{_show(resize.crop)}'
+  sizes = f'{_show(resize.load)}-{_show(resize.crop)}'
   rows = [
     part.rows.tolist() for part in parts.values() if part.rows is not None
   ]
   path = cache.folder(
-    f'{label}-{seed}',
+    f'{name.removeprefix(_FOLDER)}-{resize.mode}-{sizes}-{seed}',
     records['trainA'].place,
-    [resize.load, rows, {s: part.identity() for s, part in records.items()}],
+    [rows, {s: part.identity() for s, part in records.items()}],
   )
   arrays, meta = decoding.in_memory(name, path, parts, max_corrupt)
   found = {}

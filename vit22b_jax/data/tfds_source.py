@@ -287,10 +287,11 @@ def _check_network(builder) -> None:
 
 
 def _unknown(name: str, known: list[str]) -> str:
+  embedded = {'digits', 'fruit'} - {name}
   return (
     f'unknown data.name {name!r}: expected a TFDS set of images, '
     "'folder:PATH', 'digits' or, for translation, 'fruit'."
-    f'{errors.closest(name, [*known, "digits", "fruit"])}'
+    f'{errors.closest(name, [*known, *embedded])}'
   )
 
 
