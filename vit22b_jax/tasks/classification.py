@@ -9,9 +9,7 @@ Everything random or heavy (augmentation, model, loss, gradients, optimiser,
 diagnostics) happens inside one jitted step.
 """
 
-import dataclasses
 import functools
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +17,15 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from flax.training import dynamic_scale
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from vit22b_jax import (
   diagnostics,
   errors,
   flops,
   losses,
-  metrics,
   optim,
   sharding,
   weights,
@@ -37,10 +33,9 @@ from vit22b_jax import (
 from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.data import pipeline, sources, splits, transforms
 from vit22b_jax.models import vit
-from vit22b_jax.tasks import base, gradients
+from vit22b_jax.tasks import base, gradients, scoring
 
 PREDICTIONS = 'predictions.npz'
-_SAMPLES = 48  # images kept with their predictions, for the report
 
 
 @flax.struct.dataclass
@@ -60,24 +55,6 @@ class State(base.State):
   opt_state: Any
   ema: Any
   loss_scale: dynamic_scale.DynamicScale | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """What a model does on a split.
-
-  Attributes:
-    values: `num_examples loss top1 top5 auroc`; accuracies in [0, 1].
-    probabilities: softmax outputs, float32.
-    labels: the true classes, in the same order.
-    indices: the images' places in the split; those that can't be read are
-      missing.
-  """
-
-  values: dict[str, float]
-  probabilities: Float[np.ndarray, 'n C']
-  labels: Int[np.ndarray, ' n']
-  indices: Int[np.ndarray, ' n']
 
 
 def build_model(config: Any, num_classes: int) -> vit.ViT:
@@ -509,35 +486,25 @@ class Classification(base.Task):
       jax.jit(apply, out_shardings=sharding.replicated(self.mesh))
     )
 
-  @functools.cached_property
-  def _eval_step(self):
-    """Jitted (variables, batch) -> metric sums, and what the rest is made of.
-
-    The rest: probabilities, labels, indices, mask.
-    """
-
-    def apply(variables, batch):
-      logits = self._logits(variables, batch['image'])
-      values = losses.cross_entropy(
-        logits, batch['label'], kind=self.config.loss.kind
-      )
-      sums = metrics.batch_sums(logits, batch['label'], values, batch['mask'])
-      rest = (batch[name] for name in ('label', 'index', 'mask'))
-      return sums, jax.nn.softmax(logits), *rest
-
-    return self.in_mesh(
-      jax.jit(apply, out_shardings=sharding.replicated(self.mesh))
-    )
-
   def _logits(self, variables, images):
     return self.model.apply(variables, self._images(images), train=False)
+
+  @functools.cached_property
+  def _scorer(self) -> scoring.Scorer:
+    return scoring.Scorer(
+      self._logits,
+      self.config.loss.kind,
+      self.mesh,
+      batch_size=self.eval_batch_size,
+      workers=self.config.data.workers,
+    )
 
   def evaluate(
     self,
     variables: dict[str, Any],
     split: splits.Split,
     check: Callable[[], None] = lambda: None,
-  ) -> Evaluation:
+  ) -> scoring.Evaluation:
     """Loss, top-1, top-5 and AUROC over every image of a split, once.
 
     Args:
@@ -545,27 +512,7 @@ class Classification(base.Task):
       split: the images.
       check: called between batches; may raise to leave the evaluation.
     """
-    batches = pipeline.eval_batches(
-      split,
-      batch_size=self.eval_batch_size // jax.process_count(),
-      workers=self.config.data.workers,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-    total, kept = None, []
-    for batch in batches:
-      check()
-      placed = pipeline.place(batch, sharding.batch(self.mesh))
-      sums, *rest = jax.device_get(self._eval_step(variables, placed))
-      total = sums if total is None else metrics.merge(total, sums)
-      *rest, mask = rest
-      kept.append([array[mask > 0] for array in rest])
-    probabilities, labels, indices = map(
-      np.concatenate, zip(*kept, strict=True)
-    )
-    values = metrics.means(total)
-    values['auroc'] = metrics.auroc(probabilities, labels)
-    return Evaluation(values, probabilities, labels, indices)
+    return self._scorer.evaluate(variables, split, check)
 
   def validate(
     self, variables: dict[str, Any], check: Callable[[], None]
@@ -597,7 +544,7 @@ class Classification(base.Task):
     name = 'test' if self.data.test is not None else 'val'
     split = getattr(self.data, name)
     result = self.evaluate(variables, split, check)
-    run.write_bytes(PREDICTIONS, _predictions(split, result, self.names))
+    run.write_bytes(PREDICTIONS, scoring.predictions(split, result, self.names))
     return {'split': name, **result.values}
 
   @staticmethod
@@ -610,23 +557,3 @@ class Classification(base.Task):
       f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
       f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
     )
-
-
-def _predictions(
-  split: splits.Split, result: Evaluation, names: list[str]
-) -> bytes:
-  """Some images with their predictions, and the confusion matrix of all."""
-  confusion = np.zeros((len(names), len(names)), np.int64)
-  np.add.at(confusion, (result.labels, result.probabilities.argmax(axis=1)), 1)
-  chosen = np.random.default_rng(0).permutation(len(result.labels))[:_SAMPLES]
-  chosen.sort()
-  out = io.BytesIO()
-  np.savez_compressed(
-    out,
-    images=np.stack([split[int(result.indices[i])]['image'] for i in chosen]),
-    labels=result.labels[chosen],
-    probabilities=result.probabilities[chosen],
-    confusion=confusion,
-    class_names=np.array(names),
-  )
-  return out.getvalue()
