@@ -342,6 +342,9 @@ def test_unreadable_files_are_counted(root, preprocess):
     assert len(data.train.a) + len(data.val.a) == COUNTS['trainA'] - 1
     assert len(data.test.b) == COUNTS['testB'] - 1
     assert len(data.skipped) == 2
+    assert data.skipped[0].endswith(
+      '004.png (no image format that Pillow knows)'
+    )
   with pytest.raises(errors.UserError, match='2 corrupt image') as caught:
     _load(root, **options)
   assert 'trainA/004.png' in str(caught.value)

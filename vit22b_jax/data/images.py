@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import PIL
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
@@ -116,6 +117,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
       yield image
   except MemoryError:
     raise
+  except PIL.UnidentifiedImageError as error:  # It names an address in memory.
+    raise CorruptImage('no image format that Pillow knows') from error
   except Exception as error:  # Pillow's plugins raise whatever they like.
     raise CorruptImage(f'{type(error).__name__}: {error}') from error
 
