@@ -250,8 +250,9 @@ def _mistakes():
 def test_mistakes_in_folders(tmp_path, break_it, message):
   root = data_fixtures.make_folder(tmp_path / 'data', counts={'train': 3})
   break_it(root)
-  with pytest.raises(errors.UserError, match=message):
-    _load(root, max_corrupt=99)
+  for cache_max_gb in (4, 0):  # in memory, and read while training
+    with pytest.raises(errors.UserError, match=message):
+      _load(root, max_corrupt=99, cache_max_gb=cache_max_gb)
 
 
 @pytest.mark.parametrize('fraction', [0, 1, -0.1])

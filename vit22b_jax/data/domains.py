@@ -12,7 +12,7 @@ Training images come larger than `image_size` where a random crop is due (see
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import grain
 import numpy as np
@@ -29,16 +29,16 @@ from vit22b_jax.data import (
   splits,
   tfds_source,
 )
-from vit22b_jax.data import images as images_lib
+from vit22b_jax.data import preprocess as preprocess_lib
 
-PREPROCESS = ('resize_and_crop', 'crop', 'scale_width', 'none')
+PREPROCESS = preprocess_lib.MODES
 PAIRINGS = ('unpaired', 'index')
 
 _FOLDER = 'folder:'
 _SPLITS = ('trainA', 'trainB', 'testA', 'testB')
 # A distance between two sets needs a covariance, so two images.
 _LEAST = 2
-Size = tuple[int, int]  # Height and width.
+Size = preprocess_lib.Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,23 +66,6 @@ class Domains:
   val: Pair
   test: Pair | None
   skipped: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Resize:
-  """What becomes of an image's size on the host, before it is cropped."""
-
-  mode: str
-  load: Size
-  crop: Size
-
-  def __call__(self, size: Size) -> Size:
-    if self.mode == 'resize_and_crop':
-      return self.load
-    if self.mode == 'scale_width':
-      height, width = size
-      return round(height * self.load[1] / width), self.load[1]
-    return size
 
 
 def load(
@@ -131,16 +114,19 @@ def load(
       f'data.preprocess={preprocess!r}: expected one of '
       f'{", ".join(PREPROCESS)}.{errors.closest(preprocess, PREPROCESS)}'
     )
-  crop = _size('image_size', image_size)
-  resize = _Resize(preprocess, _size('load_size', load_size or crop), crop)
-  _check_load_size(resize)
+  crop = preprocess_lib.parse_size('image_size', image_size)
+  resize = preprocess_lib.Resize(
+    preprocess, preprocess_lib.parse_size('load_size', load_size or crop), crop
+  )
+  preprocess_lib.check_load_size(resize)
   records = _find(name, dir)
   fixed, varied = _parts(records, resize, seed, val_fraction)
   if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
     fixed, varied = {}, varied | fixed
   found, skipped = _in_memory(name, records, resize, seed, fixed, max_corrupt)
+  unreadable = splits.Unreadable(max_corrupt)
   for key, part in varied.items():
-    found[key] = _lazy(name, part, max_corrupt)
+    found[key] = _lazy(name, part, unreadable)
   return _domains(name, found, skipped, seed)
 
 
@@ -242,26 +228,6 @@ class PairIterator(grain.DatasetIterator):
       domain.set_state(state)
 
 
-def _size(key: str, value: int | Sequence[int]) -> Size:
-  sides = (value, value) if isinstance(value, int) else tuple(value)
-  if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-    raise errors.UserError(
-      f'data.{key}={value!r}: expected a side in pixels, or (height, width).'
-    )
-  return sides
-
-
-def _check_load_size(resize: _Resize) -> None:
-  """Raises UserError when what is resized would be smaller than the crop."""
-  axes = {'resize_and_crop': (0, 1), 'scale_width': (1,)}
-  for axis in axes.get(resize.mode, ()):
-    if resize.load[axis] < resize.crop[axis]:
-      raise errors.UserError(
-        f'data.load_size={_show(resize.load)} is smaller than data.image_size='
-        f'{_show(resize.crop)}, and {resize.mode} crops the one from the other.'
-      )
-
-
 def _find(name: str, dir: str) -> dict[str, decoding.AnyRecords]:
   """Records of trainA, trainB and, when there are any, testA and testB."""
   if name == 'fruit':
@@ -283,7 +249,7 @@ def _find(name: str, dir: str) -> dict[str, decoding.AnyRecords]:
 
 def _parts(
   records: Mapping[str, decoding.AnyRecords],
-  resize: _Resize,
+  resize: preprocess_lib.Resize,
   seed: int,
   val_fraction: float,
 ) -> tuple[dict[str, decoding.Part], dict[str, decoding.Part]]:
@@ -295,11 +261,11 @@ def _parts(
   straight = resize
   if resize.mode == 'resize_and_crop':
     straight = dataclasses.replace(resize, load=resize.crop)
-  centred = _Decode(straight, centre=True)
+  centred = preprocess_lib.Decode(straight, centre=True)
   fixed, varied = {}, {}
   for split, part in records.items():
     domain = split[-1].lower()
-    sizes = _sizes(part, resize)
+    sizes = preprocess_lib.sizes(part, resize)
     if split.startswith('test'):
       _check_count(part.place, split, len(part), _LEAST)
       fixed[f'test_{domain}'] = decoding.Part(part, centred, resize.crop)
@@ -308,7 +274,7 @@ def _parts(
     share = max(val_fraction, _LEAST / len(part))
     train, val = splits.hold_out(np.zeros(len(part)), share, seed)
     fixed[f'val_{domain}'] = decoding.Part(part, centred, resize.crop, val)
-    decode, key = _Decode(resize, centre=False), f'train_{domain}'
+    decode, key = preprocess_lib.Decode(resize, centre=False), f'train_{domain}'
     if len(sizes) == 1:
       fixed[key] = decoding.Part(part, decode, sizes.pop(), train)
     else:
@@ -316,58 +282,10 @@ def _parts(
   return fixed, varied
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decode:
-  """Decodes and resizes an image and, if `centre`, crops its centre.
-
-  Not a closure, since worker processes need it too.
-  """
-
-  resize: _Resize
-  centre: bool
-
-  def __call__(self, data: bytes) -> UInt8[np.ndarray, 'H W 3']:
-    image = images_lib.decode_resized(data, self.resize)
-    return images_lib.crop(image, self.resize.crop) if self.centre else image
-
-
-def _sizes(records: decoding.AnyRecords, resize: _Resize) -> set[Size]:
-  """Sizes of resized images, which must hold the crop.
-
-  Unreadable images are left to those who decode.
-  """
-  if resize.mode == 'resize_and_crop':
-    return {resize.load}
-  sizes, wrong = set(), []
-  for row, (size, _) in enumerate(decoding.apply(records, images_lib.size)):
-    if isinstance(size, images_lib.CorruptImage):
-      continue
-    resized = resize(size)
-    sizes.add(resized)
-    if min(np.subtract(resized, resize.crop)) < 0 or (
-      resize.mode == 'none' and resized != resize.crop
-    ):
-      wrong.append(f'  {records.name(row)} ({_show(size)})')
-  if wrong:
-    shown = '\n'.join(wrong[:10] + ['  ...'] * (len(wrong) > 10))
-    what = {
-      'crop': 'smaller than the crop',
-      'scale_width': f'lower than the crop once {resize.load[1]} wide',
-      'none': 'of another size',
-    }[resize.mode]
-    raise errors.UserError(
-      f'{len(wrong)} image(s) are {what}, data.image_size='
-      f'{_show(resize.crop)} (height x width), and data.preprocess='
-      f'{resize.mode}:\n{shown}\nChoose another image_size, or '
-      '--config.data.preprocess=resize_and_crop.'
-    )
-  return sizes
-
-
 def _in_memory(
   name: str,
   records: Mapping[str, decoding.AnyRecords],
-  resize: _Resize,
+  resize: preprocess_lib.Resize,
   seed: int,
   parts: Mapping[str, decoding.Part],
   max_corrupt: int,
@@ -375,7 +293,9 @@ def _in_memory(
   """Splits of decoded arrays, and the names of what could not be decoded."""
   if not parts:
     return {}, ()
-  sizes = f'{_show(resize.load)}-{_show(resize.crop)}'
+  sizes = (
+    f'{preprocess_lib.show(resize.load)}-{preprocess_lib.show(resize.crop)}'
+  )
   rows = [
     part.rows.tolist() for part in parts.values() if part.rows is not None
   ]
@@ -393,7 +313,9 @@ def _in_memory(
   return found, tuple(meta['skipped'])
 
 
-def _lazy(name: str, part: decoding.Part, max_corrupt: int) -> splits.LazySplit:
+def _lazy(
+  name: str, part: decoding.Part, unreadable: splits.Unreadable
+) -> splits.LazySplit:
   if not part.records.random_access:
     raise errors.UserError(
       f'the images of {name!r} are larger than data.cache_max_gb or of several '
@@ -403,7 +325,7 @@ def _lazy(name: str, part: decoding.Part, max_corrupt: int) -> splits.LazySplit:
       'data.cache_max_gb or choose data.preprocess=resize_and_crop.'
     )
   return splits.LazySplit(
-    part.records, part.shape, None, max_corrupt, part.rows, part.decode
+    part.records, part.shape, None, unreadable, part.rows, part.decode
   )
 
 
@@ -454,7 +376,3 @@ def _check_count(where: str, part: str, count: int, least: int) -> None:
       f'{where} has {count} image(s) in {part}; {least} are the least (an '
       'evaluation compares two or more, and val is a part of train).'
     )
-
-
-def _show(size: Size) -> str:
-  return f'{size[0]}x{size[1]}'

@@ -8,6 +8,7 @@ What fits into `cache_max_gb` is decoded once, kept in memory and cached on disk
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -192,7 +193,7 @@ def _lazy(
   max_corrupt: int,
 ) -> dict[str, Split]:
   """Splits decoded while they are read."""
-  parts = {}
+  parts, unreadable = {}, splits.Unreadable(max_corrupt)
   for split, part in records.items():
     if not part.random_access:
       raise errors.UserError(
@@ -204,7 +205,29 @@ def _lazy(
     if split == 'test' and part.read(0)[1] == -1:
       logging.info('the test part of %s has no labels: left aside', name)
       continue
+    if isinstance(part, folder.FolderRecords):  # their labels cost nothing
+      _check_part(f'{name} {split}', part.labels(), _lost(part), class_names)
     parts[split] = splits.LazySplit(
-      part, image_size, len(class_names), max_corrupt
+      part, image_size, len(class_names), unreadable
     )
   return parts
+
+
+def _lost(records: folder.FolderRecords) -> list[int]:
+  """Labels of which no image can be read; most classes show their first."""
+
+  def readable(rows: Int[np.ndarray, ' n']) -> set[int]:
+    """Labels of the rows that can be read."""
+    found = decoding.apply(
+      records, functools.partial(images_lib.decode, image_size=8), rows
+    )
+    return {
+      label for x, label in found if not isinstance(x, images_lib.CorruptImage)
+    }
+
+  labels = records.labels()
+  classes, first = np.unique(labels, return_index=True)
+  seen = readable(np.sort(first))
+  rest = np.flatnonzero(~np.isin(labels, list(seen)))
+  seen |= readable(rest) if len(rest) else set()
+  return sorted(set(classes.tolist()) - seen)

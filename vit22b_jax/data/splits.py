@@ -105,6 +105,34 @@ class ArraySplit:
     """Nothing to check: images and labels were when they were decoded."""
 
 
+class Unreadable:
+  """The corrupt images that the lazily read splits of a data set have met.
+
+  They are counted from the start of the process, each once.
+
+  Args:
+    max_corrupt: how many are accepted.
+
+  Attributes:
+    names: of the images.
+  """
+
+  def __init__(self, max_corrupt: int):
+    self._max_corrupt = max_corrupt
+    self.names: list[str] = []
+
+  def add(self, name: str) -> None:
+    """Counts and logs an image, unless it was before.
+
+    Raises:
+      UserError: there are more than `max_corrupt`.
+    """
+    if name not in self.names:
+      self.names.append(name)
+      logging.warning('skipped a corrupt image: %s', name)
+    check_corrupt(self.names, self._max_corrupt)
+
+
 class LazySplit:
   """Records decoded when they are read, by Grain's threads or processes.
 
@@ -112,14 +140,15 @@ class LazySplit:
     records: encoded images.
     image_size: side of the decoded images, or their height and width.
     num_classes: labels are in [0, num_classes); None leaves labels out.
-    max_corrupt: how many unreadable images `check` accepts.
+    unreadable: where `check` counts corrupt images; the splits of a data set
+      share it.
     indices: the records which belong to this split; all by default.
     decode: turns a file's bytes into an image of that size or larger, which is
       cropped; by default `images.decode`, which gives squares.
 
   Attributes:
     crops: whether `gather` looks at its draws.
-    unreadable: names of the corrupt images that `check` has met.
+    unreadable: as given.
   """
 
   decodes = True
@@ -129,18 +158,17 @@ class LazySplit:
     records: Records,
     image_size: int | tuple[int, int],
     num_classes: int | None,
-    max_corrupt: int,
+    unreadable: Unreadable,
     indices: Int[np.ndarray, ' N'] | None = None,
     decode: Callable[[bytes], UInt8[np.ndarray, 'h w 3']] | None = None,
   ):
     self._records = records
     self._num_classes = num_classes
-    self._max_corrupt = max_corrupt
     self._indices = np.arange(len(records)) if indices is None else indices
     self._decode = decode or functools.partial(_decode_square, image_size)
     self.crops = decode is not None
     self.image_size = image_size
-    self.unreadable: list[str] = []
+    self.unreadable = unreadable
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -187,7 +215,7 @@ class LazySplit:
       self._records,
       self.image_size,
       self._num_classes,
-      self._max_corrupt,
+      self.unreadable,
       self._indices[indices],
       self._decode if self.crops else None,
     )
@@ -195,11 +223,8 @@ class LazySplit:
   def check(self, indices: Int[np.ndarray, ' B'], batch: Batch) -> None:
     """Judges a batch of `gather`; apart, since workers decode in processes.
 
-    Counts and logs unreadable records, each once.
-
     Raises:
-      UserError: more than `max_corrupt` are unreadable, or a label is out of
-        range.
+      UserError: too many records are unreadable, or a label is out of range.
     """
 
     def name(row: int) -> str:
@@ -208,10 +233,7 @@ class LazySplit:
     if self._num_classes is not None:
       check_labels(batch['label'], self._num_classes, name)
     for row in np.flatnonzero(~batch['readable']):
-      if name(row) not in self.unreadable:
-        self.unreadable.append(name(row))
-        logging.warning('skipped a corrupt image: %s', name(row))
-    check_corrupt(self.unreadable, self._max_corrupt)
+      self.unreadable.add(name(row))
 
 
 Split = ArraySplit | LazySplit
