@@ -13,7 +13,15 @@ import pytest
 import report_fixtures
 
 from vit22b_jax import errors, report
-from vit22b_jax.report import charts, maps, page, story, thin, workdir
+from vit22b_jax.report import (
+  charts,
+  classification,
+  maps,
+  page,
+  story,
+  thin,
+  workdir,
+)
 
 
 @pytest.fixture(scope='module')
@@ -158,7 +166,7 @@ def test_non_finite_values_reach_the_page_as_text(tmp_path):
 
 
 def test_explosion_is_the_headline(exploded):
-  answer = story.verdicts(workdir.read(exploded))[1]
+  answer = page.verdicts(workdir.read(exploded))[1]
   assert answer.mood == 'bad'
   assert answer.answer == 'Yes, first at step 4,280'
   assert 'In block 03' in answer.detail
@@ -169,7 +177,7 @@ def test_start_up_transients_are_not_explosions(whole):
   report_fixtures.write_lines(
     whole / 'events.jsonl', report_fixtures.events(100)[:1]
   )
-  answer = story.verdicts(workdir.read(whole))[1]
+  answer = page.verdicts(workdir.read(whole))[1]
   (whole / 'events.jsonl').unlink()
   assert (answer.answer, answer.mood) == ('No', 'good')
   assert '1 start-up transient' in answer.detail
@@ -179,7 +187,7 @@ def test_halted_run_says_so(tmp_path):
   path = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
   event = report_fixtures.events(50)[1] | {'action': 'halt', 'step': 101}
   report_fixtures.write_lines(path / 'events.jsonl', [event])
-  progress = story.verdicts(workdir.read(path))[2]
+  progress = page.verdicts(workdir.read(path))[2]
   assert (progress.answer, progress.mood) == ('Halted', 'bad')
   assert progress.detail.startswith('Step 101 of 7,000: explosion.')
 
@@ -209,7 +217,7 @@ def test_buckets():
 
 def test_confused_pairs_leave_out_the_diagonal():
   counts = np.array([[90, 3, 7], [0, 50, 0], [1, 0, 9]])
-  pairs = page.confused(counts, ['a', 'b', 'c'])
+  pairs = classification.confused(counts, ['a', 'b', 'c'])
   assert [(p['true'], p['predicted'], p['count']) for p in pairs] == [
     ('a', 'c', 7),
     ('a', 'b', 3),
@@ -279,7 +287,7 @@ def test_markdown_table(whole, tmp_path):
 
 
 def test_ended_early(whole):
-  progress = story.verdicts(workdir.read(whole))[2]
+  progress = page.verdicts(workdir.read(whole))[2]
   assert progress.answer == 'Ended early'
   assert progress.detail == 'Step 700 of 7,000, then tested.'
 

@@ -4,7 +4,7 @@ Colours are names such as '$train' that page.js replaces by the values of the
 page's light or dark theme.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,39 +19,50 @@ _POINTS = 400  # buckets of a line: about two a pixel column of a wide screen
 _MARKERS = 100  # events drawn; the page says how many there are
 
 
-def learning_curves(run: workdir.Run) -> dict[str, Figure]:
-  """Loss, accuracy and learning rate by step; those that were recorded."""
-  lines = {
-    'Loss': [
-      ('training', 'train/loss', '$train'),
-      ('validation', 'val/loss', '$val'),
-    ],
-    'Accuracy': [
-      ('training', 'train/top1', '$train'),
-      ('validation', 'val/top1', '$val'),
-      ('validation top-5', 'val/top5', '$extra'),
-    ],
-    'Learning rate': [('learning rate', 'train/learning_rate', '$train')],
-  }
-  formats = {'Loss': '~g', 'Accuracy': '.0%', 'Learning rate': '.2~e'}
+class Curves(NamedTuple):
+  """Lines that share a chart.
+
+  Attributes:
+    lines: name, key of metrics.jsonl and colour of each.
+    tickformat: of the vertical axis, as https://d3js.org/d3-format writes it.
+  """
+
+  lines: list[tuple[str, str, str]]
+  tickformat: str = '~g'
+
+
+LEARNING_RATE = Curves(
+  [('learning rate', 'train/learning_rate', '$train')], '.2~e'
+)
+
+
+def learning_curves(
+  run: workdir.Run, wanted: dict[str, Curves]
+) -> dict[str, Figure]:
+  """Metrics by step, of each chart the lines that were recorded."""
   figures = {}
-  for title, wanted in lines.items():
+  for title, curves in wanted.items():
     traces = [
       trace
-      for name, key, colour in wanted
+      for name, key, colour in curves.lines
       for trace in _line(name, *run.metric(key), colour)
     ]
     if traces:
-      axis = {'tickformat': formats[title]}
+      axis = {'tickformat': curves.tickformat}
       figures[title] = _figure(traces, run.onset, axis)
   return figures
 
 
-def stability(run: workdir.Run) -> dict[str, Figure]:
-  """Figure 1 of the paper, and the norms around an update, by step."""
+def stability(run: workdir.Run, largest: str) -> dict[str, Figure]:
+  """Figure 1 of the paper, and the norms around an update, by step.
+
+  Args:
+    run: what a workdir holds.
+    largest: what the task calls its largest logit.
+  """
   table, figures = run.diagnostics, {}
   for column, title in (
-    ('max_logit', 'Largest logit'),
+    ('max_logit', largest),
     ('max_abs_grad', 'Largest absolute gradient'),
   ):
     if column in table:

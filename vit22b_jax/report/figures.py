@@ -7,10 +7,17 @@ from etils import epath
 from jaxtyping import Float
 from matplotlib import axes, colors, figure
 
-from vit22b_jax.report import charts, maps, thin
+from vit22b_jax.report import charts, kinds, maps, thin
 from vit22b_jax.report import workdir as workdir_lib
 
-_TRAIN, _VAL, _EXTRA, _BAD = '#3b6fb6', '#d07a1f', '#5a9a6f', '#c0352b'
+_COLOURS = {
+  '$train': '#3b6fb6',
+  '$val': '#d07a1f',
+  '$extra': '#5a9a6f',
+  '$muted': '#68707a',
+  '$bad': '#c0352b',
+}
+_TRAIN, _BAD = _COLOURS['$train'], _COLOURS['$bad']
 _STYLE = {'linewidth': 1.2}
 
 
@@ -61,18 +68,17 @@ def _row(width: float, height: float, count: int) -> tuple:
 def _curves(run: workdir_lib.Run) -> figure.Figure | None:
   if not run.metrics:
     return None
-  picture, (loss, accuracy) = _row(9, 3.2, 2)
-  for panel, title, lines in (
-    (loss, 'Loss', {'training': 'train/loss', 'validation': 'val/loss'}),
-    (
-      accuracy,
-      'Top-1 accuracy',
-      {'training': 'train/top1', 'validation': 'val/top1'},
-    ),
-  ):
+  kind = kinds.of(run)
+  curves = {
+    title: lines
+    for title, (lines, _) in kind.curves(run).items()
+    if title in kind.PLOTTED
+  }
+  picture, panels = _row(4.5 * len(curves), 3.2, len(curves))
+  for panel, (title, lines) in zip(panels, curves.items(), strict=True):
     panel.set_title(title, loc='left', fontsize=11)
-    for (name, key), colour in zip(lines.items(), (_TRAIN, _VAL), strict=True):
-      panel.plot(*run.metric(key), color=colour, label=name, **_STYLE)
+    for name, key, colour in lines:
+      panel.plot(*run.metric(key), color=_COLOURS[colour], label=name, **_STYLE)
     panel.legend(frameon=False)
   return picture
 
@@ -85,7 +91,7 @@ def _stability(run: workdir_lib.Run) -> figure.Figure | None:
   for panel, column, title in zip(
     panels,
     ('max_logit', 'max_abs_grad'),
-    ('Largest logit', 'Largest absolute gradient'),
+    (kinds.of(run).WORDS.largest, 'Largest absolute gradient'),
     strict=True,
   ):
     panel.set_title(title, loc='left', fontsize=11)

@@ -1,4 +1,7 @@
-"""A run in a few sentences and numbers: what to know in ten seconds."""
+"""A run of any task in a few sentences and numbers: what to know in seconds.
+
+What only one task can tell is in the module of its kind: see `kinds`.
+"""
 
 from typing import Any, NamedTuple
 
@@ -25,47 +28,37 @@ class Verdict(NamedTuple):
   mood: str
 
 
-def verdicts(run: workdir.Run) -> list[Verdict]:
-  """Did it learn, did anything explode and where first, is it done?"""
-  return [_learning(run), _stability(run), _progress(run)]
+class Words(NamedTuple):
+  """What a task calls the things that every run records.
+
+  Attributes:
+    largest: column max_logit of diagnostics.csv.
+    rate: perf/images_per_second.
+    parameters: whose they are.
+  """
+
+  largest: str
+  rate: str
+  parameters: str = ''
 
 
-def facts(run: workdir.Run) -> list[Fact]:
-  """Headline numbers that the workdir's files can give."""
-  found = []
-  ev = run.evaluation
-  if ev:
-    split = ev['split'].capitalize()
-    found += [
-      Fact(f'{split} top-1', percent(ev['top1']), 'first choice is right'),
-      Fact(f'{split} top-5', percent(ev['top5']), 'among the first five'),
-      Fact(f'{split} AUROC', f'{ev["auroc"]:.4f}', 'macro, one against rest'),
-      Fact(f'{split} loss', f'{ev["loss"]:.4g}', 'nats'),
-      Fact(f'{split} images', f'{ev["num_examples"]:,}', _weights_note(ev)),
-    ]
-  found.append(Fact('Steps', f'{run.last_step:,}', _batch_note(run)))
+def facts(run: workdir.Run, words: Words) -> list[Fact]:
+  """How long the run was, how fast and how large the model."""
+  found = [Fact('Steps', f'{run.last_step:,}', _batch_note(run))]
   seconds, rate = _throughput(run)
   if rate:
     found += [
       Fact('Training time', duration(seconds), 'steps alone'),
-      Fact('Images a second', f'{rate:,.{0 if rate >= 100 else 1}f}', 'median'),
+      Fact(words.rate, f'{rate:,.{0 if rate >= 100 else 1}f}', 'median'),
     ]
   _, mfu = run.metric('perf/mfu')
   if np.isfinite(mfu).any():
     part = percent(float(np.nanmedian(mfu)))
     found.append(Fact('FLOPs utilisation', part, 'of the model, median'))
   if 'parameters' in run.versions:
-    found.append(Fact('Parameters', si(run.versions['parameters'])))
+    size = si(run.versions['parameters'])
+    found.append(Fact('Parameters', size, words.parameters))
   return found
-
-
-def summary(run: workdir.Run) -> str:
-  """What was trained on what, in one line."""
-  model, data = run.config['model'], run.config['data']
-  return (
-    f'{model["block"]} {model["variant"]}, patch {model["patch_size"]}, on'
-    f' {data["name"]} at {data["image_size"]} px'
-  )
 
 
 def percent(part: float) -> str:
@@ -91,7 +84,8 @@ def duration(seconds: float) -> str:
   return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
 
 
-def _weights_note(evaluation: dict[str, Any]) -> str:
+def weights_note(evaluation: dict[str, Any]) -> str:
+  """Which weights a final evaluation is of."""
   averaged = 'averaged ' if evaluation['weights'] == 'ema' else ''
   return f'{averaged}weights of step {evaluation["step"]:,}'
 
@@ -121,7 +115,8 @@ def planned_steps(run: workdir.Run) -> int | None:
   )
 
 
-def _progress(run: workdir.Run) -> Verdict:
+def progress(run: workdir.Run) -> Verdict:
+  """Is it done?"""
   question, planned = 'Is it done?', planned_steps(run)
   of = f' of {planned:,}' if planned else ''
   step = f'Step {run.last_step:,}{of}'
@@ -138,52 +133,8 @@ def _progress(run: workdir.Run) -> Verdict:
   return Verdict(question, 'Finished', f'{step}, then tested.', 'good')
 
 
-def _learning(run: workdir.Run) -> Verdict:
-  question = 'Did it learn?'
-  classes = len(run.predictions.get('class_names', ()))
-  steps, top1 = run.metric('val/top1')
-  top1 = np.where(np.isfinite(top1), top1, -1.0)
-  best = ''
-  if len(steps):
-    best = (
-      f'Best validation top-1 {percent(top1.max())} at step'
-      f' {steps[top1.argmax()]:,}.{_overfit(run)}'
-    )
-  if run.evaluation:
-    score = run.evaluation['top1']
-    chance = f'{score * classes:.1f} times chance. ' if classes else ''
-    mood = 'bad' if classes and score * classes < 1.5 else 'good'
-    answer = f'{percent(score)} {run.evaluation["split"]} top-1'
-    return Verdict(question, answer, chance + best, mood)
-  if best:
-    answer = f'{percent(top1[-1])} validation top-1'
-    return Verdict(question, answer, best, 'plain')
-  _, loss = run.metric('train/loss')
-  if not len(loss):
-    return Verdict(question, 'Unknown', 'Nothing recorded yet.', 'plain')
-  return Verdict(
-    question,
-    f'Training loss {loss[-1]:.3g}',
-    f'From {loss[0]:.3g}; no evaluation yet.',
-    'plain' if np.isfinite(loss[-1]) else 'bad',
-  )
-
-
-def _overfit(run: workdir.Run) -> str:
-  """Says when the validation loss has clearly turned upwards."""
-  steps, loss = run.metric('val/loss')
-  if not np.isfinite(loss).any() or not np.isfinite(loss[-1]):
-    return ''
-  best = int(np.nanargmin(np.where(np.isfinite(loss), loss, np.nan)))
-  if loss[-1] < 1.1 * loss[best]:
-    return ''
-  return (
-    f' Validation loss rose from {loss[best]:.3g} at step {steps[best]:,} to'
-    f' {loss[-1]:.3g}: over-fitting.'
-  )
-
-
-def _stability(run: workdir.Run) -> Verdict:
+def stability(run: workdir.Run, words: Words) -> Verdict:
+  """Did anything explode, and where first?"""
   question = 'Did anything explode?'
   if run.onset:
     count = sum(e['kind'] != 'transient' for e in run.events)
@@ -208,7 +159,7 @@ def _stability(run: workdir.Run) -> Verdict:
       f'{column} is {table[column][row]}.',
       'bad',
     )
-  return Verdict(question, 'No', _peaks(run), 'good')
+  return Verdict(question, 'No', _peaks(run, words), 'good')
 
 
 def _judged(table: dict[str, Any]) -> list[str]:
@@ -223,12 +174,12 @@ def _sentence(event: dict[str, Any]) -> str:
   return f'{where}{what}Policy: {event["action"].replace("_", " ")}.'
 
 
-def _peaks(run: workdir.Run) -> str:
+def _peaks(run: workdir.Run, words: Words) -> str:
   table = run.diagnostics
   transients = sum(e['kind'] == 'transient' for e in run.events)
   note = f' {transients} start-up transient(s).' if transients else ''
   return (
-    f'Largest logit {table["max_logit"].max():,.4g}, largest gradient entry'
+    f'{words.largest} {table["max_logit"].max():,.4g}, largest gradient entry'
     f' {table["max_abs_grad"].max():,.4g}, over {len(table["step"]):,}'
     f' steps.{note}'
   )

@@ -1,41 +1,36 @@
-"""Results of several runs as a Markdown table, for README files."""
+"""Results of several runs as Markdown tables, for README files."""
 
 from collections.abc import Iterable
 
 from etils import epath
 
+from vit22b_jax.report import kinds
 from vit22b_jax.report import workdir as workdir_lib
-
-_HEADER = (
-  '| run | data | block | variant | steps | top-1 | top-5 | AUROC | loss |\n'
-  '|---|---|---|---|--:|--:|--:|--:|--:|'
-)
 
 
 def markdown_table(workdirs: Iterable[epath.PathLike]) -> str:
-  """One line a workdir, from its config.json and eval.json.
+  """A table for each task among the runs, from config.json and eval.json.
 
-  Runs without a final evaluation keep their line, with dashes for numbers.
+  Runs without a final evaluation keep their lines, with dashes for numbers.
 
   Raises:
     errors.UserError: a folder is not a workdir.
   """
-  return '\n'.join([_HEADER, *(_line(path) for path in workdirs)]) + '\n'
+  tables: dict[tuple, list[list[str]]] = {}
+  for path in workdirs:
+    run = workdir_lib.read(path)
+    kind = kinds.of(run)
+    tables.setdefault(kind.TABLE, []).extend(kind.rows(run))
+  return '\n'.join(_table(*columns, rows) for columns, rows in tables.items())
 
 
-def _line(path: epath.PathLike) -> str:
-  run = workdir_lib.read(path)
-  model = run.config['model']
-  scores = [
-    f'{run.evaluation[key]:.3f}' if key in run.evaluation else '–'
-    for key in ('top1', 'top5', 'auroc', 'loss')
-  ]
-  cells = [
-    run.name,
-    run.config['data']['name'],
-    model['block'],
-    model['variant'],
-    f'{run.last_step:,}',
-    *scores,
-  ]
+def _table(
+  texts: tuple[str, ...], numbers: tuple[str, ...], rows: list[list[str]]
+) -> str:
+  rule = f'|{"---|" * len(texts)}{"--:|" * len(numbers)}'
+  lines = [_line([*texts, *numbers]), rule, *map(_line, rows)]
+  return '\n'.join(lines) + '\n'
+
+
+def _line(cells: list[str]) -> str:
   return f'| {" | ".join(cells)} |'

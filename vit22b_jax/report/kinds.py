@@ -1,0 +1,25 @@
+"""What the report tells of each task: one module a task, all alike.
+
+kind = kinds.of(run)
+kind.TEMPLATE        # its page, which extends template/page.html
+kind.WORDS           # what it calls the things that every run records
+kind.PLOTTED         # titles of the curves that go into curves.png
+kind.TABLE           # columns of its Markdown table: of text, of numbers
+kind.summary(run)    # what was trained on what, in one line
+kind.learning(run)   # the verdict: did it learn?
+kind.facts(run)      # headline numbers of the final evaluation
+kind.curves(run)     # lines over steps by title of their chart
+kind.content(run)    # what its template shows beside the parts of every run
+kind.rows(run)       # its lines of the Markdown table
+"""
+
+import types
+
+from vit22b_jax.report import classification, workdir
+
+_KINDS = {'classification': classification}
+
+
+def of(run: workdir.Run) -> types.ModuleType:
+  """The module that tells of runs of this task."""
+  return _KINDS[run.config['task']]
