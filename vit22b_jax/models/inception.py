@@ -12,8 +12,11 @@ is in float32 at the highest precision, on every backend: FID compares second
 moments of features, in which TF32 or bfloat16 passes show.
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -93,19 +96,25 @@ class Conv(nn.Module):
     size: of the kernel, (height, width).
     stride: in both directions.
     pad: zeros on either side, (height, width).
+    average: average neighbours. The published graph does so before such a
+      convolution (of one pixel); after it, it is the same with fewer channels.
   """
 
   features: int
   size: tuple[int, int]
   stride: int = 1
   pad: tuple[int, int] = (0, 0)
+  average: bool = False
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
     shape = (*self.size, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.he_normal(), shape)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return nn.relu(_conv(x, kernel, self.stride, self.pad) + bias)
+    x = _conv(x, kernel, self.stride, self.pad)
+    if self.average:
+      x = _average_pool(x)
+    return nn.relu(x + bias)
 
 
 class Linear(nn.Module):
@@ -134,8 +143,7 @@ class BlockA(nn.Module):
     three = Conv(64, (1, 1), name='branch3x3dbl_1')(x)
     three = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(three)
     three = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_3')(three)
-    pool = _average_pool(x)
-    pool = Conv(self.pool_features, (1, 1), name='branch_pool')(pool)
+    pool = Conv(self.pool_features, (1, 1), average=True, name='branch_pool')(x)
     return jnp.concatenate([one, five, three, pool], axis=-1)
 
 
@@ -174,7 +182,7 @@ class BlockC(nn.Module):
     double = Conv(c, **across, name='branch7x7dbl_3')(double)
     double = Conv(c, **down, name='branch7x7dbl_4')(double)
     double = Conv(192, **across, name='branch7x7dbl_5')(double)
-    pool = Conv(192, (1, 1), name='branch_pool')(_average_pool(x))
+    pool = Conv(192, (1, 1), average=True, name='branch_pool')(x)
     return jnp.concatenate([one, seven, double, pool], axis=-1)
 
 
@@ -209,7 +217,8 @@ class BlockE(nn.Module):
     three = Conv(384, (1, 1), name='branch3x3_1')(x)
     double = Conv(448, (1, 1), name='branch3x3dbl_1')(x)
     double = Conv(384, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(double)
-    pool = _average_pool(x) if self.pool == 'average' else _max_pool(x, 1, 1)
+    average = self.pool == 'average'
+    pool = x if average else _max_pool(x, stride=1, pad=1)
     return jnp.concatenate(
       [
         one,
@@ -217,7 +226,7 @@ class BlockE(nn.Module):
         Conv(384, **down, name='branch3x3_2b')(three),
         Conv(384, **across, name='branch3x3dbl_3a')(double),
         Conv(384, **down, name='branch3x3dbl_3b')(double),
-        Conv(192, (1, 1), name='branch_pool')(pool),
+        Conv(192, (1, 1), average=average, name='branch_pool')(pool),
       ],
       axis=-1,
     )
@@ -229,11 +238,19 @@ def _conv(
   stride: int,
   pad: tuple[int, int],
 ) -> Maps:
-  """A kernel of one pixel as a product of matrices: XLA's CPU likes it so."""
+  """In the form that XLA's CPU backend computes fastest; others don't mind.
+
+  Kernels of one pixel, and wide ones with a stride, are products of matrices:
+  half of the time.
+  """
   if kernel.shape[:2] == (1, 1):
-    rows = x.reshape(-1, x.shape[-1])
-    y = jnp.matmul(rows, kernel[0, 0], precision='highest')
-    return y.reshape(*x.shape[:-1], -1)
+    return jnp.matmul(x, kernel[0, 0], precision='highest')
+  if stride > 1 and x.shape[-1] > 3:  # 3 x 3, without padding
+    return sum(
+      jnp.matmul(part, kernel[row, column], precision='highest')
+      for row, band in enumerate(_windows(x, 1, stride))
+      for column, part in enumerate(_windows(band, 2, stride))
+    )
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -244,12 +261,26 @@ def _conv(
   )
 
 
+def _windows(x: Maps, axis: int, stride: int) -> list[Maps]:
+  """The first, second and third entries of windows of three along an axis."""
+  count = (x.shape[axis] - 3) // stride + 1
+  last = (count - 1) * stride + 1
+  return [lax.slice_in_dim(x, k, k + last, stride, axis=axis) for k in range(3)]
+
+
 def _max_pool(x: Maps, stride: int, pad: int = 0) -> Maps:
-  """3 x 3."""
-  return nn.max_pool(x, (3, 3), (stride, stride), ((pad, pad), (pad, pad)))
+  """3 x 3; in each direction on its own, six times as fast on a CPU."""
+  edge = [(0, 0), (pad, pad), (pad, pad), (0, 0)]
+  x = jnp.pad(x, edge, constant_values=-jnp.inf) if pad else x
+  for axis in (1, 2):
+    x = functools.reduce(jnp.maximum, _windows(x, axis, stride))
+  return x
 
 
 def _average_pool(x: Maps) -> Maps:
   """3 x 3, stride 1; at the border the mean of what lies inside."""
-  ones = ((1, 1), (1, 1))
-  return nn.avg_pool(x, (3, 3), (1, 1), ones, count_include_pad=False)
+  count = [np.r_[2, np.full(n - 2, 3), 2] for n in x.shape[1:3]]
+  x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+  for axis in (1, 2):
+    x = sum(_windows(x, axis, 1))
+  return x / jnp.asarray(np.outer(*count)[..., None], x.dtype)
