@@ -26,19 +26,17 @@ from vit22b_jax.data import (
   folder,
   fruit,
   pipeline,
+  resizing,
   splits,
   tfds_source,
 )
-from vit22b_jax.data import preprocess as preprocess_lib
 
-PREPROCESS = preprocess_lib.MODES
 PAIRINGS = ('unpaired', 'index')
 
 _FOLDER = 'folder:'
 _SPLITS = ('trainA', 'trainB', 'testA', 'testB')
 # A distance between two sets needs a covariance, so two images.
 _LEAST = 2
-Size = preprocess_lib.Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +70,8 @@ def load(
   name: str,
   *,
   dir: str = '',
-  load_size: int | Size | None = None,
-  image_size: int | Size,
+  load_size: int | resizing.Size | None = None,
+  image_size: int | resizing.Size,
   preprocess: str = 'resize_and_crop',
   seed: int = 0,
   val_fraction: float = 0.1,
@@ -95,7 +93,7 @@ def load(
     load_size: side, or height and width, of images before the random crop; None
       means `image_size`.
     image_size: side, or height and width, of the crop.
-    preprocess: one of PREPROCESS.
+    preprocess: one of `resizing.MODES`.
     seed: chooses the validation part.
     val_fraction: share of the training images for it, in (0, 1); two images of
       a domain are the least.
@@ -109,16 +107,7 @@ def load(
     raise errors.UserError(
       f'data.val_fraction={val_fraction}: expected a share between 0 and 1.'
     )
-  if preprocess not in PREPROCESS:
-    raise errors.UserError(
-      f'data.preprocess={preprocess!r}: expected one of '
-      f'{", ".join(PREPROCESS)}.{errors.closest(preprocess, PREPROCESS)}'
-    )
-  crop = preprocess_lib.parse_size('image_size', image_size)
-  resize = preprocess_lib.Resize(
-    preprocess, preprocess_lib.parse_size('load_size', load_size or crop), crop
-  )
-  preprocess_lib.check_load_size(resize)
+  resize = resizing.Resize.parse(preprocess, load_size, image_size)
   records = _find(name, dir)
   fixed, varied = _parts(records, resize, seed, val_fraction)
   if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
@@ -249,7 +238,7 @@ def _find(name: str, dir: str) -> dict[str, decoding.AnyRecords]:
 
 def _parts(
   records: Mapping[str, decoding.AnyRecords],
-  resize: preprocess_lib.Resize,
+  resize: resizing.Resize,
   seed: int,
   val_fraction: float,
 ) -> tuple[dict[str, decoding.Part], dict[str, decoding.Part]]:
@@ -261,11 +250,11 @@ def _parts(
   straight = resize
   if resize.mode == 'resize_and_crop':
     straight = dataclasses.replace(resize, load=resize.crop)
-  centred = preprocess_lib.Decode(straight, centre=True)
+  centred = resizing.Decode(straight, centre=True)
   fixed, varied = {}, {}
   for split, part in records.items():
     domain = split[-1].lower()
-    sizes = preprocess_lib.sizes(part, resize)
+    sizes = resizing.sizes(part, resize)
     if split.startswith('test'):
       _check_count(part.place, split, len(part), _LEAST)
       fixed[f'test_{domain}'] = decoding.Part(part, centred, resize.crop)
@@ -274,7 +263,7 @@ def _parts(
     share = max(val_fraction, _LEAST / len(part))
     train, val = splits.hold_out(np.zeros(len(part)), share, seed)
     fixed[f'val_{domain}'] = decoding.Part(part, centred, resize.crop, val)
-    decode, key = preprocess_lib.Decode(resize, centre=False), f'train_{domain}'
+    decode, key = resizing.Decode(resize, centre=False), f'train_{domain}'
     if len(sizes) == 1:
       fixed[key] = decoding.Part(part, decode, sizes.pop(), train)
     else:
@@ -285,7 +274,7 @@ def _parts(
 def _in_memory(
   name: str,
   records: Mapping[str, decoding.AnyRecords],
-  resize: preprocess_lib.Resize,
+  resize: resizing.Resize,
   seed: int,
   parts: Mapping[str, decoding.Part],
   max_corrupt: int,
@@ -293,9 +282,7 @@ def _in_memory(
   """Splits of decoded arrays, and the names of what could not be decoded."""
   if not parts:
     return {}, ()
-  sizes = (
-    f'{preprocess_lib.show(resize.load)}-{preprocess_lib.show(resize.crop)}'
-  )
+  sizes = f'{resizing.show(resize.load)}-{resizing.show(resize.crop)}'
   rows = [
     part.rows.tolist() for part in parts.values() if part.rows is not None
   ]

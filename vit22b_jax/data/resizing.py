@@ -1,0 +1,137 @@
+"""Images of any size -> one size: resized on the host, then cropped.
+
+- `resize_and_crop`: to `load`, whatever the proportions; then a crop.
+- `crop`: a crop of the image as it is.
+- `scale_width`: to the width of `load`, proportions kept; then a crop.
+- `none`: as it is; it must have the size of the crop.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vit22b_jax import errors
+from vit22b_jax.data import decoding
+from vit22b_jax.data import images as images_lib
+
+MODES = ('resize_and_crop', 'crop', 'scale_width', 'none')
+Size = tuple[int, int]  # Height and width.
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+  """What becomes of an image's size before it is cropped.
+
+  Attributes:
+    mode: one of MODES.
+    load: what images are resized to, if the mode does.
+    crop: the size of the crop.
+  """
+
+  mode: str
+  load: Size
+  crop: Size
+
+  @classmethod
+  def parse(
+    cls,
+    mode: str,
+    load_size: int | Size | None,
+    image_size: int | Size,
+  ) -> 'Resize':
+    """From the configuration's `preprocess`, `load_size` and `image_size`.
+
+    Sizes are sides, or height and width; without a `load_size` it's image_size.
+
+    Raises:
+      UserError: an unknown mode, sizes that aren't any, or a crop larger than
+        what it is taken from.
+    """
+    if mode not in MODES:
+      raise errors.UserError(
+        f'data.preprocess={mode!r}: expected one of {", ".join(MODES)}.'
+        f'{errors.closest(mode, MODES)}'
+      )
+    crop = _size('image_size', image_size)
+    load = _size('load_size', load_size or crop)
+    axes = {'resize_and_crop': (0, 1), 'scale_width': (1,)}.get(mode, ())
+    if any(load[axis] < crop[axis] for axis in axes):
+      raise errors.UserError(
+        f'data.load_size={show(load)} is smaller than data.image_size='
+        f'{show(crop)}, and {mode} crops the one from the other.'
+      )
+    return cls(mode, load, crop)
+
+  def __call__(self, size: Size) -> Size:
+    """Height and width of the resized image, given those of the original."""
+    if self.mode == 'resize_and_crop':
+      return self.load
+    if self.mode == 'scale_width':
+      height, width = size
+      return round(height * self.load[1] / width), self.load[1]
+    return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+  """Decodes and resizes an image and, if `centre`, crops its centre.
+
+  Not a closure, since worker processes need it too.
+  """
+
+  resize: Resize
+  centre: bool
+
+  def __call__(self, data: bytes) -> UInt8[np.ndarray, 'H W 3']:
+    image = images_lib.decode_resized(data, self.resize)
+    return images_lib.crop(image, self.resize.crop) if self.centre else image
+
+
+def sizes(records: decoding.AnyRecords, resize: Resize) -> set[Size]:
+  """The sizes that the resized images have; unreadable ones are left out.
+
+  Raises:
+    UserError: images that don't hold the crop.
+  """
+  if resize.mode == 'resize_and_crop':
+    return {resize.load}
+  found, wrong = set(), []
+  for row, (size, _) in enumerate(decoding.apply(records, images_lib.size)):
+    if isinstance(size, images_lib.CorruptImage):
+      continue
+    resized = resize(size)
+    found.add(resized)
+    if min(np.subtract(resized, resize.crop)) < 0 or (
+      resize.mode == 'none' and resized != resize.crop
+    ):
+      wrong.append(f'  {records.name(row)} ({show(size)})')
+  if wrong:
+    shown = '\n'.join(wrong[:10] + ['  ...'] * (len(wrong) > 10))
+    what = {
+      'crop': 'smaller than the crop',
+      'scale_width': f'lower than the crop once {resize.load[1]} wide',
+      'none': 'of another size',
+    }[resize.mode]
+    raise errors.UserError(
+      f'{len(wrong)} image(s) are {what}, data.image_size='
+      f'{show(resize.crop)} (height x width), and data.preprocess='
+      f'{resize.mode}:\n{shown}\nChoose another image_size, or '
+      '--config.data.preprocess=resize_and_crop.'
+    )
+  return found
+
+
+def _size(key: str, value: int | Sequence[int]) -> Size:
+  sides = (value, value) if isinstance(value, int) else tuple(value)
+  if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+    raise errors.UserError(
+      f'data.{key}={value!r}: expected a side in pixels, or (height, width).'
+    )
+  return sides
+
+
+def show(size: Size) -> str:
+  """HEIGHTxWIDTH, for messages and file names."""
+  return f'{size[0]}x{size[1]}'
