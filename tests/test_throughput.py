@@ -2,9 +2,12 @@
 
 import importlib.util
 
+import jax
 import pytest
 
-from experiments.throughput import training_step
+from experiments.throughput import overhead, training_step
+from vit22b_jax import sharding
+from vit22b_jax.tasks import classification
 
 # Seconds of each model's steps, the first one a warm-up.
 SECONDS = {
@@ -45,6 +48,22 @@ def test_medians_without_warmup_and_ratios_of_peer_over_ours(monkeypatch):
   assert turns == turns[:4] * 4  # one step each, in turn
   text = training_step.table(rows)
   assert '| vit Ti | 2,000 | timm ViT | 4,000 | 2.00 |' in text
+
+
+def test_overhead_is_measured_against_a_step_that_lacks_it():
+  tasks = [
+    overhead.make_task(kind, 'Ti', 16)
+    for kind in (classification.Classification, overhead.Plain)
+  ]
+  states, scalars = [], []
+  for task in tasks:
+    batch = next(task.train_iterator())
+    with sharding.use(task.mesh):
+      state, row = jax.eval_shape(task.step, task.abstract_state, batch)
+    states.append(jax.tree.map(lambda x: (x.shape, x.dtype), state))
+    scalars.append(row.shape)
+  assert states[0] == states[1]
+  assert scalars == [(len(tasks[0].scalar_names),), (1,)]
 
 
 @pytest.mark.slow

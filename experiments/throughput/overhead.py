@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from configs import common  # noqa: E402
 from vit22b_jax import preemption, sharding, train, workdir  # noqa: E402
 from vit22b_jax.data import sources, splits  # noqa: E402
-from vit22b_jax.tasks import classification  # noqa: E402
+from vit22b_jax.tasks import classification, gradients  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -41,11 +41,17 @@ MODELS = (('S', 4, 4), ('Ti', 4, 8), ('Ti', 16, 100))
 class Plain(classification.Classification):
   """The same step without diagnostics, detector and skipping."""
 
-  def _train_step(self, state, batch):
+  def step(self, state, batch):
+    """Loss, gradient, update; the loss is all that is returned."""
     images = self._images(batch['image'])
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    grads, loss, batch_stats, *_ = self._gradients(
-      state, images, batch['label'], key
+    grads, loss, batch_stats, *_ = gradients.of_batch(
+      self._loss,
+      state.params,
+      state.batch_stats,
+      self._parts(images, batch['label'], key),
+      self.config.optim.accumulate,
+      state.loss_scale,
     )
     updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     state = state.replace(
