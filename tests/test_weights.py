@@ -222,7 +222,7 @@ def test_export_of_vit22b_has_timm_names_and_layout(tmp_path):
   model, path = build('vit22b', depth=1), tmp_path / 'out.safetensors'
   block = golden_params.parallel_block(expected, config, norm_bias=False)
   params = dict(random_params(model), block_00=block)
-  weights.export(path, model, params, {'dataset': 'none'})
+  weights.export(path, model, params, {'dataset': 'none'}, SIZE)
   written = safetensors.numpy.load_file(path)
   actual = {
     name.removeprefix('blocks.0.'): array
@@ -299,7 +299,7 @@ def test_half_precision_files_become_float32(timm, timm_file, tmp_path):
 def test_norm_bias_that_a_model_lacks_must_be_zero(tmp_path):
   path = tmp_path / 'biased.safetensors'
   biased = build('vit22b', norm_bias=True)
-  weights.export(path, biased, random_params(biased), {})
+  weights.export(path, biased, random_params(biased), {}, SIZE)
   model = build('vit22b')
   with pytest.raises(errors.UserError, match=r'in_norm\.bias.*norm_bias=True'):
     weights.load_pretrained(path, model, zeros(model), SIZE)
@@ -365,7 +365,7 @@ def test_unsafe_and_damaged_files_are_refused(timm_file, tmp_path):
 def test_models_without_timm_names_are_not_exported(overrides, tmp_path):
   model, path = build(**overrides), tmp_path / 'out.safetensors'
   with pytest.raises(errors.UserError, match=r'timm has|in timm'):
-    weights.export(path, model, {}, {})
+    weights.export(path, model, {}, {}, SIZE)
   assert not path.exists()
 
 

@@ -1,7 +1,7 @@
 """Public weights: read timm, Hugging Face and Google files; write timm's names.
 
     params = weights.load_pretrained('vit_s16.safetensors', model, params, 224)
-    weights.export('out.safetensors', model, params, {'dataset': 'cifar10'})
+    weights.export('out.safetensors', model, params, {'classes': 'a,b'}, 224)
 
 Every file is turned into arrays under timm's names first. Only safetensors and
 `.npz` without pickled objects are read: neither can run code.
@@ -310,7 +310,7 @@ def export(
   model: vit.ViT,
   params: Mapping[str, Any],
   metadata: Mapping[str, str],
-  image_size: int | None = None,
+  image_size: int,
 ) -> None:
   """Writes parameters as safetensors under timm's names.
 
