@@ -317,6 +317,7 @@ class Manager:
     self._manager = self._open()
 
   def close(self) -> None:
+    """Finishes what is being saved, and lets go of the folder."""
     self.wait()
     self._manager.close()
 

@@ -88,6 +88,7 @@ def use(mesh: Mesh):
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of arrays that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -111,6 +112,7 @@ def of_boxed(boxed: Any, mesh: Mesh) -> Any:
   """
 
   def one(leaf):
+    """The sharding of one leaf."""
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return replicated(mesh)
     spec = nn.logical_to_mesh_axes(leaf.names, RULES)

@@ -132,14 +132,17 @@ def _sequential(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
 def _parallel(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
   n, f, cut = model.num_heads, model.mlp_dim, 3 * model.head_dim
 
-  def to_heads(rows):  # Rows are [mlp, q, k, v].
+  def to_heads(rows):
+    """Rows [mlp, q, k, v] -> [N, units, ...] with a head's [q, k, v, mlp]."""
     return np.concatenate([group(rows[f:], 3, n), group(rows[:f], 1, n)], 1)
 
   def to_rows(grouped):
+    """The inverse of `to_heads`."""
     mlp, qkv = grouped[:, cut:], grouped[:, :cut]
     return np.concatenate([ungroup(mlp, 1), ungroup(qkv, 3)])
 
   def split(kernel):
+    """Attention's and the MLP's rows as two weights."""
     k = model.head_dim
     return _rows_to_heads(kernel[:, :k]), _rows_to_heads(kernel[:, k:])
 
