@@ -1,6 +1,6 @@
 """Sections that the named runs share: defaults, one comment a key, and words.
 
-    config = common.classification()  # or common.translation()
+    config = common.classification()  # or translation(), comparison()
     config.model.variant = 'Ti'
     return common.finish(config, arg)  # arg: 'tiny', 'paper', 'paper,tiny'
 
@@ -58,6 +58,19 @@ def translation() -> config_dict.ConfigDict:
   c.log.samples = '1 epoch'  # duration between two grids of sample images
   c.log.num_samples = 4  # images of each domain in them
   c.mesh = _mesh()
+  return c
+
+
+def comparison() -> config_dict.ConfigDict:
+  """Two sets of images whose distance is asked for."""
+  c = config_dict.ConfigDict()
+  c.task = 'fid'
+  c.a = ''  # a folder, tfds:NAME:SPLIT, WORKDIR:a2b, WORKDIR:b2a or FILE.npz
+  c.b = ''  # likewise
+  c.dir = ''  # where prepared TFDS sets lie; '': TFDS' own default
+  c.infinity = False  # extrapolate to infinitely many images as well
+  c.save_statistics = False  # write a.npz and b.npz beside fid.json
+  c.fid = _fid()
   return c
 
 
@@ -343,6 +356,11 @@ def _paper_translation(c: config_dict.ConfigDict) -> None:
   """The released recipe and sizes, and FID as the paper's Table 2 has it."""
   _released(c)
   c.model.patch_size = 32
+  _paper_fid(c)
+
+
+def _paper_fid(c: config_dict.ConfigDict) -> None:
+  """FID as the paper's Table 2 has it."""
   c.fid.tap = 64
   c.fid.resize = 'tf1'
   c.fid.quantise = 'truncate'
@@ -375,4 +393,5 @@ WORDS = {
     'paper': _paper_translation,
     'tiny': _tiny_translation,
   },
+  'fid': {'paper': _paper_fid},
 }

@@ -21,7 +21,7 @@ FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
 NAMES = sorted(
   path.stem
   for path in FOLDER.glob('*.py')
-  if path.stem not in ('__init__', 'common')
+  if path.stem not in ('__init__', 'common', 'fid')
 )
 CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10, 'folder': 3}
 

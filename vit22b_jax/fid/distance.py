@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from vit22b_jax import errors
 from vit22b_jax.fid import statistics
@@ -44,18 +44,37 @@ def distances(
   Raises:
     UserError: a set has fewer than 2 images, or the widths differ.
   """
-  if num not in NUMS:
-    raise errors.UserError(
-      f'fid.num={num!r}: expected one of {", ".join(NUMS)}.'
-    )
-  if num == 'min':
-    a, b = _equally_many(a, b)
+  a, b = choose(a, b, num)
   found = {'fid': frechet(a, b), 'kid': None, 'kid_stderr': None}
   if a.features is not None and b.features is not None:
     found['kid'], found['kid_stderr'] = kernel(
       a.features, b.features, subsets=kid_subsets, subset_size=kid_subset_size
     )
   return {**found, 'num_a': a.count, 'num_b': b.count}
+
+
+def choose(
+  a: statistics.AnyStatistics, b: statistics.AnyStatistics, num: str
+) -> tuple[statistics.AnyStatistics, statistics.AnyStatistics]:
+  """The images of both sets that count, see `distances`."""
+  check_num(num)
+  if num == 'all':
+    return a, b
+  if a.features is None or b.features is None:
+    raise errors.UserError(
+      "fid.num='min' takes as many images of both sets, which needs images: a "
+      "statistics file has none, so use 'all'."
+    )
+  count = min(a.count, b.count)
+  return a.first(count), b.first(count)
+
+
+def check_num(num: str) -> None:
+  """Raises UserError for what isn't one of NUMS."""
+  if num not in NUMS:
+    raise errors.UserError(
+      f'fid.num={num!r}: expected one of {", ".join(NUMS)}.'
+    )
 
 
 def frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
@@ -73,6 +92,10 @@ def frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
   counts = [s.count for s in (a, b) if s.count is not None]
   if counts and min(counts) <= width:
     _warn_of_few(min(counts), width)
+  return _frechet(a, b)
+
+
+def _frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
   mean = np.square(a.mean - b.mean).sum()
   variance = np.trace(a.covariance) + np.trace(b.covariance)
   return float(mean + variance - 2 * _root_trace(a, b))
@@ -245,33 +268,17 @@ def extrapolated(
         f'{"with" if s.features is not None else "without"} features.'
       )
   rng = np.random.default_rng(seed)
+  # Each part holds the smaller ones: their differences are less of a lottery.
+  shuffled = [rng.permutation(s.features) for s in (a, b)]
   rows = []
   for share in np.linspace(0.25, 1, points):
-    parts = [_part(s, share, rng) for s in (a, b)]
-    rows.append((share, *(p.count for p in parts), frechet(*parts)))
+    parts = [
+      statistics.Statistics.of(x[: round(share * len(x))]) for x in shuffled
+    ]
+    rows.append((share, *(p.count for p in parts), _frechet(*parts)))
   share, _, _, value = np.array(rows).T
   _, intercept = np.polyfit(1 / share, value, 1)
   return float(intercept), [(n, m, d) for _, n, m, d in rows]
-
-
-def _part(
-  s: statistics.Statistics, share: float, rng: np.random.Generator
-) -> statistics.Statistics:
-  count = round(share * s.count)
-  chosen: Int[np.ndarray, ' n'] = rng.choice(s.count, count, replace=False)
-  return statistics.Statistics.of(s.features[chosen])
-
-
-def _equally_many(
-  a: statistics.AnyStatistics, b: statistics.AnyStatistics
-) -> tuple[statistics.Statistics, statistics.Statistics]:
-  if a.features is None or b.features is None:
-    raise errors.UserError(
-      "fid.num='min' takes as many images of both sets, which needs images: "
-      "statistics files have none, so use 'all'."
-    )
-  count = min(a.count, b.count)
-  return a.first(count), b.first(count)
 
 
 def _check(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> None:

@@ -76,6 +76,7 @@ class Extractor:
 
   Attributes:
     settings: how.
+    batch_size: as it is compiled.
     weights_sha256: of the weights.
     calibrated: whether these are the public weights; a distance with any other
       is "uncalibrated" wherever it is printed.
@@ -92,7 +93,7 @@ class Extractor:
     if mesh is None:
       mesh = Mesh(np.array(jax.local_devices()[:1]), ('data',))
     self._mesh = mesh
-    self._size = math.ceil(batch_size / mesh.size) * mesh.size
+    self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     tap = str(settings.tap)
     found = weights.load(settings.weights, (tap,))
     self.weights_sha256 = found.sha256
@@ -176,9 +177,9 @@ class Extractor:
   ) -> Iterator[Shaped[Array, 'S ...']]:
     """Pieces of the size that is compiled, the last one padded with zeros."""
     on_devices = isinstance(array, jax.Array)
-    xnp, size = jnp, self._size
+    xnp, size = jnp, self.batch_size
     if not on_devices:  # this process's part of each
-      xnp, size = np, self._size // jax.process_count()
+      xnp, size = np, self.batch_size // jax.process_count()
     for start in range(0, len(array), size):
       piece = array if len(array) == size else array[start : start + size]
       rest = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)

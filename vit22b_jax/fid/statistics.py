@@ -1,8 +1,8 @@
 """Count, sum and outer product of features: what a set of images comes to.
 
-    statistics = Statistics.empty(2048) + Statistics.of(features)
+    statistics = Statistics.of(features) + Statistics.of(more_features)
     statistics.mean, statistics.covariance
-    Moments.load('photos.npz')        # of pytorch-fid, or of `save`
+    Moments.load('photos.npz')        # of pytorch-fid, or of `to_bytes`
 
 Everything is float64 on the host. Sums merge (`+`) in any grouping, over
 batches, devices and processes, so the batch size is of no consequence.
@@ -73,12 +73,6 @@ class Statistics:
     kept = x if keep_features else None
     return cls(len(x), wide.sum(axis=0), wide.T @ wide, kept)
 
-  @classmethod
-  def empty(cls, width: int, *, keep_features: bool = True) -> 'Statistics':
-    """The statistics of no image: what sums start from."""
-    none = np.zeros((0, width), np.float32)
-    return cls.of(none, keep_features=keep_features)
-
   def __add__(self, other: 'Statistics') -> 'Statistics':
     """The statistics of both sets of images together."""
     features = None
@@ -122,7 +116,7 @@ class Moments:
     mean: of each feature, float64.
     covariance: unbiased, float64.
     count: of images; None when the file doesn't say.
-    facts: what `save` was given (tap, resize, ...); empty for files of others.
+    facts: what `to_bytes` was given (tap, resize, ...); empty for others'.
   """
 
   mean: Float[np.ndarray, ' D']
@@ -167,14 +161,11 @@ class Moments:
 AnyStatistics = Statistics | Moments
 
 
-def save(
-  path: epath.PathLike, statistics: AnyStatistics, facts: dict[str, Any]
-) -> None:
-  """Writes `mu` and `sigma` for `Moments.load`, pytorch-fid and clean-fid.
+def to_bytes(statistics: AnyStatistics, facts: dict[str, Any]) -> bytes:
+  """An `.npz` file for `Moments.load`, pytorch-fid and clean-fid.
 
   Args:
-    path: of the `.npz` to write.
-    statistics: of the images.
+    statistics: of the images; `mu` and `sigma` of the file.
     facts: how they were computed; JSON-able; others ignore them.
   """
   out = io.BytesIO()
@@ -184,7 +175,7 @@ def save(
     sigma=statistics.covariance,
     **{_FACTS: json.dumps(facts | {'count': statistics.count})},
   )
-  epath.Path(path).write_bytes(out.getvalue())
+  return out.getvalue()
 
 
 def _moments(

@@ -1,0 +1,143 @@
+"""What a comparison may name: a folder, a TFDS split, a run's generator.
+
+    source = sources.find('tfds:cycle_gan/monet2photo:testA', dir='...')
+    for batch in source.batches(16): ...
+
+Images come as they are, of whatever size, in batches for `Extractor`.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from vit22b_jax import errors
+from vit22b_jax.data import folder, tfds_source
+from vit22b_jax.data import images as images_lib
+from vit22b_jax.fid import extractor
+
+FORMS = (
+  "a folder of images, 'tfds:NAME:SPLIT' (such as "
+  "tfds:cycle_gan/monet2photo:testA), 'WORKDIR:a2b' or 'WORKDIR:b2a' for a "
+  "run's generator, or an .npz file with mu and sigma"
+)
+DIRECTIONS = ('a2b', 'b2a')
+
+Batches = Iterator[extractor.Batch]
+Records = folder.FolderRecords | tfds_source.TfdsRecords
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A set of images.
+
+  Attributes:
+    name: as the user wrote it.
+    batches: the images in batches of a size, from the start.
+    place: where the images are.
+    identity: changes when the images do, JSON-able; None for what is not to be
+      cached.
+  """
+
+  name: str
+  batches: Callable[[int], Batches]
+  place: str = ''
+  identity: Any = None
+
+
+def find(
+  spec: str, *, dir: str, open_generator: Callable[[str, str], Batches]
+) -> Source:
+  """Opens what `spec` names, without reading images.
+
+  Args:
+    spec: one of FORMS but the last.
+    dir: where TFDS sets are prepared; '' means TFDS_DATA_DIR or its default.
+    open_generator: (workdir, direction) -> batches of what the run's generator
+      makes of its test part.
+
+  Raises:
+    UserError: there's no such thing, or no image in it.
+  """
+  start, _, end = spec.rpartition(':')
+  if end in DIRECTIONS:
+    return Source(spec, lambda _: open_generator(start, end))
+  if spec.startswith('tfds:'):
+    return _of_records(spec, _tfds(spec, dir), end)
+  path = epath.Path(spec).expanduser()
+  if not spec or not path.is_dir():
+    raise errors.UserError(f'{spec!r} does not exist; expected {FORMS}.')
+  files = [(str(f.relative_to(path)), 0) for f in images_lib.find(path)]
+  if not files:
+    raise errors.UserError(f'there is no image in the folder {spec!r}.')
+  return _of_records(spec, folder.FolderRecords(str(path), files), '')
+
+
+def _tfds(spec: str, dir: str) -> tfds_source.TfdsRecords:
+  name, _, split = spec.removeprefix('tfds:').rpartition(':')
+  if not name:
+    raise errors.UserError(f"{spec!r}: expected 'tfds:NAME:SPLIT'.")
+  found = tfds_source.find_unlabelled(name, dir)
+  if split not in found:
+    raise errors.UserError(
+      f'the TFDS set {name!r} has no split {split!r}, only {", ".join(found)}.'
+    )
+  return found[split]
+
+
+def _of_records(name: str, records: Records, split: str) -> Source:
+  return Source(
+    name,
+    functools.partial(_batches, records),
+    f'{records.place}:{split}',
+    records.identity(),
+  )
+
+
+def _batches(records: Records, size: int) -> Batches:
+  """Lists of decoded images, a batch ahead; each process's share of them.
+
+  Every process gets as many batches, and images of all kinds to pad with.
+  """
+  process, count = jax.process_index(), jax.process_count()
+  share = size // count
+  numbered = enumerate(records.readers())
+  mine = itertools.islice(numbered, process, None, count)
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    decode = functools.partial(_decode, records)
+    ahead = None
+    for _ in range(-(-len(records) // size) + 1):
+      chunk = list(itertools.islice(mine, share))
+      done, ahead = ahead, pool.map(decode, chunk)
+      if done is not None:
+        yield _padded(list(done), share)
+
+
+def _padded(
+  images: list[UInt8[np.ndarray, 'H W 3']], count: int
+) -> extractor.Batch:
+  """A batch of `count`, which the last image (or a black one) fills up."""
+  mask = (np.arange(count) < len(images)).astype(np.float32)
+  last = images[-1] if images else np.zeros((8, 8, 3), np.uint8)
+  return {'image': images + [last] * (count - len(images)), 'mask': mask}
+
+
+def _decode(
+  records: Records, numbered: tuple[int, Callable[[], tuple[bytes, int]]]
+) -> UInt8[np.ndarray, 'H W 3']:
+  index, read = numbered
+  try:
+    return images_lib.decode_resized(read()[0], lambda size: size)
+  except images_lib.CorruptImage as error:
+    raise errors.UserError(
+      f'{records.name(index)} could not be read ({error}): mend or delete it, '
+      'since a distance depends on every image.'
+    ) from None
