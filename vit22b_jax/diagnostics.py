@@ -321,6 +321,7 @@ def explain(
   z = np.abs(logs - median) / (1.4826 * mad + 1e-3)
 
   def first(indices: list[int]) -> int | None:
+    """Of these signals, which moved first; of several at once, which most."""
     moved = []
     for i in indices:
       beyond = np.flatnonzero(z[half:, i] >= 6.0)

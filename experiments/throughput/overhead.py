@@ -141,6 +141,7 @@ def compare(name: str, ours, peer_name: str, peer, steps: int) -> dict:
 
 
 def diagnostics_rows() -> list[dict]:
+  """The step of a run beside one without diagnostics."""
   rows = []
   for variant, patch, steps in MODELS:
     task = make_task(classification.Classification, variant, patch)
@@ -152,6 +153,7 @@ def diagnostics_rows() -> list[dict]:
 
 
 def loop_rows() -> list[dict]:
+  """A step in the training loop beside the same jitted step alone."""
   rows = []
   for variant, patch, steps in MODELS:
     with (
@@ -209,6 +211,7 @@ def start_rows(data_dir: str) -> list[dict]:
 
 
 def write(rows: list[dict]) -> None:
+  """Writes the rows as JSON and as a table."""
   (HERE / 'overhead.json').write_text(json.dumps(rows, indent=2) + '\n')
   lines = ['| what | ms | beside | ms | ratio |', '|---|--:|---|--:|--:|']
   lines += [

@@ -133,6 +133,7 @@ def _table(
   solarize = jnp.where(values < 256 * (1 - level), values, 255 - values)
 
   def lookup(channel: UInt8[Array, 'H W']) -> UInt8[Array, 'H W']:
+    """One channel through its own table."""
     counts = jnp.bincount(channel.ravel(), length=256)
     table = jnp.select(
       [_is(operation, name) > 0 for name in

@@ -62,6 +62,7 @@ def facts(run: workdir.Run, words: Words) -> list[Fact]:
 
 
 def percent(part: float) -> str:
+  """0.123 -> 12.3 %."""
   return f'{100 * part:.1f}\u202f%' if np.isfinite(part) else str(part)
 
 
