@@ -1,0 +1,400 @@
+"""CycleGAN's step: what must not change its result, and what must."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from vit22b_jax import checkpoint, errors, losses_gan, sharding
+from vit22b_jax.data import domains, splits
+from vit22b_jax.models import generators, patchgan
+from vit22b_jax.tasks import cyclegan, translation
+
+SIZE = 16
+FOUR = set(cyclegan.NETWORKS)
+
+
+def _mesh(data=1, fsdp=1):
+  devices = jax.devices()[: data * fsdp]
+  return sharding.make_mesh(data, fsdp, devices=devices)
+
+
+def _config(**overrides):
+  """The smallest networks there are: programs compile in seconds."""
+  config = common.finish(common.translation(), 'tiny')
+  config.update_from_flattened_dict(
+    {
+      'data.image_size': SIZE,
+      'data.load_size': SIZE,
+      'data.flip': False,
+      'model.generator': 'resnet',
+      'model.width': 4,
+      'model.blocks': 1,
+      'model.patch_size': 4,
+      'discriminator.name': 'released',
+      'optim.pool_size': 3,
+      'optim.schedule': 'constant',
+      **{f'model.{k}': None for k in ('depth', 'mlp_dim', 'num_heads')},
+      **overrides,
+    }
+  )
+  return config
+
+
+@pytest.fixture(scope='module')
+def data():
+  rng = np.random.default_rng(0)
+
+  def pair(a, b):
+    # Domain a is dark, b bright.
+    return domains.Pair(
+      splits.ArraySplit(rng.integers(0, 128, (a, SIZE, SIZE, 3), np.uint8)),
+      splits.ArraySplit(rng.integers(128, 256, (b, SIZE, SIZE, 3), np.uint8)),
+    )
+
+  return domains.Domains(('dark', 'bright'), pair(17, 13), pair(3, 5), None)
+
+
+@pytest.fixture(scope='module')
+def task_of(data):
+  """Tasks by overrides: those that several tests use compile once."""
+  known = {}
+
+  def get(mesh=None, **overrides):
+    name = (mesh, *sorted(overrides.items()))
+    if name not in known:
+      config = _config(**overrides)
+      translation.Translation.check(config)
+      known[name] = translation.Translation(
+        config, mesh or _mesh(), ['dark', 'bright'], data
+      )
+    return known[name]
+
+  return get
+
+
+def _steps(task, count, state=None, skip=0):
+  """The state after `count` steps from batch `skip` on, and their scalars."""
+  state, batches = state or task.init(), task.train_iterator()
+  batches.set_state({**batches.get_state(), 'next_index': skip})
+  rows = []
+  for _ in range(count):
+    state, scalars = task.train_step(state, next(batches))
+    row = np.asarray(scalars).tolist()
+    rows.append(dict(zip(task.scalar_names, row, strict=True)))
+  batches.close()
+  return state, rows
+
+
+def _close(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def _moved(before, after):
+  """How far each network's weights moved, by name."""
+  difference = jax.tree.map(lambda a, b: np.asarray(a) - b, before, after)
+  return {name: float(optax.tree.norm(x)) for name, x in difference.items()}
+
+
+def test_networks_start_from_different_weights_and_the_seed_decides(task_of):
+  first = jax.device_get(task_of().init().params)
+  assert set(first) == FOUR
+  for one, other in (('gen_ab', 'gen_ba'), ('disc_a', 'disc_b')):
+    pairs = jax.tree.map(lambda x, y: (x, y), first[one], first[other])
+    leaves = jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))
+    assert all(x.std() == 0 or (x != y).all() for x, y in leaves)
+  _close(first, task_of().init().params, rtol=0)
+  other = task_of(seed=1).init().params
+  assert all(distance > 0.1 for distance in _moved(first, other).values())
+
+
+def _by_hand(task, state, batch, order):
+  """One step as CycleGAN's code has it: pass by pass, with nothing shared."""
+  networks = task.networks
+  factor = networks.discriminator_factor
+  a, b = (jnp.asarray(batch[k], jnp.float32) / 127.5 - 1 for k in 'ab')
+  params = jax.tree.map(jnp.copy, state.params)
+  tx = optax.adam(task.config.optim.learning_rate, b1=0.5, b2=0.999)
+
+  def gen(params, name, x):
+    return networks.generator.apply({'params': params[name]}, x)
+
+  def disc(params, name, x):
+    return networks.discriminator.apply({'params': params[name]}, x)
+
+  def gen_loss(gens, discs):
+    fake_b, fake_a = gen(gens, 'gen_ab', a), gen(gens, 'gen_ba', b)
+    loss = jnp.mean((disc(discs, 'disc_b', fake_b) - 1) ** 2)
+    loss += jnp.mean((disc(discs, 'disc_a', fake_a) - 1) ** 2)
+    loss += 10 * losses_gan.l1(gen(gens, 'gen_ba', fake_b), a)
+    loss += 10 * losses_gan.l1(gen(gens, 'gen_ab', fake_a), b)
+    if networks.lambda_identity:
+      loss += 5 * losses_gan.l1(gen(gens, 'gen_ba', a), a)
+      loss += 5 * losses_gan.l1(gen(gens, 'gen_ab', b), b)
+    return loss
+
+  fakes = {
+    'disc_b': (b, gen(params, 'gen_ab', a)),
+    'disc_a': (a, gen(params, 'gen_ba', b)),
+  }
+
+  def disc_loss(discs):
+    loss = 0.0
+    for name, (real, fake) in fakes.items():
+      loss += jnp.mean((disc(discs, name, real) - 1) ** 2)
+      loss += jnp.mean(disc(discs, name, fake) ** 2)
+    return factor * loss
+
+  total = 0.0
+  for group in order:
+    names = getattr(cyclegan, group.upper())
+    mine = {name: params[name] for name in names}
+    others = {k: v for k, v in params.items() if k not in names}
+    if group == 'generators':
+      loss, grads = jax.value_and_grad(gen_loss)(mine, others)
+    else:
+      loss, grads = jax.value_and_grad(disc_loss)(mine)
+    updates, _ = tx.update(grads, tx.init(mine))
+    params |= optax.apply_updates(mine, updates)
+    total += loss
+  return total, params
+
+
+@pytest.mark.parametrize(
+  ('first', 'identity', 'factor'),
+  [('generators', 0.5, 0.5), ('discriminators', 0.0, 1.0)],
+)
+def test_a_step_equals_one_written_out(task_of, data, first, identity, factor):
+  """The pool is still filling up, so what it shows is what comes."""
+  task = task_of(
+    **{
+      'optim.first': first,
+      'loss.lambda_identity': identity,
+      'loss.discriminator_factor': factor,
+    }
+  )
+  order = ['generators', 'discriminators']
+  order = order if first == 'generators' else order[::-1]
+  before = jax.device_get(task.init())
+  batch = jax.device_get(next(task.train_iterator()))
+  loss, params = jax.jit(
+    lambda state, batch: _by_hand(task, state, batch, order)
+  )(before, batch)
+  after, rows = _steps(task, 1)
+  np.testing.assert_allclose(rows[0]['loss'], loss, rtol=1e-5)
+  # Adam's first step is the sign of a gradient: rounding decides it where the
+  # gradient is zero, as those of biases before an instance norm are.
+  rate = task.config.optim.learning_rate
+  leaves = zip(*map(jax.tree.leaves, (after.params, params)), strict=True)
+  for got, expected in leaves:
+    if got.ndim > 1:
+      wrong = np.abs(got - expected) > 0.01 * rate
+      assert wrong.mean() < 0.01
+  assert ('train/idt_a' in rows[0]) == bool(identity)
+
+
+def test_every_network_learns_and_every_weight_gets_a_gradient(task_of):
+  task = task_of()
+  before = jax.device_get(task.init().params)
+  state, rows = _steps(task, 2)
+  assert all(distance > 0 for distance in _moved(before, state.params).values())
+  for name in cyclegan.NETWORKS:
+    assert rows[0][f'grad_norm/{name}'] > 0
+  # Adam moves whatever has a gradient.
+  moved = jax.tree.map(lambda x, y: (x != y).any(), before, state.params)
+  assert all(jax.tree.leaves(moved))
+  total = np.sqrt(sum(rows[1][f'grad_norm/{n}'] ** 2 for n in FOUR))
+  np.testing.assert_allclose(rows[1]['grad_norm'], total, rtol=1e-5)
+  weights = {'gan': 1, 'cycle': 10, 'idt': 5, 'disc': 0.5}
+  parts = [
+    weights[name.removeprefix('train/').split('_')[0]] * rows[1][name]
+    for name in task.logged
+  ]
+  np.testing.assert_allclose(rows[1]['loss'], sum(parts), rtol=1e-5)
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(task_of, tmp_path):
+  """Pools included: by step 4 they are full, and images are exchanged."""
+  task = task_of()
+  whole, rows = _steps(task, 6)
+  state, first = _steps(task, 3)
+  manager = checkpoint.Manager(tmp_path, scores={})
+  manager.save(3, vars(state), data=task.train_iterator(), meta={})
+  manager.wait()
+  found = manager.restore(vars(task.abstract_state))
+  weights = manager.restore(task.abstract_weights).state
+  manager.close()
+  for x, y in zip(
+    *map(jax.tree.leaves, (vars(state), found.state)), strict=True
+  ):
+    np.testing.assert_array_equal(x, y)
+  variables, kind = task.variables(weights)
+  assert kind == 'params'
+  assert set(variables) == set(cyclegan.GENERATORS)
+  _close(variables, task.variables(vars(state))[0], rtol=0)
+  resumed, rest = _steps(task, 3, translation.State(**found.state), skip=3)
+  assert first + rest == rows
+  jax.tree.map(np.testing.assert_array_equal, vars(whole), vars(resumed))
+  assert whole.pools['a'].count == 3
+
+
+def test_pools_show_earlier_fakes(task_of):
+  with_pools, _ = _steps(task_of(), 6)
+  without, _ = _steps(task_of(**{'optim.pool_size': 0}), 6)
+  assert without.pools == {'a': None, 'b': None}
+  moved = _moved(jax.device_get(without.params), with_pools.params)
+  assert all(distance > 1e-4 for distance in moved.values())
+  for pool in with_pools.pools.values():
+    images = np.asarray(pool.images)
+    assert (np.abs(images) <= 1).all()
+    assert (images.std(axis=(1, 2, 3)) > 0).all()
+
+
+def test_sharded_equals_one_device(task_of):
+  """The batch over 8 devices, the parameters over 2 of them."""
+  overrides = {'batch_size': 8, 'optim.pool_size': 11, 'optim.eps': 1e-3}
+  one, rows = _steps(task_of(**overrides), 5)
+  many, other = _steps(task_of(_mesh(4, 2), **overrides), 5)
+  for name in ('loss', 'grad_norm', 'max_logit', 'train/disc_a'):
+    np.testing.assert_allclose(
+      [row[name] for row in rows], [row[name] for row in other], rtol=1e-5
+    )
+  whole = jax.device_get(one.params)
+  for name, distance in _moved(whole, many.params).items():
+    assert distance < 1e-5 * optax.tree.norm(whole[name])
+  _close(one.pools, many.pools, atol=1e-4)
+
+
+def test_float16_scales_the_loss_and_survives_an_overflow(task_of):
+  task = task_of(
+    **{
+      'model.dtype': 'float16',
+      'optim.pool_size': 0,
+      'optim.first': 'discriminators',
+      'loss.lambda_identity': 0.0,
+    }
+  )
+  state = task.init()
+  assert state.loss_scale.scale == 2.0**16
+  huge = state.loss_scale.replace(scale=jnp.float32(2.0**60))
+  before = jax.device_get(state.params)
+  state, rows = _steps(task, 1, state.replace(loss_scale=huge))
+  assert rows[0]['verdict/keep'] == 1
+  assert rows[0]['verdict/finite'] == 1
+  assert state.loss_scale.scale == 2.0**59
+  assert not any(_moved(before, state.params).values())
+  calm = state.loss_scale.replace(scale=jnp.float32(2.0**10))
+  state, rows = _steps(task, 1, state.replace(loss_scale=calm))
+  assert rows[0]['verdict/keep'] == 0
+  assert all(_moved(before, state.params).values())
+  assert state.loss_scale.fin_steps == 1
+  full = task_of(
+    **{
+      'optim.pool_size': 0,
+      'optim.first': 'discriminators',
+      'loss.lambda_identity': 0.0,
+    }
+  )
+  _, expected = _steps(full, 1)
+  np.testing.assert_allclose(rows[0]['loss'], expected[0]['loss'], rtol=5e-3)
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_located(task_of):
+  task = task_of()
+  state, batches = task.init(), task.train_iterator()
+  params = jax.tree.map(jnp.copy, state.params)
+  params['gen_ba'] = jax.tree.map(jnp.full_like, params['gen_ba'], fill=jnp.nan)
+  params['gen_ba'] = jax.tree.map(lambda x: x * jnp.nan, params['gen_ba'])
+  state, batch = state.replace(params=params), next(batches)
+  assert task.locate_nonfinite(state, batch).startswith('fake_a')
+  before = jax.device_get(state.params['gen_ab'])
+  state, scalars = task.train_step(state, batch)
+  row = dict(zip(task.scalar_names, scalars.tolist(), strict=True))
+  assert row['verdict/stopped'] == 1
+  assert state.step == 0
+  _close(before, state.params['gen_ab'], rtol=0)
+
+
+def test_translations_are_images_of_the_same_size(task_of):
+  task = task_of()
+  variables, _ = task.variables(vars(task.init()))
+  images = np.random.default_rng(0).integers(0, 256, (3, 20, 12, 3), np.uint8)
+  made = task.translate(variables, images, 'a2b')
+  assert made.shape == images.shape
+  assert made.dtype == np.uint8
+  back = task.translate(variables, images, 'b2a')
+  assert (np.asarray(made) != back).any()
+  model = generators.build(dict(task.config.model), SIZE)
+  x = jnp.asarray(images, jnp.float32) / 127.5 - 1
+  expected = model.apply({'params': variables['gen_ab']}, x)
+  got = np.asarray(made) / 127.5 - 1
+  np.testing.assert_allclose(got, expected, atol=1.01 / 255)
+
+
+class Folder:
+  """A workdir that remembers names."""
+
+  def __init__(self):
+    self.files = []
+
+  def write_bytes(self, name, content):
+    self.files.append(name)
+
+  def image(self, name, step, image):
+    assert image.shape == (3 * SIZE + 4, 2 * SIZE + 2, 3)
+
+
+def test_samples_of_both_directions_are_written(task_of):
+  run = Folder()
+  task_of().sample(task_of().init(), run)
+  assert run.files == [f'samples/{d}_00000000.png' for d in ('a2b', 'b2a')]
+
+
+@pytest.mark.filterwarnings('ignore:.*images for 64 features')
+def test_validation_measures_both_directions(task_of, data):
+  task = task_of()
+  variables, _ = task.variables(vars(task.init()))
+  values = task.validate(variables, lambda: None)
+  assert set(values) == {
+    f'{name}{end}' for name in ('fid', 'kid') for end in ('', '_a2b', '_b2a')
+  }
+  mean = (values['fid_a2b'] + values['fid_b2a']) / 2
+  np.testing.assert_allclose(values['fid'], mean)
+  result = task.final(variables, Folder())
+  assert (result['split'], result['num_a'], result['num_b']) == ('val', 3, 5)
+  for name, value in values.items():
+    np.testing.assert_allclose(result[name], value, rtol=1e-6)
+    # The weights are those that the run starts from.
+    np.testing.assert_allclose(result[f'untrained_{name}'], value, rtol=1e-6)
+  np.testing.assert_allclose(
+    result['identity_fid_a2b'], result['identity_fid_b2a'], rtol=1e-5
+  )
+  text = task.summary({**result, 'step': 0})
+  assert 'uncalibrated' in text
+  assert 'a2b' in text
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('loss.gan', 'hinge', r"loss\.gan='hinge'"),
+    ('optim.first', 'both', r"optim\.first='both'"),
+    ('discriminator.name', 'x', r"discriminator\.name='x'"),
+    ('model.generator', 'x', r"model\.generator='x'"),
+    ('loss.gan', 'vanilla', 'probabilities'),
+    ('init_from', 'x.npz', 'from scratch'),
+    ('data.image_size', 18, 'multiple of 4'),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_data_are_read(key, value, message):
+  config = _config(**{key: value})
+  with pytest.raises(errors.UserError, match=message):
+    translation.Translation.check(config)
+
+
+def test_discriminators_are_those_of_patchgan():
+  assert translation.build_networks(_config()).discriminator == patchgan.build(
+    'released', 'float32', 'default'
+  )

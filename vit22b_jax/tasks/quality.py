@@ -1,0 +1,142 @@
+"""FID and KID of translations, by direction and in the mean.
+
+    quality = Quality(config.fid, mesh, batches, translated)
+    quality.of(variables, data.val)      # fid_a2b fid_b2a ... fid kid
+    quality.identity(data.test)          # the anchor: nothing translated at all
+
+`a2b` compares what gen_ab makes of the images of a part of domain a with the
+images of the same part of domain b.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jaxtyping import Array, Shaped
+
+from vit22b_jax import fid
+from vit22b_jax.data import domains, splits
+
+DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
+_MEASURES = ('fid', 'kid', 'kid_stderr')
+
+# {'image': [B, H, W, 3] in [0, 255], 'mask': [B]}
+Batches = Iterator[dict[str, Shaped[Array, 'B ...']]]
+
+
+def _unchecked() -> None:
+  pass
+
+
+class Quality:
+  """Distances between translations and the domain that they should be of.
+
+  Args:
+    section: the config's `fid` section.
+    mesh: devices that share the work.
+    batches: gives every image of a split, once.
+    translated: (variables, images, direction) -> float images in [0, 255].
+  """
+
+  def __init__(
+    self,
+    section: Any,
+    mesh: jax.sharding.Mesh,
+    batches: Callable[[splits.Split], Batches],
+    translated: Callable[..., Array],
+  ):
+    self._section = section
+    self._mesh = mesh
+    self._batches = batches
+    self._translated = translated
+    self._real: dict[int, tuple[domains.Pair, dict[str, fid.Statistics]]] = {}
+
+  @functools.cached_property
+  def _extractor(self) -> fid.Extractor:
+    section = self._section
+    settings = fid.Settings(
+      weights=section.weights,
+      tap=section.tap,
+      resize=section.resize,
+      quantise=section.quantise,
+    )
+    return fid.Extractor(settings, section.batch_size, self._mesh)
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What a distance has to be reported with."""
+    return self._extractor.facts()
+
+  def of(
+    self,
+    variables: dict[str, Any],
+    pair: domains.Pair,
+    check: Callable[[], None] = _unchecked,
+  ) -> dict[str, float]:
+    """Distances of what generators make.
+
+    Args:
+      variables: the generators' parameters.
+      pair: a part of both domains.
+      check: called between batches; may raise to leave the evaluation.
+
+    Returns:
+      `fid kid` and, of both, `_a2b` and `_b2a`, with `kid_stderr_a2b` and
+      `kid_stderr_b2a`; means of the two directions without one's name.
+    """
+    real, values = self._real_statistics(pair, check), {}
+    for direction, (source, target) in DIRECTIONS.items():
+      made = self._statistics(
+        {'image': self._translated(variables, batch['image'], direction)}
+        | {'mask': batch['mask']}
+        for batch in self._checked(getattr(pair, source), check)
+      )
+      values |= self._between(made, real[target], direction)
+    return self._with_means(values)
+
+  def identity(
+    self, pair: domains.Pair, check: Callable[[], None] = _unchecked
+  ) -> dict[str, float]:
+    """As `of`, for generators that change nothing."""
+    real, values = self._real_statistics(pair, check), {}
+    for direction, (source, target) in DIRECTIONS.items():
+      values |= self._between(real[source], real[target], direction)
+    return self._with_means(values)
+
+  def _real_statistics(self, pair, check):
+    """Of both domains; computed once, since they stay as they are."""
+    if id(pair) not in self._real:
+      found = {
+        domain: self._statistics(self._checked(getattr(pair, domain), check))
+        for domain in 'ab'
+      }
+      self._real[id(pair)] = pair, found  # holds the pair, so ids stay apart
+    return self._real[id(pair)][1]
+
+  def _checked(self, split, check):
+    for batch in self._batches(split):
+      check()
+      yield batch
+
+  def _statistics(self, batches: Batches) -> fid.Statistics:
+    return self._extractor.statistics(batches, keep_features=True)
+
+  def _between(self, made, real, direction):
+    section = self._section
+    found = fid.distances(
+      made,
+      real,
+      num=section.num,
+      kid_subsets=section.kid_subsets,
+      kid_subset_size=section.kid_subset_size,
+    )
+    return {f'{name}_{direction}': found[name] for name in _MEASURES}
+
+  @staticmethod
+  def _with_means(values):
+    means = {
+      name: sum(values[f'{name}_{direction}'] for direction in DIRECTIONS) / 2
+      for name in ('fid', 'kid')
+    }
+    return means | values

@@ -1,0 +1,664 @@
+"""Training and evaluating image translation between two unpaired domains.
+
+    task = Translation(config, mesh, names, data)
+    state = task.init()                              # sharded over the mesh
+    state, scalars = task.train_step(state, batch)   # jitted, state donated
+    images = task.translate(variables, images, 'a2b')
+
+One jitted step does everything of both updates. The generators' passes serve
+both: in either order the fakes are those of the generators before the step.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training import dynamic_scale
+from jaxtyping import Array, Bool, Float, UInt8
+
+from vit22b_jax import (
+  diagnostics,
+  errors,
+  losses_gan,
+  optim,
+  samples,
+  sharding,
+)
+from vit22b_jax import workdir as workdir_lib
+from vit22b_jax.data import domains, pipeline, splits, transforms
+from vit22b_jax.models import generators, patchgan, vit
+from vit22b_jax.tasks import base, cyclegan, gradients, pools, quality
+
+DIRECTIONS = quality.DIRECTIONS
+FIRST = ('generators', 'discriminators')
+# Columns and signals: the gradient norm of each network.
+_NORMS = tuple(f'grad_norm/{name}' for name in cyclegan.NETWORKS)
+
+
+@flax.struct.dataclass
+class State(base.State):
+  """Everything that a step changes.
+
+  Attributes:
+    params: the weights of `cyclegan.NETWORKS`, float32.
+    opt_state: optax's states of `generators` and `discriminators`.
+    pools: earlier fakes of the domains `a` and `b`; None without pools.
+    loss_scale: dynamic loss scale for float16; None otherwise.
+  """
+
+  params: Any
+  opt_state: Any
+  pools: dict[str, pools.Pool | None]
+  loss_scale: dynamic_scale.DynamicScale | None
+
+
+def build_networks(config: Any) -> cyclegan.Networks:
+  """The networks and losses that a config describes."""
+  model = config.model
+  return cyclegan.Networks(
+    generators.build(dict(model), config.data.image_size),
+    patchgan.build(config.discriminator.name, model.dtype, model.precision),
+    **config.loss,
+  )
+
+
+class Translation(base.Task):
+  """Two generators and two discriminators on one mesh.
+
+  Args:
+    config: the run's configuration.
+    mesh: where arrays live.
+    names: of domain a and of domain b.
+    data: the splits to train and evaluate on; None to only translate.
+
+  Raises:
+    UserError: sizes that don't fit together.
+  """
+
+  best_metric = 'val/fid'
+  best_mode = 'min'
+  names_are = 'domains'
+
+  def __init__(
+    self,
+    config: Any,
+    mesh: jax.sharding.Mesh,
+    names: list[str],
+    data: domains.Domains | None = None,
+  ):
+    super().__init__(config, mesh, names, data)
+    self.networks = build_networks(config)
+    self.logged = tuple(f'train/{name}' for name in self.networks.terms)
+    if data is not None:
+      self.sample_every = self.steps(config.log.samples)
+      self.tx, self._schedule = optim.make(
+        config.optim,
+        total_steps=self.total_steps,
+        steps_per_epoch=self.steps_per_epoch,
+      )
+    with sharding.use(mesh):
+      self._boxed = jax.eval_shape(functools.partial(self._init_params, 0))
+
+  @staticmethod
+  def check(config: Any) -> None:
+    """Judges networks, losses and `init_from` before data are read.
+
+    Raises:
+      UserError: a value that isn't known, or sizes that don't fit together.
+    """
+    networks = build_networks(config)
+    size = config.data.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    for network in (networks.generator, networks.discriminator):
+      jax.eval_shape(network.init, jax.random.key(0), image)
+    vit.choose('loss.gan', config.loss.gan, losses_gan.GANS)
+    vit.choose('optim.first', config.optim.first, FIRST)
+    sigmoid = networks.discriminator.preset.sigmoid
+    if sigmoid and config.loss.gan == 'vanilla':
+      raise errors.UserError(
+        f"loss.gan='vanilla' takes logits, and the discriminator "
+        f'{config.discriminator.name!r} gives probabilities: use '
+        "loss.gan='lsgan' or discriminator.name='patchgan70'."
+      )
+    if config.init_from:
+      raise errors.UserError(
+        f'init_from={config.init_from}: a translation starts from scratch; to '
+        'continue a run, give its --workdir.'
+      )
+
+  @staticmethod
+  def load_data(config: Any) -> domains.Domains:
+    """The two domains that the config's `data` section names."""
+    data = config.data
+    return domains.load(
+      data.name,
+      dir=data.dir,
+      load_size=data.load_size,
+      image_size=data.image_size,
+      preprocess=data.preprocess,
+      seed=config.seed,
+      val_fraction=data.val_fraction,
+      cache_max_gb=data.cache_max_gb,
+      max_corrupt=data.max_corrupt,
+    )
+
+  @staticmethod
+  def names_of(data: domains.Domains) -> list[str]:
+    """The domains, a and b."""
+    return list(data.names)
+
+  @functools.cached_property
+  def steps_per_epoch(self) -> int:
+    """Steps in which the larger (paired: the smaller) domain is seen once."""
+    return domains.steps_per_epoch(
+      self.data.train, self.config.batch_size, self.config.data.pairing
+    )
+
+  @functools.cached_property
+  def flops_per_image(self) -> float:
+    """FLOPs of a training step for one image of each domain, as XLA counts."""
+    size, batch = self.config.data.image_size, self.config.batch_size
+    shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    cost = self.in_mesh(jax.jit(self.step).lower)(
+      self.abstract_state, {'a': shape, 'b': shape}
+    ).cost_analysis()
+    return cost['flops'] / batch
+
+  # --- State ---------------------------------------------------------------
+
+  def _init_network(self, module: nn.Module, key: jax.Array) -> Any:
+    """Boxed parameters of one network."""
+    size = self.config.data.image_size
+    return module.init(key, jnp.zeros((1, size, size, 3)))['params']
+
+  def _modules(self) -> dict[str, nn.Module]:
+    generator, discriminator = (
+      self.networks.generator,
+      self.networks.discriminator,
+    )
+    modules = (generator, generator, discriminator, discriminator)
+    return dict(zip(cyclegan.NETWORKS, modules, strict=True))
+
+  def _init_params(self, seed: int) -> dict[str, Any]:
+    """Boxed parameters by network, each from a key of its own."""
+    keys = _init_keys(seed)
+    return {
+      name: self._init_network(module, keys[name])
+      for name, module in self._modules().items()
+    }
+
+  def fresh(self, seed: int) -> State:
+    """A new state; traced by `abstract_state`."""
+    return self._around(nn.unbox(self._init_params(seed)), seed)
+
+  def _around(self, params: dict[str, Any], seed: int) -> State:
+    """A new state with these weights."""
+    config = self.config
+    image = (config.data.image_size, config.data.image_size, 3)
+    return State(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key_data(_init_keys(seed)['step']),
+      monitor=diagnostics.init(
+        config.diagnostics.window, len(self.signal_names)
+      ),
+      params=params,
+      opt_state={
+        'generators': self.tx.init(_pick(params, cyclegan.GENERATORS)),
+        'discriminators': self.tx.init(_pick(params, cyclegan.DISCRIMINATORS)),
+      },
+      pools={d: pools.init(config.optim.pool_size, image) for d in 'ab'},
+      loss_scale=gradients.loss_scale(config.model.dtype),
+    )
+
+  def _initial_params(self) -> dict[str, Any]:
+    """The weights that the config's seed stands for, where they live.
+
+    A program for each kind of network, run twice, since drawing hundreds of
+    arrays takes long to compile and no time to run.
+    """
+    keys, modules = _init_keys(self.config.seed), self._modules()
+    on_cpu = self.mesh.devices.flat[0].platform == 'cpu'
+    options = {'xla_backend_optimization_level': 0} if on_cpu else None
+    placed = sharding.of_boxed(self._boxed, self.mesh)
+    params = {}
+    for kind in (cyclegan.GENERATORS, cyclegan.DISCRIMINATORS):
+      draw = self.in_mesh(
+        jax.jit(
+          lambda key, module=modules[kind[0]]: nn.unbox(
+            self._init_network(module, key)
+          ),
+          out_shardings=placed[kind[0]],
+          compiler_options=options,
+        )
+      )
+      params |= {name: draw(keys[name]) for name in kind}
+    return params
+
+  def init(self) -> State:
+    """A new state from the config's seed, each array made where it lives."""
+    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    around = jax.jit(
+      self._around, static_argnums=1, donate_argnums=0, out_shardings=placed
+    )
+    return self.in_mesh(around)(self._initial_params(), self.config.seed)
+
+  @functools.cached_property
+  def abstract_state(self) -> State:
+    """Shapes, types and shardings of the state, with nothing computed."""
+    with sharding.use(self.mesh):
+      shapes = jax.eval_shape(functools.partial(self.fresh, 0))
+    params = sharding.of_boxed(self._boxed, self.mesh)
+    placed = jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)
+    groups = {
+      'generators': _pick(params, cyclegan.GENERATORS),
+      'discriminators': _pick(params, cyclegan.DISCRIMINATORS),
+    }
+    opt_state = {
+      group: sharding.of_optimizer(
+        self.tx, shapes.opt_state[group], placements, self.mesh
+      )
+      for group, placements in groups.items()
+    }
+    placed = placed.replace(params=params, opt_state=opt_state)
+    return jax.tree.map(_abstract, shapes, placed)
+
+  @functools.cached_property
+  def abstract_weights(self) -> dict[str, Any]:
+    """The generators of a state, which is all that `variables` needs."""
+    placed = sharding.of_boxed(self._boxed, self.mesh)
+    params = jax.tree.map(_abstract, nn.unbox(self._boxed), placed)
+    return {'params': _pick(params, cyclegan.GENERATORS)}
+
+  def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The generators' parameters by name, and what they are: 'params'."""
+    return _pick(weights['params'], cyclegan.GENERATORS), 'params'
+
+  def with_pretrained(self, state: State, path: str) -> State:
+    """There is nothing to start from: `check` refuses `init_from`."""
+    raise NotImplementedError
+
+  # --- Training ------------------------------------------------------------
+
+  @property
+  def signal_names(self) -> list[str]:
+    """What the detector remembers of each step, in order."""
+    return [*diagnostics.JUDGED, *_NORMS]
+
+  @property
+  def diagnostic_names(self) -> list[str]:
+    """The columns of diagnostics.csv after `step`."""
+    per_network = _NORMS if self.config.diagnostics.per_layer else ()
+    return [*diagnostics.COLUMNS, *per_network]
+
+  @property
+  def scalar_names(self) -> list[str]:
+    """Names of the entries of the vector that `train_step` returns."""
+    return [
+      *diagnostics.COLUMNS,
+      *_NORMS,
+      *self.logged,
+      'train/learning_rate',
+      *diagnostics.VERDICT,
+    ]
+
+  def train_iterator(self) -> pipeline.DeviceIterator:
+    """Endless training batches on the devices, from the first one on."""
+    data = self.config.data
+    return pipeline.DeviceIterator(
+      domains.train_iterator(
+        self.data.train,
+        batch_size=self.config.batch_size // jax.process_count(),
+        seed=self.config.seed,
+        pairing=data.pairing,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      ),
+      sharding.batch(self.mesh),
+    )
+
+  def step(
+    self, state: State, batch: dict[str, UInt8[Array, 'B h w 3']]
+  ) -> tuple[State, Float[Array, 'M']]:
+    """One training step; traced by `train_step`.
+
+    Args:
+      state: before the step.
+      batch: images of `a` and `b`.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    image_key, dropout_key, pool_key = jax.random.split(key, 3)
+    real = self._images(batch, image_key)
+    grads, updates, opt_state, seen, new_pools = self._both_updates(
+      state, real, dropout_key, pool_key
+    )
+    finite = _all_finite(grads)
+    loss_scale, overflow = state.loss_scale, jnp.asarray(False)
+    if loss_scale is not None:
+      loss_scale = _rescaled(loss_scale, finite)
+      overflow = ~finite & jnp.isfinite(seen['loss'])
+
+    row = diagnostics.measure(
+      loss=seen['loss'],
+      max_logit=seen['max_score'],
+      grads=grads,
+      updates=updates,
+      params=state.params,
+      clip_norm=self.config.optim.clip_norm,
+    )
+    row |= {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
+    signals = jnp.stack([row[name] for name in self.signal_names])
+    monitor, verdict = diagnostics.observe(
+      state.monitor, signals, seen['loss'], state.step, overflow, self.detector
+    )
+
+    def unless_kept(new, old):
+      return jax.tree.map(lambda n, o: jnp.where(verdict.keep, o, n), new, old)
+
+    row |= {f'train/{name}': seen[name] for name in self.networks.terms}
+    row['train/learning_rate'] = self._schedule(
+      optim.steps_taken(state.opt_state['generators'])
+    )
+    row |= diagnostics.verdict_row(verdict, monitor)
+    params = jax.tree.map(jnp.add, state.params, updates)
+    state = state.replace(
+      step=state.step + jnp.where(monitor.stopped, 0, 1),
+      params=unless_kept(params, state.params),
+      opt_state=unless_kept(opt_state, state.opt_state),
+      pools=unless_kept(new_pools, state.pools),
+      loss_scale=jax.tree.map(
+        lambda n, o: jnp.where(monitor.stopped, o, n),
+        loss_scale,
+        state.loss_scale,
+      ),
+      monitor=monitor,
+    )
+    return state, jnp.stack([row[name] for name in self.scalar_names])
+
+  def _images(
+    self, batch: dict[str, UInt8[Array, 'B h w 3']], key: jax.Array
+  ) -> cyclegan.Images:
+    """Random crops and mirror images in [-1, 1]."""
+    data = self.config.data
+    crop = functools.partial(
+      transforms.crop_and_flip, size=(data.image_size,) * 2, flip=data.flip
+    )
+    keys = jax.random.split(key)
+    return {
+      domain: transforms.to_signed(crop(k, batch[domain]))
+      for k, domain in zip(keys, 'ab', strict=True)
+    }
+
+  def _both_updates(self, state, real, dropout_key, pool_key):
+    """Gradients, updates and optimiser states of both, and what was seen.
+
+    The pools' images and the fakes are constants to the discriminators; the
+    discriminators are constants to the generators.
+    """
+    nets, opt_state = self.networks, {}
+    gens = _pick(state.params, cyclegan.GENERATORS)
+    discs = _pick(state.params, cyclegan.DISCRIMINATORS)
+    scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+
+    def scaled(loss_fn):
+      def call(*args):
+        loss, seen = loss_fn(*args)
+        return scale * loss, seen | {'loss': loss}
+
+      return jax.grad(call, has_aux=True)
+
+    def unscaled(grads):
+      return jax.tree.map(lambda g: g / scale, grads)
+
+    made, pull_back = jax.vjp(
+      lambda params: nets.generate(params, real, dropout_key), gens
+    )
+    shown, new_pools = self._exchange(pool_key, state.pools, made)
+    disc_grads, disc_seen = scaled(nets.discriminator_loss)(discs, real, shown)
+    disc_grads = unscaled(disc_grads)
+    disc_updates, opt_state['discriminators'] = self.tx.update(
+      disc_grads, state.opt_state['discriminators'], discs
+    )
+    if self.config.optim.first == 'discriminators':
+      finite = _all_finite(disc_grads)  # or else the step isn't taken
+      discs = jax.tree.map(
+        lambda p, u: jnp.where(finite, p + u, p), discs, disc_updates
+      )
+    cotangents, gen_seen = scaled(nets.generator_loss)(made, discs, real)
+    gen_grads = unscaled(pull_back(cotangents)[0])
+    gen_updates, opt_state['generators'] = self.tx.update(
+      gen_grads, state.opt_state['generators'], gens
+    )
+    seen = disc_seen | gen_seen
+    seen['loss'] = gen_seen['loss'] + disc_seen['loss']
+    seen['max_score'] = jnp.maximum(
+      gen_seen['max_score'], disc_seen['max_score']
+    )
+    grads, updates = gen_grads | disc_grads, gen_updates | disc_updates
+    return grads, updates, opt_state, seen, new_pools
+
+  def _exchange(self, key, old, made):
+    """What each discriminator is shown as fakes, and the pools after that."""
+    if not self.config.optim.pool_size:
+      return {d: made[f'fake_{d}'] for d in 'ab'}, old
+    shown, new = {}, {}
+    for k, domain in zip(jax.random.split(key), 'ab', strict=True):
+      # One image after the other: each device does it for the whole batch.
+      fakes = jax.lax.with_sharding_constraint(
+        made[f'fake_{domain}'], sharding.replicated(self.mesh)
+      )
+      images, new[domain] = pools.exchange(k, old[domain], fakes)
+      shown[domain] = jax.lax.with_sharding_constraint(
+        images, sharding.batch(self.mesh)
+      )
+    return shown, new
+
+  def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
+    """Which image, score or gradient of the step on `batch` isn't finite."""
+
+    def passes(state, batch):
+      key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+      image_key, dropout_key, pool_key = jax.random.split(key, 3)
+      real = self._images(batch, image_key)
+      gens = _pick(state.params, cyclegan.GENERATORS)
+      made = self.networks.generate(gens, real, dropout_key)
+      grads, _, _, seen, _ = self._both_updates(
+        state, real, dropout_key, pool_key
+      )
+      forward = {**made, **seen}
+      backward = {f'the gradient of {k}': v for k, v in grads.items()}
+      # A dict would come back sorted: forward order, then backward.
+      return [
+        _all_finite(x) for x in (*forward.values(), *backward.values())
+      ], names.extend((*forward, *backward))
+
+    names: list[str] = []
+    flags, _ = jax.device_get(self.in_mesh(jax.jit(passes))(state, batch))
+    found = [n for n, ok in zip(names, flags, strict=True) if not ok]
+    return found[0] if found else 'the update'
+
+  # --- Use -----------------------------------------------------------------
+
+  @functools.cached_property
+  def translate(self):
+    """(generators, images uint8 [B, H, W, 3], direction) -> uint8, jitted.
+
+    The direction is 'a2b' or 'b2a'. A ViTUnet takes images of
+    `data.image_size`, a ResNet all whose height and width 4 divides.
+    """
+
+    def apply(variables, images, direction):
+      return transforms.to_uint8(self._apply(variables, images, direction))
+
+    return self.in_mesh(
+      jax.jit(
+        apply,
+        static_argnums=2,
+        out_shardings=sharding.replicated(self.mesh),
+      )
+    )
+
+  def _apply(self, variables, images, direction):
+    name = 'gen_' + ''.join(DIRECTIONS[direction])
+    return self.networks.generator.apply(
+      {'params': variables[name]}, transforms.to_signed(images), train=False
+    )
+
+  def sample(self, state: State, run: workdir_lib.Workdir) -> None:
+    """Writes samples/DIRECTION_STEP.png: real, translated and back again."""
+    variables, _ = self.variables(vars(state))
+    step = int(state.step)
+    for direction, (source, _) in DIRECTIONS.items():
+      real = self._sample_images[source]
+      made = self.translate(variables, real, direction)
+      back = self.translate(variables, made, direction[::-1])
+      samples.write(run, f'samples/{direction}', step, [real, made, back])
+
+  @functools.cached_property
+  def _sample_images(self) -> dict[str, UInt8[np.ndarray, 'N H W 3']]:
+    """The same images of each domain every time, from all over its val part."""
+
+    def chosen(split):
+      count = min(self.config.log.num_samples, len(split))
+      rows = np.linspace(0, len(split) - 1, count).round().astype(int)
+      return np.stack([split[int(row)]['image'] for row in rows])
+
+    return {domain: chosen(getattr(self.data.val, domain)) for domain in 'ab'}
+
+  # --- Results -------------------------------------------------------------
+
+  @functools.cached_property
+  def _quality(self) -> quality.Quality:
+    return quality.Quality(
+      self.config.fid, self.mesh, self._batches, self._translated
+    )
+
+  def _batches(self, split: splits.Split) -> quality.Batches:
+    """Every image of a split, once, on the devices."""
+    batches = pipeline.eval_batches(
+      split,
+      batch_size=self.eval_batch_size // jax.process_count(),
+      workers=self.config.data.workers,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    for batch in batches:
+      yield pipeline.place(batch, sharding.batch(self.mesh))
+
+  @functools.cached_property
+  def _translated(self):
+    """As `translate`, but float32 in [0, 255], for `fid.quantise` to round."""
+
+    def apply(variables, images, direction):
+      return (self._apply(variables, images, direction) + 1) * 127.5
+
+    return self.in_mesh(jax.jit(apply, static_argnums=2))
+
+  def validate(
+    self, variables: dict[str, Any], check: Callable[[], None]
+  ) -> dict[str, float]:
+    """`fid kid` of the val part, by direction and in the mean."""
+    values = self._quality.of(variables, self.data.val, check)
+    return {k: v for k, v in values.items() if 'stderr' not in k}
+
+  def final(
+    self,
+    variables: dict[str, Any],
+    run: workdir_lib.Workdir,
+    check: Callable[[], None] = lambda: None,
+  ) -> dict[str, Any]:
+    """Evaluates on the test part, or on val where there is none.
+
+    Args:
+      variables: the generators' parameters.
+      run: nothing is written beside the result.
+      check: called between batches; may raise to leave the evaluation.
+
+    Returns:
+      `split num_a num_b`; distances as `quality.Quality.of` gives them; the
+      same for generators that change nothing (`identity_...`) and for those
+      that the run started from (`untrained_...`); and what the distances are
+      to be reported with.
+    """
+    del run
+    name = 'test' if self.data.test is not None else 'val'
+    pair = getattr(self.data, name)
+    untrained, _ = self.variables({'params': self._initial_params()})
+    anchors = {
+      'identity': self._quality.identity(pair, check),
+      'untrained': self._quality.of(untrained, pair, check),
+    }
+    return {
+      'split': name,
+      'num_a': len(pair.a),
+      'num_b': len(pair.b),
+      **self._quality.of(variables, pair, check),
+      **{f'{k}_{n}': v for k, x in anchors.items() for n, v in x.items()},
+      **self._quality.facts,
+    }
+
+  @staticmethod
+  def summary(result: dict[str, Any]) -> str:
+    """The content of eval.json in words."""
+    calibrated = '' if result['calibrated'] else ', uncalibrated'
+    lines = [
+      f'Result on the {result["split"]} part ({result["num_a"]} and '
+      f'{result["num_b"]} images; weights of step {result["step"]}; tap '
+      f'{result["tap"]}, {result["resize"]}, {result["quantise"]}'
+      f'{calibrated}):'
+    ]
+    for direction in DIRECTIONS:
+      fid, identity, untrained = (
+        result[f'{prefix}fid_{direction}']
+        for prefix in ('', 'identity_', 'untrained_')
+      )
+      kid = result[f'kid_{direction}']
+      lines.append(
+        f'  {direction}: FID {fid:.4g}, KID {kid:.4g} (FID of the untranslated '
+        f'images {identity:.4g}, of the untrained generator {untrained:.4g})'
+      )
+    return '\n'.join(lines)
+
+
+def _init_keys(seed: int) -> dict[str, jax.Array]:
+  """A key for each network, and one for the steps."""
+  names = (*cyclegan.NETWORKS, 'step')
+  keys = jax.random.split(jax.random.key(seed), len(names))
+  return dict(zip(names, keys, strict=True))
+
+
+def _pick(tree: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+  return {name: tree[name] for name in names}
+
+
+def _abstract(x: Any, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
+
+def _all_finite(tree: Any) -> Bool[Array, '']:
+  return jnp.all(
+    jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
+  )
+
+
+def _rescaled(
+  scale: dynamic_scale.DynamicScale, finite: Bool[Array, '']
+) -> dynamic_scale.DynamicScale:
+  """The loss scale for the next step, as flax's own `value_and_grad` sets it.
+
+  Ours has two losses to scale, and one backward pass in two parts.
+  """
+  grow = finite & (scale.fin_steps == scale.growth_interval)
+  largest = jnp.finfo(jnp.float32).max
+  grown = jnp.minimum(scale.scale * scale.growth_factor, largest)
+  shrunk = scale.scale * scale.backoff_factor
+  return scale.replace(
+    fin_steps=jnp.where(finite & ~grow, scale.fin_steps + 1, 0),
+    scale=jnp.where(grow, grown, jnp.where(finite, scale.scale, shrunk)),
+  )
