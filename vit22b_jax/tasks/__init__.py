@@ -1,10 +1,11 @@
 """What can be trained, by the name that a config's `task` gives."""
 
 from vit22b_jax import errors
-from vit22b_jax.tasks import base, classification
+from vit22b_jax.tasks import base, classification, translation
 
 TASKS: dict[str, type[base.Task]] = {
   'classification': classification.Classification,
+  'translation': translation.Translation,
 }
 
 
