@@ -10,7 +10,6 @@ every other name. The formats are those of torch/serialization.py.
 
 import collections
 import io
-import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -74,7 +73,7 @@ def read(path: epath.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Storage:
-  """Memory that tensors share, filled after the pickle (legacy) or before."""
+  """Memory that tensors share: little-endian numbers, as this host's are."""
 
   def __init__(self, dtype: Any, size: int):
     self.dtype = np.dtype(dtype)
@@ -87,9 +86,7 @@ class _Storage:
         f'a storage has {len(data)} bytes in place of '
         f'{self.size * self.dtype.itemsize}: the file is damaged.'
       )
-    little = self.dtype.newbyteorder('<') if self.dtype.isnative else self.dtype
-    values = np.frombuffer(data, little).astype(self.dtype, copy=False)
-    self.values = values
+    self.values = np.frombuffer(data, self.dtype)
 
 
 class _Tensor:
@@ -102,20 +99,20 @@ class _Tensor:
     shape: tuple[int, ...],
     strides: tuple[int, ...],
   ):
-    last = offset + sum(
-      (n - 1) * s for n, s in zip(shape, strides, strict=True)
-    )
-    small = min((offset, *shape, *strides), default=0) < 0
-    if small or (math.prod(shape) and last >= storage.size):
-      raise errors.UserError('a tensor reaches beyond its storage.')
     self._storage = storage
     self._view = offset, shape, strides
 
   def array(self) -> np.ndarray:
+    """A copy; numpy refuses a view that reaches beyond its buffer."""
     offset, shape, strides = self._view
-    values = self._storage.values[offset:]
-    strides = [s * values.itemsize for s in strides]
-    return np.lib.stride_tricks.as_strided(values, shape, strides).copy()
+    size = self._storage.dtype.itemsize
+    return np.ndarray(
+      shape,
+      self._storage.dtype,
+      buffer=self._storage.values,
+      offset=offset * size,
+      strides=tuple(s * size for s in strides),
+    ).copy()
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
