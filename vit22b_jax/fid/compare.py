@@ -17,6 +17,10 @@ from vit22b_jax.data import cache
 from vit22b_jax.fid import distance, extractor, sources, statistics, weights
 
 RESULT = 'fid.json'
+KEYS = (
+  *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantise', 'num_a', 'num_b'),
+  *('weights_sha256', 'calibrated', 'fid_infinity', 'seconds'),
+)
 _LEAST = {'batch_size': 1, 'kid_subsets': 2, 'kid_subset_size': 2}
 
 
@@ -60,6 +64,7 @@ def run(
     for num_a, num_b, value in sweep:
       console.say(f'  {num_a} and {num_b} images: FID {value:.6g}')
   result['seconds'] = round(time.monotonic() - start, 2)
+  result = {key: result[key] for key in KEYS if key in result}
   console.say(summary(config.a, config.b, result))
   if workdir is not None:
     _write(config, workdir, result, facts, found)
