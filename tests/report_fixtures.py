@@ -1,10 +1,12 @@
 """Workdirs that look like those of real runs, made from random numbers."""
 
+import hashlib
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 CLASSES = [
   'airplane',
@@ -50,6 +52,29 @@ CONFIG: dict[str, Any] = {
   },
   'optim': {'name': 'adamw', 'learning_rate': 5e-4, 'clip_norm': 10.0},
   'diagnostics': {'per_layer': True, 'on_explosion': 'record'},
+}
+TRANSLATION: dict[str, Any] = {
+  'seed': 0,
+  'task': 'translation',
+  'batch_size': 1,
+  'duration': '40 epochs',
+  'data': {'name': 'fruit', 'image_size': 64, 'pairing': 'unpaired'},
+  'model': {
+    'generator': 'vitunet',
+    'block': 'released_vit',
+    'variant': 'Ti',
+    'patch_size': 8,
+    'resample': 'space',
+    'blocks': 9,
+  },
+  'discriminator': {'name': 'patchgan70'},
+  'optim': {'name': 'adam', 'learning_rate': 2e-4, 'pool_size': 50},
+  'fid': {
+    'weights': 'random:0',
+    'tap': 2048,
+    'resize': 'clean',
+    'quantise': 'round',
+  },
 }
 VERSIONS = {
   'package': '0.1.0',
@@ -243,3 +268,120 @@ def _evaluation(
       }
     )
   )
+
+
+def make_translation(
+  path: pathlib.Path,
+  *,
+  steps: int = 4_000,
+  every: int = 200,
+  pixels: int = 64,
+  images: int = 4,
+  finished: bool = True,
+  weights: str = 'random:0',
+  names: tuple[str, str] = ('apple', 'orange'),
+) -> pathlib.Path:
+  """Writes a translation's workdir; returns its path.
+
+  Its samples, one grid every `every` steps, are discs that slowly turn into the
+  colour of the other domain.
+  """
+  path.mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  config = TRANSLATION | {'fid': TRANSLATION['fid'] | {'weights': weights}}
+  (path / 'config.json').write_text(json.dumps(config))
+  (path / 'versions.json').write_text(json.dumps(VERSIONS))
+  (path / 'classes.json').write_text(json.dumps(names))
+  write_lines(path / 'metrics.jsonl', _translation_metrics(rng, steps))
+  _diagnostics(rng, path, steps, 0, None)
+  (path / 'samples').mkdir()
+  for step in range(0, steps + 1, every):
+    for direction in ('a2b', 'b2a'):
+      grid = discs(step / steps, pixels, images, direction)
+      name = f'samples/{direction}_{step:08d}.png'
+      Image.fromarray(grid).save(path / name)
+  if finished:
+    result = _distances(steps, weights)
+    (path / 'eval.json').write_text(json.dumps(result))
+  return path
+
+
+def discs(part: float, pixels: int, images: int, direction: str) -> np.ndarray:
+  """A grid of samples at a part of the training: uint8 [h, w, 3]."""
+  colours = np.array([[200, 30, 40], [240, 150, 30]], float)
+  if direction == 'b2a':
+    colours = colours[::-1]
+  rng = np.random.default_rng(1)
+  y, x = np.mgrid[:pixels, :pixels][..., None] / pixels
+  grid = np.full((3, pixels + 2, images, pixels + 2, 3), 255.0)
+  for image in range(images):
+    centre, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.2, 0.35)
+    away = np.hypot(y - centre[0], x - centre[1])
+    shade = 1 - 0.5 * away / radius
+    ground = rng.uniform(60, 200, 3)
+    for row, share in enumerate((0.0, part, 0.3 - 0.2 * part)):
+      colour = colours[0] + share * (colours[1] - colours[0])
+      drawn = np.where(away < radius, colour * shade, ground)
+      grain = 60 * (1 - part) * rng.standard_normal(drawn.shape)
+      drawn = drawn + grain * (row > 0)
+      grid[row, :pixels, image, :pixels] = np.clip(drawn, 0, 254)
+  flat = grid.reshape(3 * (pixels + 2), images * (pixels + 2), 3)
+  return flat[:-2, :-2].astype(np.uint8)
+
+
+def _translation_metrics(
+  rng: np.random.Generator, steps: int
+) -> list[dict[str, Any]]:
+  rows = []
+  for step in range(50, steps + 1, 50):
+    fall = np.exp(-3 * step / steps)
+
+    def near(level, falls=0.0, fall=fall):
+      return level * (1 + falls * fall) * (1 + 0.08 * rng.standard_normal())
+
+    rows.append(
+      {
+        'step': step,
+        'epoch': step / 100,
+        'train/loss': near(4.0, 3.0),
+        'train/gan_a2b': near(0.45),
+        'train/gan_b2a': near(0.38),
+        'train/cycle_a': near(0.06, 6.0),
+        'train/cycle_b': near(0.05, 5.0),
+        'train/idt_a': near(0.05, 5.0),
+        'train/idt_b': near(0.04, 5.0),
+        'train/disc_a': near(0.18),
+        'train/disc_b': near(0.21),
+        'train/learning_rate': 2e-4 * min(1, 2 - 2 * step / steps),
+        'perf/images_per_second': near(7.5),
+        'perf/mfu': 0.2,
+      }
+    )
+    if step % 400 == 0:
+      there, back = near(40.0, 6.0), near(30.0, 5.0)
+      values = {'fid': (there + back) / 2, 'fid_a2b': there, 'fid_b2a': back}
+      values |= {k.replace('fid', 'kid'): v / 2_000 for k, v in values.items()}
+      named = {f'val/{k}': v for k, v in values.items()}
+      rows.append({'step': step, 'epoch': step / 100, **named})
+  return rows
+
+
+def _distances(steps: int, weights: str) -> dict[str, Any]:
+  result: dict[str, Any] = {'split': 'test', 'num_a': 64, 'num_b': 60}
+  for prefix, scale in (('', 1.0), ('identity_', 4.0), ('untrained_', 9.0)):
+    for direction, fid in (('a2b', 41.234), ('b2a', 31.457)):
+      result |= {
+        f'{prefix}fid_{direction}': fid * scale,
+        f'{prefix}kid_{direction}': fid * scale / 2_000,
+        f'{prefix}kid_stderr_{direction}': 0.0013,
+      }
+  return result | {
+    'tap': 2048,
+    'resize': 'clean',
+    'quantise': 'round',
+    'weights_sha256': hashlib.sha256(weights.encode()).hexdigest(),
+    'calibrated': not weights,
+    'step': steps,
+    'weights': 'params',
+    'checkpoint': 'best',
+  }

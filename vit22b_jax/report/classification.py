@@ -125,15 +125,7 @@ def learning(run: workdir.Run) -> story.Verdict:
   if best:
     answer = f'{story.percent(top1[-1])} validation top-1'
     return story.Verdict(question, answer, best, 'plain')
-  _, loss = run.metric('train/loss')
-  if not len(loss):
-    return story.Verdict(question, 'Unknown', 'Nothing recorded yet.', 'plain')
-  return story.Verdict(
-    question,
-    f'Training loss {loss[-1]:.3g}',
-    f'From {loss[0]:.3g}; no evaluation yet.',
-    'plain' if np.isfinite(loss[-1]) else 'bad',
-  )
+  return story.by_loss(run, question)
 
 
 def _overfit(run: workdir.Run) -> str:

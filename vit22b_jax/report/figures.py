@@ -7,7 +7,7 @@ from etils import epath
 from jaxtyping import Float
 from matplotlib import axes, colors, figure
 
-from vit22b_jax.report import charts, kinds, maps, thin
+from vit22b_jax.report import charts, grids, kinds, maps, thin, translation
 from vit22b_jax.report import workdir as workdir_lib
 
 _COLOURS = {
@@ -22,7 +22,10 @@ _STYLE = {'linewidth': 1.2}
 
 
 def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
-  """Writes curves.png, stability.png and layers.png, as far as recorded.
+  """Writes the PNG files that a run has the records for.
+
+  These are curves.png, stability.png, layers.png of a classifier's blocks and
+  samples.png of a translation.
 
   Args:
     workdir: what a run wrote.
@@ -40,6 +43,7 @@ def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
     'curves': _curves(run),
     'stability': _stability(run),
     'layers': _layers(run),
+    'samples': _samples(run),
   }
   written = []
   for name, picture in drawn.items():
@@ -143,4 +147,28 @@ def _layers(run: workdir_lib.Run) -> figure.Figure | None:
       extent=(steps[0], steps[-1] + 1, -0.5, len(worst) - 0.5),
     )
     picture.colorbar(image, ax=panel)
+  return picture
+
+
+def _samples(run: workdir_lib.Run) -> figure.Figure | None:
+  """The sample grids next to the evaluated weights, both directions."""
+  found = translation.pictures(run)
+  if not found:
+    return None
+  both = found[grids.evaluated_step(run, found)]
+  height, width, _ = both[0].shape
+  picture = figure.Figure(
+    figsize=(9, 4.5 * height / width + 0.3), layout='constrained'
+  )
+  panels = picture.subplots(1, 2)
+  for panel, grid, side in zip(
+    panels, both, translation.directions(run), strict=True
+  ):
+    panel.imshow(grid, interpolation='nearest')
+    panel.set_title(side['name'], loc='left', fontsize=11)
+    middles = (np.arange(grids.ROWS) + 0.5) * height / grids.ROWS
+    panel.set_yticks(middles, side['rows'], rotation=90, va='center')
+    panel.set_xticks([])
+    panel.tick_params(length=0, labelsize=9)
+    panel.spines[:].set_visible(False)
   return picture

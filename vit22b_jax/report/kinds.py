@@ -15,9 +15,9 @@ kind.rows(run)       # its lines of the Markdown table
 
 import types
 
-from vit22b_jax.report import classification, workdir
+from vit22b_jax.report import classification, translation, workdir
 
-_KINDS = {'classification': classification}
+_KINDS = {'classification': classification, 'translation': translation}
 
 
 def of(run: workdir.Run) -> types.ModuleType:

@@ -134,6 +134,19 @@ def progress(run: workdir.Run) -> Verdict:
   return Verdict(question, 'Finished', f'{step}, then tested.', 'good')
 
 
+def by_loss(run: workdir.Run, question: str) -> Verdict:
+  """What the training loss says, before any evaluation."""
+  _, loss = run.metric('train/loss')
+  if not len(loss):
+    return Verdict(question, 'Unknown', 'Nothing recorded yet.', 'plain')
+  return Verdict(
+    question,
+    f'Training loss {loss[-1]:.3g}',
+    f'From {loss[0]:.3g}; no evaluation yet.',
+    'plain' if np.isfinite(loss[-1]) else 'bad',
+  )
+
+
 def stability(run: workdir.Run, words: Words) -> Verdict:
   """Did anything explode, and where first?"""
   question = 'Did anything explode?'

@@ -7,6 +7,7 @@ half-written last line is dropped, and values may be NaN or infinite.
 import dataclasses
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class Run:
     events: rows of events.jsonl, by step.
     evaluation: eval.json, the final evaluation.
     predictions: arrays of predictions.npz.
+    names: of the classes or the two domains, from classes.json.
+    samples: direction -> step -> its grid of sample images, a PNG file.
   """
 
   path: epath.Path
@@ -41,6 +44,8 @@ class Run:
   events: list[dict[str, Any]]
   evaluation: dict[str, Any]
   predictions: dict[str, np.ndarray]
+  names: list[str]
+  samples: dict[str, dict[int, epath.Path]]
 
   @property
   def name(self) -> str:
@@ -62,7 +67,8 @@ class Run:
     is left.
     """
     # Layer numbers are zero-padded, so names sort as layers do.
-    names = sorted(n for n in self.diagnostics if n.startswith(f'{statistic}/'))
+    pattern = re.compile(rf'{statistic}/\d+')
+    names = sorted(filter(pattern.fullmatch, self.diagnostics))
     if not names:
       return None
     values = np.stack([self.diagnostics[name] for name in names])
@@ -107,12 +113,14 @@ def read(workdir: epath.PathLike) -> Run:
     events=_read_rows(path / 'events.jsonl'),
     evaluation=_read_json(path / 'eval.json'),
     predictions=_read_npz(path / 'predictions.npz'),
+    names=_read_json(path / 'classes.json') or [],
+    samples=_samples(path / 'samples'),
   )
 
 
 def place(event: dict[str, Any]) -> str:
   """Where an event happened, for readers; '' when no layer stands out."""
-  layer = event['layer'] or ''
+  layer = (event['layer'] or '').removeprefix('block_')
   return f'block {layer}' if layer.isdigit() else layer
 
 
@@ -145,7 +153,18 @@ def _parse(text: str) -> Any:
   return json.loads(text, object_hook=restored)
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def _samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
+  """The grids DIRECTION_STEP.png of a folder, by direction and step."""
+  grids: dict[str, dict[int, epath.Path]] = {}
+  if folder.exists():
+    for path in folder.iterdir():
+      found = re.fullmatch(r'(a2b|b2a)_(\d+)\.png', path.name)
+      if found:
+        grids.setdefault(found[1], {})[int(found[2])] = path
+  return grids
+
+
+def _read_json(path: epath.Path) -> Any:
   return _parse(path.read_text()) if path.exists() else {}
 
 

@@ -5,6 +5,21 @@
   const colour = (name) =>
     getComputedStyle(root).getPropertyValue('--' + name).trim();
 
+  // Without this, and in print, all steps are shown at once.
+  for (const player of all('.player')) {
+    const [range, output] = player.children;
+    const film = player.nextElementSibling;
+    const show = () => {
+      [...film.children].forEach((frame, at) =>
+        frame.classList.toggle('now', at === range.valueAsNumber));
+      output.textContent = film.querySelector('.now').dataset.step;
+    };
+    range.addEventListener('input', show);
+    film.classList.add('sliding');
+    player.hidden = false;
+    show();
+  }
+
   // Plotly travels compressed; unpacking needs no request.
   const packed = atob(document.getElementById('plotly').textContent);
   const bytes = Uint8Array.from(packed, (c) => c.charCodeAt(0));
