@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from vit22b_jax import errors
-from vit22b_jax.models import resnet_generator, vit, vitunet
+from vit22b_jax.models import resnet_generator, vit, vitunet, vitunet_space
 
 GENERATORS = ('vitunet', 'resnet')
 RESNET = ('blocks', 'width', 'dtype', 'precision')
@@ -47,3 +47,26 @@ def build(
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size
   resnet_generator.check_size(*size)
   return model
+
+
+def fitting_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+  """The size in pixels to which an image is brought to be translated.
+
+  Args:
+    model: a generator from `build`.
+    height: of the image.
+    width: of the image.
+
+  Returns:
+    The size itself, or the next smaller that the generator takes (or its
+    smallest); the size of its training for one that takes no other.
+  """
+  if isinstance(model, vitunet.ViTUnet):
+    return model.image_size
+  unit, smallest = 4, 8  # of a ResNet
+  if isinstance(model, vitunet_space.SpatialViTUnet):
+    unit = smallest = model.patch_size * model.cells
+  height, width = (
+    max(side // unit * unit, smallest) for side in (height, width)
+  )
+  return height, width

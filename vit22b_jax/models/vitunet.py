@@ -98,13 +98,7 @@ class ViTUnet(stages.Staged, kw_only=True):
     Raises:
       UserError: when the images have another size.
     """
-    if images.shape[1:3] != self.image_size:
-      raise errors.UserError(
-        f'this generator translates images of {self.image_size[0]} x '
-        f'{self.image_size[1]} pixels, whose patches it knows by position, and '
-        f'was given {images.shape[1]} x {images.shape[2]}: resize them, or '
-        "train one with model.resample='space'."
-      )
+    self.check_size(*images.shape[1:3])
     x = self._embed(images)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     skips = []
@@ -123,6 +117,16 @@ class ViTUnet(stages.Staged, kw_only=True):
       name='cnn',
     )
     return cnn(self._images(x))
+
+  def check_size(self, height: int, width: int) -> None:
+    """Raises UserError for images of another size than in training."""
+    if (height, width) != self.image_size:
+      raise errors.UserError(
+        f'this generator translates images of {self.image_size[0]} x '
+        f'{self.image_size[1]} pixels, whose patches it knows by position, not '
+        f'{height} x {width}: resize them, or train with '
+        "model.resample='space'."
+      )
 
   def _embed(self, images: Float[Array, 'B H W 3']) -> Float[Array, 'B L D']:
     size = self.patch_size**2 * images.shape[-1]

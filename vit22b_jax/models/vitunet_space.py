@@ -1,9 +1,14 @@
-"""The ViTUnet that treats tokens as the grid they are."""
+"""ViTUnet over space: tokens are resampled as the grid they are.
+
+`vitunet.build(..., resample='space')` makes it; the docstring of
+`SpatialViTUnet` says what it is and why.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit22b_jax import errors
 from vit22b_jax.models import (
   axes,
   convolutions,
@@ -14,7 +19,10 @@ from vit22b_jax.models import (
 )
 
 Maps = Float[Array, 'B H W C']
-CONTRAST = 0.9
+
+# An output begins near this times its input: tanh leaves room on both sides.
+_CONTRAST = 0.9
+_FEWEST_CHANNELS = 16
 
 
 def double(x: Maps) -> Maps:
@@ -24,78 +32,154 @@ def double(x: Maps) -> Maps:
   return x.reshape(b, 2 * h, 2 * w, c)
 
 
+def pixel_norm_relu(x: Maps) -> Maps:
+  """LayerNorm of each pixel's channels, without learned terms, and ReLU."""
+  return nn.relu(ops.norm(x, None, None, 1e-5, centre=True))
+
+
 class SpatialViTUnet(stages.Staged, kw_only=True):
-  """ViTUnet."""
+  """A U-net of transformer blocks in a U-net of convolutions.
+
+  The released ViTUnet cuts an image into patches and pastes it from patches,
+  each decoded apart from its neighbours, and it shows. Here nothing is cut:
+
+  - Convolutions of 3x3 halve the image until a pixel stands for a patch. Their
+    windows overlap, and borders are reflected, as in every convolution here.
+  - Between stages a strided 3x3 convolution merges 2x2 tokens into one, and on
+    the way up each token becomes 2x2 again, joined along the channels with the
+    skip and fused by a matrix. The width stays, since a token that stands for
+    four has no less to say, and tokens dwindle fast enough: of L, the middle
+    has L/64, and sees the whole image at once.
+  - Convolutions double the maps until a pixel is one again, each joined with
+    the map of the same size from the way down. What is finer than a patch thus
+    never passes through a token.
+  - The result is tanh(artanh(0.9 image) + change): a translation keeps most of
+    its image, so that it is the change that is learnt. It begins small.
+
+  Fixed positions (sines and cosines) and convolutions know no image size, so
+  images of any size that the grid divides are translated, of whatever size they
+  were in training. Convolutions halve and merge: patch sizes are powers of two.
+  """
 
   narrowest = 1
   cells = 8
+
+  def check(self) -> None:
+    """As `Staged.check`, and for a power of two and for positions."""
+    super().check()
+    if self.patch_size < 2 or self.patch_size.bit_count() != 1:
+      raise errors.UserError(
+        f'model.patch_size={self.patch_size} is not a power of two from 2, as '
+        "model.resample='space' halves images until a pixel stands for a patch."
+      )
+    if self.width % 4 or self.width < 8:
+      raise errors.UserError(
+        f'model.width={self.width} is not a multiple of 4 from 8, which '
+        "positions are made of with model.resample='space'."
+      )
 
   @nn.compact
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> Float[Array, 'B H W 3']:
-    """Translates images."""
+    """Translates images.
+
+    Args:
+      images: float32 in [-1, 1], of any size that 8 patches divide.
+      train: whether dropout (which draws from the key 'dropout') is on.
+
+    Returns:
+      float32 in [-1, 1], of the same size.
+
+    Raises:
+      UserError: for another size.
+    """
+    self.check_size(*images.shape[1:3])
     x, maps = self._stem(images)
     b, h, w, d = x.shape
-    x = x.reshape(b, h * w, d)
-    x = self.make_norm('embedding_norm')(x)
-    x = embeddings.Positions('sincos', self.init_kind)(x, (h, w))
+    x = self.make_norm('embedding_norm')(x.reshape(b, h * w, d))
+    x = embeddings.Positions('sincos', self.init_kind, name='positions')(
+      x, (h, w)
+    )
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     skips = []
     for i in range(3):
       x = self.stage(f'encoder_{i}')(x, train)
-      skips.append(x)
-      x = self._conv(self.width, f'merge_{i}', strides=2)(x.reshape(b, h, w, d))
+      skips.append(x.reshape(b, h, w, d))
+      x = self._conv(d, f'merge_{i}', strides=2)(skips[-1])
       h, w = h // 2, w // 2
       x = self.make_norm(f'merge_{i}_norm')(x.reshape(b, h * w, d))
     x = self.stage('middle')(x, train)
     for i in range(3):
       x = double(x.reshape(b, h, w, d))
-      h, w = h * 2, w * 2
-      x = jnp.concatenate([skips.pop(), x.reshape(b, h * w, d)], axis=-1)
-      x = self._linear(x, d, f'fuse_{i}')
+      h, w = 2 * h, 2 * w
+      x = jnp.concatenate([skips.pop(), x], axis=-1)
+      x = self._linear(x.reshape(b, h * w, 2 * d), d, f'fuse_{i}')
       x = self.stage(f'decoder_{i}')(x, train)
-    return self._head(x.reshape(b, h, w, d), maps, images)
+    x = self.make_norm('final_norm')(x)
+    x = self._head(x.reshape(b, h, w, d), maps)
+    return jnp.tanh(jnp.arctanh(_CONTRAST * images) + x)
+
+  def check_size(self, height: int, width: int) -> None:
+    """Raises UserError for images that the grid doesn't divide."""
+    unit = self.patch_size * self.cells
+    if height % unit or width % unit:
+      raise errors.UserError(
+        f'this generator translates images whose sides are multiples of {unit} '
+        f'({self.cells} patches of {self.patch_size}), not {height} x {width} '
+        'pixels: resize or crop them.'
+      )
 
   def _channels(self) -> list[int]:
-    sizes = [2**i for i in range(self.patch_size.bit_length())]
-    return [max(16, self.width * s // self.patch_size) for s in sizes]
+    """Channels of maps at 1, 1/2, ... of the resolution, to above a patch's."""
+    p = self.patch_size
+    sizes = [2**i for i in range(p.bit_length() - 1)]
+    return [max(_FEWEST_CHANNELS, self.width * s // p) for s in sizes]
 
-  def _conv(self, features, name, **fields):
-    fields = {'kernel_size': 3, 'pad': 1, 'pad_mode': 'reflect', **fields}
+  def _conv(self, features: int, name: str, **fields) -> convolutions.Conv:
     return convolutions.Conv(
       features=features,
+      kernel_size=3,
+      pad=1,
+      pad_mode='reflect',
       dtype=self.dtype,
       precision=self.precision,
       name=name,
       **fields,
     )
 
-  def _linear(self, x, features, name):
+  def _linear(
+    self, x: Float[Array, '*B D'], features: int, name: str, bias: bool = True
+  ) -> Float[Array, '*B F']:
     size = x.shape[-1]
-    names = (axes.CHANNELS_IN, axes.EMBED)
-    weights = self.projection(name, (size, features), names, size, (features,))
+    names = (axes.CHANNELS_IN, axes.CHANNELS)
+    bias_shape = (features,) if bias else None
+    weights = self.projection(name, (size, features), names, size, bias_shape)
     return ops.linear(x, *weights, self.precision)
 
-  def _stem(self, images):
-    channels = self._channels()
-    init = nn.initializers.normal((9 * 3) ** -0.5)
-    x = nn.relu(self._conv(channels[0], 'stem_0', kernel_init=init)(images))
-    maps = [x]
-    for i, c in enumerate(channels[1:-1], 1):
-      x = self._conv(c, f'stem_{i}', strides=2, use_bias=False)(x)
-      x = resnet_generator.norm_relu(x)
-      maps.append(x)
-    x = self._conv(self.width, 'patch_embedding', strides=2)(x)
+  def _stem(self, images: Float[Array, 'B H W 3']) -> tuple[Maps, list[Maps]]:
+    """Tokens as a map, and the larger maps from the largest on.
+
+    The first map isn't normalised, for colour and contrast would be lost.
+    """
+    first, *others = self._channels()
+    init = nn.initializers.normal((3 * 9) ** -0.5)
+    maps = [nn.relu(self._conv(first, 'stem_0', kernel_init=init)(images))]
+    for i, features in enumerate(others, 1):
+      x = self._conv(features, f'stem_{i}', strides=2, use_bias=False)(maps[-1])
+      maps.append(resnet_generator.norm_relu(x))
+    x = self._conv(self.width, 'patch_embedding', strides=2)(maps[-1])
     return x, maps
 
-  def _head(self, x, maps, images):
-    channels = self._channels()
-    for i in reversed(range(len(maps))):
-      c = channels[i]
-      x = double(self._linear(x, c, f'narrow_{i}'))
-      x = jnp.concatenate([maps[i], x], axis=-1)
-      x = self._conv(c, f'widen_{i}', use_bias=False)(x)
-      x = resnet_generator.norm_relu(x)
-    x = self._conv(3, 'to_pixels')(x).astype(jnp.float32)
-    return jnp.tanh(jnp.arctanh(CONTRAST * images) + x)
+  def _head(self, x: Maps, maps: list[Maps]) -> Float[Array, 'B H W 3']:
+    """The change from tokens, joined with the maps from the smallest on.
+
+    Each pixel is normalised by itself, since an instance norm would take out
+    what tokens have in common, such as the light of the whole image.
+    """
+    for i, skip in reversed(list(enumerate(maps))):
+      features = skip.shape[-1]
+      x = double(self._linear(x, features, f'narrow_{i}', bias=False))
+      x = jnp.concatenate([skip, x], axis=-1)
+      x = pixel_norm_relu(self._conv(features, f'join_{i}')(x))
+    return self._conv(3, 'to_pixels')(x).astype(jnp.float32)
