@@ -1,10 +1,13 @@
-"""Convolutions and instance norm against loops over pixels, and in a mesh."""
+"""Convolutions and instance norm: loops over pixels, and a CPU's forms."""
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vit22b_jax import sharding
 from vit22b_jax.models import axes, convolutions
@@ -127,3 +130,125 @@ def test_fsdp_splits_output_channels():
   boxed = jax.eval_shape(model.init, jax.random.key(0), x)['params']
   spec = sharding.of_boxed(boxed, mesh)['kernel'].spec
   assert tuple(spec) == (None, None, None, 'fsdp')
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+  """Runs a function as it is traced for a backend that isn't a CPU."""
+
+  def run(function, *args):
+    with monkeypatch.context() as patch:
+      patch.setattr(convolutions, '_on_cpu', lambda: False)
+      return function(*args)
+
+  return run
+
+
+def value_and_gradients(function, *args):
+  """The function's value, and gradients of a weighted sum of it."""
+  y, pull_back = jax.vjp(function, *args)
+  weights = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
+  return y, pull_back(weights.astype(y.dtype))
+
+
+def assert_close(actual, expected, tolerance):
+  """max|a - b| / max|b| of every leaf."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    a, b = (np.asarray(t, np.float64) for t in (a, b))
+    assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
+
+
+# Batch, height, width, inputs, outputs, kernel, strides, padding.
+SHAPES = {
+  'a ViTUnet begins': (2, 16, 16, 12, 64, 3, 1, 1, 'reflect'),
+  'a ViTUnet widens': (2, 16, 16, 64, 128, 3, 1, 1, 'reflect'),
+  'tiles overhang': (1, 17, 22, 37, 41, 3, 1, 1, 'reflect'),
+  'tiles, zeros outside': (1, 19, 23, 37, 41, 3, 1, 1, 'zero'),
+  'too small for tiles': (1, 7, 5, 37, 41, 3, 1, 1, 'reflect'),
+  'a ViTUnet ends': (2, 16, 16, 64, 3, 3, 1, 1, 'reflect'),
+  'a ResNet begins': (1, 16, 20, 3, 64, 7, 1, 3, 'reflect'),
+  'a ResNet ends': (1, 16, 20, 64, 3, 7, 1, 3, 'reflect'),
+  'a ResNet halves': (1, 16, 20, 17, 34, 3, 2, 1, 'zero'),
+  'a border as wide as the map': (1, 5, 4, 5, 3, 7, 1, 3, 'reflect'),
+  'a discriminator halves': (2, 16, 14, 13, 26, 4, 2, 1, 'zero'),
+  'a discriminator deepens': (2, 8, 7, 26, 52, 4, 1, 1, 'zero'),
+  'a discriminator ends': (2, 7, 6, 52, 1, 4, 1, 1, 'zero'),
+  'one pixel': (2, 7, 6, 52, 1, 1, 1, 0, 'zero'),
+}
+
+
+def run_shape(name, dtype, precision, elsewhere):
+  """What a CPU and what other backends make of a row of `SHAPES`."""
+  b, h, w, inputs, outputs, size, strides, pad, pad_mode = SHAPES[name]
+  x = (10 / 3 * normal(0, b, h, w, inputs)).astype(dtype)
+  kernel = normal(1, size, size, inputs, outputs) / size / inputs**0.5
+  conv = functools.partial(
+    convolutions.conv,
+    strides=strides,
+    pad=pad,
+    pad_mode=pad_mode,
+    precision=precision,
+  )
+  actual = jax.jit(value_and_gradients, static_argnums=0)(conv, x, kernel)
+  # Not jitted: jax would find the same function compiled already.
+  return actual, elsewhere(value_and_gradients, conv, x, kernel)
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_a_cpu_computes_the_same(name, elsewhere):
+  assert_close(*run_shape(name, 'float32', 'default', elsewhere), 1e-5)
+
+
+@pytest.mark.parametrize('name', ['tiles overhang', 'a ViTUnet ends'])
+def test_a_cpu_computes_half_precisions(name, elsewhere):
+  assert_close(*run_shape(name, 'bfloat16', 'default', elsewhere), 0.02)
+
+
+def test_highest_precision_takes_no_tiles(elsewhere):
+  actual, expected = run_shape(
+    'a ViTUnet widens', 'float32', 'highest', elsewhere
+  )
+  assert_close(actual, expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.02)]
+)
+def test_a_cpu_normalises_the_same(dtype, tolerance, elsewhere):
+  scale = jnp.array([1.0, 10.0, 1e-3, 0.0])
+  x = (1 + normal(0, 2, 5, 7, 4) * scale).astype(dtype)
+  norm = convolutions.instance_norm
+  actual = jax.jit(value_and_gradients, static_argnums=0)(norm, x)
+  expected = elsewhere(value_and_gradients, norm, x)
+  assert_close(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize('outputs', [64, 41, 3])
+def test_gradients_of_gradients_agree(outputs, elsewhere):
+  x = normal(0, 1, 16, 16, 37)
+  kernel = normal(1, 3, 3, 37, outputs) / 18
+
+  def penalty(kernel):
+    def loss(x):
+      y = convolutions.conv(x, kernel, pad=1, pad_mode='reflect')
+      return jnp.sum(jnp.sin(convolutions.instance_norm(y)))
+
+    return jnp.sum(jax.grad(loss)(x) ** 2)
+
+  expected = elsewhere(jax.jit(jax.grad(penalty)), kernel)
+  assert_close(jax.jit(jax.grad(penalty))(kernel), expected, 1e-4)
+
+
+def test_devices_agree_with_one():
+  """Batch over 4 devices, output channels over 2."""
+  mesh = sharding.make_mesh(data=4, fsdp=2)
+  x, kernel = normal(0, 4, 16, 16, 37), normal(1, 3, 3, 37, 64) / 18
+  conv = functools.partial(convolutions.conv, pad=1, pad_mode='reflect')
+  expected = value_and_gradients(conv, x, kernel)
+  x = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+  spec = PartitionSpec(None, None, None, 'fsdp')
+  kernel = jax.device_put(kernel, NamedSharding(mesh, spec))
+  actual = jax.jit(value_and_gradients, static_argnums=0)(conv, x, kernel)
+  assert_close(actual, expected, 1e-5)
