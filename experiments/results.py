@@ -18,10 +18,23 @@ def section() -> str:
   """The tables, as Markdown."""
   here = ROOT / 'experiments'
   runs = sorted(path.parent for path in here.rglob('eval.json'))
+  classifiers, translations = (
+    [run for run in runs if _task(run) == task]
+    for task in ('classification', 'translation')
+  )
   parts = [
     'Runs on two CPU cores, test part (`experiments/`):',
-    report.markdown_table(runs).strip(),
+    report.markdown_table(classifiers).strip(),
   ]
+  if translations:
+    parts += [
+      'Translations on two CPU cores, test part; beside each distance that of '
+      'a generator which leaves images as they are, and of the untrained one. '
+      'Uncalibrated distances come from weights drawn at random: they rank '
+      'generators here, and compare with none elsewhere.',
+      report.markdown_table(translations).strip(),
+      *map(_picture, translations),
+    ]
   throughput = here / 'throughput' / 'results.json'
   if throughput.exists():
     parts += [
@@ -39,6 +52,16 @@ def section() -> str:
       overhead.read_text().strip(),
     ]
   return '\n\n'.join(parts)
+
+
+def _task(run: pathlib.Path) -> str:
+  return json.loads((run / 'config.json').read_text())['task']
+
+
+def _picture(run: pathlib.Path) -> str:
+  """Samples of a translation: real, translated, and back again."""
+  path = (run / 'samples.png').relative_to(ROOT)
+  return f'![{run.name}: real, translated, translated back]({path})'
 
 
 def _throughput(rows: list[dict]) -> str:

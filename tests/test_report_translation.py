@@ -211,6 +211,7 @@ def test_markdown_has_a_table_for_each_task(whole, tmp_path):
   assert len(lines) == 2 + 2 + 2
   assert lines[0].count('|') == lines[1].count('|') == lines[2].count('|')
   assert '| apple → orange |' in lines[2] and '| orange → apple |' in lines[3]
-  assert 'uncalibrated | 2,000 | 64 + 60 | 41.23 | 164.9 | 371.1 |' in lines[2]
-  assert '| – |' in lines[4]
+  assert '| 64 + 60 images, tap 2048, ' in lines[2]
+  assert ', uncalibrated | 41.23 | 164.9 | 371.1 | 0.02062 |' in lines[2]
+  assert lines[4].endswith('| – | – | – | – | – |')
   assert 'top-1' in second

@@ -13,7 +13,7 @@ WORDS = story.Words(
 PLOTTED = ('Adversarial loss', 'Cycle loss', 'FID', 'FID, uncalibrated')
 TABLE = (
   ('run', 'data', 'generator', 'direction', 'measured with'),
-  ('steps', 'images', 'FID', 'identity', 'untrained', 'KID', 'identity'),
+  ('FID', 'of identity', 'untrained', 'KID', 'of identity'),
 )
 DIRECTIONS = ('a2b', 'b2a')
 # What stands beside a run's distances: prefix of the keys, and name.
@@ -242,15 +242,14 @@ def rows(run: workdir.Run) -> list[list[str]]:
         f'identity_kid_{direction}',
       )
     ]
+    counts = f'{ev["num_a"]:,} + {ev["num_b"]:,} images, ' if ev else ''
     lines.append(
       [
         run.name,
         run.config['data']['name'],
         generator(run),
         arrow(run, direction),
-        conditions(run),
-        f'{run.last_step:,}',
-        f'{ev["num_a"]:,} + {ev["num_b"]:,}' if ev else '–',
+        f'{counts}{conditions(run)}',
         *values,
       ]
     )
