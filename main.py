@@ -6,6 +6,10 @@ python main.py --mode=eval --workdir=W
 python main.py --mode=predict --workdir=W --input=FOLDER --top_k=3
 python main.py --mode=export --workdir=W
 
+python main.py --config=configs/monet2photo_vitunet_s.py
+python main.py --mode=translate --workdir=W --input=FOLDER --direction=b2a
+python main.py --mode=fid --config=configs/fid.py --config.a=A --config.b=B
+
 Exit codes: 0 done; 2 a mistake in the input, with one message that says how to
 mend it; 3 training stopped (a loss that isn't finite, or an explosion under
 diagnostics.on_explosion=halt); 130 SIGINT and 143 SIGTERM, with everything
@@ -21,7 +25,7 @@ from ml_collections import config_flags
 
 from vit22b_jax import errors, host, preemption
 
-_MODES = ('train', 'eval', 'predict', 'export')
+_MODES = ('train', 'eval', 'predict', 'export', 'translate', 'fid')
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -42,10 +46,20 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   )
   flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.', flag_values=values)
   flags.DEFINE_string(
-    'input', None, 'predict: a folder of images.', flag_values=values
+    'input',
+    None,
+    'predict, translate: a folder of images.',
+    flag_values=values,
   )
   flags.DEFINE_integer(
     'top_k', 1, 'predict: classes for each image.', flag_values=values
+  )
+  flags.DEFINE_enum(
+    'direction',
+    'a2b',
+    ('a2b', 'b2a'),
+    'translate: from domain a to b, or from b to a.',
+    flag_values=values,
   )
 
 
@@ -73,6 +87,7 @@ def run(values: flags.FlagValues) -> int:
       workdir=values.workdir or (name and os.path.join('runs', name)),
       input_folder=values.input,
       top_k=values.top_k,
+      direction=values.direction,
     )
   except errors.UserError as error:
     return _complain(error)

@@ -11,6 +11,7 @@ from etils import epath
 
 from vit22b_jax import (
   api,
+  checkpoint,
   configuration,
   console,
   errors,
@@ -19,10 +20,21 @@ from vit22b_jax import (
   sharding,
   tasks,
   train,
+  translate,
 )
 from vit22b_jax import (
   workdir as workdir_lib,
 )
+from vit22b_jax.fid import compare
+from vit22b_jax.fid import sources as fid_sources
+
+# Modes that only one task has.
+_TASK_OF = {
+  'predict': 'classification',
+  'export': 'classification',
+  'translate': 'translation',
+  'generate': 'translation',  # inside of --mode=fid
+}
 
 
 def run(
@@ -32,15 +44,17 @@ def run(
   workdir: str | None,
   input_folder: str | None = None,
   top_k: int = 1,
+  direction: str = 'a2b',
 ) -> int:
   """Runs one mode of the command line.
 
   Args:
-    mode: 'train', 'eval', 'predict' or 'export'.
+    mode: 'train', 'eval', 'predict', 'export', 'translate' or 'fid'.
     config: the run's configuration; may be left out where the workdir has one.
     workdir: the run's folder.
-    input_folder: predict: the images.
+    input_folder: predict, translate: the images.
     top_k: predict: classes for each image.
+    direction: translate: 'a2b' or 'b2a'.
 
   Returns:
     The process's exit code.
@@ -52,18 +66,36 @@ def run(
   if workdir is None:
     raise errors.UserError(
       'Give --config=FILE, such as configs/digits_vit22b_ti.py, or the '
-      '--workdir of a run (with --mode=eval, predict or export). '
+      '--workdir of a run (with --mode=eval, predict, export or translate). '
       'python main.py --help tells more.'
     )
+  if mode == 'fid':
+    return _fid(config, workdir)
   if config is not None:
     check(config)
   if mode == 'train':
     if config is None:
       config = _saved_config(workdir)
     return train.run(config, workdir, make_mesh(config))
-  if mode == 'predict' and not input_folder:
-    raise errors.UserError('--mode=predict needs --input=FOLDER of images.')
-  return _use(mode, workdir, config, input_folder, top_k)
+  if mode in ('predict', 'translate') and not input_folder:
+    raise errors.UserError(f'--mode={mode} needs --input=FOLDER of images.')
+  task, manager, folder = _open(mode, workdir, config)
+  if mode == 'eval':
+    console.say(task.summary(evaluate.finish(task, manager, folder)))
+    train.write_report(folder)
+    return 0
+  which = task.config.eval.checkpoint
+  _, variables, _ = evaluate.restore(task, manager, which)
+  if mode == 'export':
+    console.say(f'Wrote {predict.export(task, variables, folder)}')
+  elif mode == 'predict':
+    _predict(task, variables, folder, input_folder, top_k)
+  else:
+    out = folder.path / f'translated_{direction}'
+    done = translate.run(task, variables, input_folder, direction, out)
+    _complain_of(done.unreadable)
+    console.say(f'Wrote {len(done.files)} images to {out}; see {done.page}')
+  return 0
 
 
 def check(config: Any) -> None:
@@ -90,14 +122,10 @@ def _saved_config(workdir: str) -> Any:
   return api.read_config(workdir)
 
 
-def _use(
-  mode: str,
-  workdir: str,
-  config: Any | None,
-  input_folder: str | None,
-  top_k: int,
-) -> int:
-  """Evaluates, predicts or exports, from a workdir alone.
+def _open(
+  mode: str, workdir: str, config: Any | None
+) -> tuple[Any, checkpoint.Manager, workdir_lib.Workdir]:
+  """A run's task, checkpoints and folder, from a workdir alone.
 
   A config may be given as well, to change what a run may change: where the
   data are, the size of batches.
@@ -106,22 +134,54 @@ def _use(
   if config is not None:
     train.compare(saved, config, workdir)
   config = config or saved
+  needed = _TASK_OF.get(mode, config.task)
+  if config.task != needed:
+    raise errors.UserError(
+      f'--mode={mode} needs the folder of a run of the task {needed!r}, and '
+      f'{workdir} is of {config.task!r}.'
+    )
   task_type = tasks.named(config.task)
-  data = task_type.load_data(config) if mode == 'eval' else None
+  needs_data = mode in ('eval', 'generate')
+  data = task_type.load_data(config) if needs_data else None
   task, manager = api.open_run(workdir, config, data)
   folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
-  if mode == 'eval':
-    console.say(task.summary(evaluate.finish(task, manager, folder)))
-    train.write_report(folder)
-    return 0
-  _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
-  if mode == 'export':
-    console.say(f'Wrote {predict.export(task, variables, folder)}')
-    return 0
-  text, unreadable = predict.predict(task, variables, input_folder, top_k)
+  return task, manager, folder
+
+
+def _predict(
+  task: Any,
+  variables: Any,
+  folder: workdir_lib.Workdir,
+  images: str,
+  top_k: int,
+) -> None:
+  """Prints the table alone on stdout, for pipes, and writes it."""
+  text, unreadable = predict.predict(task, variables, images, top_k)
   folder.write_bytes('predictions.csv', text.encode())
-  console.say(text.rstrip('\n'))  # the table alone, for pipes
+  console.say(text.rstrip('\n'))
+  _complain_of(unreadable)
+  print(f'Wrote {folder.path / "predictions.csv"}', file=sys.stderr)
+
+
+def _complain_of(unreadable: list[str]) -> None:
   for file in unreadable:
     print(f'could not be read, left out: {file}', file=sys.stderr)
-  print(f'Wrote {folder.path / "predictions.csv"}', file=sys.stderr)
+
+
+def _fid(config: Any | None, workdir: str) -> int:
+  """Compares two sets of images, which may be what a run's generator makes."""
+  if config is None or config.task != 'fid':
+    raise errors.UserError(
+      '--mode=fid needs --config=configs/fid.py (or configs/fid.py:paper) with '
+      '--config.a=... and --config.b=...; each a folder of images, a split '
+      'such as tfds:cycle_gan/monet2photo:testA, FILE.npz or WORKDIR:a2b.'
+    )
+  compare.run(config, workdir, _open_generator)
   return 0
+
+
+def _open_generator(workdir: str, direction: str) -> fid_sources.Batches:
+  """What a run's generator makes of its test part (or val, without one)."""
+  task, manager, _ = _open('generate', workdir, None)
+  _, variables, _ = evaluate.restore(task, manager, task.config.eval.checkpoint)
+  return task.generated(variables, direction)

@@ -560,6 +560,26 @@ class Translation(base.Task):
 
     return self.in_mesh(jax.jit(apply, static_argnums=2))
 
+  @property
+  def _last_part(self) -> tuple[str, domains.Pair]:
+    """What the final evaluation is on: test, or val where there is none."""
+    name = 'test' if self.data.test is not None else 'val'
+    return name, getattr(self.data, name)
+
+  def generated(
+    self, variables: dict[str, Any], direction: str
+  ) -> quality.Batches:
+    """What a generator makes of the test part: float images in [0, 255].
+
+    Args:
+      variables: the generators' parameters.
+      direction: 'a2b' or 'b2a'.
+    """
+    source, _ = DIRECTIONS[direction]
+    for batch in self._batches(getattr(self._last_part[1], source)):
+      images = self._translated(variables, batch['image'], direction)
+      yield {'image': images, 'mask': batch['mask']}
+
   def validate(
     self, variables: dict[str, Any], check: Callable[[], None]
   ) -> dict[str, float]:
@@ -587,8 +607,7 @@ class Translation(base.Task):
       to be reported with.
     """
     del run
-    name = 'test' if self.data.test is not None else 'val'
-    pair = getattr(self.data, name)
+    name, pair = self._last_part
     untrained, _ = self.variables({'params': self._initial_params()})
     anchors = {
       'identity': self._quality.identity(pair, check),
