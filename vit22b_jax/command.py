@@ -63,14 +63,14 @@ def run(
     UserError: something is missing or doesn't fit; the message says what.
     TrainingStopped: see `train.run`.
   """
+  if mode == 'fid':
+    return _fid(config, workdir)
   if workdir is None:
     raise errors.UserError(
       'Give --config=FILE, such as configs/digits_vit22b_ti.py, or the '
       '--workdir of a run (with --mode=eval, predict, export or translate). '
       'python main.py --help tells more.'
     )
-  if mode == 'fid':
-    return _fid(config, workdir)
   if config is not None:
     check(config)
   if mode == 'train':
