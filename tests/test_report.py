@@ -10,8 +10,8 @@ import subprocess
 
 import numpy as np
 import pytest
-import report_fixtures
 
+from tests import report_fixtures
 from vit22b_jax import errors, report
 from vit22b_jax.report import (
   charts,
@@ -305,6 +305,15 @@ const timer = setInterval(() => {
   if (!charts || !document.querySelector('.toggle [aria-pressed]') || !drawn)
     return;
   document.querySelector('[data-axis=log]')?.click();
+  const range = document.querySelector('.player input');
+  if (range) {
+    range.value = 0;
+    range.dispatchEvent(new Event('input'));
+    const shown = [...document.querySelectorAll('.frame')]
+      .filter((frame) => frame.offsetHeight);
+    say('shows ' + shown.map((frame) => frame.dataset.step) +
+      ' by ' + document.querySelector('.player output').textContent);
+  }
   clearInterval(timer);
   setTimeout(() => say('width ' + document.documentElement.scrollWidth +
     ' plots ' + document.querySelectorAll('.plot .plot-container').length +
@@ -352,6 +361,21 @@ def _chromium_says(html: str, folder: pathlib.Path, width: int) -> list[str]:
     check=True,
   )
   return re.findall(r'<li>(.*?)</li>', done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize('finished', [True, False])
+def test_chromium_slides_through_samples(finished, width, tmp_path):
+  path = report_fixtures.make_translation(
+    tmp_path / 'run', steps=800, finished=finished, names=('monet', 'a' * 30)
+  )
+  html = report.write(path).read_text()
+  count = len(_figures(html))
+  assert _chromium_says(html, tmp_path, width) == [
+    'shows step 0 by step 0',
+    f'width {width} plots {count} of {count}',
+  ]
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import warnings
 
 import numpy as np
 import pytest
-import report_fixtures
 from PIL import Image
 
+from tests import report_fixtures
 from vit22b_jax import report, samples
 from vit22b_jax.report import grids, page, translation, workdir
 

@@ -3,9 +3,8 @@
 import pathlib
 import shutil
 
-import report_fixtures
-
 from experiments import collect, results
+from tests import report_fixtures
 
 README = pathlib.Path(__file__).parent.parent / 'README.md'
 
