@@ -21,6 +21,7 @@ from absl import logging
 from flax import traverse_util
 
 _BLOCK = re.compile(r'^block_\d+/')
+_MOST_ROWS = 60  # of the table of parameters
 _PACKAGE = str(pathlib.Path(__file__).parent)
 
 
@@ -71,25 +72,36 @@ def show_log() -> None:
 def parameter_table(params: Mapping[str, Any]) -> str:
   """A row for each array; of the blocks, which are alike, one stands for all.
 
+  Several networks are told by a row each.
+
   Args:
     params: arrays (or their shapes), nested, with blocks named `block_00`, ...
   """
+  arrays = traverse_util.flatten_dict(params, sep='/')
   blocks = sorted(name for name in params if _BLOCK.match(f'{name}/'))
-  rows, total = [], 0
-  for name, array in traverse_util.flatten_dict(params, sep='/').items():
+  rows = []
+  for name, array in arrays.items():
     size, times = math.prod(array.shape), ''
-    total += size
     if _BLOCK.match(name):
       if not name.startswith(f'{blocks[0]}/'):
         continue
       name, times = _BLOCK.sub('block/', name), f'{len(blocks)} x '
     rows.append((name, str(list(array.shape)), f'{times}{size:,}'))
+  if len(rows) > _MOST_ROWS:
+    rows = [_summed(name, tree) for name, tree in params.items()]
   widths = [max(len(row[i]) for row in rows) for i in range(3)]
   lines = [
     f'  {name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}'
     for name, shape, size in rows
   ]
+  total = sum(math.prod(array.shape) for array in arrays.values())
   return '\n'.join([*lines, f'  {total:,} parameters'])
+
+
+def _summed(name: str, tree: Any) -> tuple[str, str, str]:
+  leaves = jax.tree.leaves(tree)
+  size = sum(math.prod(array.shape) for array in leaves)
+  return name, f'{len(leaves)} arrays', f'{size:,}'
 
 
 class Progress:
