@@ -177,7 +177,8 @@ def _winograd_backward(saved, g):
   b, h, w = len(x), x.shape[1] // _TILE, x.shape[2] // _TILE
   g = _tiles(g, _A)
   dx = _product(g, jnp.swapaxes(factors, 1, 2))
-  dfactors = _product(jnp.swapaxes(_tiles(x, _BT), 1, 2), g)
+  # Not a product with held tiles transposed: XLA would write them transposed.
+  dfactors = hold(jnp.einsum('tmi,tmo->tio', _tiles(x, _BT), g))
   return _untile(dx, _BT, b, h, w), dfactors
 
 
