@@ -3,6 +3,8 @@
 #   make run    install, train ViT-22B-Ti on digits, evaluate, write a report
 #   make test   install what tests need and run those that take minutes at most
 #
+#   make run-translation   the same for a ViTUnet: apples to oranges and back
+#
 # Everything lands in .venv; what is done already is not done again.
 #
 #   make run EXTRA=cuda12        with the extra of setup.cfg that you choose;
@@ -35,10 +37,10 @@ WORKERS ?= 2
 # A file's tests stay on one worker and share what they compiled.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 
-.PHONY: help run test test-all lint clean
+.PHONY: help run run-translation test test-all lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,10p
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
 	@echo
 	@echo '  make test-all   all tests, with torch, timm and Chromium if present'
 	@echo '  make lint       ruff: rules and format'
@@ -46,6 +48,9 @@ help:
 
 run: $(VENV)/.installed$(EXTRA:%=-%)
 	$(BIN)/python main.py --config=configs/digits_vit22b_ti.py
+
+run-translation: $(VENV)/.installed$(EXTRA:%=-%)
+	$(BIN)/python main.py --config=configs/fruit_vitunet_ti.py
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m 'not slow'
