@@ -7,13 +7,13 @@ import torch
 WIDTHS = {'Ti': 192, 'S': 384}
 
 
-def timm_vit():
-  """timm's `models.vision_transformer` module.
+def import_torchvision() -> None:
+  """Makes `import torchvision` work beside a CPU build of torch.
 
-  timm imports torchvision, whose wheel from the registry is built for the CUDA
-  torch: beside a CPU build its compiled operators stay out, and its import
-  fails because two of them are unknown. timm uses neither, so they are declared
-  here without a body.
+  timm and torch-fidelity import it. Its wheel from the registry is built for
+  the CUDA torch: beside a CPU build its compiled operators stay out, and its
+  import fails because two of them are unknown. Neither package uses them, so
+  they are declared here without a body.
   """
   try:
     import torchvision  # noqa: F401
@@ -21,7 +21,13 @@ def timm_vit():
     library = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
       library.define(f'{name}(Tensor a, Tensor b, float threshold) -> Tensor')
-    timm_vit.library = library  # the declarations live as long as this object
+    # The declarations live as long as this object.
+    import_torchvision.library = library
+
+
+def timm_vit():
+  """timm's `models.vision_transformer` module."""
+  import_torchvision()
   from timm.models import vision_transformer
 
   return vision_transformer

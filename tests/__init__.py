@@ -1,0 +1,1 @@
+"""A package, since torch-fidelity installs one of this name as well."""
