@@ -74,6 +74,7 @@ TRANSLATION: dict[str, Any] = {
     'tap': 2048,
     'resize': 'clean',
     'quantise': 'round',
+    'num': 'all',
   },
 }
 VERSIONS = {

@@ -65,6 +65,13 @@ def test_public_weights_are_not_called_uncalibrated(tmp_path):
   assert 'FID 41.23 / 31.46<' in html
 
 
+def test_equal_counts_are_told(whole):
+  run = workdir.read(whole)
+  assert 'smaller' not in translation.conditions(run)
+  run.config['fid']['num'] = 'min'
+  assert 'as the smaller set has, uncalibrated' in translation.conditions(run)
+
+
 def test_generators_no_better_than_nothing_have_not_learned(whole, tmp_path):
   run = workdir.read(whole)
   run.evaluation['identity_fid_b2a'] = 31.0

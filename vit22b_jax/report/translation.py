@@ -64,6 +64,8 @@ def conditions(run: workdir.Run) -> str:
   else:
     weights = f'weights {section["weights"] or "of the public release"}'
   said = [f'tap {tap}', f'resize {resize}', f'quantise {quantise}', weights]
+  if section['num'] == 'min':
+    said.append('as many images of each as the smaller set has')
   return ', '.join([*said, *filter(None, [calibration(run)])])
 
 
