@@ -7,10 +7,11 @@ respect to the reference's own arrays come out under its own names.
 import functools
 import hashlib
 
-import golden_params
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from tests import golden_params
 
 Tree = dict[str, dict | np.ndarray]
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import data_fixtures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 import vit22b_jax
 from configs import folder
+from tests import data_fixtures
 from vit22b_jax import api, command, errors, evaluate
 
 

@@ -5,12 +5,12 @@ import functools
 import statistics
 
 import flax.linen as nn
-import golden_params
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import golden_params
 from vit22b_jax import errors
 from vit22b_jax.models import blocks, ops
 

@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 
-import data_fixtures
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
+from tests import data_fixtures
 from vit22b_jax import errors
 from vit22b_jax.data import domains, pipeline, splits
 

@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 
-import data_fixtures
 import jax
 import numpy as np
 import pytest
 from absl import flags
 
 import main
+from tests import data_fixtures
 from vit22b_jax import api, weights
 from vit22b_jax.tasks import classification
 

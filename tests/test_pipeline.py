@@ -1,6 +1,5 @@
 """Tests of batches: order, sharding by process, resuming, padding, devices."""
 
-import data_fixtures
 import grain
 import jax
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests import data_fixtures
 from vit22b_jax import errors
 from vit22b_jax.data import pipeline, sources, splits
 

@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 
-import data_fixtures
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import data_fixtures
 from vit22b_jax import errors
 from vit22b_jax.data import cache, folder, pipeline, sources, splits
 

@@ -4,7 +4,6 @@ import functools
 import math
 
 import flax.linen as nn
-import golden_params
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import optax
 import pytest
 from flax import traverse_util
 
+from tests import golden_params
 from vit22b_jax import errors
 from vit22b_jax.models import axes, blocks, embeddings, heads, vit
 

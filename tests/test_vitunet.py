@@ -3,14 +3,13 @@
 import functools
 
 import flax.linen as nn
-import golden_generators
-import golden_params
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
+from tests import golden_generators, golden_params
 from vit22b_jax import errors
 from vit22b_jax.models import blocks, generators, vitunet
 

@@ -5,13 +5,13 @@ import importlib.util
 import io
 
 import flax.linen as nn
-import golden_params
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests import golden_params
 from vit22b_jax import errors, weights
 from vit22b_jax.models import vit
 

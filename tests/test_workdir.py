@@ -8,11 +8,11 @@ import pathlib
 import resource
 import time
 
-import data_fixtures
 import numpy as np
 import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
+from tests import data_fixtures
 from vit22b_jax import api, errors, train, workdir
 
 
