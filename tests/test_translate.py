@@ -84,8 +84,8 @@ def test_a_generator_of_one_size_gets_that_and_the_original_size_returns(
   done = translate.run(task, {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
   # Batches of 3; the rest of 2 needs no padding to a power of 2.
   assert [shape for shape, _ in task.batches] == [
-    (4, 24, 24, 3),
-    (2, 24, 24, 3),
+    (4, 32, 32, 3),
+    (2, 32, 32, 3),
   ]
   assert done.files == ['0.png', '1.png', '2.png', '3.png', 'flat.png']
   assert opened(tmp_path / 'out/3.png').shape == (43, 60, 3)

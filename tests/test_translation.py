@@ -162,21 +162,20 @@ def _by_hand(task, state, batch, order):
   return total, params
 
 
-@pytest.mark.parametrize(
-  ('first', 'identity', 'factor'),
-  [('generators', 0.5, 0.5), ('discriminators', 0.0, 1.0)],
-)
-def test_a_step_equals_one_written_out(task_of, data, first, identity, factor):
+CYCLEGAN = {}  # the defaults
+RELEASED = {
+  'optim.first': 'discriminators',
+  'loss.lambda_identity': 0.0,
+  'loss.discriminator_factor': 1.0,
+}
+
+
+@pytest.mark.parametrize('overrides', [CYCLEGAN, RELEASED])
+def test_a_step_equals_one_written_out(task_of, overrides):
   """The pool is still filling up, so what it shows is what comes."""
-  task = task_of(
-    **{
-      'optim.first': first,
-      'loss.lambda_identity': identity,
-      'loss.discriminator_factor': factor,
-    }
-  )
+  task = task_of(**overrides)
   order = ['generators', 'discriminators']
-  order = order if first == 'generators' else order[::-1]
+  order = order[::-1] if overrides else order
   before = jax.device_get(task.init())
   batch = jax.device_get(next(task.train_iterator()))
   loss, params = jax.jit(
@@ -192,7 +191,7 @@ def test_a_step_equals_one_written_out(task_of, data, first, identity, factor):
     if got.ndim > 1:
       wrong = np.abs(got - expected) > 0.01 * rate
       assert wrong.mean() < 0.01
-  assert ('train/idt_a' in rows[0]) == bool(identity)
+  assert ('train/idt_a' in rows[0]) == (not overrides)
 
 
 def test_every_network_learns_and_every_weight_gets_a_gradient(task_of):
@@ -254,7 +253,13 @@ def test_pools_show_earlier_fakes(task_of):
 
 def test_sharded_equals_one_device(task_of):
   """The batch over 8 devices, the parameters over 2 of them."""
-  overrides = {'batch_size': 8, 'optim.pool_size': 11, 'optim.eps': 1e-3}
+  # Adam would blow up rounding: a gradient's sign is all that it goes by.
+  overrides = {
+    'batch_size': 8,
+    'optim.pool_size': 11,
+    'optim.eps': 1.0,
+    'optim.learning_rate': 1e-2,
+  }
   one, rows = _steps(task_of(**overrides), 5)
   many, other = _steps(task_of(_mesh(4, 2), **overrides), 5)
   for name in ('loss', 'grad_norm', 'max_logit', 'train/disc_a'):
@@ -268,14 +273,7 @@ def test_sharded_equals_one_device(task_of):
 
 
 def test_float16_scales_the_loss_and_survives_an_overflow(task_of):
-  task = task_of(
-    **{
-      'model.dtype': 'float16',
-      'optim.pool_size': 0,
-      'optim.first': 'discriminators',
-      'loss.lambda_identity': 0.0,
-    }
-  )
+  task = task_of(**RELEASED, **{'model.dtype': 'float16'})
   state = task.init()
   assert state.loss_scale.scale == 2.0**16
   huge = state.loss_scale.replace(scale=jnp.float32(2.0**60))
@@ -290,14 +288,7 @@ def test_float16_scales_the_loss_and_survives_an_overflow(task_of):
   assert rows[0]['verdict/keep'] == 0
   assert all(_moved(before, state.params).values())
   assert state.loss_scale.fin_steps == 1
-  full = task_of(
-    **{
-      'optim.pool_size': 0,
-      'optim.first': 'discriminators',
-      'loss.lambda_identity': 0.0,
-    }
-  )
-  _, expected = _steps(full, 1)
+  _, expected = _steps(task_of(**RELEASED), 1)
   np.testing.assert_allclose(rows[0]['loss'], expected[0]['loss'], rtol=5e-3)
 
 
@@ -305,7 +296,6 @@ def test_a_step_that_is_not_finite_is_not_taken_and_located(task_of):
   task = task_of()
   state, batches = task.init(), task.train_iterator()
   params = jax.tree.map(jnp.copy, state.params)
-  params['gen_ba'] = jax.tree.map(jnp.full_like, params['gen_ba'], fill=jnp.nan)
   params['gen_ba'] = jax.tree.map(lambda x: x * jnp.nan, params['gen_ba'])
   state, batch = state.replace(params=params), next(batches)
   assert task.locate_nonfinite(state, batch).startswith('fake_a')
@@ -386,6 +376,7 @@ def test_validation_measures_both_directions(task_of, data):
     ('loss.gan', 'vanilla', 'probabilities'),
     ('init_from', 'x.npz', 'from scratch'),
     ('data.image_size', 18, 'multiple of 4'),
+    ('discriminator.name', 'patchgan70', 'of 24 pixels at least'),
   ],
 )
 def test_what_does_not_fit_is_refused_before_data_are_read(key, value, message):

@@ -113,14 +113,17 @@ class Translation(base.Task):
       UserError: a value that isn't known, or sizes that don't fit together.
     """
     networks = build_networks(config)
-    size = config.data.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    for network in (networks.generator, networks.discriminator):
-      jax.eval_shape(network.init, jax.random.key(0), image)
+    discriminator = networks.discriminator.preset
+    size, smallest = config.data.image_size, discriminator.smallest
+    if size < smallest:
+      raise errors.UserError(
+        f'data.image_size={size}: the discriminator '
+        f'{config.discriminator.name!r} judges images of {smallest} pixels at '
+        'least.'
+      )
     vit.choose('loss.gan', config.loss.gan, losses_gan.GANS)
     vit.choose('optim.first', config.optim.first, FIRST)
-    sigmoid = networks.discriminator.preset.sigmoid
-    if sigmoid and config.loss.gan == 'vanilla':
+    if discriminator.sigmoid and config.loss.gan == 'vanilla':
       raise errors.UserError(
         f"loss.gan='vanilla' takes logits, and the discriminator "
         f'{config.discriminator.name!r} gives probabilities: use '

@@ -1,0 +1,29 @@
+"""ViTUnet-S/16 between two folders of your own images, 256 px, 200 epochs.
+
+    python main.py --config=configs/translation_folder.py \\
+      --config.data.name=folder:PATH
+
+PATH holds trainA/IMAGE and trainB/IMAGE and, if you have them, testA and testB,
+in any format that Pillow reads. A tenth of the training images is held out to
+choose the best checkpoint by.
+
+Hardware and time: about 4 hours for 1,000 images of each domain on one A100 (an
+estimate from the FLOPs at a quarter of the peak, not a measurement).
+
+Expected: depends on the images; colours and textures follow within a few dozen
+epochs, shapes hardly ever change. samples/ in the workdir shows it.
+"""
+
+from configs import common
+
+
+def get_config(arg=''):
+  """Builds the config; `arg` holds words such as 'released' or 'tiny'."""
+  config = common.translation()
+  config.data.name = 'folder:images'
+  config.data.workers = 2
+  config.model.block = 'vit'
+  config.model.variant = 'S'
+  config.model.patch_size = 16
+  config.model.resample = 'space'
+  return common.finish(config, arg)

@@ -1,0 +1,162 @@
+"""Every translation's config: sound in each form, buildable at full size.
+
+And every key is read: one that isn't would promise what nothing keeps.
+"""
+
+import importlib
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from tests import test_configs
+from vit22b_jax import command, configuration, sharding, train
+from vit22b_jax.data import domains, splits
+from vit22b_jax.tasks import translation
+
+FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
+NAMES = sorted(
+  path.stem
+  for path in FOLDER.glob('*.py')
+  if path.stem != 'common' and 'common.translation()' in path.read_text()
+)
+WORDS = ('', 'cyclegan', 'released', 'paper', 'tiny', 'paper,tiny')
+
+
+def load(name, arg=''):
+  return importlib.import_module(f'configs.{name}').get_config(arg)
+
+
+def test_every_generator_and_set_of_the_paper_has_its_file():
+  blocks = {'vitunet': 'released_vit', 'vit22bunet': 'released'}
+  for data in ('apple2orange', 'monet2photo'):
+    for model in ('vitunet_s', 'vitunet_b', 'vit22bunet_s'):
+      config = load(f'{data}_{model}')
+      kind, variant = model.split('_')
+      assert config.data.name == f'cycle_gan/{data}'
+      assert config.model.block == blocks[kind]
+      assert config.model.variant == variant.upper()
+      assert config.model.resample == 'channels'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_docstring_gives_command_time_and_result(name):
+  text = importlib.import_module(f'configs.{name}').__doc__
+  assert f'python main.py --config=configs/{name}.py' in text
+  assert 'Hardware and time:' in text
+  assert 'Expected:' in text
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_values_are_sound_and_locked_with_every_word(name):
+  for words in WORDS:
+    config = load(name, words)
+    command.check(config)
+    assert config.is_locked
+    if 'tiny' in words:
+      assert config.data.image_size == 32
+
+
+def test_the_recipes_are_the_published_ones():
+  cyclegan = load('apple2orange_vitunet_s', 'released,cyclegan')
+  assert cyclegan.to_dict() == load('apple2orange_vitunet_s').to_dict()
+  optim, loss = cyclegan.optim, cyclegan.loss
+  assert (optim.learning_rate, optim.b1, optim.b2) == (2e-4, 0.5, 0.999)
+  assert (optim.pool_size, optim.first) == (50, 'generators')
+  assert (loss.lambda_cycle, loss.lambda_identity) == (10, 0.5)
+  assert (loss.gan, loss.discriminator_factor) == ('lsgan', 0.5)
+  assert (cyclegan.batch_size, cyclegan.duration) == (1, '200 epochs')
+  data = cyclegan.data
+  assert (data.load_size, data.image_size, data.flip) == (286, 256, True)
+  released = load('monet2photo_vit22bunet_s', 'paper')
+  assert (released.optim.pool_size, released.batch_size) == (0, 32)
+  assert released.optim.first == 'discriminators'
+  assert released.loss.discriminator_factor == 1
+  assert released.data.pairing == 'index'
+  assert released.data.load_size == released.data.image_size == 256
+  assert released.model.dtype == 'float16'
+  fid = released.fid
+  assert (fid.tap, fid.resize, fid.quantise) == (64, 'tf1', 'truncate')
+  assert fid.num == 'min'
+
+
+# DESIGN.md, at 256 px and patch 32.
+@pytest.mark.parametrize(
+  ('name', 'count'),
+  [
+    ('monet2photo_vitunet_s', 13_097_219),
+    ('monet2photo_vit22bunet_s', 13_086_083),
+    ('monet2photo_vitunet_b', 43_544_387),
+  ],
+)
+def test_generators_have_the_published_sizes(name, count):
+  networks = translation.build_networks(load(name))
+  shapes = nn.unbox(
+    jax.eval_shape(
+      networks.generator.init, jax.random.key(0), jnp.zeros((1, 256, 256, 3))
+    )
+  )
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+def stand_in(config):
+  """Two generated domains of the config's size."""
+  rng = np.random.default_rng(0)
+
+  def pair(count, size):
+    def split():
+      images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+      return splits.ArraySplit(images)
+
+    return domains.Pair(split(), split())
+
+  data = config.data
+  return domains.Domains(
+    ('day', 'night'),
+    pair(5, data.load_size),
+    pair(3, data.image_size),
+    pair(4, data.image_size),
+  )
+
+
+@pytest.mark.filterwarnings('ignore:.*images for 64 features')
+def test_a_run_writes_its_files_and_reads_every_key(monkeypatch, tmp_path):
+  values = load('fruit_vitunet_ti', 'tiny').to_dict()
+  # A small network is enough here, and compiles fast.
+  values['model'].update(
+    generator='resnet', width=4, depth=None, mlp_dim=None, num_heads=None
+  )
+  values['discriminator']['name'] = 'released'
+  reads = set()
+  config = test_configs.recorded(values, reads)
+  monkeypatch.setattr(domains, 'load', lambda *_, **__: _read(config))
+
+  def _read(config):
+    for key in ('name', 'dir', 'preprocess', 'val_fraction'):
+      _ = config.data[key]
+    return stand_in(config)
+
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  assert train.run(config, tmp_path / 'run', mesh) == 0
+  files = {str(p.relative_to(tmp_path / 'run')) for p in _files(tmp_path)}
+  for step in (0, 2, 4):
+    assert f'samples/a2b_{step:08d}.png' in files
+    assert f'samples/b2a_{step:08d}.png' in files
+  assert {'eval.json', 'metrics.jsonl', 'diagnostics.csv'} <= files
+  command.make_mesh(config)
+  _ = config.optim['momentum'], config.init_from  # of SGD; judged by `check`
+  unread = set(configuration.flatten(config)) - reads
+  assert sorted(unread) == []
+
+
+def _files(folder):
+  return [path for path in folder.rglob('*') if path.is_file()]
+
+
+def test_unknown_words_list_the_known():
+  with pytest.raises(ValueError, match='cyclegan, released, paper, tiny'):
+    common.finish(common.translation(), 'huge')
