@@ -1,4 +1,4 @@
-"""Writes the README's result tables from the files under experiments/.
+"""Writes the README's result tables and pictures from files of experiments/.
 
 python -m experiments.results
 """
