@@ -148,6 +148,9 @@ def test_explain_names_what_moved_first_and_where():
     history[step % 60] = rows[step]
   found = diagnostics.explain(history, NAMES, 99, rows[99])
   assert found == {'moved_first': 'grad_norm/01', 'layer': 'block_01'}
+  named = [name.replace('/01', '/disc_a') for name in NAMES]
+  other = diagnostics.explain(history, named, 99, rows[99])
+  assert other == {'moved_first': 'grad_norm/disc_a', 'layer': 'disc_a'}
   # The window may have moved on by a step: the answer stays.
   history[100 % 60] = 7e7
   assert diagnostics.explain(history, NAMES, 99, rows[99]) == found

@@ -299,13 +299,14 @@ def explain(
   Args:
     history: the monitor's window, read at the step after the onset at the
       latest.
-    names: the signals' names; `QUANTITY/NN` for those of block NN.
+    names: the signals' names; `QUANTITY/NN` for those of block NN, and
+      `QUANTITY/NAME` for those of another part of the model.
     step: the onset's step (steps done before it).
     values: the signals at the onset.
 
   Returns:
-    `moved_first`: a signal's name, and `layer`: the first layer affected or
-    None when no layer stands out.
+    `moved_first`: a signal's name, and `layer`: the first layer (`block_NN` or
+    NAME) affected or None when none stands out.
   """
   window = history.shape[0]
   slots = [s % window for s in range(max(step - window + 2, 0), step)]
@@ -331,9 +332,10 @@ def explain(
 
   layered = [i for i, name in enumerate(names) if '/' in name]
   earliest, layer = first(list(range(len(names)))), first(layered)
+  part = None if layer is None else names[layer].split('/')[1]
   return {
     'moved_first': None if earliest is None else names[earliest],
-    'layer': None if layer is None else f'block_{names[layer].split("/")[1]}',
+    'layer': f'block_{part}' if part and part.isdigit() else part,
   }
 
 
