@@ -68,10 +68,14 @@ def paths(tree):
 
 
 @pytest.mark.parametrize(
-  ('name', 'block'),
-  [('released_vitunet', 'released_vit'), ('released_vit22bunet', 'released')],
+  ('name', 'block', 'precision'),
+  [
+    ('released_vitunet', 'released_vit', 'highest'),
+    ('released_vitunet', 'released_vit', 'default'),
+    ('released_vit22bunet', 'released', 'highest'),
+  ],
 )
-def test_generator_agrees_with_reference(name, block):
+def test_generator_agrees_with_reference(name, block, precision):
   arrays, config = golden_params.load(name)
   model = vitunet.build(
     block,
@@ -82,6 +86,7 @@ def test_generator_agrees_with_reference(name, block):
     depth=config['depth'],
     num_heads=config['heads'],
     mlp_dim=config['mlp_dim'],
+    precision=precision,
   )
   golden_generators.check(
     arrays,
