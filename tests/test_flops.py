@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from vit22b_jax import flops
+from vit22b_jax.models import patchgan, resnet_generator, vitunet
 
 
 class Chip:
@@ -65,3 +66,35 @@ def test_a_cpu_is_timed_and_its_simulated_devices_share_it():
   whole = flops.peak(device) * jax.device_count()
   assert 1e8 < whole < 1e14
   assert flops.mfu(whole / 2, device, jax.device_count()) == pytest.approx(0.5)
+
+
+def test_image_flops_of_cyclegans_networks_by_hand():
+  full, half, quarter = 256**2, 128**2, 64**2
+  ends = 2 * full * 7 * 7 * 3 * 64
+  halvings = half * 9 * 64 * 128 + quarter * 9 * 128 * 256
+  blocks = 9 * 2 * quarter * 9 * 256 * 256
+  # A transposed convolution spreads the pixels that it is given.
+  expected = 2 * (ends + 2 * halvings + blocks)
+  model = resnet_generator.build(blocks=9)
+  assert flops.image_flops(model, (256, 256)) == expected
+  sides, channels = (128, 64, 32, 31, 30), (3, 64, 128, 256, 512, 1)
+  products = zip(sides, channels[:-1], channels[1:], strict=True)
+  expected = 2 * sum(n * n * 16 * i * o for n, i, o in products)
+  model = patchgan.build('patchgan70')
+  assert flops.image_flops(model, (256, 256)) == expected
+
+
+def test_image_flops_of_a_vitunet_count_its_blocks_and_its_convolutions():
+  fields = {'width': 48, 'mlp_dim': 96, 'num_heads': 2, 'depth': 6}
+  model = vitunet.build('vit', 'S', image_size=24, patch_size=4, **fields)
+  stages = zip((1, 2, 4, 8, 4, 2, 1), (1, 1, 1, 1, 2, 3, 4), strict=True)
+  expected = sum(
+    flops.training_flops(
+      depth=1, width=48 // part, mlp_dim=96 // part, tokens=36 * sets
+    )
+    / 3
+    for part, sets in stages
+  )
+  channels = 12 * 64 + 64 * 128 + 2 * 2 * 128 * 128 + 128 * 64 + 64 * 3
+  expected += 2 * 24 * 24 * 9 * channels
+  assert flops.image_flops(model, (24, 24)) == pytest.approx(expected)

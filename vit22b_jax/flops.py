@@ -11,8 +11,11 @@ gradient's second pass count as time, not as work.
 import functools
 import time
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from vit22b_jax.models import convolutions, stages
 
 # Peak bfloat16 FLOP/s of dense matrix products on one jax device, by a part of
 # its `device_kind`; the first that fits counts, so longer names come first.
@@ -67,6 +70,46 @@ def training_flops(
   """
   weights = depth * (4 * width**2 + 2 * width * mlp_dim)
   return 6.0 * weights * tokens + 12.0 * depth * width * tokens**2
+
+
+def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:
+  """FLOPs of one pass forward of a generator or discriminator, for one image.
+
+  Those of its convolutions, two for each product of a weight and a pixel (a
+  transposed one's pixels are its input's), and of its blocks, as in
+  `training_flops`. A formulation that needs fewer counts as a faster one.
+
+  Args:
+    module: takes images [B, H, W, 3].
+    image_size: H and W in pixels.
+  """
+  total = 0.0
+
+  def count(call, args, kwargs, context):
+    nonlocal total
+    out = call(*args, **kwargs)
+    layer = context.module
+    if context.method_name != '__call__':
+      return out
+    if isinstance(layer, convolutions.Conv | convolutions.ConvTranspose):
+      pixels = out if isinstance(layer, convolutions.Conv) else args[0]
+      height, width = pixels.shape[1:3]
+      weights = layer.kernel_size**2 * args[0].shape[-1] * layer.features
+      total += 2.0 * weights * height * width
+    elif isinstance(layer, stages.Stage):
+      work = training_flops(
+        depth=layer.depth,
+        width=layer.width,
+        mlp_dim=layer.mlp_dim,
+        tokens=args[0].shape[1],
+      )
+      total += work / 3
+    return out
+
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  with nn.intercept_methods(count):
+    jax.eval_shape(module.init, jax.random.key(0), images)
+  return total
 
 
 def mfu(flops_per_second: float, device: jax.Device, num_devices: int) -> float:
