@@ -143,7 +143,8 @@ class Classification(base.Task):
     build_model(config, num_classes=2)
     if config.init_from and not epath.Path(config.init_from).is_file():
       raise errors.UserError(
-        f'init_from={config.init_from}: there is no such file of weights.'
+        f'init_from={config.init_from}: there is no such file of weights. Of a '
+        'run of your own, --mode=export writes one: WORKDIR/model.safetensors.'
       )
 
   @staticmethod
