@@ -1,6 +1,11 @@
 """Images -> features: resizing, quantising, batches, devices, sums."""
 
 import functools
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +178,51 @@ def test_devices_share_the_batches():
   placed = next(iter(found._cut(IMAGES)))
   assert len(placed.addressable_shards) == 8
   assert placed.addressable_shards[0].data.shape == (1, 32, 40, 3)
+
+
+_PROCESS = """
+import sys
+import jax
+rank, port, folder, out = sys.argv[1:]
+jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(rank))
+import numpy as np
+from vit22b_jax import fid
+from vit22b_jax.fid import sources
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+assert mesh.size == 2
+features = fid.Extractor(fid.Settings('random:1', tap=64), 4, mesh)
+source = sources.find(folder, dir='', open_generator=None)
+found = features.statistics(source.batches(features.batch_size))
+np.save(out, found.features)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_batches(tmp_path):
+  for row, image in enumerate(IMAGES):
+    Image.fromarray(image).save(tmp_path / f'{row}.png')
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = str(free.getsockname()[1])
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  processes = [
+    subprocess.Popen(
+      [
+        *(sys.executable, '-c', _PROCESS, str(rank), port, str(tmp_path)),
+        str(tmp_path / f'{rank}.npy'),
+      ],
+      cwd=pathlib.Path(__file__).parent.parent,
+      env=environment,
+    )
+    for rank in range(2)
+  ]
+  assert [process.wait() for process in processes] == [0, 0]
+  found = [np.load(tmp_path / f'{rank}.npy') for rank in range(2)]
+  np.testing.assert_array_equal(*found)  # each knows the features of all
+  expected = reference().features
+  np.testing.assert_allclose(
+    np.sort(found[0], axis=0), np.sort(expected, axis=0), rtol=1e-5
+  )
 
 
 def test_features_that_are_not_finite():

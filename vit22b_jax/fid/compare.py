@@ -21,7 +21,7 @@ KEYS = (
   *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantise', 'num_a', 'num_b'),
   *('weights_sha256', 'calibrated', 'fid_infinity', 'seconds'),
 )
-_LEAST = {'batch_size': 1, 'kid_subsets': 2, 'kid_subset_size': 2}
+_LEAST = {'batch_size': 1, 'kid_subsets': 1, 'kid_subset_size': 2}
 
 
 def run(
@@ -195,7 +195,8 @@ def _statistics(
   """The statistics of a set, from the cache if its images are as they were."""
   facts = features.facts()
   path = None
-  if source.identity is not None:
+  # Several processes must agree on what they compute, so they all compute it.
+  if source.identity is not None and jax.process_count() == 1:
     place = f'{source.place}?{sorted(facts.items())}'
     path = cache.folder('fid', place, source.identity)
     found = cache.read(path)
@@ -203,7 +204,7 @@ def _statistics(
       console.say(f'{source.name}: features from {path}')
       return statistics.Statistics.of(np.array(found[0]['features']))
   found = features.statistics(source.batches(features.batch_size))
-  if path is not None and jax.process_index() == 0:
+  if path is not None:
     cache.write(path, {'features': found.features}, facts)
   return found
 
