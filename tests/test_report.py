@@ -165,6 +165,16 @@ def test_non_finite_values_reach_the_page_as_text(tmp_path):
   assert len(report.plots(tmp_path, tmp_path / 'plots')) == 3
 
 
+def test_a_constant_rate_is_not_drawn_at_zero(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(report_fixtures.CONFIG))
+  rows = [{'step': step, 'train/learning_rate': 2e-4} for step in (1, 2, 3)]
+  report_fixtures.write_lines(tmp_path / 'metrics.jsonl', rows)
+  (figure,) = _figures(report.write(tmp_path).read_text())
+  low, high = figure['layout']['yaxis']['range']
+  assert low == 0
+  assert 2e-4 < high < 3e-4
+
+
 def test_explosion_is_the_headline(exploded):
   answer = page.verdicts(workdir.read(exploded))[1]
   assert answer.mood == 'bad'

@@ -69,7 +69,7 @@ def test_equal_counts_are_told(whole):
   run = workdir.read(whole)
   assert 'smaller' not in translation.conditions(run)
   run.config['fid']['num'] = 'min'
-  assert 'as the smaller set has, uncalibrated' in translation.conditions(run)
+  assert 'as the smaller set has, weights ' in translation.conditions(run)
 
 
 def test_generators_no_better_than_nothing_have_not_learned(whole, tmp_path):

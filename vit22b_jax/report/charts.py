@@ -48,7 +48,7 @@ def learning_curves(
       for trace in _line(name, *run.metric(key), colour)
     ]
     if traces:
-      axis = {'tickformat': curves.tickformat}
+      axis = {'tickformat': curves.tickformat} | _level(traces)
       figures[title] = _figure(traces, run.onset, axis)
   return figures
 
@@ -135,6 +135,17 @@ def _figure(
       'shapes': onset_line(onset),
     },
   }
+
+
+def _level(traces: list[dict[str, Any]]) -> dict[str, Any]:
+  """The range of an axis whose lines all stay at one height.
+
+  Plotly would choose one unit around it, and a rate of 2e-4 would look like 0.
+  """
+  heights = {y for trace in traces for y in trace['y'] if y is not None}
+  if len(heights) != 1 or heights == {0.0}:
+    return {}
+  return {'range': sorted((0.0, 1.25 * heights.pop()))}
 
 
 def _line(

@@ -157,10 +157,11 @@ def _samples(run: workdir_lib.Run) -> figure.Figure | None:
     return None
   both = found[grids.evaluated_step(run, found)]
   height, width, _ = both[0].shape
-  picture = figure.Figure(
-    figsize=(9, 4.5 * height / width + 0.3), layout='constrained'
-  )
-  panels = picture.subplots(1, 2)
+  stacked = grids.is_wide(both[0])
+  shape = (2, 1) if stacked else (1, 2)
+  inches = 9 / shape[1] * height / width + 0.3  # of one with its title
+  picture = figure.Figure(figsize=(9, shape[0] * inches), layout='constrained')
+  panels = picture.subplots(*shape)
   for panel, grid, side in zip(
     panels, both, translation.directions(run), strict=True
   ):

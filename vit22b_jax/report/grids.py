@@ -69,6 +69,11 @@ def read(path: epath.Path) -> Pixels | None:
   return pixels if whole else None
 
 
+def is_wide(grid: Pixels) -> bool:
+  """Whether two grids are better shown below than beside each other."""
+  return grid.shape[1] > 2 * grid.shape[0]
+
+
 def film(grids: list[Pixels]) -> list[Picture]:
   """Grids for the page, all at the best quality that keeps the page small."""
   images = [_shrunk(grid, _FILM_PIXELS) for grid in grids]

@@ -63,10 +63,10 @@ def conditions(run: workdir.Run) -> str:
     weights = f'weights {ev["weights_sha256"][:12]}'
   else:
     weights = f'weights {section["weights"] or "of the public release"}'
-  said = [f'tap {tap}', f'resize {resize}', f'quantise {quantise}', weights]
+  said = [f'tap {tap}', f'resize {resize}', f'quantise {quantise}']
   if section['num'] == 'min':
     said.append('as many images of each as the smaller set has')
-  return ', '.join([*said, *filter(None, [calibration(run)])])
+  return ', '.join([*said, weights, *filter(None, [calibration(run)])])
 
 
 def summary(run: workdir.Run) -> str:
@@ -102,8 +102,8 @@ def learning(run: workdir.Run) -> story.Verdict:
     return story.Verdict(
       question,
       f'Validation FID {number(fid[-1])}{noted}',
-      f'Best {number(fid.min())} at step {steps[fid.argmin()]:,}, first'
-      f' {number(fid[0])} at step {steps[0]:,}; means of both directions.',
+      f'At step {steps[-1]:,}; best {number(fid.min())} at step'
+      f' {steps[fid.argmin()]:,}. Means of both directions.',
       'plain',
     )
   return story.by_loss(run, question)
@@ -194,6 +194,7 @@ def content(run: workdir.Run) -> dict[str, Any]:
     'evaluation': ev,
     'num_images': {names[letter]: ev[f'num_{letter}'] for letter in 'ab' if ev},
     'directions': directions(run),
+    'wide': any(grids.is_wide(both[0]) for both in found.values()),
     'film': _film(found),
     'returns': _returns(run, found),
   }
