@@ -378,7 +378,11 @@ def _chromium_says(html: str, folder: pathlib.Path, width: int) -> list[str]:
 @pytest.mark.parametrize('finished', [True, False])
 def test_chromium_slides_through_samples(finished, width, tmp_path):
   path = report_fixtures.make_translation(
-    tmp_path / 'run', steps=800, finished=finished, names=('monet', 'a' * 30)
+    tmp_path / 'run',
+    steps=800,
+    finished=finished,
+    images=8 if finished else 4,
+    names=('monet', 'a' * 30),
   )
   html = report.write(path).read_text()
   count = len(_figures(html))
