@@ -193,6 +193,25 @@ def test_domain_names_can_not_inject_html(tmp_path):
   assert _figures(html)
 
 
+def test_gradient_norms_of_networks_are_lines_not_layers(tmp_path):
+  config = json.dumps(report_fixtures.TRANSLATION)
+  (tmp_path / 'config.json').write_text(config)
+  (tmp_path / 'diagnostics.csv').write_text(
+    'step,max_logit,max_abs_grad,loss,grad_norm/gen_ab,grad_norm/gen_ba,'
+    'grad_norm/disc_a\n1,1,1,2,5,6,7\n2,1,1,1,3,4,nan\n'
+  )
+  html = report.write(tmp_path).read_text()
+  *_, figure = _figures(html)
+  assert 'Gradient norm of each network' in html
+  assert [line['name'] for line in figure['data']] == [
+    'gen_ab',
+    'gen_ba',
+    'disc_a',
+    'disc_a: not finite',
+  ]
+  assert figure['data'][1]['y'] == [6.0, 4.0]
+
+
 def test_events_name_the_network(tmp_path):
   event = report_fixtures.events(50)[1] | {'layer': 'block_gen_ab'}
   assert workdir.place(event) == 'gen_ab'

@@ -4,6 +4,8 @@ Colours are names such as '$train' that page.js replaces by the values of the
 page's light or dark theme.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ Figure = dict[str, Any]
 # Paper, Figure 1: logits and gradients are drawn up to here.
 CAP = 4000.0
 _POINTS = 400  # buckets of a line: about two a pixel column of a wide screen
+_SEVERAL = ('$train', '$val', '$extra', '$muted')  # colours of a chart
 _MARKERS = 100  # events drawn; the page says how many there are
 
 
@@ -73,23 +76,35 @@ def stability(run: workdir.Run, largest: str) -> dict[str, Figure]:
       if run.onset:
         part = (run.onset['step'] - steps[0]) / max(np.ptp(steps), 1)
         figures[title]['layout']['annotations'] = [_label(run.onset, part)]
-  norms = {
-    # First, so that it shows only where it differs from the next.
-    'clipped gradient': ('clipped_grad_norm', '$val'),
-    'gradient': ('grad_norm', '$train'),
-    'update': ('update_norm', '$extra'),
-    'parameters': ('param_norm', '$muted'),
-  }
-  traces = [
-    trace
-    for name, (column, colour) in norms.items()
-    if column in table
-    for trace in _line(name, table['step'], table[column], colour)
-  ]
-  if traces:
-    axis = {'type': 'log', 'exponentformat': 'power'}
-    figures['Norms'] = _figure(traces, run.onset, axis)
+  for title, lines in _norms(table).items():
+    traces = [
+      trace
+      for name, (column, colour) in lines.items()
+      if column in table
+      for trace in _line(name, table['step'], table[column], colour)
+    ]
+    if traces:
+      axis = {'type': 'log', 'exponentformat': 'power'}
+      figures[title] = _figure(traces, run.onset, axis)
   return figures
+
+
+def _norms(columns: Iterable[str]) -> dict[str, dict[str, tuple[str, str]]]:
+  """Charts of norms: the column and colour of each line."""
+  networks = [c for c in columns if re.fullmatch(r'grad_norm/[a-z]\w*', c)]
+  return {
+    'Norms': {
+      # First, so that it shows only where it differs from the next.
+      'clipped gradient': ('clipped_grad_norm', '$val'),
+      'gradient': ('grad_norm', '$train'),
+      'update': ('update_norm', '$extra'),
+      'parameters': ('param_norm', '$muted'),
+    },
+    'Gradient norm of each network': {
+      column.removeprefix('grad_norm/'): (column, colour)
+      for column, colour in zip(networks, _SEVERAL, strict=False)
+    },
+  }
 
 
 def onset_line(event: dict[str, Any] | None) -> list[dict[str, Any]]:
