@@ -162,14 +162,17 @@ class Extractor:
     images = batch['image']
     mask = batch.get('mask')
     mask = np.ones(len(images), np.float32) if mask is None else mask
-    prepare_ = self._prepare
+    ready = False
     if isinstance(images, list | tuple):
-      if len({image.shape for image in images}) > 1:
+      # Several processes can't know that they all have images of one size.
+      alike = len({image.shape for image in images}) == 1
+      ready = not alike or jax.process_count() > 1
+      if ready:
         images = [resize.one(i, self.settings.resize) for i in images]
-        prepare_ = lambda x: x  # noqa: E731
       images = np.stack(images)
     for piece, valid in zip(self._cut(images), self._cut(mask), strict=True):
-      found, valid = self._apply(self._params, prepare_(piece), valid)
+      resized = piece if ready else self._prepare(piece)
+      found, valid = self._apply(self._params, resized, valid)
       yield np.asarray(found)[np.asarray(valid) > 0]
 
   def _cut(

@@ -75,6 +75,11 @@ def find(
   path = epath.Path(spec).expanduser()
   if not spec or not path.is_dir():
     raise errors.UserError(f'{spec!r} does not exist; expected {FORMS}.')
+  if (path / 'checkpoints').is_dir():
+    raise errors.UserError(
+      f'{spec!r} is the folder of a run: name the generator as well, '
+      f'{spec}:a2b or {spec}:b2a.'
+    )
   files = [(str(f.relative_to(path)), 0) for f in images_lib.find(path)]
   if not files:
     raise errors.UserError(f'there is no image in the folder {spec!r}.')
