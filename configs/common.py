@@ -53,7 +53,8 @@ def translation() -> config_dict.ConfigDict:
   c.diagnostics = _diagnostics()
   c.checkpoint = _checkpoint()
   c.eval = _eval()
-  c.eval.every = '10 epochs'
+  c.eval.every = '10 epochs'  # eval.batch_size is fid.batch_size, if None
+  c.eval.batch_size = 8
   c.log = _log()
   c.log.samples = '1 epoch'  # duration between two grids of sample images
   c.log.num_samples = 4  # images of each domain in them

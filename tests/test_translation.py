@@ -206,6 +206,7 @@ def test_every_network_learns_and_every_weight_gets_a_gradient(task_of):
   assert all(jax.tree.leaves(moved))
   total = np.sqrt(sum(rows[1][f'grad_norm/{n}'] ** 2 for n in FOUR))
   np.testing.assert_allclose(rows[1]['grad_norm'], total, rtol=1e-5)
+  assert rows[1]['clipped_grad_norm'] == pytest.approx(rows[1]['grad_norm'])
   weights = {'gan': 1, 'cycle': 10, 'idt': 5, 'disc': 0.5}
   parts = [
     weights[name.removeprefix('train/').split('_')[0]] * rows[1][name]

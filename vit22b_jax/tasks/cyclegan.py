@@ -53,6 +53,14 @@ class Networks:
   discriminator_factor: float
 
   @property
+  def modules(self) -> dict[str, nn.Module]:
+    """The module of each network."""
+    return {
+      **dict.fromkeys(GENERATORS, self.generator),
+      **dict.fromkeys(DISCRIMINATORS, self.discriminator),
+    }
+
+  @property
   def terms(self) -> tuple[str, ...]:
     """Names of the losses' terms, each a mean before its weight."""
     identity = ('idt_a', 'idt_b') if self.lambda_identity else ()

@@ -17,6 +17,7 @@ from jaxtyping import Array, Shaped
 
 from vit22b_jax import fid
 from vit22b_jax.data import domains, splits
+from vit22b_jax.fid import distance
 
 DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
 _MEASURES = ('fid', 'kid', 'kid_stderr')
@@ -27,6 +28,17 @@ Batches = Iterator[dict[str, Shaped[Array, 'B ...']]]
 
 def _unchecked() -> None:
   pass
+
+
+def _settings(section: Any) -> fid.Settings:
+  names = ('weights', 'tap', 'resize', 'quantise')
+  return fid.Settings(**{name: section[name] for name in names})
+
+
+def check(section: Any) -> None:
+  """Raises UserError for a value of the config's `fid` section."""
+  _settings(section).check()
+  distance.check_num(section.num)
 
 
 class Quality:
@@ -55,13 +67,15 @@ class Quality:
   @functools.cached_property
   def _extractor(self) -> fid.Extractor:
     section = self._section
-    settings = fid.Settings(
-      weights=section.weights,
-      tap=section.tap,
-      resize=section.resize,
-      quantise=section.quantise,
-    )
-    return fid.Extractor(settings, section.batch_size, self._mesh)
+    return fid.Extractor(_settings(section), section.batch_size, self._mesh)
+
+  def load_weights(self) -> None:
+    """Gets Inception's weights now, where they would be got when needed.
+
+    Raises:
+      UserError: they can't be had, or a setting doesn't exist.
+    """
+    _ = self._extractor
 
   @property
   def facts(self) -> dict[str, Any]:

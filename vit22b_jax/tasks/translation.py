@@ -5,8 +5,7 @@
     state, scalars = task.train_step(state, batch)   # jitted, state donated
     images = task.translate(variables, images, 'a2b')
 
-One jitted step does everything of both updates. The generators' passes serve
-both: in either order the fakes are those of the generators before the step.
+One jitted step does everything of both updates: see `updates`.
 """
 
 import functools
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.training import dynamic_scale
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from vit22b_jax import (
   diagnostics,
@@ -34,10 +33,9 @@ from vit22b_jax import (
 from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.data import domains, pipeline, splits, transforms
 from vit22b_jax.models import generators, patchgan, vit
-from vit22b_jax.tasks import base, cyclegan, gradients, pools, quality
+from vit22b_jax.tasks import base, cyclegan, gradients, pools, quality, updates
 
 DIRECTIONS = quality.DIRECTIONS
-FIRST = ('generators', 'discriminators')
 # Columns and signals: the gradient norm of each network.
 _NORMS = tuple(f'grad_norm/{name}' for name in cyclegan.NETWORKS)
 
@@ -94,6 +92,9 @@ class Translation(base.Task):
     data: domains.Domains | None = None,
   ):
     super().__init__(config, mesh, names, data)
+    # As many as Inception takes at once: it would pad smaller batches.
+    self.eval_batch_size = config.eval.batch_size or config.fid.batch_size
+    sharding.check_batch(self.eval_batch_size, mesh, 'eval.batch_size')
     self.networks = build_networks(config)
     self.logged = tuple(f'train/{name}' for name in self.networks.terms)
     if data is not None:
@@ -123,7 +124,8 @@ class Translation(base.Task):
         'least.'
       )
     vit.choose('loss.gan', config.loss.gan, losses_gan.GANS)
-    vit.choose('optim.first', config.optim.first, FIRST)
+    vit.choose('optim.first', config.optim.first, updates.FIRST)
+    quality.check(config.fid)
     if discriminator.sigmoid and config.loss.gan == 'vanilla':
       raise errors.UserError(
         f"loss.gan='vanilla' takes logits, and the discriminator "
@@ -131,10 +133,7 @@ class Translation(base.Task):
         "loss.gan='lsgan' or discriminator.name='patchgan70'."
       )
     if config.init_from:
-      raise errors.UserError(
-        f'init_from={config.init_from}: a translation starts from scratch; to '
-        'continue a run, give its --workdir.'
-      )
+      raise _from_scratch(config.init_from)
 
   @staticmethod
   def load_data(config: Any) -> domains.Domains:
@@ -182,26 +181,18 @@ class Translation(base.Task):
 
   # --- State ---------------------------------------------------------------
 
-  def _init_network(self, module: nn.Module, key: jax.Array) -> Any:
-    """Boxed parameters of one network."""
-    size = self.config.data.image_size
-    return module.init(key, jnp.zeros((1, size, size, 3)))['params']
-
-  def _modules(self) -> dict[str, nn.Module]:
-    generator, discriminator = (
-      self.networks.generator,
-      self.networks.discriminator,
-    )
-    modules = (generator, generator, discriminator, discriminator)
-    return dict(zip(cyclegan.NETWORKS, modules, strict=True))
-
   def _init_params(self, seed: int) -> dict[str, Any]:
     """Boxed parameters by network, each from a key of its own."""
     keys = _init_keys(seed)
     return {
-      name: self._init_network(module, keys[name])
-      for name, module in self._modules().items()
+      name: self._init_network(name, keys[name]) for name in cyclegan.NETWORKS
     }
+
+  def _init_network(self, name: str, key: jax.Array) -> Any:
+    """Boxed parameters of one network."""
+    size = self.config.data.image_size
+    module = self.networks.modules[name]
+    return module.init(key, jnp.zeros((1, size, size, 3)))['params']
 
   def fresh(self, seed: int) -> State:
     """A new state; traced by `abstract_state`."""
@@ -219,8 +210,10 @@ class Translation(base.Task):
       ),
       params=params,
       opt_state={
-        'generators': self.tx.init(_pick(params, cyclegan.GENERATORS)),
-        'discriminators': self.tx.init(_pick(params, cyclegan.DISCRIMINATORS)),
+        'generators': self.tx.init(updates.pick(params, cyclegan.GENERATORS)),
+        'discriminators': self.tx.init(
+          updates.pick(params, cyclegan.DISCRIMINATORS)
+        ),
       },
       pools={d: pools.init(config.optim.pool_size, image) for d in 'ab'},
       loss_scale=gradients.loss_scale(config.model.dtype),
@@ -232,7 +225,7 @@ class Translation(base.Task):
     A program for each kind of network, run twice, since drawing hundreds of
     arrays takes long to compile and no time to run.
     """
-    keys, modules = _init_keys(self.config.seed), self._modules()
+    keys = _init_keys(self.config.seed)
     on_cpu = self.mesh.devices.flat[0].platform == 'cpu'
     options = {'xla_backend_optimization_level': 0} if on_cpu else None
     placed = sharding.of_boxed(self._boxed, self.mesh)
@@ -240,9 +233,7 @@ class Translation(base.Task):
     for kind in (cyclegan.GENERATORS, cyclegan.DISCRIMINATORS):
       draw = self.in_mesh(
         jax.jit(
-          lambda key, module=modules[kind[0]]: nn.unbox(
-            self._init_network(module, key)
-          ),
+          lambda key, name=kind[0]: nn.unbox(self._init_network(name, key)),
           out_shardings=placed[kind[0]],
           compiler_options=options,
         )
@@ -266,8 +257,8 @@ class Translation(base.Task):
     params = sharding.of_boxed(self._boxed, self.mesh)
     placed = jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)
     groups = {
-      'generators': _pick(params, cyclegan.GENERATORS),
-      'discriminators': _pick(params, cyclegan.DISCRIMINATORS),
+      'generators': updates.pick(params, cyclegan.GENERATORS),
+      'discriminators': updates.pick(params, cyclegan.DISCRIMINATORS),
     }
     opt_state = {
       group: sharding.of_optimizer(
@@ -283,15 +274,15 @@ class Translation(base.Task):
     """The generators of a state, which is all that `variables` needs."""
     placed = sharding.of_boxed(self._boxed, self.mesh)
     params = jax.tree.map(_abstract, nn.unbox(self._boxed), placed)
-    return {'params': _pick(params, cyclegan.GENERATORS)}
+    return {'params': updates.pick(params, cyclegan.GENERATORS)}
 
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The generators' parameters by name, and what they are: 'params'."""
-    return _pick(weights['params'], cyclegan.GENERATORS), 'params'
+    return updates.pick(weights['params'], cyclegan.GENERATORS), 'params'
 
   def with_pretrained(self, state: State, path: str) -> State:
-    """There is nothing to start from: `check` refuses `init_from`."""
-    raise NotImplementedError
+    """Refuses: there are no weights to start from."""
+    raise _from_scratch(path)
 
   # --- Training ------------------------------------------------------------
 
@@ -342,26 +333,23 @@ class Translation(base.Task):
       state: before the step.
       batch: images of `a` and `b`.
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    image_key, dropout_key, pool_key = jax.random.split(key, 3)
-    real = self._images(batch, image_key)
-    grads, updates, opt_state, seen, new_pools = self._both_updates(
-      state, real, dropout_key, pool_key
-    )
-    finite = _all_finite(grads)
+    done = self._updates(state, batch)
+    grads, seen = done.grads, done.seen
+    finite = updates.all_finite(grads)
     loss_scale, overflow = state.loss_scale, jnp.asarray(False)
     if loss_scale is not None:
-      loss_scale = _rescaled(loss_scale, finite)
+      loss_scale = updates.rescaled(loss_scale, finite)
       overflow = ~finite & jnp.isfinite(seen['loss'])
 
     row = diagnostics.measure(
       loss=seen['loss'],
       max_logit=seen['max_score'],
       grads=grads,
-      updates=updates,
+      updates=done.updates,
       params=state.params,
       clip_norm=self.config.optim.clip_norm,
     )
+    row['clipped_grad_norm'] = self._clipped_norm(grads)
     row |= {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
     signals = jnp.stack([row[name] for name in self.signal_names])
     monitor, verdict = diagnostics.observe(
@@ -376,12 +364,12 @@ class Translation(base.Task):
       optim.steps_taken(state.opt_state['generators'])
     )
     row |= diagnostics.verdict_row(verdict, monitor)
-    params = jax.tree.map(jnp.add, state.params, updates)
+    params = jax.tree.map(jnp.add, state.params, done.updates)
     state = state.replace(
       step=state.step + jnp.where(monitor.stopped, 0, 1),
       params=unless_kept(params, state.params),
-      opt_state=unless_kept(opt_state, state.opt_state),
-      pools=unless_kept(new_pools, state.pools),
+      opt_state=unless_kept(done.opt_state, state.opt_state),
+      pools=unless_kept(done.pools, state.pools),
       loss_scale=jax.tree.map(
         lambda n, o: jnp.where(monitor.stopped, o, n),
         loss_scale,
@@ -390,6 +378,13 @@ class Translation(base.Task):
       monitor=monitor,
     )
     return state, jnp.stack([row[name] for name in self.scalar_names])
+
+  def _clipped_norm(self, grads: dict[str, Any]) -> Float[Array, '']:
+    """Of all gradients; each optimiser clips its own."""
+    clip = self.config.optim.clip_norm or jnp.inf
+    groups = (cyclegan.GENERATORS, cyclegan.DISCRIMINATORS)
+    norms = [optax.tree.norm(updates.pick(grads, names)) for names in groups]
+    return jnp.linalg.norm(jnp.minimum(jnp.stack(norms), clip))
 
   def _images(
     self, batch: dict[str, UInt8[Array, 'B h w 3']], key: jax.Array
@@ -405,87 +400,29 @@ class Translation(base.Task):
       for k, domain in zip(keys, 'ab', strict=True)
     }
 
-  def _both_updates(self, state, real, dropout_key, pool_key):
-    """Gradients, updates and optimiser states of both, and what was seen.
-
-    The pools' images and the fakes are constants to the discriminators; the
-    discriminators are constants to the generators.
-    """
-    nets, opt_state = self.networks, {}
-    gens = _pick(state.params, cyclegan.GENERATORS)
-    discs = _pick(state.params, cyclegan.DISCRIMINATORS)
-    scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
-
-    def scaled(loss_fn):
-      def call(*args):
-        loss, seen = loss_fn(*args)
-        return scale * loss, seen | {'loss': loss}
-
-      return jax.grad(call, has_aux=True)
-
-    def unscaled(grads):
-      return jax.tree.map(lambda g: g / scale, grads)
-
-    made, pull_back = jax.vjp(
-      lambda params: nets.generate(params, real, dropout_key), gens
+  def _updates(self, state: State, batch: dict[str, Array]) -> updates.Updates:
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    image_key, key = jax.random.split(key)
+    return updates.both(
+      state,
+      self.networks,
+      self.tx,
+      self._images(batch, image_key),
+      key,
+      first=self.config.optim.first,
+      mesh=self.mesh,
     )
-    shown, new_pools = self._exchange(pool_key, state.pools, made)
-    disc_grads, disc_seen = scaled(nets.discriminator_loss)(discs, real, shown)
-    disc_grads = unscaled(disc_grads)
-    disc_updates, opt_state['discriminators'] = self.tx.update(
-      disc_grads, state.opt_state['discriminators'], discs
-    )
-    if self.config.optim.first == 'discriminators':
-      finite = _all_finite(disc_grads)  # or else the step isn't taken
-      discs = jax.tree.map(
-        lambda p, u: jnp.where(finite, p + u, p), discs, disc_updates
-      )
-    cotangents, gen_seen = scaled(nets.generator_loss)(made, discs, real)
-    gen_grads = unscaled(pull_back(cotangents)[0])
-    gen_updates, opt_state['generators'] = self.tx.update(
-      gen_grads, state.opt_state['generators'], gens
-    )
-    seen = disc_seen | gen_seen
-    seen['loss'] = gen_seen['loss'] + disc_seen['loss']
-    seen['max_score'] = jnp.maximum(
-      gen_seen['max_score'], disc_seen['max_score']
-    )
-    grads, updates = gen_grads | disc_grads, gen_updates | disc_updates
-    return grads, updates, opt_state, seen, new_pools
-
-  def _exchange(self, key, old, made):
-    """What each discriminator is shown as fakes, and the pools after that."""
-    if not self.config.optim.pool_size:
-      return {d: made[f'fake_{d}'] for d in 'ab'}, old
-    shown, new = {}, {}
-    for k, domain in zip(jax.random.split(key), 'ab', strict=True):
-      # One image after the other: each device does it for the whole batch.
-      fakes = jax.lax.with_sharding_constraint(
-        made[f'fake_{domain}'], sharding.replicated(self.mesh)
-      )
-      images, new[domain] = pools.exchange(k, old[domain], fakes)
-      shown[domain] = jax.lax.with_sharding_constraint(
-        images, sharding.batch(self.mesh)
-      )
-    return shown, new
 
   def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
     """Which image, score or gradient of the step on `batch` isn't finite."""
 
     def passes(state, batch):
-      key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-      image_key, dropout_key, pool_key = jax.random.split(key, 3)
-      real = self._images(batch, image_key)
-      gens = _pick(state.params, cyclegan.GENERATORS)
-      made = self.networks.generate(gens, real, dropout_key)
-      grads, _, _, seen, _ = self._both_updates(
-        state, real, dropout_key, pool_key
-      )
-      forward = {**made, **seen}
-      backward = {f'the gradient of {k}': v for k, v in grads.items()}
+      done = self._updates(state, batch)
+      forward = {**done.made, **done.seen}
+      backward = {f'the gradient of {k}': v for k, v in done.grads.items()}
       # A dict would come back sorted: forward order, then backward.
       return [
-        _all_finite(x) for x in (*forward.values(), *backward.values())
+        updates.all_finite(x) for x in (*forward.values(), *backward.values())
       ], names.extend((*forward, *backward))
 
     names: list[str] = []
@@ -576,6 +513,20 @@ class Translation(base.Task):
     name = 'test' if self.data.test is not None else 'val'
     return name, getattr(self.data, name)
 
+  def prepare(self) -> None:
+    """Fetches Inception's weights before hours of training, not after."""
+    self._quality.load_weights()
+
+  @property
+  def model(self) -> Any:
+    """The generator of both directions, each with its own parameters."""
+    return self.networks.generator
+
+  @property
+  def validation_note(self) -> str:
+    """Distances by weights that aren't the public ones are called so."""
+    return '' if self._quality.facts['calibrated'] else ' (uncalibrated)'
+
   def generated(
     self, variables: dict[str, Any], direction: str
   ) -> quality.Batches:
@@ -655,6 +606,13 @@ class Translation(base.Task):
     return '\n'.join(lines)
 
 
+def _from_scratch(path: str) -> errors.UserError:
+  return errors.UserError(
+    f'init_from={path}: a translation starts from scratch; to continue a run, '
+    'give its --workdir.'
+  )
+
+
 def _init_keys(seed: int) -> dict[str, jax.Array]:
   """A key for each network, and one for the steps."""
   names = (*cyclegan.NETWORKS, 'step')
@@ -662,32 +620,5 @@ def _init_keys(seed: int) -> dict[str, jax.Array]:
   return dict(zip(names, keys, strict=True))
 
 
-def _pick(tree: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-  return {name: tree[name] for name in names}
-
-
 def _abstract(x: Any, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-
-
-def _all_finite(tree: Any) -> Bool[Array, '']:
-  return jnp.all(
-    jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
-  )
-
-
-def _rescaled(
-  scale: dynamic_scale.DynamicScale, finite: Bool[Array, '']
-) -> dynamic_scale.DynamicScale:
-  """The loss scale for the next step, as flax's own `value_and_grad` sets it.
-
-  Ours has two losses to scale, and one backward pass in two parts.
-  """
-  grow = finite & (scale.fin_steps == scale.growth_interval)
-  largest = jnp.finfo(jnp.float32).max
-  grown = jnp.minimum(scale.scale * scale.growth_factor, largest)
-  shrunk = scale.scale * scale.backoff_factor
-  return scale.replace(
-    fin_steps=jnp.where(finite & ~grow, scale.fin_steps + 1, 0),
-    scale=jnp.where(grow, grown, jnp.where(finite, scale.scale, shrunk)),
-  )
