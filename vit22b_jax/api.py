@@ -10,6 +10,7 @@ logits = model.apply(variables, images)
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 from etils import epath
 from ml_collections import config_dict
@@ -59,11 +60,14 @@ def create(
   )
 
 
-def load(workdir: epath.PathLike) -> tuple[vit.ViT, dict[str, Any]]:
+def load(workdir: epath.PathLike) -> tuple[nn.Module, dict[str, Any]]:
   """The model of a run and its weights: the best by validation, or the last.
 
-  Images must be normalised as in training: x / 255, minus `data.mean`, divided
-  by `data.std` of the run's config.json.
+  A classifier's images must be normalised as in training: x / 255, minus
+  `data.mean`, divided by `data.std` of the run's config.json. Of a translation,
+  the model is the generator, for images in [-1, 1], and the variables are
+  the parameters of both directions, by name:
+  `model.apply({'params': variables['gen_ab']}, images)`.
 
   Args:
     workdir: a run's folder, local or `gs://`.
@@ -128,7 +132,7 @@ def _mesh(config: config_dict.ConfigDict) -> jax.sharding.Mesh:
   """Today's devices need not be those of the run, nor divide its batches."""
   devices = jax.devices()
   if jax.process_count() == 1:
-    batch = config.batch_size // config.optim.accumulate
+    batch = tasks.named(config.task).parallel_images(config)
     parts = math.gcd(len(devices), batch, config.eval.batch_size or batch)
     devices = devices[:parts]
   return sharding.make_mesh(devices=devices)

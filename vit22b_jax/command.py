@@ -3,6 +3,7 @@
 code = command.run('train', config=config, workdir='runs/x')
 """
 
+import functools
 import sys
 from typing import Any
 
@@ -33,7 +34,7 @@ _TASK_OF = {
   'predict': 'classification',
   'export': 'classification',
   'translate': 'translation',
-  'generate': 'translation',  # inside of --mode=fid
+  'fid': 'translation',  # of a set that a generator makes
 }
 
 
@@ -79,13 +80,14 @@ def run(
     return train.run(config, workdir, make_mesh(config))
   if mode in ('predict', 'translate') and not input_folder:
     raise errors.UserError(f'--mode={mode} needs --input=FOLDER of images.')
-  task, manager, folder = _open(mode, workdir, config)
+  config = _config_of(mode, workdir, config)
+  task, manager = _open(workdir, config, with_data=mode == 'eval')
+  folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
   if mode == 'eval':
     console.say(task.summary(evaluate.finish(task, manager, folder)))
     train.write_report(folder)
     return 0
-  which = task.config.eval.checkpoint
-  _, variables, _ = evaluate.restore(task, manager, which)
+  _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
   if mode == 'export':
     console.say(f'Wrote {predict.export(task, variables, folder)}')
   elif mode == 'predict':
@@ -104,6 +106,10 @@ def check(config: Any) -> None:
   Raises:
     UserError: naming the first key that is wrong.
   """
+  if config.task == 'fid':
+    raise errors.UserError(
+      'This config compares two sets of images: add --mode=fid.'
+    )
   configuration.validate(config)
   tasks.named(config.task).check(config)
 
@@ -122,10 +128,8 @@ def _saved_config(workdir: str) -> Any:
   return api.read_config(workdir)
 
 
-def _open(
-  mode: str, workdir: str, config: Any | None
-) -> tuple[Any, checkpoint.Manager, workdir_lib.Workdir]:
-  """A run's task, checkpoints and folder, from a workdir alone.
+def _config_of(mode: str, workdir: str, config: Any | None) -> Any:
+  """The configuration of a run that is used, from a workdir alone.
 
   A config may be given as well, to change what a run may change: where the
   data are, the size of batches.
@@ -140,12 +144,15 @@ def _open(
       f'--mode={mode} needs the folder of a run of the task {needed!r}, and '
       f'{workdir} is of {config.task!r}.'
     )
+  return config
+
+
+def _open(
+  workdir: str, config: Any, with_data: bool
+) -> tuple[Any, checkpoint.Manager]:
   task_type = tasks.named(config.task)
-  needs_data = mode in ('eval', 'generate')
-  data = task_type.load_data(config) if needs_data else None
-  task, manager = api.open_run(workdir, config, data)
-  folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
-  return task, manager, folder
+  data = task_type.load_data(config) if with_data else None
+  return api.open_run(workdir, config, data)
 
 
 def _predict(
@@ -176,12 +183,23 @@ def _fid(config: Any | None, workdir: str) -> int:
       '--config.a=... and --config.b=...; each a folder of images, a split '
       'such as tfds:cycle_gan/monet2photo:testA, FILE.npz or WORKDIR:a2b.'
     )
-  compare.run(config, workdir, _open_generator)
+  compare.run(config, workdir, functools.partial(_open_generator, config.dir))
   return 0
 
 
-def _open_generator(workdir: str, direction: str) -> fid_sources.Batches:
-  """What a run's generator makes of its test part (or val, without one)."""
-  task, manager, _ = _open('generate', workdir, None)
-  _, variables, _ = evaluate.restore(task, manager, task.config.eval.checkpoint)
+def _open_generator(
+  dir: str, workdir: str, direction: str
+) -> fid_sources.Batches:
+  """What a run's generator makes of its test part (or val, without one).
+
+  Args:
+    dir: where its data set lies now; '' for where it lay in training.
+    workdir: the run's folder.
+    direction: 'a2b' or 'b2a'.
+  """
+  config = _config_of('fid', workdir, None)
+  if dir:
+    config.data.dir = dir
+  task, manager = _open(workdir, config, with_data=True)
+  _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
   return task.generated(variables, direction)

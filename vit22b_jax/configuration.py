@@ -17,10 +17,12 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from vit22b_jax import durations, errors, losses, optim
-from vit22b_jax.data import transforms
+from vit22b_jax.data import domains, resizing, transforms
 
 CHOICES = {
   'data.augment': transforms.PRESETS,
+  'data.pairing': domains.PAIRINGS,
+  'data.preprocess': resizing.MODES,
   'optim.name': optim.OPTIMIZERS,
   'optim.decay': optim.DECAYS,
   'optim.schedule': tuple(optim.SCHEDULES),
@@ -54,7 +56,7 @@ RANGES = {
   'loss.lambda_identity': (0, math.inf),
   'loss.discriminator_factor': (0, math.inf),
   'fid.batch_size': (1, math.inf),
-  'fid.kid_subsets': (1, math.inf),
+  'fid.kid_subsets': (2, math.inf),
   'fid.kid_subset_size': (2, math.inf),
   'log.num_samples': (1, math.inf),
   'diagnostics.window': (1, math.inf),
@@ -95,7 +97,7 @@ FREE = (
   'data.workers',
   'checkpoint.',
   'eval.',
-  'fid.',
+  'fid.batch_size',
   'log.',
   'mesh.',
   'diagnostics.on_explosion',

@@ -196,14 +196,14 @@ class Loop:
       text = self.recorder.log(step, self.data.seconds_waited)
       if not self._bar.shown:
         console.say(f'{text}{self._bar.eta()}')
-    if self.watcher.signal:
-      self._save(state, step)
-      self._finish_saving()
-      raise preemption.Interrupted(self.watcher.signal.name)
     if self._due(step, self.task.sample_every, total):
       self._record(state)
       with self._left_out():
         self.task.sample(state, self.run)
+    if self.watcher.signal:
+      self._save(state, step)
+      self._finish_saving()
+      raise preemption.Interrupted(self.watcher.signal.name)
     improved = evaluate_now and self._evaluate_once(state, step)
     if save_now or improved or self._out_of_patience():
       self._save(state, step)
@@ -276,7 +276,7 @@ class Loop:
       try:
         variables, _ = self.task.variables(vars(state))
         found = self.task.validate(variables, self.watcher.check)
-      except preemption.Interrupted:
+      except (preemption.Interrupted, errors.UserError):
         self._save(state, step)
         self._finish_saving()
         raise
@@ -290,7 +290,8 @@ class Loop:
     self.scores[step] = score
     shown = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
     best = ' (best so far)' if improved else ''
-    console.say(f'step {step}  validation: {shown}{best}')
+    note = self.task.validation_note
+    console.say(f'step {step}  validation: {shown}{note}{best}')
     return improved
 
   def _save(self, state: base.State, step: int) -> None:
@@ -336,6 +337,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     names = task_type.names_of(data)
     _check_names(folder, task_type, names)
     task = task_type(config, mesh, names, data)
+    task.prepare()
     with contextlib.ExitStack() as stack:
       stack.callback(write_report, folder)
       stack.callback(folder.close)

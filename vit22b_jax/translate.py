@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from vit22b_jax import errors, samples
+from vit22b_jax import errors, samples, workdir
 from vit22b_jax.data import images as images_lib
 from vit22b_jax.models import generators, vit
 from vit22b_jax.tasks import translation
@@ -83,7 +83,10 @@ def run(
       f'one is of a {task.config.task}: use --mode=predict with it.'
     )
   vit.choose('--direction', direction, translation.DIRECTIONS)
-  source, target = epath.Path(input_folder), epath.Path(out_folder)
+  source, target = (
+    path if workdir.is_remote(path) else path.resolve()
+    for path in map(epath.Path, (input_folder, out_folder))
+  )
   if not source.is_dir():
     raise errors.UserError(f'--input={input_folder} is not a folder of images.')
   names = _output_names(source, target)

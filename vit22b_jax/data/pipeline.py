@@ -98,7 +98,23 @@ class BatchIterator(grain.DatasetIterator):
     if self._keep_mask:
       mask = (readable & (index >= 0)).astype(np.float32)
       return batch | {'mask': mask, 'index': index}
+    if not readable.any():
+      return self._next_readable(index)
     return batch if readable.all() else _replace(batch, readable)
+
+  def _next_readable(self, index: Int[np.ndarray, ' B']) -> Batch:
+    """For a batch without a readable record: the records that follow them."""
+    for ahead in range(1, len(self._split)):
+      following = (index + ahead) % len(self._split)
+      batch = _gather(self._split, (following, None))
+      self._split.check(batch.pop('index'), batch)
+      readable = batch.pop('readable')
+      if readable.any():
+        return _replace(batch, readable)
+    raise errors.UserError(
+      'no image of the training part could be read: mend the files, or choose '
+      'another data.name.'
+    )
 
   def get_state(self) -> dict[str, int]:
     """The position: how many batches have been yielded."""
@@ -336,8 +352,6 @@ def _gather(split: splits.Split, choice: _Choice) -> Batch:
 
 def _replace(batch: Batch, readable: Bool[np.ndarray, ' B']) -> Batch:
   """Repeats readable records of the batch in the place of unreadable ones."""
-  if not readable.any():
-    raise errors.UserError('no image of a whole batch could be read.')
   rows = np.arange(len(readable))
   rows[~readable] = np.resize(rows[readable], (~readable).sum())
   return {key: value[rows] for key, value in batch.items()}

@@ -86,6 +86,11 @@ class Task(abc.ABC):
     """
 
   @staticmethod
+  def parallel_images(config: Any) -> int:
+    """Images of a training step that devices can share at once."""
+    return config.batch_size
+
+  @staticmethod
   @abc.abstractmethod
   def load_data(config: Any) -> Any:
     """The data set of the config's `data` section."""
@@ -94,6 +99,13 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def names_of(data: Any) -> list[str]:
     """The `names` that a data set gives."""
+
+  def prepare(self) -> None:  # noqa: B027 (most tasks need nothing more)
+    """Gets what training will need later, while nothing can be lost yet.
+
+    Raises:
+      UserError: it can't be had.
+    """
 
   @property
   @abc.abstractmethod
@@ -241,6 +253,11 @@ class Task(abc.ABC):
       variables: as `variables` gives them.
       check: called between batches; may raise to leave the evaluation.
     """
+
+  @property
+  def validation_note(self) -> str:
+    """What has to be said with the values of `validate`."""
+    return ''
 
   @abc.abstractmethod
   def final(

@@ -148,6 +148,11 @@ class Classification(base.Task):
       )
 
   @staticmethod
+  def parallel_images(config: Any) -> int:
+    """Images of a part of a batch, see `optim.accumulate`."""
+    return config.batch_size // config.optim.accumulate
+
+  @staticmethod
   def load_data(config: Any) -> sources.Dataset:
     """The data set that the config's `data` section names."""
     data = config.data
