@@ -9,6 +9,7 @@ environment.json and results.md beside this file.
 
 import argparse
 import datetime
+import importlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -30,7 +31,7 @@ PEERS = {
 
 
 def serve(
-  connection: Connection, side: str, block: str, variant: str, batch_size: int
+  connection: Connection, side: str, module: str, arguments: tuple[Any, ...]
 ) -> None:
   """Builds one model's step, then times it whenever it's asked to.
 
@@ -38,22 +39,16 @@ def serve(
     connection: first sends the number of parameters, then the seconds of a step
       for every True received, until a False.
     side: 'ours' or 'peer'.
-    block: 'vit' or 'vit22b'.
-    variant: 'Ti' or 'S'.
-    batch_size: images a step.
+    module: of this package; its `training_step` gives a step and a number of
+      parameters.
+    arguments: of that function.
   """
   if side == 'ours':
     from vit22b_jax import host
 
     host.prepare()  # as main.py does, before jax starts
-    from experiments.throughput import ours
-
-    step, count = ours.training_step(block, variant, batch_size)
-  else:
-    from experiments.throughput import peers
-
-    threads = len(os.sched_getaffinity(0))
-    step, count = peers.training_step(block, variant, batch_size, threads)
+  build = importlib.import_module(f'experiments.throughput.{module}')
+  step, count = build.training_step(*arguments)
   connection.send(count)
   while connection.recv():
     start = time.perf_counter()
@@ -64,11 +59,11 @@ def serve(
 class Runner:
   """A model in a process of its own; see `serve`."""
 
-  def __init__(self, side: str, block: str, variant: str, batch_size: int):
+  def __init__(self, side: str, module: str, *arguments: Any):
     context = multiprocessing.get_context('spawn')
     self._connection, theirs = context.Pipe()
     self._process = context.Process(
-      target=serve, args=(theirs, side, block, variant, batch_size), daemon=True
+      target=serve, args=(theirs, side, module, arguments), daemon=True
     )
     self._process.start()
     theirs.close()  # so that a failure there ends the wait here
@@ -95,19 +90,15 @@ def measure(
     warmup: steps of each model before the first that counts.
     repeats: rounds that count; in each, every model does one step.
   """
+  sides = {'peer': ('peers', threads()), 'ours': ('ours',)}
   runners = {
-    (side, block): Runner(side, block, variant, batch_size)
+    (side, block): Runner(side, module, block, variant, batch_size, *more)
     for block in BLOCKS
-    for side in ('peer', 'ours')
+    for side, (module, *more) in sides.items()
   }
-  seconds = {key: [] for key in runners}
-  for _ in range(warmup + repeats):
-    for key, runner in runners.items():
-      seconds[key].append(runner.step())
-  medians = {k: statistics.median(s[warmup:]) for k, s in seconds.items()}
+  medians = alternate(runners, warmup, repeats)
   for (side, block), runner in runners.items():
     print(f'{variant} {side} {block}: {runner.parameters:,} parameters')
-    runner.close()
 
   rows = [
     row(f'{block} {variant}', medians['ours', block], peer, medians[key])
@@ -118,6 +109,30 @@ def measure(
     )
   ]
   return rows
+
+
+def alternate(
+  runners: dict[Any, Runner], warmup: int, repeats: int
+) -> dict[Any, float]:
+  """Median seconds of a step of each of the runners, which it closes.
+
+  Args:
+    runners: by any key; they take turns, one step each.
+    warmup: rounds before the first that counts.
+    repeats: rounds that count.
+  """
+  seconds = {key: [] for key in runners}
+  for _ in range(warmup + repeats):
+    for key, runner in runners.items():
+      seconds[key].append(runner.step())
+  for runner in runners.values():
+    runner.close()
+  return {k: statistics.median(s[warmup:]) for k, s in seconds.items()}
+
+
+def threads() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0))
 
 
 def row(name: str, ours: float, peer: str, peers: float) -> dict[str, Any]:
@@ -157,15 +172,29 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
   return {
     'date': datetime.date.today().isoformat(),
     'cpu': cpu,
-    'cores': len(os.sched_getaffinity(0)),
+    'cores': threads(),
     'load_average_before': round(os.getloadavg()[0], 2),
     'load_average_after': None,
-    'batch_size': arguments.batch_size,
-    'warmup': arguments.warmup,
-    'repeats': arguments.repeats,
+    **{k: v for k, v in vars(arguments).items() if k != 'output'},
     'python': platform.python_version(),
     **{name: importlib.metadata.version(name) for name in packages},
   }
+
+
+def write(
+  folder: pathlib.Path,
+  results: str,
+  rows: Sequence[dict[str, Any]],
+  conditions: str,
+  facts: dict[str, Any],
+) -> None:
+  """Writes RESULTS.json, RESULTS.md and CONDITIONS.json, and prints a table."""
+  facts['load_average_after'] = round(os.getloadavg()[0], 2)
+  text = table(rows)
+  print(text)
+  for name, content in ((results, rows), (conditions, facts)):
+    (folder / f'{name}.json').write_text(json.dumps(content, indent=2) + '\n')
+  (folder / f'{results}.md').write_text(text)
 
 
 def main() -> None:
@@ -182,13 +211,7 @@ def main() -> None:
     rows += measure(
       variant, arguments.batch_size, arguments.warmup, arguments.repeats
     )
-  facts['load_average_after'] = round(os.getloadavg()[0], 2)
-  text = table(rows)
-  print(text)
-  for name, content in (('results', rows), ('environment', facts)):
-    text_file = arguments.output / f'{name}.json'
-    text_file.write_text(json.dumps(content, indent=2) + '\n')
-  (arguments.output / 'results.md').write_text(text)
+  write(arguments.output, 'results', rows, 'environment', facts)
 
 
 if __name__ == '__main__':
