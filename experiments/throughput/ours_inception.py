@@ -1,0 +1,39 @@
+"""Our side of the comparison: Inception's features as FID takes them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from vit22b_jax import fid
+from vit22b_jax.fid import weights
+
+SEED = 0  # of the weights, the same on both sides
+
+
+def training_step(tap: int, batch_size: int) -> tuple[Callable[[], float], int]:
+  """No training: the features of a batch of uint8 images of 256 px.
+
+  Args:
+    tap: 64, 192, 768 or 2048.
+    batch_size: images.
+
+  Returns:
+    The step, which returns the mean of the features, and the number of
+    parameters in PyTorch's file that they need.
+  """
+  settings = fid.Settings(f'random:{SEED}', tap, resize='tf1')
+  extractor = fid.Extractor(settings, batch_size)
+  batch = {'image': images(batch_size)}
+
+  def step() -> float:
+    (features,) = extractor.features(batch)
+    return float(features.mean())
+
+  shapes = weights.shapes((str(tap),)).values()
+  return step, sum(int(np.prod(shape)) for shape in shapes)
+
+
+def images(batch_size: int) -> np.ndarray:
+  """Noise, uint8 [B, 256, 256, 3]."""
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (batch_size, 256, 256, 3), np.uint8)
