@@ -21,7 +21,7 @@ KEYS = (
   *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantise', 'num_a', 'num_b'),
   *('weights_sha256', 'calibrated', 'fid_infinity', 'seconds'),
 )
-_LEAST = {'batch_size': 1, 'kid_subsets': 1, 'kid_subset_size': 2}
+_LEAST = {'batch_size': 1, 'kid_subsets': 2, 'kid_subset_size': 2}
 
 
 def run(
