@@ -39,6 +39,36 @@ def test_flat_images_have_no_ratio():
   assert np.isnan(blockiness.ratio(np.ones((1, 8, 8, 3)), 4))
 
 
+def test_what_patches_have_in_common():
+  rng = np.random.default_rng(2)
+  means = rng.uniform(size=(5, 6, 4, 3)).repeat(7, 1).repeat(7, 2)
+  texture = np.tile(rng.uniform(size=(5, 7, 7, 3)), (1, 6, 4, 1))
+  noise = rng.uniform(size=means.shape)
+  assert blockiness.common(means + texture, 7) == pytest.approx(1)
+  assert blockiness.common(means + noise, 7) == pytest.approx(0, abs=0.02)
+  # Of two sources of equal variance, one is shared.
+  mixed = means + texture + noise
+  assert blockiness.common(mixed, 7) == pytest.approx(0.5, abs=0.05)
+  assert blockiness.common(1 - 2 * mixed, 7) == pytest.approx(
+    blockiness.common(mixed, 7)
+  )
+  assert np.isnan(blockiness.common(means, 7))
+
+
+def test_common_by_hand():
+  """Patches (0 2 / 0 2) and (1 1 / 5 5), of which means are taken out."""
+  image = np.array([[0, 2, 1, 1], [0, 2, 5, 5]], np.float32)[None, ..., None]
+  # (-1 1 / -1 1) and (-2 -2 / 2 2): mean square 2.5. Their mean, (-1.5 -0.5 /
+  # 0.5 1.5), has 1.25, a share of 0.5, as of two patches without anything.
+  assert blockiness.common(image, 2) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(('size', 'patch'), [((8, 12), 5), ((8, 8), 8)])
+def test_images_that_are_not_patches_are_refused(size, patch):
+  with pytest.raises(errors.UserError, match='are not two or more patches'):
+    blockiness.common(np.ones((1, *size, 3)), patch)
+
+
 @pytest.mark.parametrize(('size', 'patch'), [((8, 8), 1), ((8, 6), 8)])
 def test_images_without_borders_are_refused(size, patch):
   with pytest.raises(errors.UserError, match=f'patches of {patch} x {patch}'):

@@ -1,10 +1,13 @@
 """How much of the patches that a generator is made of shows in its images.
 
-    blockiness.ratio(images, patch=8)   # 1: nothing
+    blockiness.ratio(images, patch=8)   # 1: no borders
+    blockiness.common(images, patch=8)  # 0: no texture that patches share
 
-The mean absolute difference of neighbouring pixels that a patch border
-separates, over that of neighbours inside a patch. Natural images, of which the
-borders know nothing, are at about 1; images pasted from patches above.
+Two ways in which patches show. `ratio` is the mean absolute difference of
+neighbouring pixels that a patch border separates, over that of neighbours
+inside a patch: natural images are at about 1, images pasted from patches above.
+A texture that recurs in every patch hides borders from it, and is what `common`
+sees. Both are to be read beside their values for real images.
 """
 
 import numpy as np
@@ -44,3 +47,35 @@ def ratio(images: Num[np.ndarray, 'B H W C'], patch: int) -> float:
     counts += weight * np.array([border.sum(), (~border).sum()])
   at_border, inside = sums / counts
   return float(at_border / inside) if inside > 0 else float('nan')
+
+
+def common(images: Num[np.ndarray, 'B H W C'], patch: int) -> float:
+  """The share of the variance inside patches that an image's patches share.
+
+  Args:
+    images: in any range, uint8 or float; the share doesn't depend on it.
+    patch: side of a patch in pixels, which divides the images.
+
+  Returns:
+    1 when the patches of an image differ in their mean alone; about 0 when they
+    have nothing in common (an unbiased estimate, so also below); NaN for
+    patches without any variance.
+
+  Raises:
+    UserError: when images aren't two or more whole patches with an inside.
+  """
+  b, height, width, c = images.shape
+  count = (height // patch) * (width // patch)
+  if patch < 2 or height % patch or width % patch or count < 2:
+    raise errors.UserError(
+      f'blockiness compares patches: {height} x {width} pixels are not two or '
+      f'more patches of {patch} x {patch}.'
+    )
+  x = np.asarray(images, np.float64)
+  x = x.reshape(b, height // patch, patch, width // patch, patch, c)
+  x = x - x.mean(axis=(2, 4), keepdims=True)
+  variance = np.square(x).mean()
+  if not variance > 0:
+    return float('nan')
+  share = np.square(x.mean(axis=(1, 3))).mean() / variance
+  return float((count * share - 1) / (count - 1))
