@@ -254,12 +254,13 @@ def test_pools_show_earlier_fakes(task_of):
 
 def test_sharded_equals_one_device(task_of):
   """The batch over 8 devices, the parameters over 2 of them."""
-  # Adam would blow up rounding: a gradient's sign is all that it goes by.
+  # Adam's own steps go by a gradient's sign, which rounding decides at zero;
+  # and large ones would meet the kinks of the losses.
   overrides = {
     'batch_size': 8,
     'optim.pool_size': 11,
     'optim.eps': 1.0,
-    'optim.learning_rate': 1e-2,
+    'optim.learning_rate': 1e-4,
   }
   one, rows = _steps(task_of(**overrides), 5)
   many, other = _steps(task_of(_mesh(4, 2), **overrides), 5)
