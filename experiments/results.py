@@ -35,6 +35,16 @@ def section() -> str:
       report.markdown_table(translations).strip(),
       *map(_picture, translations),
     ]
+  blockiness = here / 'blockiness' / 'results.md'
+  if blockiness.exists():
+    parts += [
+      'How much patches show in translations by equally trained generators: '
+      'differences of pixels across patch borders over those inside patches '
+      '(real images: about 1), and the share of the variance inside patches '
+      'that all patches of an image have in common (real images: about 0; '
+      '`experiments/blockiness`):',
+      blockiness.read_text().strip(),
+    ]
   throughput = here / 'throughput' / 'results.json'
   if throughput.exists():
     parts += [

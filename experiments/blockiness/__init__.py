@@ -1,0 +1,1 @@
+"""How much patches show in translations."""

@@ -1,0 +1,96 @@
+"""How much patches show in what equally trained generators make.
+
+    python main.py --config=configs/fruit_vitunet_ti.py --workdir=A
+    python main.py --config=configs/fruit_vitunet_ti.py --workdir=B \\
+      --config.model.resample=channels
+    python -m experiments.blockiness.measure A B
+
+Writes results.json and results.md beside this file: for each run and direction
+`blockiness.ratio` and `common` of the translated test part, and those of the
+real images on either side.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from vit22b_jax import api, blockiness, evaluate, tasks, workdir
+
+HERE = pathlib.Path(__file__).parent
+DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
+
+
+def measure(path: str) -> list[dict]:
+  """A row for each direction of a run."""
+  config = api.read_config(path)
+  data = tasks.named(config.task).load_data(config)
+  task, manager = api.open_run(path, config, data)
+  step, variables, _ = evaluate.restore(task, manager, 'last')
+  manager.close()
+  commit = workdir.read_json(path, workdir.VERSIONS)['git_commit']
+  rows = []
+  for direction, sides in DIRECTIONS.items():
+    source, target = (_images(getattr(data.test, side)) for side in sides)
+    made = [
+      np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
+      for batch in task.generated(variables, direction)
+    ]
+    rows.append(
+      {
+        'resample': config.model.resample,
+        'data': config.data.name,
+        'image_size': config.data.image_size,
+        'patch_size': config.model.patch_size,
+        'steps': step,
+        'commit': commit,
+        'direction': direction,
+        **_both('made', np.concatenate(made), config.model.patch_size),
+        **_both('source', source, config.model.patch_size),
+        **_both('target', target, config.model.patch_size),
+      }
+    )
+  return rows
+
+
+def _images(split) -> np.ndarray:
+  return np.stack([split[i]['image'] for i in range(len(split))])
+
+
+def _both(name: str, images: np.ndarray, patch: int) -> dict[str, float]:
+  return {
+    f'{name}_ratio': blockiness.ratio(images, patch),
+    f'{name}_common': blockiness.common(images, patch),
+  }
+
+
+def table(rows: list[dict]) -> str:
+  """The rows in Markdown."""
+  lines = [
+    '| data | resample | steps | direction | border / inside | of its input '
+    '| of the target | shared texture | of its input | of the target |',
+    '|---|---|--:|---|--:|--:|--:|--:|--:|--:|',
+  ]
+  for row in rows:
+    ratios = [
+      f'{row[f"{name}_{kind}"]:.3f}'
+      for kind in ('ratio', 'common')
+      for name in ('made', 'source', 'target')
+    ]
+    cells = [
+      f'{row["data"]}, {row["image_size"]} px, patch {row["patch_size"]}',
+      row['resample'],
+      f'{row["steps"]:,}',
+      row['direction'],
+      *ratios,
+    ]
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+  found = [row for path in sys.argv[1:] for row in measure(path)]
+  (HERE / 'results.json').write_text(json.dumps(found, indent=2) + '\n')
+  (HERE / 'results.md').write_text(table(found))
+  print(table(found), end='')

@@ -1,0 +1,154 @@
+"""A whole translation by the command line's modes, interrupted and resumed."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import fid as fid_config
+from configs import fruit_vitunet_ti
+from vit22b_jax import api, checkpoint, command, errors, train
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.filterwarnings('ignore:.*images for 64 features'),
+]
+
+
+def _config():
+  config = fruit_vitunet_ti.get_config('tiny')
+  config.update_from_flattened_dict(
+    {
+      # Small networks compile in seconds.
+      'model.generator': 'resnet',
+      'model.width': 4,
+      'discriminator.name': 'released',
+      **{f'model.{k}': None for k in ('depth', 'mlp_dim', 'num_heads')},
+      'log.tensorboard': False,
+    }
+  )
+  return config
+
+
+def _train(workdir):
+  devices = jax.devices()[:1]
+  mesh = command.sharding.make_mesh(devices=devices)
+  return train.run(_config(), workdir, mesh)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run of 4 steps that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp('whole')
+  assert _train(workdir) == 0
+  return workdir
+
+
+def _final(workdir):
+  task, _ = api.open_run(
+    workdir, api.read_config(workdir), _data(api.read_config(workdir))
+  )
+  manager = checkpoint.Manager(workdir, scores={}, read_only=True)
+  found = manager.restore(vars(task.abstract_state))
+  manager.close()
+  return found
+
+
+def _data(config):
+  return command.tasks.named(config.task).load_data(config)
+
+
+def _rows(workdir):
+  rows = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [
+    {k: v for k, v in row.items() if not k.startswith('perf/')} for row in rows
+  ]
+
+
+@pytest.mark.parametrize('step', [2, 3])
+def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
+  original = train.Loop._after
+
+  def after(loop, state, done, total):
+    if done == step:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(loop, state, done, total)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(train.Loop, '_after', after)
+    assert _train(tmp_path) == 143
+  assert not (tmp_path / 'eval.json').exists()
+  assert _train(tmp_path) == 0
+  assert _rows(tmp_path) == _rows(whole)
+  for name in ('diagnostics.csv', 'eval.json'):
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+  samples = {p.name: p.read_bytes() for p in (whole / 'samples').iterdir()}
+  assert samples == {
+    p.name: p.read_bytes() for p in (tmp_path / 'samples').iterdir()
+  }
+  assert len(samples) == 6
+  jax.tree.map(
+    np.testing.assert_array_equal, _final(tmp_path).state, _final(whole).state
+  )
+
+
+def test_evaluation_again_gives_the_same(whole):
+  before = json.loads((whole / 'eval.json').read_text())
+  (whole / 'eval.json').unlink()
+  assert command.run('eval', config=None, workdir=str(whole)) == 0
+  after = json.loads((whole / 'eval.json').read_text())
+  assert after.keys() == before.keys()
+  for key, value in before.items():
+    if isinstance(value, float):
+      value = pytest.approx(value, rel=1e-4, abs=1e-5)
+    assert after[key] == value, key
+
+
+@pytest.mark.parametrize('direction', ['a2b', 'b2a'])
+def test_translates_and_compares(whole, tmp_path, direction, capsys):
+  photos = tmp_path / 'photos'
+  photos.mkdir()
+  rng = np.random.default_rng(0)
+  for i, size in enumerate([(32, 32), (37, 53), (32, 32)]):
+    pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(photos / f'{i}.png')
+  (photos / 'broken.jpg').write_bytes(b'no image')
+  command.run(
+    'translate',
+    config=None,
+    workdir=str(whole),
+    input_folder=str(photos),
+    direction=direction,
+  )
+  assert 'broken.jpg' in capsys.readouterr().err
+  made = whole / f'translated_{direction}'
+  with Image.open(made / '1.png') as image:
+    assert image.size == (53, 37)
+
+  comparison = fid_config.get_config('paper')
+  comparison.a, comparison.b = f'{whole}:{direction}', str(made)
+  comparison.fid.weights = 'random:0'
+  out = tmp_path / 'fid'
+  assert command.run('fid', config=comparison, workdir=str(out)) == 0
+  assert 'uncalibrated' in capsys.readouterr().out
+  result = json.loads((out / 'fid.json').read_text())
+  assert result['num_a'] == result['num_b'] == 3 and result['fid'] > 0
+  comparison.a = str(whole)
+  with pytest.raises(errors.UserError, match='a2b or'):
+    command.run('fid', config=comparison, workdir=str(out))
+
+
+def test_what_only_classifiers_do_is_refused(whole):
+  with pytest.raises(errors.UserError, match="task 'classification'"):
+    command.run('export', config=None, workdir=str(whole))
+
+
+def test_the_generator_from_python(whole):
+  model, variables = api.load(whole)
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  made = jax.jit(model.apply)({'params': variables['gen_ab']}, images)
+  assert made.shape == images.shape and np.abs(made).max() <= 1
