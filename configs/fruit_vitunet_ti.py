@@ -3,13 +3,12 @@
     make run-translation
     python main.py --config=configs/fruit_vitunet_ti.py
 
-Hardware and time: under 10 minutes on two CPU cores, compilation included (400
-seconds of CPU time, an estimate from a shorter run); nothing is downloaded.
+Hardware and time: about 5 minutes on two CPU cores, installation and
+compilation included; nothing is downloaded.
 
-Expected: sample grids in which apples turn orange and oranges into apples. FIDs
-(of random weights, so uncalibrated) below those of the untranslated and of the
-untrained: after 80 steps of 2 images they were 0.17 (apple to orange) and 0.21,
-against 0.48 of the untranslated images.
+Expected: sample grids in which apples turn orange and oranges into apples; FIDs
+(tap 64 of random weights, so uncalibrated) of about 0.07 and 0.04, against 0.48
+of the untranslated images: see experiments/fruit.
 """
 
 from configs import common
