@@ -114,7 +114,9 @@ def test_float16_overflow_halves_the_scale_and_skips_the_step(data):
   _close(state.params, before, rtol=0)
 
 
-@pytest.mark.parametrize('block', ['vit', 'released'])
+@pytest.mark.parametrize(
+  'block', ['vit', pytest.param('released', marks=pytest.mark.slow)]
+)
 def test_other_blocks_on_a_mesh_equal_one_device(data, block):
   """Batch norm's statistics are those of the global batch."""
   overrides = {

@@ -170,7 +170,9 @@ RELEASED = {
 }
 
 
-@pytest.mark.parametrize('overrides', [CYCLEGAN, RELEASED])
+@pytest.mark.parametrize(
+  'overrides', [CYCLEGAN, pytest.param(RELEASED, marks=pytest.mark.slow)]
+)
 def test_a_step_equals_one_written_out(task_of, overrides):
   """The pool is still filling up, so what it shows is what comes."""
   task = task_of(**overrides)
@@ -252,6 +254,7 @@ def test_pools_show_earlier_fakes(task_of):
     assert (images.std(axis=(1, 2, 3)) > 0).all()
 
 
+@pytest.mark.slow
 def test_sharded_equals_one_device(task_of):
   """The batch over 8 devices, the parameters over 2 of them."""
   # Adam's own steps go by a gradient's sign, which rounding decides at zero;
@@ -274,6 +277,7 @@ def test_sharded_equals_one_device(task_of):
   _close(one.pools, many.pools, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_float16_scales_the_loss_and_survives_an_overflow(task_of):
   task = task_of(**RELEASED, **{'model.dtype': 'float16'})
   state = task.init()
