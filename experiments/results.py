@@ -54,6 +54,13 @@ def section() -> str:
       '(`experiments/throughput`):',
       _throughput(json.loads(throughput.read_text())),
     ]
+  translation = here / 'throughput' / 'translation.md'
+  if translation.exists():
+    parts += [
+      'One CycleGAN step (both updates, image pools, 64 px, float32) beside the '
+      'same step in PyTorch, alternating:',
+      translation.read_text().strip(),
+    ]
   overhead = here / 'throughput' / 'overhead.md'
   if overhead.exists():
     parts += [
