@@ -57,7 +57,7 @@ def section() -> str:
   translation = here / 'throughput' / 'translation.md'
   if translation.exists():
     parts += [
-      'One CycleGAN step (both updates, image pools, 64 px, float32) beside the '
+      'One CycleGAN step (both updates, pools, 64 px, float32) beside the '
       'same step in PyTorch, alternating:',
       translation.read_text().strip(),
     ]
