@@ -61,6 +61,13 @@ def section() -> str:
       'same step in PyTorch, alternating:',
       translation.read_text().strip(),
     ]
+  inception = here / 'throughput' / 'inception.md'
+  if inception.exists():
+    parts += [
+      "Inception's features of 16 images of 256 px, resizing included, beside "
+      "torch-fidelity's with the same weights:",
+      inception.read_text().strip(),
+    ]
   overhead = here / 'throughput' / 'overhead.md'
   if overhead.exists():
     parts += [
