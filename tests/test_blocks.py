@@ -12,7 +12,7 @@ import pytest
 
 from tests import golden_params
 from vit22b_jax import errors
-from vit22b_jax.models import blocks, ops
+from vit22b_jax.models import backend, blocks, ops
 
 # Primes where a grouping by head allows them: batch, tokens, heads.
 B, L, N, K, J = 2, 11, 3, 7, 5
@@ -111,7 +111,7 @@ def test_fused_and_split_projections_agree(qkv_bias, monkeypatch):
     return q, k, v, h, ops.project_out(q, h, out_kernel, out_bias, 'highest')
 
   split = project()
-  monkeypatch.setattr(ops, '_on_cpu', lambda: False)
+  monkeypatch.setattr(backend, 'on_cpu', lambda: False)
   for actual, expected in zip(project(), split, strict=True):
     assert relative(actual, expected) <= 1e-5
 
@@ -279,7 +279,7 @@ def test_flash_attention_is_the_same_function(monkeypatch):
   """The call to cuDNN, computed by XLA: layout and scale are as ours."""
   q, k, v = (tokens(i, (B, N, L, K)) for i in range(3))
   real = jax.nn.dot_product_attention
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(backend, 'name', lambda: 'gpu')
   monkeypatch.setattr(
     jax.nn,
     'dot_product_attention',

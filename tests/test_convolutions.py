@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit22b_jax import sharding
-from vit22b_jax.models import axes, convolutions
+from vit22b_jax.models import axes, backend, convolutions
 
 
 def normal(key, *shape):
@@ -138,7 +138,7 @@ def elsewhere(monkeypatch):
 
   def run(function, *args):
     with monkeypatch.context() as patch:
-      patch.setattr(convolutions, '_on_cpu', lambda: False)
+      patch.setattr(backend, 'on_cpu', lambda: False)
       return function(*args)
 
   return run

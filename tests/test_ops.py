@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vit22b_jax.models import ops
+from vit22b_jax.models import backend, ops
 
 # Batch, tokens, heads, head size, a head's share of the MLP: distinct primes,
 # but for those that devices divide.
@@ -88,7 +88,7 @@ def elsewhere(monkeypatch):
 
   def run(function, *args):
     with monkeypatch.context() as patch:
-      patch.setattr(ops, '_on_cpu', lambda: False)
+      patch.setattr(backend, 'on_cpu', lambda: False)
       return function(*args)
 
   return run

@@ -14,15 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax.models import axes, cpu_convolutions, inits
+from vit22b_jax.models import axes, backend, cpu_convolutions, inits
 
 PAD_MODES = ('zero', 'reflect')
 KERNEL_INIT = nn.initializers.normal(0.02)
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-
-
-def _on_cpu() -> bool:
-  return jax.default_backend() == 'cpu'
 
 
 def conv(
@@ -51,7 +47,7 @@ def conv(
     Maps with H2 = (H + 2 pad - h) // strides + 1, and W2 likewise.
   """
   kernel = kernel.astype(x.dtype)
-  if _on_cpu():
+  if backend.on_cpu():
     exact = precision == 'highest'
     return cpu_convolutions.conv(x, kernel, strides, pad, pad_mode, exact)
   if pad_mode == 'reflect' and pad:
@@ -110,7 +106,7 @@ def instance_norm(
   In float32; no learned scale, no running statistics; biased variance.
   https://pytorch.org/docs/stable/generated/torch.nn.InstanceNorm2d.html
   """
-  if _on_cpu():
+  if backend.on_cpu():
     return cpu_convolutions.instance_norm(x, eps)
   y = x.astype(jnp.float32)
   y -= y.mean(axis=(1, 2), keepdims=True)

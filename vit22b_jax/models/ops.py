@@ -16,14 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import cpu
+from vit22b_jax.models import backend, cpu
 
 Heads = Float[Array, 'B N L K']
 Qkv = tuple[Heads, Heads, Heads]
-
-
-def _on_cpu() -> bool:
-  return jax.default_backend() == 'cpu'
 
 
 def norm(
@@ -45,7 +41,7 @@ def norm(
     eps: added to the variance.
     centre: False leaves the mean out everywhere (RMSNorm).
   """
-  if _on_cpu():
+  if backend.on_cpu():
     return cpu.norm(x, scale, bias, eps, centre)
   return cpu.norm_forward(x, scale, bias, eps, centre)[0]
 
@@ -70,7 +66,7 @@ def linear(
   """x W + b."""
   kernel = kernel.astype(x.dtype)
   bias = None if bias is None else bias.astype(x.dtype)
-  if _on_cpu():
+  if backend.on_cpu():
     return cpu.linear(x, kernel, bias, precision)
   y = jnp.matmul(x, kernel, precision=precision)
   return y if bias is None else y + bias
@@ -84,7 +80,7 @@ def project_heads_in(
   precision: str,
 ) -> tuple[Heads, ...]:
   """`parts` equal slices of each head's columns, as queries, keys, values."""
-  if _on_cpu():
+  if backend.on_cpu():
     bias = None if bias is None else bias.reshape(-1)
     y = linear(x, kernel.reshape(len(kernel), -1), bias, precision)
     y = jnp.split(y.reshape(*x.shape[:2], *kernel.shape[1:]), parts, axis=-1)
@@ -116,7 +112,7 @@ def project_in(
     q, k, v [B, N, L, K], and the MLP's hidden units before the GELU.
   """
   (d, n, e), cut = kernel.shape, 3 * head_dim
-  if _on_cpu():  # two products: attention's, and the MLP's
+  if backend.on_cpu():  # two products: attention's, and the MLP's
     mlp_kernel = kernel[:, :, cut:].reshape(d, n * (e - cut))
     mlp_bias = bias[:, cut - e :].reshape(-1)
     h = linear(x, mlp_kernel, mlp_bias, precision)
@@ -138,7 +134,7 @@ def project_heads_out(
   precision: str,
 ) -> Float[Array, 'B L D']:
   """Output projection of attention."""
-  if _on_cpu():
+  if backend.on_cpu():
     o = cpu.hold(jnp.swapaxes(o, 1, 2))
     return project_units(o, kernel, bias, precision)
   kernel = kernel.astype(o.dtype)
@@ -173,7 +169,7 @@ def project_out(
     bias: the sum of the two projections' biases.
     precision: of the products.
   """
-  if _on_cpu():  # two products, as on the way in
+  if backend.on_cpu():  # two products, as on the way in
     cut = o.shape[-1]
     y = project_heads_out(o, kernel[:, :cut], None, precision)
     return y + project_units(h, kernel[:, cut:], bias, precision)
@@ -212,10 +208,10 @@ def flash_attention(q: Heads, k: Heads, v: Heads, scale: float) -> Heads:
   Raises:
     UserError: when there is no GPU or the dtype is not a half precision.
   """
-  if jax.default_backend() != 'gpu':
+  if backend.name() != 'gpu':
     raise errors.UserError(
       "model.attention='cudnn' needs an NVIDIA GPU, and this process runs on "
-      f"{jax.default_backend()}: use 'xla'."
+      f"{backend.name()}: use 'xla'."
     )
   q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))
   o = jax.nn.dot_product_attention(q, k, v, scale=scale, implementation='cudnn')
