@@ -7,7 +7,7 @@ import pytest
 
 from configs import digits_vit22b_ti
 from vit22b_jax import errors, sharding
-from vit22b_jax.data import sources, splits
+from vit22b_jax.data import facts, sources, splits
 from vit22b_jax.tasks import classification
 
 
@@ -137,13 +137,27 @@ def test_other_blocks_on_a_mesh_equal_one_device(data, block):
   _close(expected, _steps(many, 1)[0].batch_stats, rtol=1e-5, atol=1e-6)
 
 
-def test_compiled_step_splits_what_the_rules_say(data):
+def test_what_is_planned_is_what_trains(data):
   task = _task(data, _mesh(2, 2, 2))
   batches = task.train_iterator()
-  lowered = task.train_step.__wrapped__
-  with sharding.use(task.mesh):
-    compiled = lowered.lower(task.abstract_state, next(batches)).compile()
+  batch = next(batches)
   batches.close()
+  for name, planned in task.abstract_batch.items():
+    assert (planned.shape, planned.dtype) == (
+      batch[name].shape,
+      batch[name].dtype,
+    )
+    assert planned.sharding == batch[name].sharding
+  with sharding.use(task.mesh):
+    step = task.train_step.__wrapped__.lower(task.abstract_state, batch)
+  parts = (facts.Counted(len(x)) for x in (data.train, data.val, data.test))
+  sizes = sources.Dataset(*parts, class_names=data.class_names)
+  planned = _task(sizes, task.mesh)
+  assert planned.lower_step().as_text() == step.as_text()
+
+
+def test_compiled_step_splits_what_the_rules_say(data):
+  compiled = _task(data, _mesh(2, 2, 2)).lower_step().compile()
   placed = compiled.output_shardings[0].params['block_00']
   spec = jax.sharding.PartitionSpec
   assert placed['in_proj']['kernel'].spec[:2] == ('fsdp', 'tensor')

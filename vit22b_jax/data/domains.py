@@ -36,7 +36,7 @@ PAIRINGS = ('unpaired', 'index')
 _FOLDER = 'folder:'
 _SPLITS = ('trainA', 'trainB', 'testA', 'testB')
 # A distance between two sets needs a covariance, so two images.
-_LEAST = 2
+LEAST = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,11 +256,11 @@ def _parts(
     domain = split[-1].lower()
     sizes = resizing.sizes(part, resize)
     if split.startswith('test'):
-      _check_count(part.place, split, len(part), _LEAST)
+      _check_count(part.place, split, len(part), LEAST)
       fixed[f'test_{domain}'] = decoding.Part(part, centred, resize.crop)
       continue
-    _check_count(part.place, split, len(part), _LEAST + 1)
-    share = max(val_fraction, _LEAST / len(part))
+    _check_count(part.place, split, len(part), LEAST + 1)
+    share = max(val_fraction, LEAST / len(part))
     train, val = splits.hold_out(np.zeros(len(part)), share, seed)
     fixed[f'val_{domain}'] = decoding.Part(part, centred, resize.crop, val)
     decode, key = resizing.Decode(resize, centre=False), f'train_{domain}'
@@ -328,7 +328,7 @@ def _domains(
     for part in ('train', 'val', 'test')
     if f'{part}_a' in found
   }
-  names = _names(name)
+  names = names_of(name)
   if 'test' not in pairs:
     logging.warning('%s has no test part: the evaluation is on val', name)
   for index, domain in enumerate(names):
@@ -344,7 +344,7 @@ def _domains(
   return Domains(names, test=test, skipped=skipped, **pairs)
 
 
-def _names(name: str) -> tuple[str, str]:
+def names_of(name: str) -> tuple[str, str]:
   """('monet', 'photo') for any name that ends in monet2photo."""
   if name == 'fruit':
     return fruit.NAMES
@@ -354,7 +354,7 @@ def _names(name: str) -> tuple[str, str]:
 
 
 def _least(key: str) -> int:
-  return 1 if key.startswith('train') else _LEAST
+  return 1 if key.startswith('train') else LEAST
 
 
 def _check_count(where: str, part: str, count: int, least: int) -> None:

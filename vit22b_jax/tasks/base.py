@@ -42,7 +42,8 @@ class Task(abc.ABC):
     config: the run's configuration.
     mesh: where arrays live.
     names: of the classes in label order, or of the two domains.
-    data: what `load_data` gives; None to only use trained weights.
+    data: what `load_data` or, to plan a run, `facts` gives; None to only use
+      trained weights.
 
   Attributes:
     best_metric: the row of metrics.jsonl that ranks checkpoints.
@@ -94,6 +95,17 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def load_data(config: Any) -> Any:
     """The data set of the config's `data` section."""
+
+  @staticmethod
+  @abc.abstractmethod
+  def facts(config: Any) -> Any:
+    """What `load_data` would give, but sizes and names without any image.
+
+    With it in the place of data, a task can't train, yet `lower_step` works.
+
+    Raises:
+      UserError: the data set is neither there nor well known.
+    """
 
   @staticmethod
   @abc.abstractmethod
@@ -198,15 +210,27 @@ class Task(abc.ABC):
     The scalars are float32 in the order of `scalar_names`: one vector, so that
     reading them costs a single transfer.
     """
+    return self.in_mesh(self._jitted_step)
+
+  @functools.cached_property
+  def _jitted_step(self):
     placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    return self.in_mesh(
-      jax.jit(
-        self.step,
-        donate_argnums=0,
-        in_shardings=(placed, sharding.batch(self.mesh)),
-        out_shardings=(placed, sharding.replicated(self.mesh)),
-      )
+    return jax.jit(
+      self.step,
+      donate_argnums=0,
+      in_shardings=(placed, sharding.batch(self.mesh)),
+      out_shardings=(placed, sharding.replicated(self.mesh)),
     )
+
+  @property
+  @abc.abstractmethod
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a training batch."""
+
+  def lower_step(self) -> jax.stages.Lowered:
+    """The training step for the mesh's devices, which need not be at hand."""
+    with sharding.use(self.mesh):
+      return self._jitted_step.lower(self.abstract_state, self.abstract_batch)
 
   @abc.abstractmethod
   def step(

@@ -31,7 +31,7 @@ from vit22b_jax import (
   weights,
 )
 from vit22b_jax import workdir as workdir_lib
-from vit22b_jax.data import pipeline, sources, splits, transforms
+from vit22b_jax.data import facts, pipeline, sources, splits, transforms
 from vit22b_jax.models import vit
 from vit22b_jax.tasks import base, gradients, scoring
 
@@ -75,7 +75,8 @@ class Classification(base.Task):
     config: the run's configuration.
     mesh: where arrays live.
     names: of the classes, in label order.
-    data: the splits to train and evaluate on; None to only predict.
+    data: the splits to train and evaluate on, or `facts` to plan; None to only
+      predict.
 
   Raises:
     UserError: sizes that don't fit together.
@@ -164,6 +165,14 @@ class Classification(base.Task):
       val_fraction=data.val_fraction,
       cache_max_gb=data.cache_max_gb,
       max_corrupt=data.max_corrupt,
+    )
+
+  @staticmethod
+  def facts(config: Any) -> sources.Dataset:
+    """Sizes and classes of that data set, without an image."""
+    data = config.data
+    return facts.dataset(
+      data.name, dir=data.dir, val_fraction=data.val_fraction
     )
 
   @staticmethod
@@ -297,6 +306,18 @@ class Classification(base.Task):
       ),
       sharding.batch(self.mesh),
     )
+
+  @property
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `train_iterator` gives, in shape."""
+    count, side = self.config.batch_size, self.config.data.image_size
+    placed = sharding.batch(self.mesh)
+    return {
+      'image': jax.ShapeDtypeStruct(
+        (count, side, side, 3), jnp.uint8, sharding=placed
+      ),
+      'label': jax.ShapeDtypeStruct((count,), jnp.int32, sharding=placed),
+    }
 
   def step(
     self, state: State, batch: dict[str, Array]

@@ -31,7 +31,7 @@ from vit22b_jax import (
   sharding,
 )
 from vit22b_jax import workdir as workdir_lib
-from vit22b_jax.data import domains, pipeline, splits, transforms
+from vit22b_jax.data import domains, facts, pipeline, splits, transforms
 from vit22b_jax.models import generators, patchgan, vit
 from vit22b_jax.tasks import base, cyclegan, gradients, pools, quality, updates
 
@@ -149,6 +149,14 @@ class Translation(base.Task):
       val_fraction=data.val_fraction,
       cache_max_gb=data.cache_max_gb,
       max_corrupt=data.max_corrupt,
+    )
+
+  @staticmethod
+  def facts(config: Any) -> domains.Domains:
+    """Sizes and names of those domains, without an image."""
+    data = config.data
+    return facts.domains(
+      data.name, dir=data.dir, val_fraction=data.val_fraction
     )
 
   @staticmethod
@@ -323,6 +331,21 @@ class Translation(base.Task):
       ),
       sharding.batch(self.mesh),
     )
+
+  @property
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `train_iterator` gives, in shape.
+
+    Images that are cropped but not resized may come larger than this.
+    """
+    data = self.config.data
+    resized = data.preprocess == 'resize_and_crop'
+    side = data.load_size if resized else data.image_size
+    shape = (self.config.batch_size, side, side, 3)
+    images = jax.ShapeDtypeStruct(
+      shape, jnp.uint8, sharding=sharding.batch(self.mesh)
+    )
+    return {'a': images, 'b': images}
 
   def step(
     self, state: State, batch: dict[str, UInt8[Array, 'B h w 3']]
