@@ -83,11 +83,27 @@ def test_order_follows_the_seed():
 @pytest.mark.parametrize('count', [24, 29])
 def test_processes_partition_the_batches_of_one(count):
   whole = _train(count, 6, 9)
-  parts = [
-    _train(count, 2, 9, process_index=i, process_count=3) for i in range(3)
-  ]
-  together = np.sort(np.concatenate(parts, axis=1))
-  np.testing.assert_array_equal(together, np.sort(whole))
+  for rows in ([0, 1], [2, 5], [3, 4]):  # not side by side on every machine
+    part = _train(count, 6, 9, rows=np.array(rows))
+    np.testing.assert_array_equal(part, whole[:, rows])
+
+
+def test_local_rows_are_what_local_devices_hold():
+  """Devices of one process, in the order of a mesh that follows a network."""
+
+  class Local:
+    def __init__(self, *slices):
+      self._slices = slices
+
+    def addressable_devices_indices_map(self, shape):
+      assert shape == (12,)
+      return dict(enumerate((slice(*x),) for x in self._slices))
+
+  found = pipeline.local_rows(Local((9, 12), (3, 6), (9, 12)), 12)
+  np.testing.assert_array_equal(found, [3, 4, 5, 9, 10, 11])
+  np.testing.assert_array_equal(
+    pipeline.local_rows(_sharding(), 16), np.arange(16)
+  )
 
 
 def test_steps_per_epoch():
@@ -96,7 +112,7 @@ def test_steps_per_epoch():
     pipeline.steps_per_epoch(_numbered(23), 24)
   with pytest.raises(errors.UserError, match='batch_size=24'):
     pipeline.train_iterator(
-      _numbered(23), batch_size=12, seed=0, process_count=2
+      _numbered(23), batch_size=24, seed=0, rows=np.arange(12)
     )
 
 
@@ -130,7 +146,7 @@ def test_the_state_does_not_depend_on_workers_or_processes(lazy):
   whole = pipeline.train_iterator(_numbered(40), batch_size=4, seed=0)
   _numbers(whole, 13)
   part = pipeline.train_iterator(
-    _numbered(40), batch_size=2, seed=0, process_index=1, process_count=2
+    _numbered(40), batch_size=4, seed=0, rows=np.array([1, 3])
   )
   part.set_state(whole.get_state())
   assert set(next(part)['label']) < set(next(whole)['label'])
@@ -219,14 +235,11 @@ def test_a_closed_iterator_says_so():
 )
 def test_every_image_is_evaluated_once(count, batch_size, processes):
   seen, batches = [], []
+  size = batch_size * processes
   for process in range(processes):
+    rows = np.arange(process, size, processes)
     part = list(
-      pipeline.eval_batches(
-        _numbered(count),
-        batch_size=batch_size,
-        process_index=process,
-        process_count=processes,
-      )
+      pipeline.eval_batches(_numbered(count), batch_size=size, rows=rows)
     )
     batches.append(len(part))
     for batch in part:
@@ -235,7 +248,6 @@ def test_every_image_is_evaluated_once(count, batch_size, processes):
       seen += batch['label'][batch['mask'] == 1].tolist()
       assert set(batch['mask'].tolist()) <= {0.0, 1.0}
   assert sorted(seen) == list(range(count))
-  size = batch_size * processes
   assert batches == [-(-count // size)] * processes
 
 

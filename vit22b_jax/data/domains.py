@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import (
@@ -151,8 +151,7 @@ def train_iterator(
   seed: int,
   pairing: str = 'unpaired',
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Int[np.ndarray, ' b'] | None = None,
 ) -> 'PairIterator':
   """Endless {'a', 'b'} batches; a function of seed and position.
 
@@ -162,17 +161,17 @@ def train_iterator(
 
   Args:
     pair: records to train on.
-    batch_size: images of each domain in this process's batches.
+    batch_size: images of each domain in a step, over all processes.
     seed: of the orders.
     pairing: one of PAIRINGS.
     workers: processes for each domain that decode a lazy split; 0: threads.
-    process_index: of this process.
-    process_count: how many processes share the epoch.
+    rows: those of each batch that this process makes
+      (`pipeline.local_rows`); all by default.
 
   Raises:
     UserError: as `steps_per_epoch`.
   """
-  steps_per_epoch(pair, batch_size * process_count, pairing)
+  steps_per_epoch(pair, batch_size, pairing)
   a, b = pair.a, pair.b
   seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(2)]
   if pairing == 'index':
@@ -185,8 +184,7 @@ def train_iterator(
         batch_size=batch_size,
         seed=order,
         workers=workers,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
       )
       for split, order in zip((a, b), seeds, strict=True)
     )

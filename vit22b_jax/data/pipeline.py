@@ -2,8 +2,8 @@
 
 Indices are shuffled and batched, and each batch is gathered at once: from
 memory, where that is quick, or decoded by threads or worker processes. The
-batch of a position is the same for any number of workers, and the union over
-processes of the batches of a position is the same for any number of processes.
+batch of a position is the same for any number of workers and processes: each
+process makes the rows of it that its own devices hold (`local_rows`).
 """
 
 import collections
@@ -177,8 +177,7 @@ def train_iterator(
   batch_size: int,
   seed: int,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Int[np.ndarray, ' b'] | None = None,
 ) -> BatchIterator:
   """Endless batches, reshuffled every epoch; a function of seed and position.
 
@@ -186,18 +185,17 @@ def train_iterator(
 
   Args:
     split: records to train on.
-    batch_size: images of this process's batches.
+    batch_size: images of a step, over all processes.
     seed: of the order.
     workers: processes that decode a lazy split; 0 uses threads.
-    process_index: of this process.
-    process_count: how many processes share the epoch.
+    rows: those of each batch that this process makes (`local_rows`); all by
+      default.
 
   Raises:
-    UserError: the split is smaller than one global batch.
+    UserError: the split is smaller than one batch.
   """
-  steps = steps_per_epoch(split, batch_size * process_count)
-  share = slice(process_index, None, process_count)
-  size = batch_size * process_count
+  steps, size = steps_per_epoch(split, batch_size), batch_size
+  share = slice(None) if rows is None else rows
 
   def choose(position: int) -> _Choice:
     epoch, step = divmod(position, steps)
@@ -222,36 +220,53 @@ def eval_batches(
   *,
   batch_size: int,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Int[np.ndarray, ' b'] | None = None,
 ) -> BatchIterator:
   """Every image once, in order; the last batches are padded.
 
   Args:
     split: records to evaluate.
-    batch_size: images of this process's batches, padding included.
+    batch_size: images of a batch over all processes, padding included.
     workers: processes that decode a lazy split; 0 uses threads.
-    process_index: of this process.
-    process_count: how many processes share the split; each gets equally many
-      batches.
+    rows: those of each batch that this process makes (`local_rows`); all by
+      default.
 
   Returns:
     Batches with a 'mask': 1 for an image, 0 for padding and for what can't be
     read; and an 'index', each image's place in the split.
   """
-  length, size = len(split), batch_size * process_count
+  length = len(split)
+  share = np.arange(batch_size) if rows is None else rows
 
   def choose(position: int) -> _Choice:
-    start = position * size + process_index
-    index = np.arange(start, start + size, process_count)
+    index = position * batch_size + share
     return np.where(index < length, index, -1), None
 
   return BatchIterator(
     split,
-    grain.MapDataset.range(-(-length // size)).map(choose),
+    grain.MapDataset.range(-(-length // batch_size)).map(choose),
     workers=workers,
     keep_mask=True,
   )
+
+
+def local_rows(
+  sharding: jax.sharding.Sharding, batch_size: int
+) -> Int[np.ndarray, ' b']:
+  """Rows of a global batch that this process's devices hold, sorted.
+
+  They need not lie side by side: on a pod a mesh follows the network, not the
+  processes. Where a batch isn't split between two processes (their devices
+  share the `tensor` axis), both make the same rows.
+
+  Args:
+    sharding: of the global batch.
+    batch_size: its images; the devices that share it divide it.
+  """
+  held = np.zeros(batch_size, bool)
+  for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+    held[index] = True
+  return np.flatnonzero(held)
 
 
 def place(
@@ -260,8 +275,8 @@ def place(
   """Puts this process's batch on the devices, as its part of the global one.
 
   Args:
-    batch: arrays of this process, B images each.
-    sharding: of the global batch, G = B x processes.
+    batch: arrays of this process: the `local_rows` of the global batch.
+    sharding: of the global batch of G images.
   """
   return {
     key: jax.make_array_from_process_local_data(sharding, value)

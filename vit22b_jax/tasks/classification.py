@@ -295,16 +295,16 @@ class Classification(base.Task):
 
   def train_iterator(self) -> pipeline.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
+    placed = sharding.batch(self.mesh)
     return pipeline.DeviceIterator(
       pipeline.train_iterator(
         self.data.train,
-        batch_size=self.config.batch_size // jax.process_count(),
+        batch_size=self.config.batch_size,
         seed=self.config.seed,
         workers=self.config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=pipeline.local_rows(placed, self.config.batch_size),
       ),
-      sharding.batch(self.mesh),
+      placed,
     )
 
   @property

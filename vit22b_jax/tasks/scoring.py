@@ -94,17 +94,17 @@ class Scorer:
       split: the images.
       check: called between batches; may raise to leave the evaluation.
     """
+    placement = sharding.batch(self._mesh)
     batches = pipeline.eval_batches(
       split,
-      batch_size=self._batch_size // jax.process_count(),
+      batch_size=self._batch_size,
       workers=self._workers,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=pipeline.local_rows(placement, self._batch_size),
     )
     total, kept = None, []
     for batch in batches:
       check()
-      placed = pipeline.place(batch, sharding.batch(self._mesh))
+      placed = pipeline.place(batch, placement)
       with sharding.use(self._mesh):
         sums, *rest = jax.device_get(self._step(variables, placed))
       total = sums if total is None else metrics.merge(total, sums)

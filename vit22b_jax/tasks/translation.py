@@ -318,18 +318,17 @@ class Translation(base.Task):
 
   def train_iterator(self) -> pipeline.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
-    data = self.config.data
+    data, placed = self.config.data, sharding.batch(self.mesh)
     return pipeline.DeviceIterator(
       domains.train_iterator(
         self.data.train,
-        batch_size=self.config.batch_size // jax.process_count(),
+        batch_size=self.config.batch_size,
         seed=self.config.seed,
         pairing=data.pairing,
         workers=data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=pipeline.local_rows(placed, self.config.batch_size),
       ),
-      sharding.batch(self.mesh),
+      placed,
     )
 
   @property
@@ -511,15 +510,15 @@ class Translation(base.Task):
 
   def _batches(self, split: splits.Split) -> quality.Batches:
     """Every image of a split, once, on the devices."""
+    placed = sharding.batch(self.mesh)
     batches = pipeline.eval_batches(
       split,
-      batch_size=self.eval_batch_size // jax.process_count(),
+      batch_size=self.eval_batch_size,
       workers=self.config.data.workers,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=pipeline.local_rows(placed, self.eval_batch_size),
     )
     for batch in batches:
-      yield pipeline.place(batch, sharding.batch(self.mesh))
+      yield pipeline.place(batch, placed)
 
   @functools.cached_property
   def _translated(self):
