@@ -42,7 +42,7 @@ def translation() -> config_dict.ConfigDict:
   c.seed = 0  # initial weights, data order, validation part, crops, pools
   c.batch_size = 1  # images of each domain a step, over all devices
   c.duration = '200 epochs'  # length of the whole run
-  c.init_from = ''  # has to stay empty: a run starts from scratch
+  c.init_from = ''  # the workdir of another translation to start from
   c.data = _domains()
   c.model = _generator()
   c.discriminator = config_dict.ConfigDict()
@@ -126,15 +126,18 @@ def _model() -> config_dict.ConfigDict:
 def _generator() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.generator = 'vitunet'  # vitunet | resnet (CycleGAN's own)
-  c.blocks = 9  # resnet: residual blocks
-  c.block = 'released_vit'  # vitunet: a row of models.vit.PRESETS
-  c.variant = 'S'  # vitunet: Ti | S | B
-  c.patch_size = 32  # vitunet: pixels a side
-  # vitunet: resample the channel axis, as released, or the grid of tokens
+  # The word `resnet` sets what only a ViTUnet reads, which is all up to
+  # `attention`, to None.
+  c.block = 'released_vit'  # a row of models.vit.PRESETS
+  c.variant = 'S'  # Ti | S | B
+  c.patch_size = 32  # pixels a side
+  # Resample the channel axis, as released, or the grid of tokens.
   c.resample = 'channels'  # channels | space
   _block_fields(c)
-  c.dropout = 0.0  # vitunet: of embeddings and branches
+  c.dropout = placeholder(float)  # of embeddings and branches; None: 0
   _compute_fields(c)
+  c.attention = placeholder(str)  # xla, if None | cudnn (as for classifiers)
+  c.blocks = placeholder(int)  # resnet alone: residual blocks; None: 9
   return c
 
 
@@ -322,27 +325,26 @@ def _short(c: config_dict.ConfigDict) -> None:
 
 
 def _cyclegan(c: config_dict.ConfigDict) -> None:
-  """CycleGAN's recipe (Zhu et al. 2017, arXiv:1703.10593, section 4)."""
-  c.batch_size = 1
-  c.model.dtype = 'float32'
-  c.data.load_size = 286
-  c.data.image_size = 256
-  c.data.flip = True
-  c.data.pairing = 'unpaired'
-  c.discriminator.name = 'patchgan70'
-  c.optim.schedule = 'linear'
-  c.optim.first = 'generators'
-  c.optim.pool_size = 50
-  c.loss.discriminator_factor = 0.5
-  c.loss.lambda_identity = 0.5
+  """CycleGAN's recipe (Zhu et al. 2017, arXiv:1703.10593, section 4).
+
+  It is the default; a word sets every key of it, whatever a file changed.
+  """
+  fresh = translation().to_dict()
+  for key in ('batch_size', 'duration'):
+    c[key] = fresh[key]
+  for section in ('discriminator', 'optim', 'loss'):
+    c[section].update(fresh[section])
+  for key in ('image_size', 'load_size', 'preprocess', 'flip', 'pairing'):
+    c.data[key] = fresh['data'][key]
+  c.model.dtype = fresh['model']['dtype']
 
 
 def _released(c: config_dict.ConfigDict) -> None:
-  """The paper's recipe, as its authors released it."""
+  """The paper's recipe, as its authors released it: where it differs."""
+  _cyclegan(c)
   c.batch_size = 32
   c.model.dtype = 'float16'
   c.data.load_size = 256
-  c.data.image_size = 256
   c.data.flip = False
   c.data.pairing = 'index'
   c.discriminator.name = 'released'
@@ -353,10 +355,20 @@ def _released(c: config_dict.ConfigDict) -> None:
   c.loss.lambda_identity = 0.0
 
 
+def _resnet(c: config_dict.ConfigDict) -> None:
+  """CycleGAN's own generator in the place of a ViTUnet."""
+  kept = {'dtype': c.model.dtype, 'precision': c.model.precision}
+  c.model.update(dict.fromkeys(c.model))
+  c.model.update(kept)
+  c.model.generator = 'resnet'
+  c.model.blocks = 9
+
+
 def _paper_translation(c: config_dict.ConfigDict) -> None:
   """The released recipe and sizes, and FID as the paper's Table 2 has it."""
   _released(c)
-  c.model.patch_size = 32
+  if c.model.generator == 'vitunet':
+    c.model.patch_size = 32
   _paper_fid(c)
 
 
@@ -372,12 +384,15 @@ def _tiny_translation(c: config_dict.ConfigDict) -> None:
   """Narrow generators and a few steps at 32 px: for tests and first looks."""
   c.data.image_size = 32
   c.data.load_size = 36
-  c.model.blocks = 1
-  c.model.patch_size = 4
-  c.model.depth = 6
-  c.model.width = 48
-  c.model.mlp_dim = 96
-  c.model.num_heads = 2
+  if c.model.generator == 'resnet':
+    c.model.blocks = 1
+    c.model.width = 4
+  else:
+    c.model.patch_size = 4
+    c.model.depth = 6
+    c.model.width = 48
+    c.model.mlp_dim = 96
+    c.model.num_heads = 2
   c.batch_size = 2
   c.fid.weights = 'random:0'
   c.fid.tap = 64
@@ -391,6 +406,7 @@ WORDS = {
   'translation': {
     'cyclegan': _cyclegan,
     'released': _released,
+    'resnet': _resnet,
     'paper': _paper_translation,
     'tiny': _tiny_translation,
   },

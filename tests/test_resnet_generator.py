@@ -50,7 +50,7 @@ def test_half_precision_keeps_float32_at_both_ends():
 
 
 def test_section_of_a_config():
-  section = {'block': 'vit22b', 'patch_size': 8, 'depth': None, 'width': None}
+  section = {'block': None, 'patch_size': None, 'width': None}
   section |= {'generator': 'resnet', 'blocks': 6, 'dtype': 'bfloat16'}
   model = generators.build(section, 64)
   assert model == resnet_generator.build(6, dtype='bfloat16')
@@ -64,7 +64,18 @@ def test_section_of_a_config():
     ({'width': -1}, 64, 'model.width=-1 must be at least 1'),
     ({'dtype': 'float8'}, 64, "model.dtype='float8' is not one of"),
     ({'precision': 'low'}, 64, "model.precision='low' is not one of"),
-    ({'depth': 12}, 64, 'model.depth=12 is a property of transformer blocks'),
+    ({'depth': 12}, 64, 'reads none of model.depth=12: use the word resnet'),
+    (
+      {'dropout': 0.1, 'resample': 'space'},
+      64,
+      "dropout=0.1, resample='space'",
+    ),
+    ({'attention': 'xla'}, 64, "attention='xla'"),
+    (
+      {'generator': 'vitunet', 'blocks': 6},
+      64,
+      'blocks=6 is of a ResNet alone',
+    ),
     ({}, (64, 66), 'to a multiple of 4 from 8, not 64 x 66'),
     ({}, 4, 'not 4 x 4'),
   ],

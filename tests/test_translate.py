@@ -19,12 +19,9 @@ class Task(translation.Translation):
   """A translation that was told what its networks do."""
 
   def __init__(self, generator):
-    config = common.finish(common.translation(), 'tiny')
-    config.model.generator = generator
-    fields = dict(config.model)
-    if generator == 'resnet':
-      fields = {'generator': 'resnet', 'blocks': 1}
-    model = generators.build(fields, config.data.image_size)
+    words = 'resnet,tiny' if generator == 'resnet' else 'tiny'
+    config = common.finish(common.translation(), words)
+    model = generators.build(dict(config.model), config.data.image_size)
     self.config = config
     self.networks = types.SimpleNamespace(generator=model)
     self.names = ['day', 'night']

@@ -18,25 +18,20 @@ FOUR = set(cyclegan.NETWORKS)
 
 def _mesh(data=1, fsdp=1):
   devices = jax.devices()[: data * fsdp]
-  return sharding.make_mesh(data, fsdp, devices=devices)
+  return sharding.make_mesh(data=data, fsdp=fsdp, devices=devices)
 
 
 def _config(**overrides):
   """The smallest networks there are: programs compile in seconds."""
-  config = common.finish(common.translation(), 'tiny')
+  config = common.finish(common.translation(), 'resnet,tiny')
   config.update_from_flattened_dict(
     {
       'data.image_size': SIZE,
       'data.load_size': SIZE,
       'data.flip': False,
-      'model.generator': 'resnet',
-      'model.width': 4,
-      'model.blocks': 1,
-      'model.patch_size': 4,
       'discriminator.name': 'released',
       'optim.pool_size': 3,
       'optim.schedule': 'constant',
-      **{f'model.{k}': None for k in ('depth', 'mlp_dim', 'num_heads')},
       **overrides,
     }
   )

@@ -25,6 +25,7 @@ NAMES = sorted(
   if path.stem != 'common' and 'common.translation()' in path.read_text()
 )
 WORDS = ('', 'cyclegan', 'released', 'paper', 'tiny', 'paper,tiny')
+WORDS += ('resnet', 'resnet,paper', 'resnet,tiny')
 
 
 def load(name, arg=''):
@@ -84,6 +85,44 @@ def test_the_recipes_are_the_published_ones():
   assert fid.num == 'min'
 
 
+RECIPE = (
+  *('batch_size', 'duration', 'discriminator.', 'optim.', 'loss.'),
+  *('model.dtype', 'data.image_size', 'data.load_size', 'data.preprocess'),
+  *('data.flip', 'data.pairing'),
+)
+FID = ('fid.tap', 'fid.resize', 'fid.quantise', 'fid.num')
+
+
+@pytest.mark.parametrize(
+  ('word', 'recipe'),
+  [
+    ('cyclegan', RECIPE),
+    ('released', RECIPE),
+    ('paper', (*RECIPE, *FID, 'model.patch_size')),
+    ('resnet', ('model.',)),
+  ],
+)
+def test_words_set_all_of_their_recipe_whatever_a_file_changed(word, recipe):
+  config = common.translation()
+  kept = {'model.dtype', 'model.precision'} if word == 'resnet' else set()
+  keys = {k for k in configuration.flatten(config) if k.startswith(recipe)}
+  for key in keys - kept:
+    section, _, name = key.rpartition('.')
+    section = config[section] if section else config
+    section[name] = other_than(section[name], section.get_type(name))
+  config.model.generator = 'vitunet'
+  common.finish(config, word)
+  expected = common.finish(common.translation(), word)
+  got, expected = map(configuration.flatten, (config, expected))
+  assert {k: got[k] for k in keys} == {k: expected[k] for k in keys}
+
+
+def other_than(value, kind):
+  if kind is bool:
+    return not value
+  return f'{value} or not' if kind is str else kind((value or 0) + 1)
+
+
 # DESIGN.md, at 256 px and patch 32.
 @pytest.mark.parametrize(
   ('name', 'count'),
@@ -125,11 +164,8 @@ def stand_in(config):
 
 @pytest.mark.filterwarnings('ignore:.*images for 64 features')
 def test_a_run_writes_its_files_and_reads_every_key(monkeypatch, tmp_path):
-  values = load('fruit_vitunet_ti', 'tiny').to_dict()
   # A small network is enough here, and compiles fast.
-  values['model'].update(
-    generator='resnet', width=4, depth=None, mlp_dim=None, num_heads=None
-  )
+  values = load('fruit_vitunet_ti', 'resnet,tiny').to_dict()
   values['discriminator']['name'] = 'released'
   reads = set()
   config = test_configs.recorded(values, reads)
@@ -158,5 +194,7 @@ def _files(folder):
 
 
 def test_unknown_words_list_the_known():
-  with pytest.raises(ValueError, match='cyclegan, released, paper, tiny'):
+  with pytest.raises(
+    ValueError, match='cyclegan, released, resnet, paper, tiny'
+  ):
     common.finish(common.translation(), 'huge')

@@ -20,14 +20,10 @@ pytestmark = [
 
 
 def _config():
-  config = fruit_vitunet_ti.get_config('tiny')
+  config = fruit_vitunet_ti.get_config('resnet,tiny')
   config.update_from_flattened_dict(
     {
-      # Small networks compile in seconds.
-      'model.generator': 'resnet',
-      'model.width': 4,
       'discriminator.name': 'released',
-      **{f'model.{k}': None for k in ('depth', 'mlp_dim', 'num_heads')},
       'log.tensorboard': False,
     }
   )

@@ -281,7 +281,7 @@ def test_sizes_that_a_generator_takes(model, size, expected):
 
 
 def test_section_of_a_config():
-  section = {'generator': 'vitunet', 'blocks': 9, 'block': 'vit'}
+  section = {'generator': 'vitunet', 'blocks': None, 'block': 'vit'}
   section |= {'variant': 'S', 'patch_size': 8, 'resample': 'space'}
   section |= {'depth': None, 'eps': 1e-3, 'dtype': 'bfloat16', 'dropout': 0.1}
   model = generators.build(section, (64, 128))

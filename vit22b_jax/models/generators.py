@@ -10,10 +10,8 @@ import flax.linen as nn
 from vit22b_jax import errors
 from vit22b_jax.models import resnet_generator, vit, vitunet, vitunet_space
 
-GENERATORS = ('vitunet', 'resnet')
+KINDS = ('vitunet', 'resnet')
 RESNET = ('blocks', 'width', 'dtype', 'precision')
-# Keys that are always set, and that say nothing of a ResNet.
-IDLE = ('block', 'variant', 'patch_size', 'resample', 'dropout', 'attention')
 
 
 def build(
@@ -27,23 +25,27 @@ def build(
     image_size: side of a square image in pixels, or height and width.
 
   Raises:
-    UserError: for unknown names and values, for blocks' properties that a
-      ResNet doesn't have, and for shapes that don't fit the generator.
+    UserError: for unknown names and values, for what only the other generator
+      reads, and for shapes that don't fit the generator.
   """
   fields = {k: v for k, v in model_section.items() if v is not None}
   generator = fields.pop('generator')
-  vit.choose('model.generator', generator, GENERATORS)
+  vit.choose('model.generator', generator, KINDS)
   if generator == 'vitunet':
-    fields.pop('blocks', None)
+    if 'blocks' in fields:
+      raise errors.UserError(
+        f'model.blocks={fields["blocks"]} is of a ResNet alone: a ViTUnet has '
+        'model.depth.'
+      )
     return vitunet.build(image_size=image_size, **fields)
-  for name in fields.keys() - {*RESNET, *IDLE}:
+  others = [f'{k}={v!r}' for k, v in fields.items() if k not in RESNET]
+  if others:
     raise errors.UserError(
-      f'model.{name}={fields[name]!r} is a property of transformer blocks: '
-      "leave it out with model.generator='resnet'."
+      f"model.generator='resnet' reads none of model.{', '.join(others)}: use "
+      'the word resnet, which leaves them out, as in '
+      '--config=configs/translation_folder.py:resnet, or set them to None.'
     )
-  model = resnet_generator.build(
-    **{name: fields[name] for name in RESNET if name in fields}
-  )
+  model = resnet_generator.build(**fields)
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size
   resnet_generator.check_size(*size)
   return model

@@ -31,7 +31,6 @@ from vit22b_jax.models import (
   vitunet_space,
 )
 
-RESAMPLE = ('channels', 'space')
 # Fields of a classifier that a generator lacks.
 _CLASSIFIER = {'form', 'fused_output', 'final_norm', 'head'}
 
@@ -154,7 +153,7 @@ class ViTUnet(stages.Staged, kw_only=True):
     return x.reshape(len(x), rows * p, columns * p, 12)
 
 
-GENERATORS = {'channels': ViTUnet, 'space': vitunet_space.SpatialViTUnet}
+_RESAMPLING = {'channels': ViTUnet, 'space': vitunet_space.SpatialViTUnet}
 
 
 def build(
@@ -182,7 +181,7 @@ def build(
     UserError: for unknown names and values, for impossible combinations, and
       for shapes that don't divide as the architecture has it.
   """
-  vit.choose('model.resample', resample, RESAMPLE)
+  vit.choose('model.resample', resample, _RESAMPLING)
   preset = {field.name for field in dataclasses.fields(blocks.Preset)}
   known = (preset - _CLASSIFIER) | vit.VARIANTS['S'].keys()
   known |= {'dropout', 'attention', 'dtype', 'precision'}
@@ -194,7 +193,7 @@ def build(
   )
   if isinstance(image_size, int):
     image_size = (image_size, image_size)
-  model = GENERATORS[resample](
+  model = _RESAMPLING[resample](
     **like.shared_fields(),
     image_size=tuple(image_size),
     patch_size=patch_size,

@@ -82,7 +82,8 @@ def generator(run: workdir.Run) -> str:
   """The generators in a few words."""
   model = run.config['model']
   if model['generator'] == 'resnet':
-    return f'ResNet generator, {model["blocks"]} blocks'
+    blocks = model['blocks']
+    return 'ResNet generator' + (f', {blocks} blocks' if blocks else '')
   return (
     f'ViTUnet {model["block"]} {model["variant"]}, patch {model["patch_size"]},'
     f' resampling {model["resample"]}'
