@@ -6,7 +6,8 @@ Axes that are never worth splitting over devices are `None` in the models.
 
 # Activations.
 BATCH = 'batch'
-LENGTH = 'length'
+TOKENS = 'tokens'  # of the residual stream, where rows are on their own
+LENGTH = 'length'  # of what looks at all tokens: projections and attention
 
 # Parameters (and, for heads and the MLP's hidden units, activations).
 EMBED = 'embed'  # model width D, where it is a matrix axis
@@ -19,3 +20,7 @@ POSITION = 'position'  # token positions of a position embedding
 CHANNELS_IN = 'channels_in'  # what a convolution sums over
 CHANNELS = 'channels'  # what a convolution makes
 NORM = 'norm'  # norm scales and biases, and vectors added to the stream
+LAYERS = 'layers'  # blocks stacked for a scan
+
+# Axes that stay split in a product; of other axes it needs every part.
+SPLIT_IN_PRODUCTS = (HEADS, MLP)

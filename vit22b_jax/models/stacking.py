@@ -1,0 +1,97 @@
+"""Names of blocks, and trees with a block an entry or all blocks stacked.
+
+    stacked = stacking.stack(params, depth)  # {'blocks': ...}, axes [depth, ...]
+    params = stacking.unstack(stacked)       # {'block_00': ..., 'block_01': ...}
+
+Any tree that holds such entries will do: weights, averages of them, an
+optimiser's state; of arrays, or of shapes with shardings.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+BLOCKS = 'blocks'
+_PREFIX = 'block_'
+
+
+def block_name(index: int, depth: int) -> str:
+  """Name of a block's parameters: as many digits as the last one needs."""
+  return f'{_PREFIX}{index:0{max(2, len(str(depth - 1)))}d}'
+
+
+def layer_names(depth: int) -> list[str]:
+  """Names of all blocks, in order; of stacked ones too."""
+  return [block_name(i, depth) for i in range(depth)]
+
+
+def stack(tree: Any, depth: int) -> Any:
+  """The tree with `depth` entries `block_NN` as one entry `blocks`."""
+  names = layer_names(depth)
+
+  def one(blocks):
+    if not _has(*names)(blocks):
+      return blocks
+    rest = {k: v for k, v in blocks.items() if k not in names}
+    parts = (blocks[name] for name in names)
+    return {**rest, BLOCKS: jax.tree.map(_stack, *parts)}
+
+  return jax.tree.map(one, tree, is_leaf=_has(*names))
+
+
+def unstack(tree: Any) -> Any:
+  """The tree with an entry `blocks` as entries `block_NN`."""
+
+  def one(blocks):
+    if not _has(BLOCKS)(blocks):
+      return blocks
+    rest = {k: v for k, v in blocks.items() if k != BLOCKS}
+    depth = jax.tree.leaves(blocks[BLOCKS])[0].shape[0]
+    parts = {
+      name: jax.tree.map(lambda x, i=i: _part(x, i), blocks[BLOCKS])
+      for i, name in enumerate(layer_names(depth))
+    }
+    return {**rest, **parts}
+
+  return jax.tree.map(one, tree, is_leaf=_has(BLOCKS))
+
+
+def is_stacked(paths: Iterable[str]) -> bool:
+  """Whether a tree of these leaves (as `jax.tree_util.keystr`) is stacked."""
+  return any(f"['{BLOCKS}']" in path for path in paths)
+
+
+def _has(*names: str) -> Callable[[Any], bool]:
+  return lambda x: isinstance(x, dict) and all(name in x for name in names)
+
+
+def _stack(*parts: Any) -> Any:
+  x = parts[0]
+  if not isinstance(x, jax.ShapeDtypeStruct):
+    return (np if isinstance(x, np.ndarray) else jnp).stack(parts)
+  return jax.ShapeDtypeStruct(
+    (len(parts), *x.shape), x.dtype, sharding=_respecified(x, (None, *_spec(x)))
+  )
+
+
+def _part(x: Any, index: int) -> Any:
+  if not isinstance(x, jax.ShapeDtypeStruct):
+    return x[index]
+  return jax.ShapeDtypeStruct(
+    x.shape[1:], x.dtype, sharding=_respecified(x, _spec(x)[1:])
+  )
+
+
+def _spec(x: jax.ShapeDtypeStruct) -> tuple[Any, ...]:
+  named = isinstance(x.sharding, NamedSharding)
+  return tuple(x.sharding.spec) if named else ()
+
+
+def _respecified(x: jax.ShapeDtypeStruct, spec: tuple[Any, ...]) -> Any:
+  if not isinstance(x.sharding, NamedSharding):
+    return x.sharding
+  return NamedSharding(x.sharding.mesh, PartitionSpec(*spec))
