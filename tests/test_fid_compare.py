@@ -1,5 +1,6 @@
 """`--mode=fid`: any two sets of images, and the mistakes in naming them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -124,16 +125,46 @@ def test_statistics_files_stand_for_images(folder, tmp_path):
     assert both[key] == result[key], key
 
 
-def test_files_of_others_are_of_unknown_weights(tmp_path, capsys):
-  rng = np.random.default_rng(0)
-  for side in 'ab':
-    x = rng.standard_normal((70, 64))
-    np.savez(
-      tmp_path / f'{side}.npz', mu=x.mean(axis=0), sigma=np.cov(x, rowvar=False)
-    )
-  result = run(make_config(tmp_path / 'a.npz', tmp_path / 'b.npz'))
+def of_others(path, seed=0):
+  """A statistics file as pytorch-fid writes it: it tells of nothing else."""
+  x = np.random.default_rng(seed).standard_normal((70, 64))
+  np.savez(path, mu=x.mean(axis=0), sigma=np.cov(x, rowvar=False))
+  return path
+
+
+def test_files_of_others_are_of_unknown_weights(tmp_path, capsys, caplog):
+  files = of_others(tmp_path / 'a.npz'), of_others(tmp_path / 'b.npz', 1)
+  result = run(make_config(*files))
   assert result['weights_sha256'] is result['num_a'] is None
+  assert not result['calibrated']
   assert 'unknown' in capsys.readouterr().out
+  said = [r.getMessage() for r in caplog.records if 'does not say' in r.msg]
+  assert [text.split(' does')[0] for text in said] == [*map(str, files)]
+  assert all('its resize, quantise, weights_sha256: taken' in t for t in said)
+
+
+def test_one_side_of_unknown_weights_is_not_calibrated(
+  folder, tmp_path, capsys, caplog, monkeypatch
+):
+  random = fid.Extractor(fid.Settings('random:0', 64))
+  # As if those weights were the public ones.
+  monkeypatch.setattr(weights, 'SHA256', random.weights_sha256)
+  monkeypatch.setattr(extractor.weights, 'load', calibrated(weights.load))
+  assert run(make_config(folder('b'), folder('c', seed=1)))['calibrated']
+  other, out = of_others(tmp_path / 'a.npz'), tmp_path / 'out'
+  config = make_config(other, tmp_path / 'b', save_statistics=True)
+  capsys.readouterr()
+  assert not run(config, out)['calibrated']
+  assert 'uncalibrated' in capsys.readouterr().out
+  assert 'resize=torch' in caplog.text
+  # Saved again, it doesn't pretend to know more; ours still does.
+  config = make_config(out / 'a.npz', out / 'b.npz')
+  assert not run(config)['calibrated']
+  assert run(make_config(out / 'b.npz', out / 'b.npz'))['calibrated']
+
+
+def calibrated(load):
+  return lambda *args: dataclasses.replace(load(*args), calibrated=True)
 
 
 def test_files_made_otherwise_are_refused(folder, tmp_path):

@@ -164,6 +164,11 @@ def test_sums_alone():
     found.first(3)
 
 
+def test_sums_of_many_parts_keep_every_feature_in_order(monkeypatch):
+  monkeypatch.setattr(extractor, '_ROWS', 2)
+  assert_same(one_device().statistics([{'image': IMAGES}]), reference())
+
+
 def test_no_image_at_all():
   assert one_device().statistics([]).count == 0
 

@@ -200,6 +200,10 @@ def release(monkeypatch, tmp_path):
 def test_fetches_once_and_whole(release, tmp_path):
   path = weights.fetch()
   assert path == weights.fetch() == weights.cached_path()
+  # Whoever shares the cache may read it, as the umask says.
+  umask = os.umask(0)
+  os.umask(umask)
+  assert os.stat(path).st_mode & 0o777 == 0o666 & ~umask
   assert path.read_bytes() == b'weights'
   assert release['requests'] == 1
   assert [p.name for p in (tmp_path / 'cache').iterdir()] == ['weights.pth']

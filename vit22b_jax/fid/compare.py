@@ -9,18 +9,27 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from vit22b_jax import console, errors
 from vit22b_jax import workdir as workdir_lib
-from vit22b_jax.data import cache
-from vit22b_jax.fid import distance, extractor, sources, statistics, weights
+from vit22b_jax.fid import (
+  cached,
+  distance,
+  extractor,
+  sources,
+  statistics,
+  weights,
+)
 
 RESULT = 'fid.json'
 KEYS = (
   *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantise', 'num_a', 'num_b'),
   *('weights_sha256', 'calibrated', 'fid_infinity', 'seconds'),
 )
+# What a statistics file has to say for a distance to be comparable.
+_FACTS = ('resize', 'quantise', 'weights_sha256')
 _LEAST = {'batch_size': 1, 'kid_subsets': 2, 'kid_subset_size': 2}
 
 
@@ -50,7 +59,7 @@ def run(
   opened = {
     side: _open(config, side, settings, open_generator) for side in ('a', 'b')
   }
-  facts, found = _measure(config, settings, opened)
+  facts, made_by, found = _measure(config, settings, opened)
   a, b = distance.choose(found['a'], found['b'], config.fid.num)
   result = distance.distances(
     a,
@@ -67,7 +76,7 @@ def run(
   result = {key: result[key] for key in KEYS if key in result}
   console.say(summary(config.a, config.b, result))
   if workdir is not None:
-    _write(config, workdir, result, facts, found)
+    _write(config, workdir, result, made_by, found)
   return result
 
 
@@ -134,6 +143,18 @@ def _open(
   found = statistics.Moments.load(epath.Path(spec).expanduser(), settings.tap)
   _same(spec, found.facts, 'resize', settings.resize)
   _same(spec, found.facts, 'quantise', settings.quantise)
+  missing = [key for key in _FACTS if key not in found.facts]
+  if missing:
+    logging.warning(
+      '%s does not say its %s: taken to be as the other set is looked at, with '
+      "fid.resize=%s, fid.quantise=%s and fid.weights=%r ('': the public "
+      'release). Files of pytorch-fid itself have resize=torch.',
+      spec,
+      ', '.join(missing),
+      settings.resize,
+      settings.quantise,
+      settings.weights,
+    )
   return found
 
 
@@ -141,15 +162,16 @@ def _measure(
   config: Any,
   settings: extractor.Settings,
   opened: dict[str, sources.Source | statistics.Moments],
-) -> tuple[dict[str, Any], dict[str, statistics.AnyStatistics]]:
-  """What belongs beside the distance, and the statistics of each side."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, statistics.AnyStatistics]]:
+  """What belongs beside the distance and each side, and their statistics."""
   files = [
     (config[side], found.facts)
     for side, found in opened.items()
     if isinstance(found, statistics.Moments)
   ]
+  made_by = {side: getattr(s, 'facts', None) for side, s in opened.items()}
   if len(files) == len(opened):
-    return _facts_of_files(settings, files), opened
+    return _facts_of_files(settings, files), made_by, opened
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   features = extractor.Extractor(settings, config.fid.batch_size, mesh)
   for spec, facts in files:
@@ -160,7 +182,16 @@ def _measure(
     else source
     for side, source in opened.items()
   }
-  return features.facts(), found
+  own = features.facts()
+  made_by = {side: own if x is None else x for side, x in made_by.items()}
+  calibrated = all(map(_calibrated, made_by.values()))
+  return own | {'calibrated': calibrated}, made_by, found
+
+
+def _calibrated(facts: dict[str, Any]) -> bool:
+  """Whether statistics are known to be of the public weights."""
+  known = all(key in facts for key in _FACTS)
+  return known and facts['weights_sha256'] == weights.SHA256
 
 
 def _facts_of_files(
@@ -175,7 +206,7 @@ def _facts_of_files(
     'resize': settings.resize,
     'quantise': settings.quantise,
     'weights_sha256': digests[0] if all(digests) else None,
-    'calibrated': digests == [weights.SHA256] * 2,
+    'calibrated': all(_calibrated(facts) for _, facts in files),
   }
 
 
@@ -192,26 +223,19 @@ def _same(spec: str, facts: dict[str, Any], key: str, expected: Any) -> None:
 def _statistics(
   features: extractor.Extractor, source: sources.Source
 ) -> statistics.Statistics:
-  """The statistics of a set, from the cache if its images are as they were."""
-  facts = features.facts()
-  path = None
-  # Several processes must agree on what they compute, so they all compute it.
-  if source.identity is not None and jax.process_count() == 1:
-    place = f'{source.place}?{sorted(facts.items())}'
-    path = cache.folder('fid', place, source.identity)
-    found = cache.read(path)
-    if found is not None:
-      console.say(f'{source.name}: features from {path}')
-      return statistics.Statistics.of(np.array(found[0]['features']))
-  found = features.statistics(source.batches(features.batch_size))
-  if path is not None:
-    cache.write(path, {'features': found.features}, facts)
-  return found
+  return cached.compute(
+    features,
+    source.name,
+    source.place,
+    source.identity,
+    lambda: source.batches(features.batch_size),
+  )
 
 
-def _write(config, workdir, result, facts, found) -> None:
+def _write(config, workdir, result, made_by, found) -> None:
   run_ = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
   if config.save_statistics:
     for side, one in found.items():
-      run_.write_bytes(f'{side}.npz', statistics.to_bytes(one, facts))
+      content = statistics.to_bytes(one, made_by[side])
+      run_.write_bytes(f'{side}.npz', content)
   run_.write_json(RESULT, result)

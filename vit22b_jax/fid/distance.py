@@ -110,9 +110,10 @@ def _root_trace(
   few and exact when images are. Else they are those of S_a^1/2 S_b S_a^1/2,
   which is symmetric.
   """
-  rows = [_centred(s) for s in (a, b) if s.features is not None]
-  if len(rows) == 2 and min(map(len, rows)) < len(a.mean):
-    return np.linalg.svd(rows[0] @ rows[1].T, compute_uv=False).sum()
+  counts = [len(s.features) for s in (a, b) if s.features is not None]
+  if len(counts) == 2 and min(counts) < len(a.mean):
+    product = _centred(a) @ _centred(b).T
+    return np.linalg.svd(product, compute_uv=False).sum()
   values, vectors = np.linalg.eigh(a.covariance)
   root = vectors * np.sqrt(values.clip(0))
   product = root.T @ b.covariance @ root

@@ -144,18 +144,26 @@ class Extractor:
       UserError: a feature is NaN or infinite.
     """
 
-    def of(parts):
-      features = np.concatenate(parts)
-      return statistics.Statistics.of(features, keep_features=keep_features)
-
-    found = of([np.zeros((0, self.settings.tap), np.float32)])
+    kept = [np.zeros((0, self.settings.tap), np.float32)]
+    found = statistics.Statistics.of(kept[0], keep_features=False)
     pending = []
+
+    def add():
+      features = np.concatenate(pending)
+      if keep_features:
+        kept.append(features)
+      pending.clear()
+      return statistics.Statistics.of(features, keep_features=False)
+
     for features in itertools.chain.from_iterable(map(self.features, batches)):
       pending.append(features)
       if sum(map(len, pending)) >= _ROWS:
-        found += of(pending)
-        pending = []
-    return found + of(pending) if pending else found
+        found += add()
+    if pending:
+      found += add()
+    if not keep_features:
+      return found
+    return dataclasses.replace(found, features=np.concatenate(kept))
 
   def features(self, batch: Batch) -> Iterator[Float[np.ndarray, 'n D']]:
     """Features of the images of a batch that aren't padding, in pieces."""

@@ -1,8 +1,8 @@
 """Weights of FID-Inception: fetched and verified, from a file, or drawn.
 
-    found = weights.load('', tap=2048)             # the public release
-    found = weights.load('PATH.pth', tap=2048)
-    found = weights.load('random:0', tap=64)       # for tests and comparisons
+    found = weights.load('')                  # the public release, for tap 2048
+    found = weights.load('PATH.pth', ('64', '2048'))
+    found = weights.load('random:0', ('64',))    # for tests and comparisons
 
 FIDs are comparable for the public weights alone; for any others
 `found.calibrated` is False, and whoever prints a distance says so.
@@ -12,8 +12,8 @@ import dataclasses
 import hashlib
 import os
 import re
-import tempfile
 import urllib.request
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -201,14 +201,15 @@ def fetch() -> epath.Path:
   temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.part')
+    temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.part')
+    # Not tempfile's 0600: a cache may be shared, as the umask says.
     with (
-      os.fdopen(handle, 'wb') as file,
+      temporary.open('wb') as file,
       urllib.request.urlopen(URL, timeout=_TIMEOUT) as response,
     ):
       while block := response.read(1 << 20):
         file.write(block)
-    _verify(epath.Path(temporary))
+    _verify(temporary)
     os.replace(temporary, path)  # whole or not at all
     return path
   except OSError as error:  # No network, a broken connection, a full disk.
@@ -217,8 +218,8 @@ def fetch() -> epath.Path:
       f'({error}).\n{how_to_fetch()}'
     ) from error
   finally:
-    if temporary and os.path.exists(temporary):
-      os.remove(temporary)
+    if temporary is not None:
+      temporary.unlink(missing_ok=True)
 
 
 def how_to_fetch() -> str:
