@@ -22,6 +22,7 @@ def classification() -> config_dict.ConfigDict:
   c.seed = 0  # initial weights, data order, validation part, augmentation
   c.batch_size = 128  # images a step, over all devices and processes
   c.duration = '200 epochs'  # length of the whole run
+  c.sharding = 'data'  # over devices: data | fsdp | fsdp+tensor
   c.init_from = ''  # weights to fine-tune: a .safetensors or .npz file
   c.data = _data()
   c.model = _model()
@@ -42,6 +43,7 @@ def translation() -> config_dict.ConfigDict:
   c.seed = 0  # initial weights, data order, validation part, crops, pools
   c.batch_size = 1  # images of each domain a step, over all devices
   c.duration = '200 epochs'  # length of the whole run
+  c.sharding = 'data'  # over devices: data | fsdp | fsdp+tensor
   c.init_from = ''  # the workdir of another translation to start from
   c.data = _domains()
   c.model = _generator()
@@ -271,9 +273,12 @@ def _log() -> config_dict.ConfigDict:
 
 def _mesh() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
-  c.data = -1  # devices over which batches are split; -1: the remaining
-  c.fsdp = 1  # devices over which batches and parameters are split
-  c.tensor = 1  # devices over which heads and hidden units are split
+  # None: what `sharding` says, so that -1, the remaining devices, is the one
+  # that a number of devices leaves open.
+  c.data = placeholder(int)  # devices over which batches are split
+  c.fsdp = placeholder(int)  # over which batches and parameters are split
+  c.tensor = placeholder(int)  # over which heads and hidden units are split
+  c.max_replicated = 0.05  # share of weights that may miss such a split
   return c
 
 

@@ -110,6 +110,8 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
     ('data.std', (1.0, 0.0, 1.0), 'above 0'),
     ('data.mean', (1.0, 0.0), 'three numbers'),
     ('mesh.data', 0, '-1 for all'),
+    ('mesh.tensor', -2, '-1 for all'),
+    ('sharding', 'tensor', "mean 'fsdp\\+tensor'"),
   ],
 )
 def test_values_are_judged_early(key, value, message):
@@ -135,6 +137,7 @@ def test_a_run_stays_itself_but_may_grow_and_move():
       'data.dir': 'gs://bucket/tfds',
       'eval.every': '2 epochs',
       'mesh.fsdp': 2,
+      'sharding': 'fsdp',
     }
   )
   identity, free = configuration.diff(old, moved)
@@ -143,7 +146,8 @@ def test_a_run_stays_itself_but_may_grow_and_move():
     ('data.dir', '', 'gs://bucket/tfds'),
     ('duration', '200 epochs', '300 epochs'),
     ('eval.every', '1 epoch', '2 epochs'),
-    ('mesh.fsdp', 1, 2),
+    ('mesh.fsdp', None, 2),
+    ('sharding', 'data', 'fsdp'),
   ]
   old, new = {'data.name': 'folder:old'}, {'data.name': 'folder:/disk/new'}
   assert configuration.diff(old, new) == (

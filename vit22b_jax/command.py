@@ -115,8 +115,9 @@ def check(config: Any) -> None:
 
 
 def make_mesh(config: Any) -> jax.sharding.Mesh:
-  """The mesh of the config's `mesh` section."""
-  return sharding.make_mesh(**config.mesh)
+  """The mesh of the config's `sharding` and `mesh` section."""
+  sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
+  return sharding.make_mesh(config.sharding, **sizes)
 
 
 def _saved_config(workdir: str) -> Any:

@@ -16,10 +16,11 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from vit22b_jax import durations, errors, losses, optim
+from vit22b_jax import durations, errors, losses, optim, sharding
 from vit22b_jax.data import domains, resizing, transforms
 
 CHOICES = {
+  'sharding': tuple(sharding.PRESETS),
   'data.augment': transforms.PRESETS,
   'data.pairing': domains.PAIRINGS,
   'data.preprocess': resizing.MODES,
@@ -65,8 +66,7 @@ RANGES = {
   'checkpoint.keep_best': (0, math.inf),
   'eval.batch_size': (1, math.inf),
   'eval.early_stop': (0, math.inf),
-  'mesh.fsdp': (1, math.inf),
-  'mesh.tensor': (1, math.inf),
+  'mesh.max_replicated': (0, math.inf),
 }
 
 POSITIVE = (
@@ -86,7 +86,8 @@ CADENCES = (
   'log.samples',
 )
 
-# What a resumed run may change: length, cadences, paths, machines, alarms.
+# What a resumed run may change: length, cadences, paths, machines and how
+# they share the work, alarms.
 # Every other key must stay, so that the run is one run.
 FREE = (
   'duration',
@@ -99,6 +100,7 @@ FREE = (
   'eval.',
   'fid.batch_size',
   'log.',
+  'sharding',
   'mesh.',
   'diagnostics.on_explosion',
   'diagnostics.max_logit',
@@ -271,11 +273,12 @@ def validate(config: config_dict.ConfigDict) -> None:
       percent=key != 'duration',
       positive=key in CADENCES,
     )
-  if values['mesh.data'] != -1 and values['mesh.data'] < 1:
-    raise errors.UserError(
-      f'mesh.data={values["mesh.data"]} must be at least 1, or -1 for all the '
-      'devices that fsdp and tensor leave.'
-    )
+  for key in (f'mesh.{axis}' for axis in sharding.AXES):
+    if values[key] is not None and values[key] < 1 and values[key] != -1:
+      raise errors.UserError(
+        f'{key}={values[key]} must be at least 1, or -1 for all the devices '
+        'that the other axes leave.'
+      )
 
 
 def diff(

@@ -1,6 +1,6 @@
 """Where arrays live: the device mesh, and logical axis names -> mesh axes.
 
-    mesh = sharding.make_mesh(data=-1, fsdp=2, tensor=1)
+    mesh = sharding.make_mesh('fsdp+tensor')       # or fsdp=4, tensor=2, ...
     shardings = sharding.of_boxed(abstract_params, mesh)
 
 The mesh has three axes: `data` splits the batch, `fsdp` splits the batch and
@@ -10,6 +10,7 @@ maps those to mesh axes. GSPMD does the rest: https://arxiv.org/abs/2105.04663.
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,41 +23,63 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vit22b_jax import errors
 from vit22b_jax.models import axes
 
-DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
+DATA, FSDP, TENSOR = AXES = ('data', 'fsdp', 'tensor')
+
+# Devices along each axis by the name of `config.sharding`; -1: the remaining.
+PRESETS = {
+  'data': {DATA: -1, FSDP: 1, TENSOR: 1},
+  'fsdp': {DATA: 1, FSDP: -1, TENSOR: 1},
+  'fsdp+tensor': {DATA: 1, FSDP: -1, TENSOR: 2},
+}
 
 # First match wins, and a mesh axis is used once per array: the batch takes
 # `fsdp`, so activations leave EMBED whole while parameters split it.
 RULES = (
   (axes.BATCH, (DATA, FSDP)),
+  (axes.TOKENS, TENSOR),
   (axes.HEADS, TENSOR),
   (axes.MLP, TENSOR),
   (axes.EMBED, FSDP),
   (axes.CHANNELS, FSDP),
+  (axes.CLASSES, FSDP),
 )
 
 
 def make_mesh(
-  data: int = -1,
-  fsdp: int = 1,
-  tensor: int = 1,
+  preset: str = 'data',
   *,
+  data: int | None = None,
+  fsdp: int | None = None,
+  tensor: int | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """A mesh with axes (data, fsdp, tensor) over devices.
 
   Args:
+    preset: a key of PRESETS; the sizes below override its.
     data: devices along `data`; -1 takes those that the other axes leave.
-    fsdp: devices along `fsdp`; one axis at most may be -1.
-    tensor: devices along `tensor`.
+    fsdp: devices along `fsdp`, likewise; one axis at most may be -1.
+    tensor: devices along `tensor`, likewise.
     devices: all at hand by default.
 
   Raises:
-    UserError: the product isn't the number of devices.
+    UserError: an unknown preset, or the product isn't the number of devices.
   """
+  if preset not in PRESETS:
+    raise errors.UserError(
+      f'sharding={preset!r} is not one of {", ".join(PRESETS)}.'
+      f'{errors.closest(preset, PRESETS)}'
+    )
   devices = jax.devices() if devices is None else devices
   count = len(devices)
-  shape = [data, fsdp, tensor]
-  asked = f'mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}'
+  given = {DATA: data, FSDP: fsdp, TENSOR: tensor}
+  shape = [
+    PRESETS[preset][axis] if size is None else size
+    for axis, size in given.items()
+  ]
+  named = zip(AXES, shape, strict=True)
+  asked = ', '.join(f'mesh.{axis}={size}' for axis, size in named)
+  asked = f'sharding={preset!r} with {asked}'
   if any(n != -1 and n < 1 for n in shape) or shape.count(-1) > 1:
     raise errors.UserError(
       f'{asked}: each must be a positive number, and one at most -1 (the rest).'
@@ -70,10 +93,7 @@ def make_mesh(
       f'be {count}. Set one of them to -1 for "the rest".'
     )
   return jax.make_mesh(
-    shape,
-    (DATA, FSDP, TENSOR),
-    axis_types=(AxisType.Auto,) * 3,
-    devices=devices,
+    shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
   )
 
 
@@ -101,7 +121,7 @@ def of_boxed(boxed: Any, mesh: Mesh) -> Any:
   """Shardings of a tree of (abstract) arrays with flax's logical names.
 
   An axis that its mesh axis doesn't divide stays whole (10 classes or 3 heads
-  on 2 devices): correct, and a small cost in memory.
+  on 2 devices): correct, at a cost in memory; see `left_whole`.
 
   Args:
     boxed: a tree whose leaves are arrays or `nn.LogicallyPartitioned` boxes,
@@ -113,18 +133,106 @@ def of_boxed(boxed: Any, mesh: Mesh) -> Any:
 
   def one(leaf):
     """The sharding of one leaf."""
-    if not isinstance(leaf, nn.LogicallyPartitioned):
+    if not _is_boxed(leaf):
       return replicated(mesh)
-    spec = nn.logical_to_mesh_axes(leaf.names, RULES)
-    sizes = leaf.value.shape
+    wanted = nn.logical_to_mesh_axes(leaf.names, RULES)
     kept = [
       axis if axis and size % mesh.shape[axis] == 0 else None
-      for axis, size in zip(spec, sizes, strict=True)
+      for axis, size in zip(wanted, leaf.value.shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*kept))
 
-  return jax.tree.map(
-    one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+  return jax.tree.map(one, boxed, is_leaf=_is_boxed)
+
+
+def _is_boxed(leaf: Any) -> bool:
+  return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """A weight that each device along a mesh axis holds whole.
+
+  Attributes:
+    path: its name, 'block_00/in_proj/kernel'.
+    shape: of it.
+    why: what doesn't divide, '3 heads over tensor=2'.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  why: str
+
+  def __str__(self) -> str:
+    return f'{self.path} {list(self.shape)}: {self.why}'
+
+
+def left_whole(boxed: Any, mesh: Mesh) -> list[Whole]:
+  """Weights that an axis of the mesh should split and doesn't.
+
+  Those are: an axis of the array that RULES names and the devices don't divide,
+  and a matrix with no axis for `fsdp`. Biases, and vectors without an axis in
+  RULES, are small and expected whole.
+
+  Args:
+    boxed: as in `of_boxed`.
+    mesh: its axes of one device split nothing and need not.
+  """
+  found = []
+  leaves, _ = jax.tree.flatten_with_path(boxed, is_leaf=_is_boxed)
+  for path, leaf in filter(lambda item: _is_boxed(item[1]), leaves):
+    names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    if names[-1] == 'bias':
+      continue
+    shape = leaf.value.shape
+    wanted = nn.logical_to_mesh_axes(leaf.names, RULES)
+    why = [
+      f'{size} {name} over {axis}={mesh.shape[axis]}'
+      for name, axis, size in zip(leaf.names, wanted, shape, strict=True)
+      if axis and size % mesh.shape[axis]
+    ]
+    if names[-1] == 'kernel' and FSDP not in wanted and mesh.shape[FSDP] > 1:
+      why.append(f'no axis of it goes over {FSDP}={mesh.shape[FSDP]}')
+    if why:
+      found.append(Whole('/'.join(names), shape, ', '.join(why)))
+  return found
+
+
+def check_whole(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
+  """Says which weights are left whole.
+
+  Args:
+    boxed: all weights, as in `of_boxed`.
+    mesh: where they go.
+    max_replicated: the largest share of them to accept, in [0, 1].
+
+  Returns:
+    A line for the user; '' when there is nothing to say.
+
+  Raises:
+    UserError: more than that are left whole; lists them.
+  """
+  found = left_whole(boxed, mesh)
+  if not found:
+    return ''
+  total = sum(math.prod(x.shape) for x in jax.tree.leaves(nn.unbox(boxed)))
+  share = sum(math.prod(x.shape) for x in found) / total
+  if share <= max_replicated:
+    more = f' and {len(found) - 3} more' if len(found) > 3 else ''
+    shown = '; '.join(map(str, found[:3]))
+    return (
+      f'{share:.2%} of the weights are whole on devices that should share '
+      f'them: {shown}{more}.'
+    )
+  shown = '\n'.join(f'  {x}' for x in found[:20])
+  more = f'\n  and {len(found) - 20} more' if len(found) > 20 else ''
+  sizes = ', '.join(f'mesh.{k}={v}' for k, v in mesh.shape.items())
+  raise errors.UserError(
+    f'{share:.0%} of the weights would be whole on devices that should share '
+    f'them ({sizes}), and mesh.max_replicated={max_replicated:g}:\n'
+    f'{shown}{more}\nChoose sizes of the mesh that divide them, such as '
+    "mesh.tensor=1, another preset (sharding='fsdp'), or a larger "
+    'mesh.max_replicated if they fit into memory so.'
   )
 
 

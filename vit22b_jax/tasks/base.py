@@ -15,7 +15,7 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, Int, UInt32
 
-from vit22b_jax import diagnostics, durations, sharding
+from vit22b_jax import console, diagnostics, durations, sharding
 from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.data import pipeline
 
@@ -112,12 +112,26 @@ class Task(abc.ABC):
   def names_of(data: Any) -> list[str]:
     """The `names` that a data set gives."""
 
-  def prepare(self) -> None:  # noqa: B027 (most tasks need nothing more)
-    """Gets what training will need later, while nothing can be lost yet.
+  def prepare(self) -> None:
+    """Judges the mesh, and gets what training will need later.
+
+    Nothing can be lost yet.
 
     Raises:
-      UserError: it can't be had.
+      UserError: too much is left whole, or something can't be had.
     """
+    if text := self.check_sharding():
+      console.say(text)
+
+  def check_sharding(self) -> str:
+    """Which weights are left whole, if any; see `sharding.check_whole`.
+
+    Raises:
+      UserError: more of them than `mesh.max_replicated` allows.
+    """
+    return sharding.check_whole(
+      self.boxed_params, self.mesh, self.config.mesh.max_replicated
+    )
 
   @property
   @abc.abstractmethod
@@ -145,6 +159,11 @@ class Task(abc.ABC):
     """Model FLOPs of a training step for one image; see `flops`."""
 
   # --- State ---------------------------------------------------------------
+
+  @property
+  @abc.abstractmethod
+  def boxed_params(self) -> Any:
+    """Shapes of the weights, with the logical names of their axes."""
 
   @property
   @abc.abstractmethod

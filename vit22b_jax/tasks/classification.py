@@ -116,9 +116,8 @@ class Classification(base.Task):
         steps_per_epoch=self.steps_per_epoch,
       )
     with sharding.use(mesh):
-      self._boxed = jax.eval_shape(self._variables, jax.random.key(0))
-    params = self._boxed['params']
-    self.layers = sorted(k for k in params if k.startswith('block_'))
+      self._boxed = jax.eval_shape(lambda: self._variables(jax.random.key(0)))
+    self.layers = sorted(k for k in self.boxed_params if k.startswith('block_'))
 
   @staticmethod
   def check(config: Any) -> None:
@@ -222,12 +221,22 @@ class Classification(base.Task):
       ),
     )
 
+  @property
+  def boxed_params(self) -> Any:
+    """Shapes of the weights, with the logical names of their axes."""
+    return self._boxed['params']
+
+  @functools.cached_property
+  def _placed_params(self) -> Any:
+    """Their shardings, which gradients, moments and averages have too."""
+    return sharding.of_boxed(self.boxed_params, self.mesh)
+
   @functools.cached_property
   def abstract_state(self) -> State:
     """Shapes, types and shardings of the state, with nothing computed."""
     with sharding.use(self.mesh):
       shapes = jax.eval_shape(functools.partial(self.fresh, 0))
-    params = sharding.of_boxed(self._boxed['params'], self.mesh)
+    params = self._placed_params
     placed = jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)
     placed = placed.replace(
       params=params,
@@ -339,6 +348,7 @@ class Classification(base.Task):
       batch_parts,
       self.config.optim.accumulate,
       state.loss_scale,
+      self._placed_params,
     )
     updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u, state.params, updates)
@@ -479,7 +489,7 @@ class Classification(base.Task):
     params = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes['params'],
-      sharding.of_boxed(self._boxed['params'], self.mesh),
+      self._placed_params,
     )
     whole = sharding.replicated(self.mesh)
     batch_stats = jax.tree.map(

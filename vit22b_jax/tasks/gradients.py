@@ -1,6 +1,8 @@
 """Gradients of a batch: whole or part by part, with or without a loss scale.
 
-found = gradients.of_batch(loss_fn, params, batch_stats, batch, count, scale)
+found = gradients.of_batch(
+  loss_fn, params, batch_stats, batch, count, scale, placed
+)
 """
 
 from collections.abc import Callable
@@ -39,6 +41,7 @@ def of_batch(
   batch: Any,
   count: int,
   scale: dynamic_scale.DynamicScale | None,
+  placed: Any,
 ) -> Gradients:
   """Mean gradients over the `count` parts of a batch, one after the other.
 
@@ -50,6 +53,8 @@ def of_batch(
       `parts`.
     count: how many parts.
     scale: dynamic loss scale for float16 (Micikevicius et al. 2018).
+    placed: shardings of the parameters. Each part's gradients are split alike
+      at once, so that no device holds, or sums, more than its own.
   """
 
   def one(carry, part):
@@ -67,13 +72,16 @@ def of_batch(
         of_params, has_aux=True
       )(params)
       finite &= ok
+    new = jax.lax.with_sharding_constraint(new, placed)
     grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
     return (batch_stats, scale, grads, loss + value, finite), aux
 
   if count == 1:
     carry, aux = one((batch_stats, scale, None, 0.0, jnp.asarray(True)), batch)
   else:
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.lax.with_sharding_constraint(
+      jax.tree.map(jnp.zeros_like, params), placed
+    )
     carry = (batch_stats, scale, zeros, 0.0, jnp.asarray(True))
     carry, aux = jax.lax.scan(one, carry, batch)
     aux = {k: _whole(k, v) for k, v in aux.items()}

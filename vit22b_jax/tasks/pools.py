@@ -9,10 +9,15 @@ arXiv:1612.07828, section 2.3). CycleGAN keeps 50 images a domain. The pool is
 an array of the training state, so it is saved and resumed with everything else.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from vit22b_jax import sharding
 
 
 @flax.struct.dataclass
@@ -33,6 +38,28 @@ def init(size: int, shape: tuple[int, int, int]) -> Pool | None:
   if not size:
     return None
   return Pool(jnp.zeros((size, *shape), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def of_rows(height: int, mesh: jax.sharding.Mesh) -> NamedSharding:
+  """The sharding of images [N, H, W, 3] of which each device has some rows.
+
+  Every device then follows the exchange, one image after the other, with its
+  own strip of each: nobody holds a whole pool. What they don't divide is whole.
+  """
+  ways = (sharding.DATA, sharding.FSDP)
+  uneven = height % (mesh.shape[sharding.DATA] * mesh.shape[sharding.FSDP])
+  return NamedSharding(mesh, PartitionSpec(None, None if uneven else ways))
+
+
+def shardings(pools: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Shardings of a tree of (abstract) pools: images by rows, counts whole."""
+
+  def one(leaf):
+    if leaf.ndim != 4:
+      return sharding.replicated(mesh)
+    return of_rows(leaf.shape[1], mesh)
+
+  return jax.tree.map(one, pools)
 
 
 def exchange(

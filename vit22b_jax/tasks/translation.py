@@ -257,6 +257,11 @@ class Translation(base.Task):
     )
     return self.in_mesh(around)(self._initial_params(), self.config.seed)
 
+  @property
+  def boxed_params(self) -> dict[str, Any]:
+    """Shapes of the weights, with the logical names of their axes."""
+    return self._boxed
+
   @functools.cached_property
   def abstract_state(self) -> State:
     """Shapes, types and shardings of the state, with nothing computed."""
@@ -274,7 +279,11 @@ class Translation(base.Task):
       )
       for group, placements in groups.items()
     }
-    placed = placed.replace(params=params, opt_state=opt_state)
+    placed = placed.replace(
+      params=params,
+      opt_state=opt_state,
+      pools=pools.shardings(shapes.pools, self.mesh),
+    )
     return jax.tree.map(_abstract, shapes, placed)
 
   @functools.cached_property
@@ -536,7 +545,8 @@ class Translation(base.Task):
     return name, getattr(self.data, name)
 
   def prepare(self) -> None:
-    """Fetches Inception's weights before hours of training, not after."""
+    """Judges the mesh, and fetches Inception's weights, before the training."""
+    super().prepare()
     self._quality.load_weights()
 
   @property

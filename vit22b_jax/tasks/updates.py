@@ -131,8 +131,10 @@ def _exchange(
   for k, domain in zip(jax.random.split(key), 'ab', strict=True):
     fakes, pool = made[f'fake_{domain}'], old[domain]
     if pool is not None:
-      # One image after the other: each device does it for the whole batch.
-      fakes = jax.lax.with_sharding_constraint(fakes, sharding.replicated(mesh))
+      # One image after the other: each device does it for the whole batch, with
+      # the rows of the images that it has of the pool.
+      rows = pools.of_rows(fakes.shape[1], mesh)
+      fakes = jax.lax.with_sharding_constraint(fakes, rows)
       fakes, pool = pools.exchange(k, pool, fakes)
       fakes = jax.lax.with_sharding_constraint(fakes, sharding.batch(mesh))
     shown[domain], new[domain] = fakes, pool
