@@ -179,6 +179,7 @@ def _optim() -> config_dict.ConfigDict:
   c.eps = 1e-8  # adam, adamw, adagrad: added to the denominator
   c.momentum = 0.9  # sgd
   c.weight_decay = 1e-4  # times the learning rate; not in the gradient
+  c.head_weight_decay = placeholder(float)  # the head's; None: weight_decay
   c.decay = 'matrices'  # what decays: matrices | all
   c.clip_norm = 10.0  # largest global gradient norm; 0 = no clipping
   c.schedule = 'multistep'  # multistep | cosine | rsqrt | constant
@@ -200,7 +201,7 @@ def _gan_optim() -> config_dict.ConfigDict:
   c.decay_start = '50%'  # duration before a linear schedule falls
   c.first = 'generators'  # who is stepped first: generators | discriminators
   c.pool_size = 50  # earlier fakes that a discriminator sees as well; 0 = none
-  del c.accumulate, c.ema
+  del c.accumulate, c.ema, c.head_weight_decay
   return c
 
 

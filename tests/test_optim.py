@@ -203,3 +203,32 @@ def test_mask_sees_through_boxed_parameters():
 def test_unknown_names_list_the_known(key):
   with pytest.raises(errors.UserError, match=f"optim.{key}='x'.*one of"):
     optim.make(section(**{key: 'x'}), steps_per_epoch=1, total_steps=1)
+
+
+@pytest.mark.parametrize('decay', optim.DECAYS)
+def test_the_head_may_decay_on_its_own(decay):
+  def tree():
+    return {'kernel': jnp.ones(2), 'bias': jnp.ones(2)}
+
+  params = {
+    'block_00': {'out': tree()},
+    'map_pool': tree(),
+    'head': {'logits': tree()},
+  }
+  got = steps_of(
+    params,
+    [jax.tree.map(jnp.zeros_like, params)],
+    decay=decay,
+    weight_decay=0.5,
+    head_weight_decay=3.0,
+    learning_rate=0.1,
+  )
+  vectors = 0.0 if decay == 'matrices' else 1.0
+  for part, rate in (
+    (got['block_00']['out'], 0.5),
+    (got['map_pool'], 0.5),
+    (got['head']['logits'], 3.0),
+  ):
+    np.testing.assert_allclose(part['kernel'], 1 - 0.1 * rate, rtol=1e-6)
+    expected = 1 - 0.1 * rate * vectors
+    np.testing.assert_allclose(part['bias'], expected, rtol=1e-6)

@@ -47,6 +47,7 @@ RANGES = {
   'optim.b2': (0, 1),
   'optim.momentum': (0, 1),
   'optim.weight_decay': (0, math.inf),
+  'optim.head_weight_decay': (0, math.inf),
   'optim.clip_norm': (0, math.inf),
   'optim.accumulate': (1, math.inf),
   'optim.ema': (0, 1),

@@ -10,6 +10,7 @@ gradient. Clipping comes first, on the gradient as it is.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,9 +28,9 @@ MULTISTEP = (0.3, 0.6, 0.9)
 # `rsqrt` is the schedule of that name in big_vision's `utils.py`, from the
 # authors of ViT-22B: https://github.com/google-research/big_vision. Its time
 # scale there is 10k steps, which is also the warm-up's length in ViT-22B
-# (arXiv:2302.05442, training details): hence T below. The part over which the
-# rate falls to 0 is that paper's last 30k of 177k steps; these lengths, unlike
-# the formula, were not compared with the paper's text again.
+# (arXiv:2302.05442, section 4.1): hence T below. The part over which the rate
+# falls to 0 is that paper's last 30k of 177k steps; these lengths, unlike the
+# formula, were not compared with the paper's text again.
 RSQRT_COOLDOWN = 0.17
 RSQRT_TIMESCALE = 10_000
 
@@ -73,9 +74,7 @@ def make(
     steps_per_epoch=steps_per_epoch,
   )
   clip = section['clip_norm']
-  decay = optax.add_decayed_weights(
-    section['weight_decay'], mask=_decay_mask(section['decay'])
-  )
+  decay = _decay(section)
   rule = _rule(section)
   tx = optax.chain(
     optax.clip_by_global_norm(clip) if clip else optax.identity(),
@@ -222,22 +221,53 @@ OPTIMIZERS = ('adamw', 'adam', 'sgd', 'adagrad')
 DECAYS = ('matrices', 'all')
 
 
-def _decay_mask(decay: str) -> Callable[[PyTree], PyTree[bool]] | None:
-  if decay not in DECAYS:
-    raise errors.UserError(_unknown('decay', decay, DECAYS))
-  return matrices if decay == 'matrices' else None
+def _decay(section: Mapping[str, Any]) -> optax.GradientTransformation:
+  """Adds what decays, times its rate; classifiers may have one for the head.
+
+  A high decay of the head alone makes features that transfer better: "Scaling
+  Vision Transformers", arXiv:2106.04560, section 3.1.
+  """
+  kind, rate = section['decay'], section['weight_decay']
+  if kind not in DECAYS:
+    raise errors.UserError(_unknown('decay', kind, DECAYS))
+  of_head = section.get('head_weight_decay')  # translations have no head
+  if of_head is None:
+    mask = matrices if kind == 'matrices' else None
+    return optax.add_decayed_weights(rate, mask=mask)
+
+  def decays(head):
+    def chosen(names):
+      return (kind == 'all' or _is_matrix(names)) and ('head' in names) == head
+
+    return functools.partial(_by_name, chosen)
+
+  return optax.chain(
+    optax.add_decayed_weights(rate, mask=decays(head=False)),
+    optax.add_decayed_weights(of_head, mask=decays(head=True)),
+  )
 
 
 def matrices(params: PyTree) -> PyTree[bool]:
   """True at weight matrices: the leaves that are called `kernel`."""
+  return _by_name(_is_matrix, params)
 
-  def is_matrix(path, leaf):
+
+def _is_matrix(names: list[str]) -> bool:
+  return names[-1] == 'kernel'
+
+
+def _by_name(
+  chosen: Callable[[list[str]], bool], params: PyTree
+) -> PyTree[bool]:
+  """What `chosen` says of the names that lead to each leaf."""
+
+  def at(path, leaf):
     del leaf
     # A boxed parameter has its attribute `value` at the end of the path.
     names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-    return names[-1] == 'kernel'
+    return chosen(names)
 
-  return jax.tree_util.tree_map_with_path(is_matrix, params)
+  return jax.tree_util.tree_map_with_path(at, params)
 
 
 def _unknown(key: str, value: str, known: Any) -> str:
