@@ -45,22 +45,22 @@ RULES = (
 )
 
 
-def make_mesh(
-  preset: str = 'data',
+def mesh_shape(
+  preset: str,
+  count: int,
   *,
   data: int | None = None,
   fsdp: int | None = None,
   tensor: int | None = None,
-  devices: Sequence[jax.Device] | None = None,
-) -> Mesh:
-  """A mesh with axes (data, fsdp, tensor) over devices.
+) -> dict[str, int]:
+  """Sizes of the mesh axes, in order, for so many devices.
 
   Args:
     preset: a key of PRESETS; the sizes below override its.
+    count: devices.
     data: devices along `data`; -1 takes those that the other axes leave.
     fsdp: devices along `fsdp`, likewise; one axis at most may be -1.
     tensor: devices along `tensor`, likewise.
-    devices: all at hand by default.
 
   Raises:
     UserError: an unknown preset, or the product isn't the number of devices.
@@ -70,30 +70,51 @@ def make_mesh(
       f'sharding={preset!r} is not one of {", ".join(PRESETS)}.'
       f'{errors.closest(preset, PRESETS)}'
     )
-  devices = jax.devices() if devices is None else devices
-  count = len(devices)
   given = {DATA: data, FSDP: fsdp, TENSOR: tensor}
-  shape = [
-    PRESETS[preset][axis] if size is None else size
+  shape = {
+    axis: PRESETS[preset][axis] if size is None else size
     for axis, size in given.items()
-  ]
-  named = zip(AXES, shape, strict=True)
-  asked = ', '.join(f'mesh.{axis}={size}' for axis, size in named)
+  }
+  asked = ', '.join(f'mesh.{axis}={size}' for axis, size in shape.items())
   asked = f'sharding={preset!r} with {asked}'
-  if any(n != -1 and n < 1 for n in shape) or shape.count(-1) > 1:
+  sizes = list(shape.values())
+  if any(n != -1 and n < 1 for n in sizes) or sizes.count(-1) > 1:
     raise errors.UserError(
       f'{asked}: each must be a positive number, and one at most -1 (the rest).'
     )
-  if -1 in shape:
-    others = -math.prod(shape)
-    shape[shape.index(-1)] = count // others
-  if math.prod(shape) != count:
+  others = -math.prod(sizes)
+  shape = {a: count // others if n == -1 else n for a, n in shape.items()}
+  if math.prod(shape.values()) != count:
     raise errors.UserError(
       f'{asked} does not divide the {count} devices at hand: the product must '
       f'be {count}. Set one of them to -1 for "the rest".'
     )
+  return shape
+
+
+def make_mesh(
+  preset: str = 'data',
+  *,
+  devices: Sequence[jax.Device] | None = None,
+  **sizes: int | None,
+) -> Mesh:
+  """A mesh with axes (data, fsdp, tensor) over devices.
+
+  Args:
+    preset: a key of PRESETS; the sizes override its.
+    devices: all at hand by default.
+    **sizes: of `data`, `fsdp` and `tensor`, see `mesh_shape`.
+
+  Raises:
+    UserError: see `mesh_shape`.
+  """
+  devices = jax.devices() if devices is None else devices
+  shape = mesh_shape(preset, len(devices), **sizes)
   return jax.make_mesh(
-    shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    list(shape.values()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
   )
 
 
