@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from configs import common
-from vit22b_jax import checkpoint, errors, losses_gan, sharding
+from vit22b_jax import checkpoint, configuration, errors, losses_gan, sharding
 from vit22b_jax.data import domains, splits
 from vit22b_jax.models import generators, patchgan
-from vit22b_jax.tasks import cyclegan, translation
+from vit22b_jax.tasks import cyclegan, quality, translation
 
 SIZE = 16
 FOUR = set(cyclegan.NETWORKS)
@@ -237,6 +237,71 @@ def test_resumed_equals_uninterrupted_bit_for_bit(task_of, tmp_path):
   assert whole.pools['a'].count == 3
 
 
+def test_starts_from_the_networks_of_another_run(task_of, tmp_path):
+  task = task_of()
+  there, _ = _steps(task, 2)
+  manager = checkpoint.Manager(tmp_path, scores={})
+  manager.save(2, vars(there), data=task.train_iterator(), meta={})
+  manager.wait()
+  manager.close()
+  there = jax.device_get(there.params)
+  text = configuration.to_json(task.config)
+  (tmp_path / 'config.json').write_text(text)
+  other = task_of(seed=1, init_from=str(tmp_path))
+  state = other.with_pretrained(other.init(), str(tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, there, state.params)
+  assert state.step == 0
+  assert not any(x.any() for x in jax.tree.leaves(state.opt_state))
+  wider = task_of(**{'model.width': 8})
+  with pytest.raises(errors.UserError, match='has other networks than this'):
+    wider.with_pretrained(wider.abstract_state, str(tmp_path))
+  with pytest.raises(errors.UserError, match='has no checkpoint'):
+    task.with_pretrained(task.abstract_state, str(tmp_path / 'none'))
+
+
+@pytest.mark.parametrize(
+  ('shape', 'batch_size', 'used'),
+  [
+    ((8, 1), 1, 1),
+    ((3, 1), 8, 2),
+    ((4, 1), 8, 4),
+    ((3, 2), 4, 2),
+    ((2, 2), 3, None),
+  ],
+)
+def test_as_many_devices_as_share_a_batch(
+  shape, batch_size, used, data, capsys
+):
+  def make():
+    config = _config(**{'eval.batch_size': 8})
+    config.batch_size = batch_size
+    mesh = _mesh(*shape)
+    return translation.Translation(config, mesh, ['a', 'b'], data)
+
+  if used is None:
+    with pytest.raises(errors.UserError, match='batch_size=3'):
+      make()
+    return
+  task = make()
+  assert dict(task.mesh.shape) == {'data': used, 'fsdp': shape[1], 'tensor': 1}
+  said = capsys.readouterr().out
+  assert ('devices are used' in said) == (used < shape[0])
+
+
+def test_the_two_optimisers_clip_apart(task_of):
+  task = task_of(**{'optim.clip_norm': 2.0})
+  grads = {name: jnp.zeros(3) for name in cyclegan.NETWORKS}
+  grads['gen_ab'], grads['disc_a'] = jnp.array([3.0, 0, 4]), jnp.array([1.5])
+  norm = task._clipped_norm(grads)
+  np.testing.assert_allclose(norm, np.hypot(2, 1.5), rtol=1e-6)
+  updates = {}
+  for group in ('generators', 'discriminators'):
+    mine = {k: grads[k] for k in getattr(cyclegan, group.upper())}
+    clip = optax.clip_by_global_norm(2.0)
+    updates |= clip.update(mine, clip.init(mine))[0]
+  np.testing.assert_allclose(norm, optax.tree.norm(updates), rtol=1e-6)
+
+
 def test_pools_show_earlier_fakes(task_of):
   with_pools, _ = _steps(task_of(), 6)
   without, _ = _steps(task_of(**{'optim.pool_size': 0}), 6)
@@ -344,6 +409,36 @@ def test_samples_of_both_directions_are_written(task_of):
 
 
 @pytest.mark.filterwarnings('ignore:.*images for 64 features')
+def test_distances_count_what_entered_them_and_look_up_real_images(
+  task_of, monkeypatch, tmp_path, capsys
+):
+  monkeypatch.setenv('VIT22B_JAX_CACHE', str(tmp_path))
+  looked_at = []
+
+  def measured(task):
+    def batches(split):
+      looked_at.append(split)
+      return task._batches(split)
+
+    found = quality.Quality(
+      task.config.fid, task.mesh, batches, lambda _, images, __: 255 - images
+    )
+    return found.of({}, task.data.val)
+
+  first = measured(task_of())
+  assert (first['num_a'], first['num_b']) == (3, 5)
+  assert len(looked_at) == 4  # real and made of both
+  assert measured(task_of()) == first  # as a resumed run
+  assert len(looked_at) == 6
+  assert 'features from' in capsys.readouterr().out
+  least = measured(task_of(**{'fid.num': 'min'}))
+  assert (least['num_a'], least['num_b']) == (3, 3)
+  assert len(looked_at) == 8
+  measured(task_of(**{'fid.resize': 'tf1'}))
+  assert len(looked_at) == 12  # another mode
+
+
+@pytest.mark.filterwarnings('ignore:.*images for 64 features')
 def test_validation_measures_both_directions(task_of, data):
   task = task_of()
   variables, _ = task.variables(vars(task.init()))
@@ -355,6 +450,7 @@ def test_validation_measures_both_directions(task_of, data):
   np.testing.assert_allclose(values['fid'], mean)
   result = task.final(variables, Folder())
   assert (result['split'], result['num_a'], result['num_b']) == ('val', 3, 5)
+  assert 'identity_num_a' not in result
   for name, value in values.items():
     np.testing.assert_allclose(result[name], value, rtol=1e-6)
     # The weights are those that the run starts from.
@@ -375,7 +471,7 @@ def test_validation_measures_both_directions(task_of, data):
     ('discriminator.name', 'x', r"discriminator\.name='x'"),
     ('model.generator', 'x', r"model\.generator='x'"),
     ('loss.gan', 'vanilla', 'probabilities'),
-    ('init_from', 'x.npz', 'from scratch'),
+    ('init_from', 'x.npz', 'workdir of another translation'),
     ('data.image_size', 18, 'multiple of 4'),
     ('discriminator.name', 'patchgan70', 'of 24 pixels at least'),
   ],

@@ -22,6 +22,7 @@ from PIL import Image
 
 from vit22b_jax import errors, samples, workdir
 from vit22b_jax.data import images as images_lib
+from vit22b_jax.fid import sources
 from vit22b_jax.models import generators, vit
 from vit22b_jax.tasks import translation
 
@@ -82,7 +83,7 @@ def run(
       f'--mode=translate needs the --workdir of an image translation, and this '
       f'one is of a {task.config.task}: use --mode=predict with it.'
     )
-  vit.choose('--direction', direction, translation.DIRECTIONS)
+  vit.choose('--direction', direction, sources.DIRECTIONS)
   source, target = (
     path if workdir.is_remote(path) else path.resolve()
     for path in map(epath.Path, (input_folder, out_folder))

@@ -29,7 +29,8 @@ FORMS = (
   "tfds:cycle_gan/monet2photo:testA), 'WORKDIR:a2b' or 'WORKDIR:b2a' for a "
   "run's generator, or an .npz file with mu and sigma"
 )
-DIRECTIONS = ('a2b', 'b2a')
+# Of translation: from which domain to which.
+DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
 
 Batches = Iterator[extractor.Batch]
 Records = folder.FolderRecords | tfds_source.TfdsRecords

@@ -9,25 +9,23 @@ images of the same part of domain b.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Shaped
 
 from vit22b_jax import fid
 from vit22b_jax.data import domains, splits
-from vit22b_jax.fid import distance
+from vit22b_jax.fid import cached, distance, sources
 
-DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
 _MEASURES = ('fid', 'kid', 'kid_stderr')
+_ROWS = 256  # images hashed at a time
 
 # {'image': [B, H, W, 3] in [0, 255], 'mask': [B]}
 Batches = Iterator[dict[str, Shaped[Array, 'B ...']]]
-
-
-def _unchecked() -> None:
-  pass
 
 
 def _settings(section: Any) -> fid.Settings:
@@ -62,7 +60,7 @@ class Quality:
     self._mesh = mesh
     self._batches = batches
     self._translated = translated
-    self._real: dict[int, tuple[domains.Pair, dict[str, fid.Statistics]]] = {}
+    self._known: dict[int, tuple[domains.Pair, dict[str, fid.Statistics]]] = {}
 
   @functools.cached_property
   def _extractor(self) -> fid.Extractor:
@@ -86,7 +84,7 @@ class Quality:
     self,
     variables: dict[str, Any],
     pair: domains.Pair,
-    check: Callable[[], None] = _unchecked,
+    check: Callable[[], None] = lambda: None,
   ) -> dict[str, float]:
     """Distances of what generators make.
 
@@ -97,10 +95,11 @@ class Quality:
 
     Returns:
       `fid kid` and, of both, `_a2b` and `_b2a`, with `kid_stderr_a2b` and
-      `kid_stderr_b2a`; means of the two directions without one's name.
+      `kid_stderr_b2a`; means of the two directions without one's name; `num_a
+      num_b`, the images of each domain that entered the distances.
     """
     real, values = self._real_statistics(pair, check), {}
-    for direction, (source, target) in DIRECTIONS.items():
+    for direction, (source, target) in sources.DIRECTIONS.items():
       made = self._statistics(
         {'image': self._translated(variables, batch['image'], direction)}
         | {'mask': batch['mask']}
@@ -110,23 +109,33 @@ class Quality:
     return self._with_means(values)
 
   def identity(
-    self, pair: domains.Pair, check: Callable[[], None] = _unchecked
+    self, pair: domains.Pair, check: Callable[[], None] = lambda: None
   ) -> dict[str, float]:
     """As `of`, for generators that change nothing."""
     real, values = self._real_statistics(pair, check), {}
-    for direction, (source, target) in DIRECTIONS.items():
+    for direction, (source, target) in sources.DIRECTIONS.items():
       values |= self._between(real[source], real[target], direction)
     return self._with_means(values)
 
   def _real_statistics(self, pair, check):
     """Of both domains; computed once, since they stay as they are."""
-    if id(pair) not in self._real:
+    if id(pair) not in self._known:
       found = {
-        domain: self._statistics(self._checked(getattr(pair, domain), check))
-        for domain in 'ab'
+        domain: self._real(getattr(pair, domain), check) for domain in 'ab'
       }
-      self._real[id(pair)] = pair, found  # holds the pair, so ids stay apart
-    return self._real[id(pair)][1]
+      self._known[id(pair)] = pair, found  # holds the pair, so ids stay apart
+    return self._known[id(pair)][1]
+
+  def _real(self, split, check):
+    """Of the images themselves, from the cache if they were met before."""
+    identity = _identity(split)
+    return cached.compute(
+      self._extractor,
+      f'{len(split)} images of the data set',
+      str(identity),
+      identity,
+      lambda: self._checked(split, check),
+    )
 
   def _checked(self, split, check):
     for batch in self._batches(split):
@@ -145,12 +154,27 @@ class Quality:
       kid_subsets=section.kid_subsets,
       kid_subset_size=section.kid_subset_size,
     )
-    return {f'{name}_{direction}': found[name] for name in _MEASURES}
+    values = {f'{name}_{direction}': found[name] for name in _MEASURES}
+    made_of, compared_with = sources.DIRECTIONS[direction]
+    counts = {f'num_{made_of}': found['num_a']}
+    return values | counts | {f'num_{compared_with}': found['num_b']}
 
   @staticmethod
   def _with_means(values):
     means = {
-      name: sum(values[f'{name}_{direction}'] for direction in DIRECTIONS) / 2
+      name: np.mean([values[f'{name}_{d}'] for d in sources.DIRECTIONS]).item()
       for name in ('fid', 'kid')
     }
     return means | values
+
+
+def _identity(split: splits.Split) -> str | None:
+  """A hash of all images; None where they would have to be decoded for it."""
+  if split.decodes:
+    return None
+  found = hashlib.sha256()
+  for start in range(0, len(split), _ROWS):
+    rows = np.arange(start, min(start + _ROWS, len(split)))
+    images = split.gather(rows)['image']
+    found.update(repr(images.shape).encode() + images.tobytes())
+  return found.hexdigest()

@@ -22,6 +22,8 @@ from flax.training import dynamic_scale
 from jaxtyping import Array, Float, UInt8
 
 from vit22b_jax import (
+  checkpoint,
+  console,
   diagnostics,
   errors,
   flops,
@@ -32,10 +34,10 @@ from vit22b_jax import (
 )
 from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.data import domains, facts, pipeline, splits, transforms
+from vit22b_jax.fid import sources
 from vit22b_jax.models import generators, patchgan, vit
 from vit22b_jax.tasks import base, cyclegan, gradients, pools, quality, updates
 
-DIRECTIONS = quality.DIRECTIONS
 # Columns and signals: the gradient norm of each network.
 _NORMS = tuple(f'grad_norm/{name}' for name in cyclegan.NETWORKS)
 
@@ -72,7 +74,8 @@ class Translation(base.Task):
 
   Args:
     config: the run's configuration.
-    mesh: where arrays live.
+    mesh: where arrays live; of its devices along `data`, as many are used as
+      can share a batch: one for CycleGAN's batch of 1.
     names: of domain a and of domain b.
     data: the splits to train and evaluate on; None to only translate.
 
@@ -91,7 +94,13 @@ class Translation(base.Task):
     names: list[str],
     data: domains.Domains | None = None,
   ):
-    super().__init__(config, mesh, names, data)
+    super().__init__(config, _sharing(mesh, config.batch_size), names, data)
+    if data is not None and self.mesh.size < mesh.size:
+      console.say(
+        f'{self.mesh.size} of {mesh.size} devices are used: no more can share '
+        f'batch_size={config.batch_size}.'
+      )
+    mesh = self.mesh
     # As many as Inception takes at once: it would pad smaller batches.
     self.eval_batch_size = config.eval.batch_size or config.fid.batch_size
     sharding.check_batch(self.eval_batch_size, mesh, 'eval.batch_size')
@@ -133,7 +142,7 @@ class Translation(base.Task):
         "loss.gan='lsgan' or discriminator.name='patchgan70'."
       )
     if config.init_from:
-      raise _from_scratch(config.init_from)
+      _check_start(config.init_from)
 
   @staticmethod
   def load_data(config: Any) -> domains.Domains:
@@ -298,8 +307,33 @@ class Translation(base.Task):
     return updates.pick(weights['params'], cyclegan.GENERATORS), 'params'
 
   def with_pretrained(self, state: State, path: str) -> State:
-    """Refuses: there are no weights to start from."""
-    raise _from_scratch(path)
+    """The state with all four networks of another translation.
+
+    Args:
+      state: a new one.
+      path: that run's workdir; its newest checkpoint counts.
+    """
+    weights = {'params': self.abstract_state.params}
+    names = jax.tree_util.tree_flatten_with_path(weights)[0]
+    here = {jax.tree_util.keystr(k): list(x.shape) for k, x in names}
+
+    def check(meta):
+      there = {k: v for k, v in meta['shapes'].items() if k in here}
+      if there != here:
+        raise errors.UserError(
+          f'init_from={path} has other networks than this configuration: it '
+          'needs the same model and discriminator and, unless model.resample '
+          "is 'space', data.image_size."
+        )
+
+    manager = checkpoint.Manager(path, scores={}, read_only=True)
+    try:
+      found = manager.restore(weights, check=check)
+    finally:
+      manager.close()
+    if found is None:
+      raise errors.UserError(f'init_from={path} has no checkpoint.')
+    return state.replace(params=found.state['params'])
 
   # --- Training ------------------------------------------------------------
 
@@ -471,28 +505,21 @@ class Translation(base.Task):
     `data.image_size`, a ResNet all whose height and width 4 divides.
     """
 
-    def apply(variables, images, direction):
-      return transforms.to_uint8(self._apply(variables, images, direction))
-
-    return self.in_mesh(
-      jax.jit(
-        apply,
-        static_argnums=2,
-        out_shardings=sharding.replicated(self.mesh),
-      )
+    rounded = jax.jit(
+      lambda images: jnp.round(images).astype(jnp.uint8),
+      out_shardings=sharding.replicated(self.mesh),
     )
 
-  def _apply(self, variables, images, direction):
-    name = 'gen_' + ''.join(DIRECTIONS[direction])
-    return self.networks.generator.apply(
-      {'params': variables[name]}, transforms.to_signed(images), train=False
-    )
+    def translate(variables, images, direction):
+      return rounded(self._translated(variables, images, direction))
+
+    return self.in_mesh(translate)
 
   def sample(self, state: State, run: workdir_lib.Workdir) -> None:
     """Writes samples/DIRECTION_STEP.png: real, translated and back again."""
     variables, _ = self.variables(vars(state))
     step = int(state.step)
-    for direction, (source, _) in DIRECTIONS.items():
+    for direction, (source, _) in sources.DIRECTIONS.items():
       real = self._sample_images[source]
       made = self.translate(variables, real, direction)
       back = self.translate(variables, made, direction[::-1])
@@ -533,10 +560,18 @@ class Translation(base.Task):
   def _translated(self):
     """As `translate`, but float32 in [0, 255], for `fid.quantise` to round."""
 
-    def apply(variables, images, direction):
-      return (self._apply(variables, images, direction) + 1) * 127.5
+    @jax.jit  # one program for both directions
+    def apply(params, images):
+      made = self.networks.generator.apply(
+        {'params': params}, transforms.to_signed(images), train=False
+      )
+      return (made + 1) * 127.5
 
-    return self.in_mesh(jax.jit(apply, static_argnums=2))
+    def translated(variables, images, direction):
+      name = 'gen_' + ''.join(sources.DIRECTIONS[direction])
+      return apply(variables[name], images)
+
+    return self.in_mesh(translated)
 
   @property
   def _last_part(self) -> tuple[str, domains.Pair]:
@@ -568,7 +603,7 @@ class Translation(base.Task):
       variables: the generators' parameters.
       direction: 'a2b' or 'b2a'.
     """
-    source, _ = DIRECTIONS[direction]
+    source, _ = sources.DIRECTIONS[direction]
     for batch in self._batches(getattr(self._last_part[1], source)):
       images = self._translated(variables, batch['image'], direction)
       yield {'image': images, 'mask': batch['mask']}
@@ -578,7 +613,11 @@ class Translation(base.Task):
   ) -> dict[str, float]:
     """`fid kid` of the val part, by direction and in the mean."""
     values = self._quality.of(variables, self.data.val, check)
-    return {k: v for k, v in values.items() if 'stderr' not in k}
+    return {
+      k: v
+      for k, v in values.items()
+      if k.startswith(('fid', 'kid')) and 'stderr' not in k
+    }
 
   def final(
     self,
@@ -594,10 +633,10 @@ class Translation(base.Task):
       check: called between batches; may raise to leave the evaluation.
 
     Returns:
-      `split num_a num_b`; distances as `quality.Quality.of` gives them; the
-      same for generators that change nothing (`identity_...`) and for those
-      that the run started from (`untrained_...`); and what the distances are
-      to be reported with.
+      `split`; distances and `num_a num_b` as `quality.Quality.of` gives them;
+      distances of generators that change nothing (`identity_...`) and of those
+      that the seed draws (`untrained_...`); and what the distances are to be
+      reported with.
     """
     del run
     name, pair = self._last_part
@@ -606,12 +645,13 @@ class Translation(base.Task):
       'identity': self._quality.identity(pair, check),
       'untrained': self._quality.of(untrained, pair, check),
     }
+    found = self._quality.of(variables, pair, check)
+    counts = {key: found.pop(key) for key in ('num_a', 'num_b')}
     return {
       'split': name,
-      'num_a': len(pair.a),
-      'num_b': len(pair.b),
-      **self._quality.of(variables, pair, check),
-      **{f'{k}_{n}': v for k, x in anchors.items() for n, v in x.items()},
+      **counts,
+      **found,
+      **{f'{k}_{n}': x[n] for k, x in anchors.items() for n in found},
       **self._quality.facts,
     }
 
@@ -625,7 +665,7 @@ class Translation(base.Task):
       f'{result["tap"]}, {result["resize"]}, {result["quantise"]}'
       f'{calibrated}):'
     ]
-    for direction in DIRECTIONS:
+    for direction in sources.DIRECTIONS:
       fid, identity, untrained = (
         result[f'{prefix}fid_{direction}']
         for prefix in ('', 'identity_', 'untrained_')
@@ -638,11 +678,30 @@ class Translation(base.Task):
     return '\n'.join(lines)
 
 
-def _from_scratch(path: str) -> errors.UserError:
-  return errors.UserError(
-    f'init_from={path}: a translation starts from scratch; to continue a run, '
-    'give its --workdir.'
-  )
+def _check_start(path: str) -> None:
+  """Raises UserError for what no translation can start from."""
+  there = workdir_lib.read_json(path, workdir_lib.CONFIG) or {}
+  if there.get('task') != 'translation':
+    raise errors.UserError(
+      f'init_from={path}: expected the workdir of another translation, whose '
+      'networks to start from. (To continue a run, give its --workdir.)'
+    )
+
+
+def _sharing(mesh: jax.sharding.Mesh, batch_size: int) -> jax.sharding.Mesh:
+  """The mesh, or the part of it whose devices can share a batch evenly.
+
+  Several processes have to take part with all their devices.
+  """
+  data, fsdp = mesh.shape[sharding.DATA], mesh.shape[sharding.FSDP]
+  if jax.process_count() > 1 or batch_size % fsdp:
+    return mesh
+  images = batch_size // fsdp
+  part = max(n for n in range(1, data + 1) if images % n == 0)
+  if part == data:
+    return mesh
+  devices = mesh.devices[:part]  # `data` is the first axis
+  return jax.sharding.Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def _init_keys(seed: int) -> dict[str, jax.Array]:
