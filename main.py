@@ -13,7 +13,8 @@ python main.py --mode=fid --config=configs/fid.py --config.a=A --config.b=B
 Exit codes: 0 done; 2 a mistake in the input, with one message that says how to
 mend it; 3 training stopped (a loss that isn't finite, or an explosion under
 diagnostics.on_explosion=halt); 130 SIGINT and 143 SIGTERM, with everything
-saved, so that the same command resumes.
+saved, so that the same command resumes; 4 one of several processes was lost:
+the same command in every process resumes (experiments/scaling/README.md).
 """
 
 import os
@@ -61,6 +62,19 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     'translate: from domain a to b, or from b to a.',
     flag_values=values,
   )
+  flags.DEFINE_string(
+    'coordinator',
+    None,
+    'Several processes that train as one: HOST:PORT of process 0. TPU pod '
+    'slices, SLURM and Open MPI need no flag.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'num_processes', None, 'How many processes.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'process_id', None, 'Which one this is, from 0 on.', flag_values=values
+  )
 
 
 def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
@@ -70,18 +84,28 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
   try:
     return configuration.parse_flags(argv, values)
   except errors.UserError as error:
-    sys.exit(_complain(error))
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
 
 
 def run(values: flags.FlagValues) -> int:
   """Does what the flags say; the exit code."""
-  from vit22b_jax import command  # jax starts here
+  # jax starts here
+  from vit22b_jax import command, console, distributed, links
 
   name = None
   if values.config is not None:
     name = pathlib.Path(values['config'].config_filename).stem
   try:
-    return command.run(
+    job = distributed.find(
+      values.coordinator,
+      values.num_processes,
+      values.process_id,
+      mode=values.mode,
+    )
+    distributed.start(job)
+    console.hush_others()
+    code = command.run(
       values.mode,
       config=values.config,
       workdir=values.workdir or (name and os.path.join('runs', name)),
@@ -90,15 +114,14 @@ def run(values: flags.FlagValues) -> int:
       direction=values.direction,
     )
   except errors.UserError as error:
-    return _complain(error)
+    links.complain(f'error: {error}', code := 2)
   except errors.TrainingStopped as error:
-    print(f'stopped: {error}', file=sys.stderr)
-    return 3
-
-
-def _complain(error: errors.UserError) -> int:
-  print(f'error: {error}', file=sys.stderr)
-  return 2
+    links.complain(f'stopped: {error}', code := 3)
+  except Exception as error:
+    links.give_up(error)
+    raise
+  links.finish(code)
+  return code
 
 
 def main(argv: list[str]) -> int:

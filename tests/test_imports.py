@@ -16,10 +16,11 @@ PACKAGE = 'vit22b_jax'
 
 # From the bottom up; modules of one row may know each other.
 ROOMS = [
-  {'errors', 'durations', 'host'},
+  {'errors', 'durations'},
   {'models', 'data', 'optim', 'losses', 'losses_gan', 'metrics', 'blockiness'}
   | {'flops', 'diagnostics'}
-  | {'report', 'weights', 'workdir', 'preemption', 'console'},
+  | {'report', 'weights', 'workdir', 'preemption', 'console', 'host'}
+  | {'distributed', 'links'},
   {'configuration', 'sharding', 'checkpoint'},
   {'fid', 'samples'},
   {'tasks'},

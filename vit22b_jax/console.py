@@ -69,6 +69,12 @@ def show_log() -> None:
   handler.addFilter(_wanted)
 
 
+def hush_others() -> None:
+  """Of several processes that have met, all but the first log errors alone."""
+  if jax.distributed.is_initialized() and jax.process_index() > 0:
+    logging.get_absl_handler().setLevel(python_logging.ERROR)
+
+
 def parameter_table(params: Mapping[str, Any]) -> str:
   """A row for each array; of the blocks, which are alike, one stands for all.
 

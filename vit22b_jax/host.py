@@ -2,9 +2,10 @@
 
 import ctypes
 import os
-import pathlib
 import sys
 import time
+
+from vit22b_jax.data import cache
 
 # When the process began, or at least this package in it.
 STARTED = time.monotonic()
@@ -16,12 +17,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 def prepare() -> None:
   """Sets what jax reads or uses from its start on; call it before importing it.
 
-  Compiled programs are cached on disk, in VIT22B_JAX_CACHE or
-  ~/.cache/vit22b_jax, so that the second start of a run doesn't compile again;
-  jax's own variables have the last word.
+  Compiled programs are cached on disk, in the same folder as decoded images
+  (`data.cache`), so that the second start of a run doesn't compile again; jax's
+  own variables have the last word.
   """
-  cache = os.environ.get('VIT22B_JAX_CACHE') or '~/.cache/vit22b_jax'
-  folder = pathlib.Path(cache).expanduser() / 'compiled'
+  folder = cache.root() / 'compiled'
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
   keep_freed_memory()
 

@@ -29,14 +29,21 @@ class Watcher:
   """Hears SIGTERM and SIGINT while it is open.
 
   Attributes:
-    started: set it once there is something to save; before that a signal ends
-      the process at once.
+    started: whether there is something to save; while there isn't a signal
+      ends the process at once.
+    why: what is said then.
     signal: the signal that arrived, or None.
+    agreed: the signal that several processes have agreed to stop for.
+    exit: ends the process at once, with a code.
   """
+
+  exit = staticmethod(os._exit)
 
   def __init__(self):
     self.started = False
+    self.why = 'there was nothing to save yet'
     self.signal: signal.Signals | None = None
+    self.agreed: signal.Signals | None = None
 
   def __enter__(self) -> 'Watcher':
     self._read, self._write = os.pipe()
@@ -59,7 +66,8 @@ class Watcher:
   @property
   def exit_code(self) -> int:
     """128 + the signal's number, as shells count: 143 SIGTERM, 130 SIGINT."""
-    return 128 + self.signal if self.signal else 0
+    found = self.agreed or self.signal
+    return 128 + found if found else 0
 
   def check(self) -> None:
     """Raises Interrupted once a signal has arrived."""
@@ -76,8 +84,8 @@ class Watcher:
         continue
       self.signal = signal.Signals(number)
       if not self.started:
-        _tell(f'Stopped by {self.signal.name}: there was nothing to save yet.')
-        os._exit(self.exit_code)
+        _tell(f'Stopped by {self.signal.name}: {self.why}.')
+        self.exit(self.exit_code)
       _tell(f'{self.signal.name}: saving everything, then stopping.')
 
 

@@ -14,12 +14,14 @@ checkpoint n holds the state after it.
 import contextlib
 import dataclasses
 import math
+import signal
 import sys
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from vit22b_jax import (
@@ -27,9 +29,11 @@ from vit22b_jax import (
   configuration,
   console,
   diagnostics,
+  distributed,
   errors,
   evaluate,
   host,
+  links,
   preemption,
   records,
   report,
@@ -39,6 +43,8 @@ from vit22b_jax import (
   workdir as workdir_lib,
 )
 from vit22b_jax.tasks import base
+
+_SAVE = 1  # a process's vote for a save; those to stop are signals' numbers
 
 
 def compare(
@@ -80,6 +86,7 @@ def open_workdir(
     tensorboard=config.log.tensorboard,
     writer=jax.process_index() == 0,
   )
+  distributed.check_shared(run.path, lambda name: run.write_bytes(name, b''))
   old = workdir_lib.read_text(path, workdir_lib.CONFIG)
   if old is None or not (run.path / workdir_lib.DIAGNOSTICS).exists():
     return run, []
@@ -118,6 +125,12 @@ class Loop:
     self._save_every = task.steps(self.config.checkpoint.every)
     self._eval_every = task.steps(self.config.eval.every)
     self._pending = None
+    self._votes = None
+    if jax.process_count() > 1:
+      self._votes = distributed.Votes(task.mesh)
+    self._agreed = 0  # the largest vote of the step that was read last
+    self._saved_step = 0
+    self._batches_checked = 0  # of evaluations
     self._bar: console.Progress
 
   # --- Start ---------------------------------------------------------------
@@ -135,7 +148,8 @@ class Loop:
     if found:
       self.recorder.interval = records.Interval(**found.meta['progress'])
       self.run.truncate(found.step)
-      self.scores.update(evaluate.scores(task, self.run.path))
+      known = evaluate.scores(task, self.run.path)
+      self.scores.update(distributed.share([*known.items()]))
       console.say(
         f'Resuming from checkpoint {found.step} of {task.total_steps} steps in '
         f'{self.run.path}.'
@@ -170,6 +184,8 @@ class Loop:
         position = self.data.get_state()
         batch = next(self.data)
         state, scalars = self.task.train_step(state, batch)
+        if self._votes:
+          scalars = self._votes.cast(scalars, self._vote())
         step += 1
         self._record(state)
         self._pending = (step, scalars, batch, position)
@@ -180,7 +196,6 @@ class Loop:
     """What is due after a step: log row, evaluation, checkpoint, stop."""
     evaluate_now = self._due(step, self._eval_every, total)
     log_now = self._due(step, self._log_every, total)
-    save_now = self._due(step, self._save_every, total) or self._minutes_up()
     if not self.watcher.started:
       self._record(state)  # waits for the first step
       self.watcher.started = True
@@ -190,7 +205,9 @@ class Loop:
       # Speeds leave the compilation out.
       self.recorder.start_clock(self.data.seconds_waited)
       self._bar.start_clock()
-    if log_now or evaluate_now or save_now or self.watcher.signal:
+    asked = self._asked()
+    save_now = self._due(step, self._save_every, total) or asked > 0
+    if log_now or evaluate_now or save_now:
       self._record(state)
     if log_now:
       text = self.recorder.log(step, self.data.seconds_waited)
@@ -200,10 +217,10 @@ class Loop:
       self._record(state)
       with self._left_out():
         self.task.sample(state, self.run)
-    if self.watcher.signal:
+    if asked > _SAVE:
       self._save(state, step)
       self._finish_saving()
-      raise preemption.Interrupted(self.watcher.signal.name)
+      self._interrupt(asked)
     improved = evaluate_now and self._evaluate_once(state, step)
     if save_now or improved or self._out_of_patience():
       self._save(state, step)
@@ -219,9 +236,36 @@ class Loop:
     yield
     self.recorder.leave_out(time.monotonic() - start)
 
-  def _minutes_up(self) -> bool:
+  def _vote(self) -> int:
+    """What this process wants: nothing (0), _SAVE, or a signal to stop."""
+    if self.watcher.signal:
+      return int(self.watcher.signal)
     minutes = self.config.checkpoint.minutes
-    return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+    up = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+    return _SAVE if up else 0
+
+  def _asked(self) -> int:
+    """The same, as several processes have agreed on it."""
+    return self._agreed if self._votes else self._vote()
+
+  def _interrupt(self, number: int) -> None:
+    """Leaves the loop for a signal that one process heard, in all of them."""
+    self.watcher.agreed = signal.Signals(number)
+    links.expect(self.watcher.exit_code)
+    raise preemption.Interrupted(self.watcher.agreed.name)
+
+  def check(self) -> None:
+    """Leaves an evaluation, between two batches, if any process heard a signal.
+
+    While the first batch compiles, for which everything has been saved, a
+    signal ends the process at once.
+    """
+    number = max(distributed.gather(int(self.watcher.signal or 0)))
+    if number:
+      self._interrupt(number)
+    self._batches_checked += 1
+    self.watcher.why = 'everything was saved, and the same command resumes'
+    self.watcher.started = self._batches_checked > 1
 
   def _out_of_patience(self) -> bool:
     patience = self.config.eval.early_stop
@@ -236,6 +280,11 @@ class Loop:
       return
     step, scalars, batch, position = self._pending
     self._pending = None
+    if self._votes:
+      *scalars, vote = np.asarray(scalars)
+      # What was cast before a save doesn't ask for another.
+      late = vote == _SAVE and step <= self._saved_step
+      self._agreed = 0 if late else int(vote)
     row = self.recorder.step(step, scalars)
     if row['verdict/stopped']:
       self._stop(state, step, row, batch, position)
@@ -272,14 +321,22 @@ class Loop:
     """Validates, unless this step has been; whether it is the best so far."""
     if step in self.scores:
       return False
+    if not self._batches_checked:  # compiling comes next, see `check`
+      self._save(state, step)
+      self._finish_saving()
+    started = self.watcher.started
     with self._left_out():
       try:
         variables, _ = self.task.variables(vars(state))
-        found = self.task.validate(variables, self.watcher.check)
-      except (preemption.Interrupted, errors.UserError):
+        found = self.task.validate(variables, self.check)
+      except (preemption.Interrupted, errors.UserError) as error:
+        if isinstance(error, errors.UserError) and self._votes:
+          raise  # others may not have met it, and couldn't save
         self._save(state, step)
         self._finish_saving()
         raise
+      finally:
+        self.watcher.started = started
     values = {f'val/{name}': value for name, value in found.items()}
     epoch = step / self.task.steps_per_epoch
     self.run.metrics(step, {'epoch': epoch, **values})
@@ -307,6 +364,9 @@ class Loop:
         },
       )
     self._saved_at = time.monotonic()
+    self._saved_step = step
+    if self._agreed == _SAVE:
+      self._agreed = 0
 
   def _finish_saving(self) -> None:
     self.manager.wait()
@@ -329,6 +389,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     TrainingStopped: a loss wasn't finite, or exploded under 'halt'.
   """
   with preemption.Watcher() as watcher:
+    _check_alike(config)
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
@@ -362,16 +423,40 @@ def _train_and_evaluate(loop: Loop) -> None:
     loop.fit(state)
     loop.manager.wait()
     console.say('Evaluating on the test part.')
-    result = evaluate.finish(task, loop.manager, loop.run, loop.watcher.check)
+    result = evaluate.finish(task, loop.manager, loop.run, loop.check)
   except preemption.Interrupted as reason:
     console.say(
       f'Stopped by {reason}; everything is saved: the same command resumes.'
     )
     return
+  except errors.TrainingStopped:
+    raise  # all processes have met it, at the same step
+  except errors.UserError as error:
+    if jax.process_count() > 1:  # what unwinding may wait for has left
+      links.complain(f'error: {error}', 2)
+    raise
+  except Exception as error:
+    links.give_up(error)
+    raise
   console.say(f'\n{task.summary(result)}')
   console.say(
     f'Trained for {console.duration(loop.recorder.interval.seconds)}.'
   )
+
+
+def _check_alike(config: Any) -> None:
+  """Raises UserError where this process has another config than the first."""
+  first = distributed.share(configuration.to_json(config))
+  here, theirs = (
+    configuration.flatten(c) for c in (config, configuration.from_json(first))
+  )
+  rows = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]
+  if rows:
+    raise errors.UserError(
+      f'Process {jax.process_index()} was started with another configuration '
+      f'than process 0: {", ".join(rows)} differ. Give every process the same '
+      'command, but for --process_id.'
+    )
 
 
 def _check_names(

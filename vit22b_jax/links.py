@@ -1,0 +1,387 @@
+"""Connections between a job's processes, so that none waits for a dead one.
+
+    links.open_all(host, share)       # in every process
+    links.finish(code)                # the last word of each
+    links.give_up(error)              # a collective failed: why?
+
+A process that waits in a collective for one that was killed waits for minutes,
+or for ever, and jax's own heartbeat ends it with a core dump. So every process
+keeps a TCP connection to the first, which tells the others. The kernel closes
+the connections of a process that dies, and a machine that is gone falls silent;
+whoever hears of either says so and ends with exit code LOST.
+
+Leaving is announced with its exit code. Codes that all processes meet together
+are nobody's loss; an error in one process alone ends the others, after the
+seconds they have to meet the same error.
+"""
+
+import json
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+LOST = 4  # exit code: another process was lost
+SILENCE = 30.0  # seconds after which a process that says nothing is lost
+_BEAT = 5.0
+_GRACE = 10.0  # seconds in which processes end that meet the same end
+_SIGNALS = (130, 143)
+_TOGETHER = (0, 3)  # done, or stopped by what the training itself met
+_RESUME = (
+  'Checkpoints are whole, and the same command (in every process) resumes '
+  'from the newest.'
+)
+
+_links: '_Links | None' = None  # one to a process, as jax.distributed is
+
+
+def connect(host: str, port: int, seconds: float) -> socket.socket:
+  """A connection to a port that may not be open yet.
+
+  Raises:
+    OSError: it wasn't within those seconds.
+  """
+  end = time.monotonic() + seconds
+  while True:
+    try:
+      return socket.create_connection((host, port), timeout=min(seconds, 10))
+    except OSError:
+      if time.monotonic() > end:
+        raise
+      time.sleep(0.2)
+
+
+def open_all(host: str | None, share: Callable[[Any], Any]) -> None:
+  """Connects every process with the first.
+
+  Args:
+    host: where the first process is, if that is known.
+    share: gives every process the value of the first.
+  """
+  global _links
+  place, server = None, None
+  if jax.process_index() == 0:
+    server = socket.create_server(('', 0), backlog=jax.process_count())
+    place = [
+      host or _own_address(),
+      server.getsockname()[1],
+      secrets.token_hex(8),
+    ]
+  host, port, token = share(place)
+  if server:
+    _links = _First(server, token)
+  else:
+    _links = _Other(connect(host, port, SILENCE), token)
+  threading.Thread(target=_links.listen, daemon=True).start()
+
+
+def _own_address() -> str:
+  """This machine's address in its network; nothing is sent."""
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    try:
+      probe.connect(('10.255.255.255', 1))
+      return probe.getsockname()[0]
+    except OSError:
+      return '127.0.0.1'
+
+
+def expect(code: int) -> None:
+  """Says that all processes have agreed to end with this code."""
+  if _links:
+    _links.expected = code
+
+
+def complain(text: str, code: int) -> None:
+  """Prints the error that this process ends with.
+
+  Of several processes that all end with it, the first prints it alone. One of
+  several ends here, without unwinding what may wait for the others.
+  """
+  if not _links:
+    print(text, file=sys.stderr)
+    return
+  sys.stdout.flush()
+  if not _links.me:
+    print(text, file=sys.stderr, flush=True)
+    _links.leave(code, text)
+  elif not _links.leave(code, text):
+    print(f'process {_links.me}: {text}', file=sys.stderr, flush=True)
+  os._exit(code)
+
+
+def finish(code: int) -> None:
+  """The end of a process whose others end with the same code."""
+  if not _links:
+    return
+  _links.leave(code, '')
+  if code == 0:
+    jax.distributed.shutdown()
+    return
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def exit_now(code: int) -> None:
+  """Ends the whole job: a signal came while there was nothing to save."""
+  if _links:
+    _links.leave(code, '')
+  os._exit(code)
+
+
+def give_up(error: Exception) -> None:
+  """Ends one process of several, in which something failed.
+
+  When another process is lost, `listen` hears of it and says so; else the error
+  is this process's own. Nothing is unwound: threads may wait for the others.
+  """
+  if not _links:
+    return
+  lost = _looks_lost(error)
+  if not lost:
+    traceback.print_exception(error)
+    complain(f'error: {type(error).__name__}', 1)
+  _links.ended.wait(3 * _BEAT)
+  _links.stop(
+    LOST,
+    f'Process {_links.me} lost the others: {str(error).strip()[:500]}. '
+    f'{_RESUME}',
+  )
+
+
+def _looks_lost(error: Exception) -> bool:
+  text = str(error).lower()
+  signs = ('gloo', 'nccl', 'connection', 'unavailable', 'deadline', 'barrier')
+  return any(sign in text for sign in signs)
+
+
+class _Peer:
+  """What is known of the process at the other end of a connection."""
+
+  def __init__(self, connection: socket.socket):
+    connection.settimeout(_BEAT)
+    self.connection = connection
+    self.index: int | None = None
+    self.heard = time.monotonic()
+    self.buffer = b''
+    self.left: tuple[int, str] | None = None
+    self._lock = threading.Lock()
+
+  def send(self, **message: Any) -> None:
+    """A line of JSON; what can't be sent shows when nothing is heard."""
+    try:
+      with self._lock:
+        self.connection.sendall(json.dumps(message).encode() + b'\n')
+    except OSError:
+      return
+
+  def read(self) -> list[dict[str, Any]] | None:
+    """The messages that have come; None at the end of the connection."""
+    try:
+      data = self.connection.recv(1 << 16)
+    except OSError:
+      return None
+    if not data:
+      return None
+    self.heard = time.monotonic()
+    *lines, self.buffer = (self.buffer + data).split(b'\n')
+    return [json.loads(line) for line in lines]
+
+
+class _Links:
+  """Both ends of the connections.
+
+  Attributes:
+    me: this process.
+    expected: the exit code that all have agreed on.
+    ended: set once this process is ending.
+  """
+
+  def __init__(self, me: int, token: str):
+    self.me = me
+    self.expected: int | None = None
+    self.ended = threading.Event()
+    self._token = token
+    self._leaving: tuple[int, str] | None = None
+    self._lock = threading.Lock()
+    self._selector = selectors.DefaultSelector()
+    self._peers: dict[int, _Peer] = {}
+
+  def listen(self) -> None:
+    """Hears the others until the process ends; runs on a thread of its own."""
+    next_beat = 0.0
+    while True:
+      for key, _ in self._selector.select(timeout=1.0):
+        self._ready(key)
+      now = time.monotonic()
+      if now >= next_beat:
+        next_beat = now + _BEAT
+        for peer in list(self._peers.values()):
+          peer.send()
+      for index, peer in list(self._peers.items()):
+        if not peer.left and now - peer.heard > SILENCE:
+          self._lost(index, f'said nothing for {SILENCE:.0f} s')
+
+  def _ready(self, key: selectors.SelectorKey) -> None:
+    self._hear(key.data)
+
+  def _hear(self, peer: _Peer) -> None:
+    messages = peer.read()
+    if messages is None:
+      self._selector.unregister(peer.connection)
+      if peer.index is not None and not peer.left:
+        self._lost(peer.index, 'was killed, or its machine is gone')
+      return
+    for message in messages:
+      self._handle(peer, message)
+
+  def _handle(self, peer: _Peer, message: dict[str, Any]) -> None:
+    raise NotImplementedError
+
+  def _has_left(self, index: int, code: int) -> None:
+    """A process ended by its own will: is that the end of all?"""
+    if code in _TOGETHER or code == self.expected or self._leaving:
+      return
+    threading.Thread(
+      target=self._follow, args=(index, code), daemon=True
+    ).start()
+
+  def _follow(self, index: int, code: int) -> None:
+    if self.ended.wait(0 if code in _SIGNALS else _GRACE):
+      return
+    if self.expected == code:
+      return
+    if code in _SIGNALS:
+      what = 'SIGINT' if code == 130 else 'SIGTERM'
+      self.stop(code, f'Stopped by {what}, which process {index} heard.', '')
+    self.stop(
+      LOST,
+      f'Process {index} ended with an error (exit code {code}), which its own '
+      f'output tells of; process {self.me} stops. {_RESUME}',
+    )
+
+  def _lost(self, index: int, why: str) -> None:
+    if self._leaving:
+      return
+    self._tell_lost(index, why)
+    self.stop(
+      LOST, f'Process {index} {why}; process {self.me} stops. {_RESUME}'
+    )
+
+  def _tell_lost(self, index: int, why: str) -> None:
+    pass
+
+  def stop(self, code: int, text: str, kind: str = 'error: ') -> None:
+    """Prints why and ends the process, whatever its threads wait for."""
+    with self._lock:  # once
+      self.ended.set()
+      sys.stdout.flush()
+      print(f'\n{kind}{text}', file=sys.stderr, flush=True)
+      for peer in list(self._peers.values()):
+        peer.send(left=code, index=self.me, text=text)
+      if not self.me:  # jax ends the others badly when the first is gone
+        time.sleep(1)
+      os._exit(code)
+
+  def leave(self, code: int, text: str) -> bool:
+    """Tells the others that this process ends; waits for them a little.
+
+    Args:
+      code: the exit code.
+      text: the error that it ends with, if any.
+
+    Returns:
+      Whether the first process ends with the same error, and has printed it.
+    """
+    if self._leaving is None:
+      self._leaving = code, text
+      self.ended.set()
+      for peer in list(self._peers.values()):
+        peer.send(left=code, index=self.me, text=text)
+    if code == 0:
+      return False
+    return self._wait_for_others(text)
+
+  def _wait_for_others(self, text: str) -> bool:
+    raise NotImplementedError
+
+
+class _First(_Links):
+  """The first process, to which all others connect."""
+
+  def __init__(self, server: socket.socket, token: str):
+    super().__init__(0, token)
+    self._count = jax.process_count() - 1
+    self._selector.register(server, selectors.EVENT_READ, None)
+
+  def _ready(self, key: selectors.SelectorKey) -> None:
+    if key.data is not None:
+      self._hear(key.data)
+      return
+    peer = _Peer(key.fileobj.accept()[0])
+    self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+
+  def _handle(self, peer: _Peer, message: dict[str, Any]) -> None:
+    if peer.index is None:
+      if message.get('token') == self._token:
+        peer.index = message['index']
+        self._peers[peer.index] = peer
+        if self._leaving:
+          code, text = self._leaving
+          peer.send(left=code, index=0, text=text)
+      return
+    if 'left' in message:
+      peer.left = message['left'], message['text']
+      for index, other in list(self._peers.items()):
+        if index != peer.index:
+          other.send(**message)
+      self._has_left(peer.index, message['left'])
+
+  def _tell_lost(self, index: int, why: str) -> None:
+    for peer in list(self._peers.values()):
+      peer.send(lost=index, why=why)
+
+  def _wait_for_others(self, text: str) -> bool:
+    """jax ends the others badly when the first process is gone."""
+    end = time.monotonic() + _GRACE + 2
+    while time.monotonic() < end:
+      if sum(p.left is not None for p in self._peers.values()) >= self._count:
+        break
+      time.sleep(0.05)
+    time.sleep(0.2)
+    return False
+
+
+class _Other(_Links):
+  """Any other process, connected to the first."""
+
+  def __init__(self, connection: socket.socket, token: str):
+    super().__init__(jax.process_index(), token)
+    first = _Peer(connection)
+    first.index = 0
+    self._peers[0] = first
+    self._selector.register(connection, selectors.EVENT_READ, first)
+    first.send(token=token, index=self.me)
+
+  def _handle(self, peer: _Peer, message: dict[str, Any]) -> None:
+    if 'lost' in message:
+      self._lost(message['lost'], message['why'])
+    elif 'left' in message:
+      if message['index'] == 0:
+        peer.left = message['left'], message['text']
+      self._has_left(message['index'], message['left'])
+
+  def _wait_for_others(self, text: str) -> bool:
+    """Until the first process has said what it ends with."""
+    end = time.monotonic() + _GRACE / 2
+    while text and self._peers[0].left is None and time.monotonic() < end:
+      time.sleep(0.05)
+    return self._peers[0].left is not None and self._peers[0].left[1] == text
