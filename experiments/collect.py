@@ -2,17 +2,20 @@
 
     python -m experiments.collect runs/NAME experiments/NAME
 
-Copies what the run wrote, without its checkpoints, and draws the plots.
+Copies what the run wrote, without its checkpoints, and draws the plots. Where
+this machine keeps its data sets (`data.dir`) is no part of a result: config.json
+then means the place that its reader has.
 """
 
+import json
 import pathlib
 import shutil
 import sys
 
 from vit22b_jax import report
 
+CONFIG = 'config.json'
 FILES = (
-  'config.json',
   'versions.json',
   'classes.json',
   'eval.json',
@@ -35,6 +38,11 @@ def collect(workdir: pathlib.Path, folder: pathlib.Path) -> None:
   for name in FILES:
     if (workdir / name).exists():
       shutil.copyfile(workdir / name, folder / name)
+  config = json.loads((workdir / CONFIG).read_text())
+  config['data']['dir'] = ''
+  (folder / CONFIG).write_text(
+    json.dumps(config, indent=2, sort_keys=True) + '\n'
+  )
   report.plots(workdir, folder)
 
 

@@ -1,5 +1,6 @@
 """The README's numbers come from the files under experiments/."""
 
+import json
 import pathlib
 import shutil
 
@@ -28,7 +29,14 @@ def test_translations_come_with_a_table_and_their_samples(
   shutil.copytree(digits, tmp_path / 'experiments' / 'digits')
   run = report_fixtures.make_translation(tmp_path / 'run', steps=200, every=100)
   folder = tmp_path / 'experiments' / 'fruit'
+  _set_data_dir(run / 'config.json', '/home/me/tfds')
   collect.collect(run, folder)
+  before, after = (
+    json.loads((path / 'config.json').read_text()) for path in (run, folder)
+  )
+  assert after['data'].pop('dir') == ''
+  before['data'].pop('dir')
+  assert after == before
   assert not (folder / 'samples').exists()
   monkeypatch.setattr(results, 'ROOT', tmp_path)
   section = results.section()
@@ -37,3 +45,14 @@ def test_translations_come_with_a_table_and_their_samples(
   assert '](experiments/fruit/samples.png)' in section
   assert (folder / 'samples.png').exists()
   assert section.index('| digits | digits |') < section.index('| fruit |')
+
+
+def _set_data_dir(path, folder):
+  config = json.loads(path.read_text())
+  config['data']['dir'] = folder
+  path.write_text(json.dumps(config))
+
+
+def test_kept_configs_name_no_folder_of_a_machine():
+  for path in (results.ROOT / 'experiments').rglob('config.json'):
+    assert json.loads(path.read_text())['data']['dir'] == '', path

@@ -3,6 +3,7 @@
 The generator inverts colours: which image became which can be seen.
 """
 
+import json
 import types
 
 import numpy as np
@@ -115,6 +116,35 @@ def test_results_within_the_input_folder_are_not_translated_again(tmp_path):
       Task('resnet'), {}, tmp_path, 'a2b', tmp_path / 'translated'
     )
     assert done.files == ['x.png']
+
+
+def test_a_folder_holds_what_the_last_call_made(tmp_path):
+  source, target = tmp_path / 'in', tmp_path / 'out'
+  for name in ('a.png', 'b/c.png', 'd.png'):
+    save(source / name, (16, 16))
+  translate.run(Task('resnet'), {}, source, 'a2b', target)
+  save(target / 'mine.png', (8, 8))
+  save(tmp_path / 'other.png', (8, 8))
+  names = json.loads((target / 'files.json').read_text())
+  assert names == ['a.png', 'b/c.png', 'd.png']
+  outside = [*names, '../other.png', str(tmp_path / 'other.png')]
+  (target / 'files.json').write_text(json.dumps(outside))
+  (source / 'a.png').unlink()
+  (source / 'd.png').write_bytes(b'no image any more')
+  save(source / 'e.png', (16, 16))
+  done = translate.run(Task('resnet'), {}, source, 'a2b', target)
+  assert done.files == ['b/c.png', 'e.png']
+  there = {str(p.relative_to(target)) for p in target.rglob('*.png')}
+  assert there == {*done.files, 'mine.png'}  # what others put there stays
+  text = done.page.read_text()
+  assert 'e.png before' in text and 'a.png' not in text
+  assert (tmp_path / 'other.png').exists()
+  # A call that finds nothing leaves everything.
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(errors.UserError, match='no readable image'):
+    translate.run(Task('resnet'), {}, tmp_path / 'empty', 'a2b', target)
+  assert opened(target / 'e.png').shape == (16, 16, 3)
+  assert done.page.read_text() == text
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):

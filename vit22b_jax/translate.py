@@ -11,6 +11,7 @@ that divides as it must; what one made is brought to the size of the original.
 import base64
 import dataclasses
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from vit22b_jax.models import generators, vit
 from vit22b_jax.tasks import translation
 
 PAGE = 'index.html'
+FILES = 'files.json'  # names of the PNGs that a call has made
 _PAGE_PAIRS = 200  # on the page; all are in the folder
 _PAGE_PIXELS = 256  # longest side there
 
@@ -66,6 +68,9 @@ def run(
 ) -> Done:
   """Translates every readable image below a folder.
 
+  The PNGs that an earlier call made there are deleted, unless made anew: what
+  is in the folder is what the page shows.
+
   Args:
     task: the run's task; needs no data.
     variables: the generators' parameters.
@@ -93,6 +98,9 @@ def run(
   names = _output_names(source, target)
   unreadable: list[str] = []
   pairs, files = {}, {}
+  earlier = _earlier(target)
+  if names:  # said before they are made: a call may be cut off
+    _write_names(target, earlier | set(names.values()))
   found = _read(source, names, unreadable)
   for name, before, after in _translated(task, variables, found, direction):
     files[name] = names[name]
@@ -108,9 +116,30 @@ def run(
   shown = [pairs[name] for name in names if name in pairs]
   page = _page(task.names, direction, shown, len(files), unreadable)
   _write(target / PAGE, page.encode())
+  for name in earlier - set(files.values()):
+    (target / name).unlink(missing_ok=True)
+  _write_names(target, set(files.values()))
   return Done(
     [files[name] for name in names if name in files], unreadable, target / PAGE
   )
+
+
+def _earlier(target: epath.Path) -> set[str]:
+  """Names of the PNGs that earlier calls made, none outside of the folder."""
+  try:
+    names = json.loads((target / FILES).read_text())
+  except (OSError, ValueError):
+    return set()
+  return {n for n in names if n.endswith('.png') and _is_inside(n)}
+
+
+def _is_inside(name: str) -> bool:
+  path = epath.Path(name)
+  return not path.is_absolute() and '..' not in path.parts
+
+
+def _write_names(target: epath.Path, names: set[str]) -> None:
+  _write(target / FILES, (json.dumps(sorted(names), indent=0) + '\n').encode())
 
 
 def _output_names(source: epath.Path, target: epath.Path) -> dict[str, str]:
