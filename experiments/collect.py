@@ -3,8 +3,8 @@
     python -m experiments.collect runs/NAME experiments/NAME
 
 Copies what the run wrote, without its checkpoints, and draws the plots. Where
-this machine keeps its data sets (`data.dir`) is no part of a result: config.json
-then means the place that its reader has.
+this machine keeps its data sets (`data.dir`) is left out: it is no part of a
+result, and '' means the place that the reader's machine has.
 """
 
 import json
