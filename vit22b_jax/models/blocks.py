@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax.models import axes, inits, ops
+from vit22b_jax.models import axes, backend, inits, memory, ops
 
 Tokens = Float[Array, 'B L D']
 Stats = dict[str, Array]
@@ -88,10 +88,20 @@ PRESETS = {
 
 
 class Projection(nn.Module):
-  """Kernel and bias of one projection; `ops` decides how to multiply them."""
+  """Kernel and bias of one projection; `ops` decides how to multiply them.
+
+  Attributes:
+    shape: of the kernel.
+    axes: its logical names.
+    dtype: of the products, see `memory.weight`.
+    kernel_init: of the kernel.
+    bias_shape: None for no bias.
+    bias_init: of the bias.
+  """
 
   shape: tuple[int, ...]
   axes: tuple[str, ...]
+  dtype: str
   kernel_init: inits.Initializer
   bias_shape: tuple[int, ...] | None = None
   bias_init: inits.Initializer = nn.initializers.zeros
@@ -101,6 +111,7 @@ class Projection(nn.Module):
     """Returns kernel and bias (None without one)."""
     init = nn.with_logical_partitioning(self.kernel_init, self.axes)
     kernel = self.param('kernel', init, self.shape, jnp.float32)
+    kernel = memory.weight(kernel, self.axes, self.dtype)
     if self.bias_shape is None:
       return kernel, None
     names = self.axes[-len(self.bias_shape) :]
@@ -218,6 +229,7 @@ class Transformer(nn.Module, kw_only=True):
     return Projection(
       shape,
       names,
+      self.dtype,
       inits.kernel(self.init_kind, fan_in),
       bias_shape,
       inits.bias(self.init_kind, fan_in),
@@ -237,14 +249,15 @@ class Block(Transformer, kw_only=True):
   def _attend(
     self, qkv: ops.Qkv, capture: bool
   ) -> tuple[Float[Array, 'B N L K'], Stats]:
-    q, k, v = qkv
+    q, k, v = memory.named(qkv, memory.QKV)
     if self.qk_norm:
       q, k = self.make_norm('q_norm')(q), self.make_norm('k_norm')(k)
     names = (axes.BATCH, axes.HEADS, axes.LENGTH, None)
     q, k, v = (nn.with_logical_constraint(t, names) for t in (q, k, v))
     root = self.head_dim if self.softmax_scale == 'head' else self.width
     if self.attention == 'cudnn' and not capture:
-      return ops.flash_attention(q, k, v, root**-0.5), {}
+      o = ops.flash_attention(q, k, v, root**-0.5)
+      return memory.named(o, memory.ATTENDED), {}
     o, logits, weights = ops.attention(q, k, v, root**-0.5, self.precision)
     entropy = jax.scipy.special.entr(weights).sum(-1).mean()
     stats = {
@@ -252,19 +265,46 @@ class Block(Transformer, kw_only=True):
       'attn_entropy': entropy,
       'attn_map': weights,
     }
-    return o, stats
+    return memory.named(o, memory.ATTENDED), stats
+
+  def _input(self, x: Tokens, norm: str) -> Tokens:
+    """What projections read: all tokens, normalised where they were."""
+    if self.pre_norm:
+      x = self.make_norm(norm)(x)
+    elif backend.on_cpu():
+      return x  # any mark would change the order in which gradients are added
+    x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
+    return memory.named(x, memory.INPUT)
 
   def _hidden(self, h: Array, train: bool) -> Array:
-    h = ops.gelu(h)
-    return nn.Dropout(self.dropout, deterministic=not train)(h)
+    h = ops.gelu(memory.named(h, memory.HIDDEN))
+    h = nn.Dropout(self.dropout, deterministic=not train)(h)
+    grouped = (axes.MLP,) if h.ndim == 3 else (axes.HEADS, None)
+    h = nn.with_logical_constraint(h, (axes.BATCH, axes.LENGTH, *grouped))
+    return memory.named(h, memory.ACTIVATED)
 
-  def _branch(self, x: Tokens, train: bool) -> Tokens:
+  def _product(self, y: Tokens) -> Tokens:
+    """An output projection's sums, each token's where its stream is."""
+    y = nn.with_logical_constraint(y, (axes.BATCH, axes.TOKENS, None))
+    return memory.named(y, memory.OUTPUT)
+
+  def _branch(
+    self, x: Tokens, train: bool, rate: Float[Array, ''] | None
+  ) -> Tokens:
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    if rate is not None and train:
+      shape = (len(x), 1, 1)
+      keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, shape)
+      return jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
     drop = nn.Dropout(self.stochastic_depth, broadcast_dims=(1, 2))
     return drop(x, deterministic=not train)
 
-  def _stream(self, x: Tokens, stats: Stats) -> tuple[Tokens, Stats]:
-    x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
+  def _stream(
+    self, x: Tokens, stats: Stats, capture: bool
+  ) -> tuple[Tokens, Stats]:
+    x = nn.with_logical_constraint(x, (axes.BATCH, axes.TOKENS, None))
+    if not capture:
+      return x, {}
     square = jnp.square(x.astype(jnp.float32))
     return x, {**stats, 'residual_rms': jnp.sqrt(square.mean())}
 
@@ -274,39 +314,46 @@ class SequentialBlock(Block):
 
   @nn.compact
   def __call__(
-    self, x: Tokens, train: bool = False, capture: bool = False
+    self,
+    x: Tokens,
+    train: bool = False,
+    capture: bool = False,
+    rate: Float[Array, ''] | None = None,
   ) -> tuple[Tokens, Stats]:
     """Applies the block.
 
     Args:
       x: tokens.
       train: whether dropout and stochastic depth are on.
-      capture: whether attention is computed in the form that can be looked at.
+      capture: whether to return statistics, for which attention is computed in
+        the form that can be looked at.
+      rate: in place of `stochastic_depth`, in a scan over blocks.
 
     Returns:
-      Tokens, and the statistics of `ViT.__call__` for this block.
+      Tokens, and with `capture` the statistics of `ViT.__call__` for this
+      block.
     """
     n, k, d, f = self.num_heads, self.head_dim, self.width, self.mlp_dim
     qkv_axes = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
     qkv_bias = (n, 3 * k) if self.qkv_bias else None
-    y = self.make_norm('attn_in_norm')(x) if self.pre_norm else x
+    y = self._input(x, 'attn_in_norm')
     weights = self.projection('qkv', (d, n, 3 * k), qkv_axes, d, qkv_bias)
     qkv = ops.project_heads_in(y, *weights, 3, self.precision)
     o, stats = self._attend(qkv, capture)
     out_axes = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     weights = self.projection('attn_out', (n, k, d), out_axes, d, (d,))
-    x += self._branch(ops.project_heads_out(o, *weights, self.precision), train)
+    y = self._product(ops.project_heads_out(o, *weights, self.precision))
+    x += self._branch(y, train, rate)
 
-    y = self.make_norm('mlp_in_norm')(x) if self.pre_norm else x
+    y = self._input(x, 'mlp_in_norm')
     names = (axes.EMBED, axes.MLP)
     weights = self.projection('mlp_in', (d, f), names, d, (f,))
     h = self._hidden(ops.linear(y, *weights, self.precision), train)
-    h = nn.with_logical_constraint(h, (axes.BATCH, axes.LENGTH, axes.MLP))
     names = (axes.MLP, axes.EMBED)
     weights = self.projection('mlp_out', (f, d), names, f, (d,))
-    y = ops.linear(h, *weights, self.precision)
+    y = self._product(ops.linear(h, *weights, self.precision))
     y = self.make_norm('mlp_out_norm')(y) if self.mlp_norm else y
-    return self._stream(x + self._branch(y, train), stats)
+    return self._stream(x + self._branch(y, train, rate), stats, capture)
 
 
 class ParallelBlock(Block):
@@ -321,12 +368,16 @@ class ParallelBlock(Block):
 
   @nn.compact
   def __call__(
-    self, x: Tokens, train: bool = False, capture: bool = False
+    self,
+    x: Tokens,
+    train: bool = False,
+    capture: bool = False,
+    rate: Float[Array, ''] | None = None,
   ) -> tuple[Tokens, Stats]:
     """Applies the block: see `SequentialBlock.__call__`."""
     n, k, d = self.num_heads, self.head_dim, self.width
     j = self.mlp_dim // n
-    y = self.make_norm('in_norm')(x) if self.pre_norm else x
+    y = self._input(x, 'in_norm')
     kernel, bias = self.projection(
       'in_proj',
       (d, n, 3 * k + j),
@@ -337,12 +388,9 @@ class ParallelBlock(Block):
     qkv, h = ops.project_in(y, kernel, bias, k, self.precision)
     o, stats = self._attend(qkv, capture)
     h = self._hidden(h, train)
-    h = nn.with_logical_constraint(
-      h, (axes.BATCH, axes.LENGTH, axes.HEADS, None)
-    )
     y = self._output(o, h)
     y = self.make_norm('sum_norm')(y) if self.sum_norm else y
-    return self._stream(x + self._branch(y, train), stats)
+    return self._stream(x + self._branch(y, train, rate), stats, capture)
 
   def _output(
     self, o: Float[Array, 'B N L K'], h: Float[Array, 'B L N J']
@@ -354,16 +402,18 @@ class ParallelBlock(Block):
       kernel, bias = Projection(
         (n, k + j, d),
         names,
+        self.dtype,
         inits.stacked([(k, attn), (j, mlp)]),
         (d,),
         inits.bias(self.init_kind, d, n * j),
         name='out_proj',
       )()
-      return ops.project_out(o, h, kernel, bias, self.precision)
+      y = ops.project_out(o, h, kernel, bias, self.precision)
+      return self._product(y)
     weights = self.projection('attn_out', (n, k, d), names, d, (d,))
-    y = ops.project_heads_out(o, *weights, self.precision)
+    y = self._product(ops.project_heads_out(o, *weights, self.precision))
     weights = self.projection('mlp_out', (n, j, d), names, n * j, (d,))
-    mlp = ops.project_units(h, *weights, self.precision)
+    mlp = self._product(ops.project_units(h, *weights, self.precision))
     return y + (self.make_norm('mlp_norm')(mlp) if self.mlp_norm else mlp)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import axes, inits
+from vit22b_jax.models import axes, inits, memory
 
 POSITIONS = ('learned', 'sincos')
 
@@ -84,8 +84,8 @@ class Positions(nn.Module):
     if self.kind == 'sincos':
       positions = fixed_positions(*grid, dim, length - grid[0] * grid[1])
     else:
-      init = nn.with_logical_partitioning(
-        inits.position(self.init_kind), (axes.POSITION, axes.EMBED)
-      )
+      names = (axes.POSITION, axes.EMBED)
+      init = nn.with_logical_partitioning(inits.position(self.init_kind), names)
       positions = self.param('pos_embedding', init, (length, dim), jnp.float32)
+      positions = memory.weight(positions, names, x.dtype)
     return x + jnp.asarray(positions, x.dtype)

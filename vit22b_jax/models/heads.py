@@ -30,6 +30,7 @@ class MapPool(blocks.Transformer, kw_only=True):
     weights = self.projection('query', (d, n, k), names, d, (n, k))
     (q,) = ops.project_heads_in(probe, *weights, 1, self.precision)
     weights = self.projection('key_value', (d, n, 2 * k), names, d, (n, 2 * k))
+    x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
     keys, values = ops.project_heads_in(x, *weights, 2, self.precision)
     o, _, _ = ops.attention(q, keys, values, k**-0.5, self.precision)
     weights = self.projection('out', (n, k, d), names[::-1], d, (d,))
@@ -113,6 +114,7 @@ class Head(nn.Module):
     kernel, bias = blocks.Projection(
       (size, features),
       names,
+      'float32',
       kernel_init(self.init_kind, size),
       (features,),
       inits.bias(self.init_kind, size),

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import backend, cpu
+from vit22b_jax.models import backend, cpu, memory
 
 Heads = Float[Array, 'B N L K']
 Qkv = tuple[Heads, Heads, Heads]
@@ -119,12 +119,13 @@ def project_in(
     qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
     qkv = project_heads_in(x, kernel[:, :, :cut], qkv_bias, 3, precision)
     return qkv, h.reshape(*h.shape[:-1], n, e - cut)
-  kernel = kernel.astype(x.dtype)
-  y = jnp.einsum('bld,dne->blne', x, kernel, precision=precision)
-  bias = jnp.pad(bias, ((0, 0), (e - bias.shape[1], 0)))
-  y += bias.astype(x.dtype)
-  q, k, v = jnp.split(jnp.swapaxes(y[..., :cut], 1, 2), 3, axis=-1)
-  return (q, k, v), y[..., cut:]
+  # Two products, so that either can be computed again without the other.
+  qkv_kernel, mlp_kernel = jnp.split(kernel, [cut], axis=-1)
+  qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
+  qkv = project_heads_in(x, qkv_kernel, qkv_bias, 3, precision)
+  mlp_kernel = mlp_kernel.astype(x.dtype)
+  h = jnp.einsum('bld,dne->blne', x, mlp_kernel, precision=precision)
+  return qkv, h + bias[:, cut - e :].astype(x.dtype)
 
 
 def project_heads_out(
@@ -195,6 +196,7 @@ def attention(
     precision=precision,
     preferred_element_type=jnp.float32,
   )
+  logits = memory.named(logits, memory.LOGITS)
   weights = jax.nn.softmax(logits, axis=-1)
   o = jnp.einsum(
     'bnlm,bnmk->bnlk', weights.astype(v.dtype), v, precision=precision

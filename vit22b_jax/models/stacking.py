@@ -1,10 +1,11 @@
 """Names of blocks, and trees with a block an entry or all blocks stacked.
 
-    stacked = stacking.stack(params, depth)  # {'blocks': ...}, axes [depth, ...]
-    params = stacking.unstack(stacked)       # {'block_00': ..., 'block_01': ...}
+    stacked = stacking.stack(params, depth)  # {'blocks': ...}
+    params = stacking.unstack(stacked)  # {'block_00': ..., 'block_01': ...}
 
-Any tree that holds such entries will do: weights, averages of them, an
-optimiser's state; of arrays, or of shapes with shardings.
+Stacked arrays are [depth, ...]. Any tree that holds such entries will do:
+weights, averages of them, an optimiser's state; of arrays, or of shapes with
+shardings.
 """
 
 from collections.abc import Callable, Iterable

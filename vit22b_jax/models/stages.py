@@ -6,7 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import blocks, vit
+from vit22b_jax.models import blocks, stacking
 
 
 class Stage(blocks.Transformer, kw_only=True):
@@ -26,7 +26,7 @@ class Stage(blocks.Transformer, kw_only=True):
   ) -> Float[Array, 'B L D']:
     """Applies the blocks."""
     for i in range(self.depth):
-      name = vit.block_name(i, self.depth)
+      name = stacking.block_name(i, self.depth)
       block = blocks.FORMS[self.form](**self.shared_fields(), name=name)
       x, _ = block(x, train)
     return x

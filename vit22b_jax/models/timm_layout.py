@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit22b_jax import errors
-from vit22b_jax.models import vit
+from vit22b_jax.models import stacking, vit
 
 POSITIONS = 'positions/pos_embedding'
 HEAD = 'head/logits'
@@ -220,7 +220,7 @@ def entries(model: vit.ViT) -> Iterator[Entry]:
   yield _same('patch_embedding/bias', 'patch_embed.proj.bias')
   block = _sequential if model.form == 'sequential' else _parallel
   for i in range(model.depth):
-    yield from block(vit.block_name(i, model.depth), f'blocks.{i}', model)
+    yield from block(stacking.block_name(i, model.depth), f'blocks.{i}', model)
   yield from _norm('final_norm', 'norm', model, width)
   if model.head == 'linear' and model.pool != 'map':
     yield from _linear(HEAD, 'head')

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import axes, blocks, embeddings, heads, inits, ops
+from vit22b_jax.models import (
+  axes,
+  blocks,
+  embeddings,
+  encoder,
+  heads,
+  inits,
+  memory,
+  ops,
+)
 
 PRESETS = blocks.PRESETS
 
@@ -40,39 +49,28 @@ CHOICES = {
   'attention': ('xla', 'cudnn'),
   'dtype': ('float32', 'bfloat16', 'float16'),
   'precision': ('highest', 'default'),
+  'remat': tuple(memory.REMAT),
 }
 
 
-def block_name(index: int, depth: int) -> str:
-  """Name of a block's parameters: as many digits as the last one needs."""
-  return f'block_{index:0{max(2, len(str(depth - 1)))}d}'
-
-
-class ViT(blocks.Transformer, kw_only=True):
+class ViT(encoder.Encoder, kw_only=True):
   """A classifier of images: patches, positions, blocks, pool, head.
 
-  Attributes beyond those of `blocks.Transformer`:
+  Attributes beyond those of `encoder.Encoder`:
     num_classes: C.
     patch_size: height and width of a patch in pixels.
-    form: 'sequential' or 'parallel' blocks.
-    depth: number of blocks.
     final_norm: whether the last block's output is normalised.
     pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
     pos_embedding: 'learned' or 'sincos'.
     head: 'linear', 'mlp' or 'mlp_bn'.
-    stochastic_depth: chance of leaving out a branch of the last block, rising
-      linearly from 0 at the first.
   """
 
   num_classes: int
   patch_size: int
-  form: str
-  depth: int
   final_norm: bool
   head: str
   pool: str = 'cls'
   pos_embedding: str = 'learned'
-  stochastic_depth: float = 0.0
 
   @nn.compact
   def __call__(
@@ -112,9 +110,9 @@ class ViT(blocks.Transformer, kw_only=True):
       self.pos_embedding, self.init_kind, name='positions'
     )(x, grid)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
+    x = nn.with_logical_constraint(x, (axes.BATCH, axes.TOKENS, None))
 
-    x, out = self._encode(x, train, capture)
+    x, out = self.encode(x, train, capture)
     x = x[:, :1] if self.pool == 'cls' else x
     x = self.make_norm('final_norm')(x) if self.final_norm else x
     logits = heads.Head(
@@ -144,23 +142,6 @@ class ViT(blocks.Transformer, kw_only=True):
     x = ops.patches(images, p, self.dtype)
     x = ops.linear(x, *weights, self.precision)
     return x, (height // p, width // p)
-
-  def _encode(
-    self, x: Float[Array, 'B L D'], train: bool, capture: bool
-  ) -> tuple[Float[Array, 'B L D'], dict[str, Array]]:
-    stats = []
-    for i in range(self.depth):
-      rate = self.stochastic_depth * i / max(self.depth - 1, 1)
-      block = blocks.FORMS[self.form](
-        **self.shared_fields(),
-        stochastic_depth=rate,
-        name=block_name(i, self.depth),
-      )
-      x, seen = block(x, train, capture)
-      stats.append(seen)
-    if not capture:
-      return x, {}
-    return x, {key: jnp.stack([s[key] for s in stats]) for key in stats[0]}
 
   def _pool(self, x: Float[Array, 'B L D']) -> Float[Array, 'B D']:
     if self.pool == 'map':
@@ -246,7 +227,8 @@ def build(
     patch_size: height and width of a patch in pixels.
     **overrides: any field of `blocks.Preset` but `form` and `fused_output`, of
       a variant, and `pool`, `pos_embedding`, `dropout`, `stochastic_depth`,
-      `attention`, `dtype`, `precision`. None stands for the default.
+      `attention`, `dtype`, `precision`, `remat`, `scan_layers`. None stands for
+      the default.
 
   Raises:
     UserError: for unknown names and values, and for impossible combinations.
@@ -260,7 +242,8 @@ def build(
     'patch_size': patch_size,
   }
   options = ('pool', 'pos_embedding', 'dropout', 'stochastic_depth')
-  known = {*fields, *options, 'attention', 'dtype', 'precision'}
+  options += ('attention', 'dtype', 'precision', 'remat', 'scan_layers')
+  known = {*fields, *options}
   for name in overrides:
     choose('model key', name, sorted(known - {'form', 'fused_output'}))
   fields.update({k: v for k, v in overrides.items() if v is not None})

@@ -1,0 +1,81 @@
+"""What crosses the wires and what is kept: weights gathered, outputs by name.
+
+Off a CPU, a weight is cast to the compute dtype where it lives, then gathered;
+its gradient is summed straight into the parts that devices own, in that dtype
+too. A CPU's products cast for themselves, and nothing moves.
+
+REMAT says by name which arrays a block's backward pass finds stored; all else
+is computed again. Gathered weights never are: they are gathered again
+(https://docs.jax.dev/en/latest/gradient-checkpointing.html).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name as named
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit22b_jax.models import axes, backend
+
+__all__ = ['REMAT', 'named', 'policy', 'weight']
+
+# Arrays of a block that may be kept.
+INPUT = 'block_input'  # what projections read: tokens, normalised, gathered
+QKV = 'block_qkv'  # queries, keys, values
+LOGITS = 'block_logits'  # of attention
+ATTENDED = 'block_attended'  # what attention gives
+HIDDEN = 'block_hidden'  # the MLP's hidden units before the GELU
+ACTIVATED = 'block_activated'  # and after it
+OUTPUT = 'block_output'  # of each branch, before a norm
+
+# A kept array that the backward pass has no use for costs nothing.
+REMAT = {
+  'none': (INPUT, QKV, LOGITS, ATTENDED, HIDDEN, ACTIVATED, OUTPUT),
+  'projections': (QKV, HIDDEN, OUTPUT),
+  'hidden': (HIDDEN, OUTPUT),
+  'full': (),
+}
+
+
+def policy(remat: str):
+  """The policy for `jax.checkpoint` of a key of REMAT."""
+  return jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
+
+
+def weight(
+  x: Float[Array, '*S'], names: tuple[str | None, ...], dtype: DTypeLike
+) -> Float[Array, '*S']:
+  """A parameter as products take it: of their dtype, whole but for SPLIT axes.
+
+  Args:
+    x: the parameter, float32.
+    names: its logical axes.
+    dtype: of the products.
+  """
+  if backend.on_cpu():
+    return x
+  return _gathered(x, names, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x, names, dtype):
+  whole = tuple(n if n in axes.SPLIT_IN_PRODUCTS else None for n in names)
+  x = nn.with_logical_constraint(x.astype(dtype), names)
+  return nn.with_logical_constraint(x, whole)
+
+
+def _gathered_forward(x, names, dtype):
+  return _gathered(x, names, dtype), None
+
+
+def _gathered_backward(names, dtype, nothing, g):
+  del dtype, nothing
+  # Said of the gradient alone, it lets the sum over devices be scattered.
+  g = nn.with_logical_constraint(g, names)
+  return (g.astype(jnp.float32),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
