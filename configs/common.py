@@ -24,6 +24,7 @@ def classification() -> config_dict.ConfigDict:
   c.duration = '200 epochs'  # length of the whole run
   c.sharding = 'data'  # over devices: data | fsdp | fsdp+tensor
   c.init_from = ''  # weights to fine-tune: a .safetensors or .npz file
+  c.profile = ''  # steps to trace, as '10-15', into WORKDIR/profile
   c.data = _data()
   c.model = _model()
   c.optim = _optim()
@@ -45,6 +46,7 @@ def translation() -> config_dict.ConfigDict:
   c.duration = '200 epochs'  # length of the whole run
   c.sharding = 'data'  # over devices: data | fsdp | fsdp+tensor
   c.init_from = ''  # the workdir of another translation to start from
+  c.profile = ''  # steps to trace, as '10-15', into WORKDIR/profile
   c.data = _domains()
   c.model = _generator()
   c.discriminator = config_dict.ConfigDict()

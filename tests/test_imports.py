@@ -20,7 +20,7 @@ ROOMS = [
   {'models', 'data', 'optim', 'losses', 'losses_gan', 'metrics', 'blockiness'}
   | {'flops', 'diagnostics'}
   | {'report', 'weights', 'workdir', 'preemption', 'console', 'host'}
-  | {'distributed', 'links'},
+  | {'distributed', 'links', 'tracing'},
   {'configuration', 'sharding', 'checkpoint'},
   {'fid', 'samples'},
   {'tasks'},

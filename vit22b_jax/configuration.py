@@ -93,6 +93,7 @@ CADENCES = (
 FREE = (
   'duration',
   'init_from',
+  'profile',
   'data.dir',
   'data.cache_max_gb',
   'data.max_corrupt',

@@ -38,6 +38,7 @@ from vit22b_jax import (
   records,
   report,
   tasks,
+  tracing,
 )
 from vit22b_jax import (
   workdir as workdir_lib,
@@ -124,6 +125,7 @@ class Loop:
     self._log_every = task.steps(self.config.log.every)
     self._save_every = task.steps(self.config.checkpoint.every)
     self._eval_every = task.steps(self.config.eval.every)
+    self.window = tracing.Window.parse(self.config.profile, task.total_steps)
     self._pending = None
     self._votes = None
     if jax.process_count() > 1:
@@ -183,10 +185,12 @@ class Loop:
       while step < total and not self._out_of_patience():
         position = self.data.get_state()
         batch = next(self.data)
+        self.window.before(step + 1, self.run.path)
         state, scalars = self.task.train_step(state, batch)
         if self._votes:
           scalars = self._votes.cast(scalars, self._vote())
         step += 1
+        self.window.after(step, state)
         self._record(state)
         self._pending = (step, scalars, batch, position)
         self._after(state, step, total)
@@ -390,6 +394,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
   """
   with preemption.Watcher() as watcher:
     _check_alike(config)
+    tracing.Window.parse(config.profile)
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
@@ -404,6 +409,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
       stack.callback(folder.close)
       loop = Loop(task, folder, watcher)
       stack.callback(loop.manager.close)
+      stack.callback(loop.window.close)
       stack.callback(loop.data.close)
       folder.write_bytes(
         workdir_lib.CONFIG, configuration.to_json(config).encode()
