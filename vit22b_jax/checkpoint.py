@@ -31,6 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from vit22b_jax import errors
 from vit22b_jax import workdir as workdir_lib
+from vit22b_jax.models import stacking
 
 FORMAT = 1
 _FOLDER = 'checkpoints'
@@ -76,6 +77,14 @@ def _named_checksums(state: Any) -> dict[str, int]:
   names = [jax.tree_util.keystr(path) for path, _ in paths]
   sums = jax.device_get(_checksums(state))
   return {name: int(value) for name, value in zip(names, sums, strict=True)}
+
+
+def _rearranged(state: Any, abstract_state: Any) -> Any:
+  """The state with its blocks stacked, or not, as in `abstract_state`."""
+  names = stacking.paths(abstract_state)
+  placed = jax.tree.map(lambda x: x.sharding, abstract_state)
+  rearrange = jax.jit(lambda s: stacking.like(s, names), out_shardings=placed)
+  return rearrange(state)
 
 
 def _best(
@@ -216,7 +225,8 @@ class Manager:
     Args:
       abstract_state: ShapeDtypeStructs with the shardings to restore to, for
         any number of devices; top-level keys may be left out, as the
-        optimiser's are where only the weights matter.
+        optimiser's are where only the weights matter. Blocks may be stacked
+        here and not in the checkpoint, or the other way round.
       data: an iterator to set to the saved position.
       step: the one to try first, before the newest.
       check: looks at a checkpoint's JSON object before its arrays are read;
@@ -274,13 +284,12 @@ class Manager:
     if meta['checksum'] != _meta_checksum(meta):
       raise ValueError('checksum mismatch in its JSON object')
     check(meta)
-    self._check_shapes(step, abstract_state, meta)
+    saved = stacking.like(abstract_state, meta['shapes'])
+    self._check_shapes(step, saved, meta)
     items = ocp.args.Composite(
       state=ocp.args.PyTreeRestore(
-        item=abstract_state,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(
-          abstract_state
-        ),
+        item=saved,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(saved),
         partial_restore=True,
       )
     )
@@ -289,6 +298,8 @@ class Manager:
     wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
     if wrong:
       raise ValueError(f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}')
+    if saved is not abstract_state:
+      state = _rearranged(state, abstract_state)
     return Restored(step, state, meta)
 
   def _check_shapes(

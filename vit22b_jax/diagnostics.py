@@ -21,6 +21,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from vit22b_jax.models import stacking
+
 # Columns of diagnostics.csv, in order, after `step`.
 COLUMNS = (
   'loss',
@@ -170,11 +172,17 @@ def measure(
 
 def layer_norms(grads: dict[str, Any]) -> dict[str, Float[Array, '']]:
   """Gradient norm of each block, by column name `grad_norm/NN`."""
-  return {
-    f'grad_norm/{name.removeprefix("block_")}': optax.tree.norm(grads[name])
-    for name in sorted(grads)
-    if name.startswith('block_')
-  }
+  if stacking.BLOCKS in grads:
+    norms = jax.vmap(optax.tree.norm)(grads[stacking.BLOCKS])
+    layers = stacking.layer_names(len(norms))
+    named = dict(zip(layers, norms, strict=True))
+  else:
+    named = {
+      name: optax.tree.norm(grads[name])
+      for name in sorted(grads)
+      if name.startswith('block_')
+    }
+  return {f'grad_norm/{k.removeprefix("block_")}': v for k, v in named.items()}
 
 
 def layer_columns(

@@ -22,7 +22,7 @@ from etils import epath
 from flax import traverse_util
 
 from vit22b_jax import errors
-from vit22b_jax.models import embeddings, timm_layout, vit
+from vit22b_jax.models import embeddings, stacking, timm_layout, vit
 
 Arrays = dict[str, np.ndarray]
 _DTYPES = {  # of weights; other tensors are counters and the like
@@ -201,7 +201,7 @@ def load_pretrained(
       one of another shape.
   """
   timm_layout.check(model)
-  flat = traverse_util.flatten_dict(params, sep='/')
+  flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
   arrays = {k: np.asarray(a, np.float32) for k, a in read(path).items()}
   if 'pos_embed' in arrays:
     _fit_positions(arrays, model, image_size, path)
@@ -225,7 +225,8 @@ def load_pretrained(
       f'as {min(arrays)}: is model.block or model.variant another than the '
       'file was made with?'
     )
-  return traverse_util.unflatten_dict(flat, sep='/')
+  tree = traverse_util.unflatten_dict(flat, sep='/')
+  return stacking.stack(tree, model.depth) if model.scan_layers else tree
 
 
 def _drop_unfit_head(
@@ -336,7 +337,7 @@ def export(
       f'model.head={model.head!r} with model.pool={model.pool!r}: only a '
       "linear head on the pool 'cls' or 'mean' has names in timm."
     )
-  flat = traverse_util.flatten_dict(params, sep='/')
+  flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
   arrays = {}
   for entry in timm_layout.entries(model):
     array = np.asarray(flat[entry.path]) if entry.path else np.empty(0)

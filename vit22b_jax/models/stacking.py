@@ -8,7 +8,8 @@ weights, averages of them, an optimiser's state; of arrays, or of shapes with
 shardings.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -61,9 +62,30 @@ def unstack(tree: Any) -> Any:
   return jax.tree.map(one, tree, is_leaf=_has(BLOCKS))
 
 
-def is_stacked(paths: Iterable[str]) -> bool:
-  """Whether a tree of these leaves (as `jax.tree_util.keystr`) is stacked."""
-  return any(f"['{BLOCKS}']" in path for path in paths)
+def paths(tree: Any) -> list[str]:
+  """The leaves' names, as `jax.tree_util.keystr` writes them."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return [jax.tree_util.keystr(path) for path, _ in leaves]
+
+
+def like(tree: Any, names: Collection[str]) -> Any:
+  """The tree, stacked or unstacked as the one with these `paths` is.
+
+  Args:
+    tree: of arrays, or of shapes with shardings.
+    names: of the other tree's leaves, which may be more than this one's.
+  """
+  own = paths(tree)
+  if _is_stacked(own) == _is_stacked(names):
+    return tree
+  if _is_stacked(own):
+    return unstack(tree)
+  layers = set(re.findall(rf"\['({_PREFIX}\d+)'\]", ' '.join(own)))
+  return stack(tree, len(layers))
+
+
+def _is_stacked(names: Collection[str]) -> bool:
+  return any(f"['{BLOCKS}']" in name for name in names)
 
 
 def _has(*names: str) -> Callable[[Any], bool]:

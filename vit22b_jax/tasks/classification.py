@@ -32,7 +32,7 @@ from vit22b_jax import (
 )
 from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.data import facts, pipeline, sources, splits, transforms
-from vit22b_jax.models import vit
+from vit22b_jax.models import stacking, vit
 from vit22b_jax.tasks import base, gradients, scoring
 
 PREDICTIONS = 'predictions.npz'
@@ -117,7 +117,7 @@ class Classification(base.Task):
       )
     with sharding.use(mesh):
       self._boxed = jax.eval_shape(lambda: self._variables(jax.random.key(0)))
-    self.layers = sorted(k for k in self.boxed_params if k.startswith('block_'))
+    self.layers = stacking.layer_names(self.model.depth)
 
   @staticmethod
   def check(config: Any) -> None:
