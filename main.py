@@ -10,6 +10,10 @@ python main.py --config=configs/monet2photo_vitunet_s.py
 python main.py --mode=translate --workdir=W --input=FOLDER --direction=b2a
 python main.py --mode=fid --config=configs/fid.py --config.a=A --config.b=B
 
+python main.py --mode=plan --config=configs/vit22b_22b.py --topology=v4:8x8x16
+python main.py --mode=plan --config=configs/vit22b_22b.py --search \
+  --topology=v5e:16x16
+
 Exit codes: 0 done; 2 a mistake in the input, with one message that says how to
 mend it; 3 training stopped (a loss that isn't finite, or an explosion under
 diagnostics.on_explosion=halt); 130 SIGINT and 143 SIGTERM, with everything
@@ -26,7 +30,7 @@ from ml_collections import config_flags
 
 from vit22b_jax import errors, host, preemption
 
-_MODES = ('train', 'eval', 'predict', 'export', 'translate', 'fid')
+_MODES = ('train', 'eval', 'predict', 'export', 'translate', 'fid', 'plan')
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -63,6 +67,18 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flag_values=values,
   )
   flags.DEFINE_string(
+    'topology',
+    'local',
+    'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8 or local.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'search',
+    False,
+    'plan: try meshes, rematerialisation and microbatches.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
     'coordinator',
     None,
     'Several processes that train as one: HOST:PORT of process 0. TPU pod '
@@ -90,6 +106,9 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
 
 def run(values: flags.FlagValues) -> int:
   """Does what the flags say; the exit code."""
+  if values.mode == 'plan' and values.topology != 'local':
+    # The CPU compiles; libtpu must not look for TPUs.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
   # jax starts here
   from vit22b_jax import command, console, distributed, links
 
@@ -112,6 +131,8 @@ def run(values: flags.FlagValues) -> int:
       input_folder=values.input,
       top_k=values.top_k,
       direction=values.direction,
+      topology=values.topology,
+      search=values.search,
     )
   except errors.UserError as error:
     links.complain(f'error: {error}', code := 2)

@@ -17,6 +17,7 @@ from vit22b_jax import (
   console,
   errors,
   evaluate,
+  plan,
   predict,
   sharding,
   tasks,
@@ -46,16 +47,20 @@ def run(
   input_folder: str | None = None,
   top_k: int = 1,
   direction: str = 'a2b',
+  topology: str = 'local',
+  search: bool = False,
 ) -> int:
   """Runs one mode of the command line.
 
   Args:
-    mode: 'train', 'eval', 'predict', 'export', 'translate' or 'fid'.
+    mode: 'train', 'eval', 'predict', 'export', 'translate', 'fid' or 'plan'.
     config: the run's configuration; may be left out where the workdir has one.
     workdir: the run's folder.
     input_folder: predict, translate: the images.
     top_k: predict: classes for each image.
     direction: translate: 'a2b' or 'b2a'.
+    topology: plan: the hardware, see `plan.topologies`.
+    search: plan: look for the fastest way.
 
   Returns:
     The process's exit code.
@@ -78,6 +83,10 @@ def run(
     if config is None:
       config = _saved_config(workdir)
     return train.run(config, workdir, make_mesh(config))
+  if mode == 'plan':
+    if config is None:
+      config = api.read_config(workdir)
+    return plan.run(config, workdir, topology, search)
   if mode in ('predict', 'translate') and not input_folder:
     raise errors.UserError(f'--mode={mode} needs --input=FOLDER of images.')
   config = _config_of(mode, workdir, config)

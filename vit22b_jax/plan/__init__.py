@@ -1,0 +1,70 @@
+"""Plans a run on hardware that needn't be at hand: does it fit, how fast is it?
+
+    plan.run(config, 'runs/x', 'v4:8x8x16', search=False)
+
+It writes WORKDIR/plan.json and prints it in words.
+"""
+
+from typing import Any
+
+import jax
+
+from vit22b_jax import console, workdir
+from vit22b_jax.plan import planner, table, topologies
+from vit22b_jax.plan import search as search_lib
+
+PLAN = 'plan.json'
+
+
+def run(config: Any, path: str, topology: str, search: bool) -> int:
+  """Plans a config, or looks for the fastest way to run it.
+
+  Args:
+    config: the run's configuration.
+    path: the folder for plan.json.
+    topology: hardware by name, see `topologies`.
+    search: whether to vary mesh, rematerialisation and microbatches.
+
+  Returns:
+    The process's exit code, 0: that a run doesn't fit is an answer.
+
+  Raises:
+    UserError: an unknown topology, or one that mesh or batch don't suit.
+  """
+  # What a cache gives back would say nothing of the compiler's time.
+  jax.config.update('jax_enable_compilation_cache', False)
+  hardware = topologies.find(topology)
+  folder = workdir.Workdir(path, writer=jax.process_index() == 0)
+  if search:
+    found, tried = search_lib.fastest(
+      config, hardware, tell=lambda plan: console.say(table.line(plan))
+    )
+    console.say('')
+    least = min(tried, key=lambda plan: plan['hbm_bytes_per_device'])
+    chosen = {**(found or least), 'tried': [_short(p) for p in tried]}
+  else:
+    chosen = planner.plan(config, hardware)
+  folder.write_json(PLAN, chosen)
+  console.say(table.render(chosen))
+  console.say(f'Wrote {folder.path / PLAN}')
+  return 0
+
+
+_SHORT = (
+  'mesh',
+  'fits',
+  'hbm_bytes_per_device',
+  'compile_seconds',
+  'predicted_step_seconds',
+  'predicted_mfu_no_overlap',
+  'predicted_mfu_overlap',
+)
+
+
+def _short(plan: dict[str, Any]) -> dict[str, Any]:
+  """A plan of a search in a few keys."""
+  return {
+    'remat': plan['config']['model'].get('remat'),
+    'accumulate': plan['config']['optim'].get('accumulate'),
+    **{key: plan[key] for key in _SHORT},
+  }

@@ -1,0 +1,152 @@
+"""The collectives of a compiled program: what crosses which mesh axis.
+
+for collective in collectives.find(module, {'data': 1, 'fsdp': 8}):
+  collective.wire_bytes * collective.count
+"""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from vit22b_jax.plan import costs, hlo
+
+# Of the bytes V that a group gathers or reduces, each device of a ring passes
+# V (n - 1) / n on; of an all-reduce twice that. Chan et al. 2007,
+# doi:10.1002/cpe.1206, section 4.
+_PASSES = {
+  'all-gather': 1,
+  'reduce-scatter': 1,
+  'all-reduce': 2,
+  'all-to-all': 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective instruction.
+
+  Attributes:
+    kind: 'all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all' or
+      'collective-permute'.
+    bytes: of the whole array that is gathered or reduced; what one device
+      sends in a permutation.
+    group: positions, in the mesh, of the devices that take part together.
+    axes: the mesh axes that they lie along.
+    count: executions in a step.
+    op_name: which line of the traced program it comes from.
+  """
+
+  kind: str
+  bytes: int
+  group: tuple[int, ...]
+  axes: tuple[str, ...]
+  count: int
+  op_name: str
+
+  @property
+  def wire_bytes(self) -> float:
+    """Bytes that each device sends in one execution, by a ring algorithm."""
+    if self.kind == 'collective-permute':
+      return self.bytes
+    n = len(self.group)
+    return _PASSES[self.kind] * self.bytes * (n - 1) / n
+
+
+def find(module: hlo.Module, mesh_shape: dict[str, int]) -> list[Collective]:
+  """The collectives between several devices that a step executes.
+
+  Args:
+    module: the compiled program.
+    mesh_shape: sizes of the mesh axes by name, in the mesh's order, which is
+      also that of the program's devices.
+  """
+  found, seen = [], set()
+  steps = hlo.executed(module, inside_fusions=True)
+  for name, instruction, count in steps:
+    opcode = instruction.opcode
+    if not costs.is_collective(instruction) or opcode.endswith('-done'):
+      continue
+    # One that is fused with several computations stands in each of them.
+    channel = re.search(r'channel_id=(\d+)', instruction.attributes)
+    if channel and channel.group(1) in seen:
+      continue
+    if channel:
+      seen.add(channel.group(1))
+    group = _group(instruction, math.prod(mesh_shape.values()))
+    if len(group) < 2:
+      continue
+    kind, size = _kind_and_bytes(name, instruction, len(group))
+    found.append(
+      Collective(
+        kind, size, group, _axes(group, mesh_shape), count, instruction.op_name
+      )
+    )
+  return found
+
+
+def _kind_and_bytes(name, instruction, devices: int) -> tuple[str, int]:
+  kind = instruction.opcode.removesuffix('-start')
+  shapes = instruction.shapes
+  if kind != 'all-reduce' and kind != instruction.opcode:
+    shapes = shapes[1:2]  # of a -start: operand, result, and what else it needs
+  size = sum(shape.bytes for shape in shapes)
+  if kind == 'reduce-scatter':
+    size *= devices
+  # A TPU's reduce-scatter is a fusion of an all-reduce with a slice.
+  if kind == 'all-reduce' and 'all-reduce-scatter' in name:
+    kind = 'reduce-scatter'
+  return kind, size
+
+
+def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
+  """The first group of devices, by their positions in the mesh.
+
+  The forms are those of `replica_groups` in XLA's text: explicit lists, an
+  iota [groups, size]<=[shape]T(axes), or a mesh with the axes reduced over.
+
+  Raises:
+    ValueError: the form is not known.
+  """
+  text = instruction.attributes
+  pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text)
+  if pairs:
+    return tuple(sorted({int(n) for n in pairs.groups()}))
+  found = re.search(
+    r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
+  )
+  if found:
+    groups, shape = (_integers(found.group(i)) for i in (1, 2))
+    ids = np.arange(devices).reshape(shape)
+    if found.group(3):
+      ids = ids.transpose(_integers(found.group(3)))
+    return tuple(ids.reshape(groups)[0].tolist())
+  found = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', text)
+  if found and ':' not in found.group(2):
+    sizes = re.findall(r"'(\w+)'=(\d+)", found.group(1))
+    names = re.findall(r"'(\w+)'", found.group(2))
+    ids = np.arange(devices).reshape([int(size) for _, size in sizes])
+    index = tuple(slice(None) if n in names else 0 for n, _ in sizes)
+    return tuple(ids[index].ravel().tolist())
+  found = re.search(r'replica_groups=\{(?:\{([\d,]*)\})?', text)
+  if found:
+    listed = _integers(found.group(1) or '')
+    return tuple(listed or range(devices))
+  raise ValueError(f'replica groups in an unknown form: {text[:200]}')
+
+
+def _integers(text: str) -> list[int]:
+  return [int(n) for n in text.split(',') if n]
+
+
+def _axes(
+  group: tuple[int, ...], mesh_shape: dict[str, int]
+) -> tuple[str, ...]:
+  """The mesh axes along which the members of a group differ."""
+  places = np.unravel_index(group, tuple(mesh_shape.values()))
+  return tuple(
+    name
+    for name, place in zip(mesh_shape, places, strict=True)
+    if len(set(place.tolist())) > 1
+  )

@@ -1,0 +1,139 @@
+"""How long a compiled step takes at least: products, memory and wires.
+
+    work = roofline.measure(module, mesh_shape)
+    time = roofline.predict(work, chip, bandwidth_of)
+
+A prediction, and an upper bound on utilisation: products run at the chip's peak
+times `efficiency`, everything else at the speed of its memory, collectives at
+that of the links. Without overlap the three follow each other; with overlap the
+longest hides the others.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+
+from vit22b_jax import chips
+from vit22b_jax.plan import collectives, costs, hlo
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """Work of one instruction of the program on one device.
+
+  Attributes:
+    flops: of matrix products.
+    passes: bfloat16 products that the hardware makes of each.
+    bytes: read from and written to memory.
+    count: executions in a step.
+  """
+
+  flops: int
+  passes: int
+  bytes: int
+  count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Work of a step on one device.
+
+  Attributes:
+    operations: in the order of the program.
+    collectives: likewise.
+    recomputed_flops: of the products, those that rematerialisation repeats.
+  """
+
+  operations: list[Operation]
+  collectives: list[collectives.Collective]
+  recomputed_flops: int
+
+  @property
+  def flops(self) -> int:
+    """FLOPs of matrix products in a step."""
+    return sum(o.flops * o.count for o in self.operations)
+
+  @property
+  def bytes(self) -> int:
+    """Bytes that a step moves to and from memory."""
+    return sum(o.bytes * o.count for o in self.operations)
+
+
+def measure(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
+  """The work in a compiled program."""
+  operations, recomputed = [], 0
+  for name, instruction, count in hlo.executed(module):
+    computation = module.computations[name]
+    size = costs.memory_bytes(module, computation, instruction)
+    flops, passes, again = _products(module, name, instruction)
+    recomputed += again * count
+    if size or flops:
+      operations.append(Operation(flops, passes, size, count))
+  found = collectives.find(module, mesh_shape)
+  return Work(operations, found, recomputed)
+
+
+def _products(module, name, instruction) -> tuple[int, int, int]:
+  """FLOPs, passes and recomputed FLOPs of an instruction and its fusion."""
+  computation = module.computations[name]
+  flops = costs.matmul_flops(computation, instruction)
+  passes = costs.passes(computation, instruction) if flops else 1
+  again = flops if 'rematted_computation' in instruction.op_name else 0
+  if instruction.opcode == 'fusion':
+    for called in instruction.called:
+      for inner in module.computations[called].values():
+        found = _products(module, called, inner)
+        flops, again = flops + found[0], again + found[2]
+        passes = max(passes, found[1])
+  return flops, passes, again
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """Seconds of a step on one device.
+
+  Attributes:
+    matmul: products at peak.
+    memory: what memory adds to that.
+    communication: by mesh axes, such as 'fsdp' or 'data+fsdp'.
+  """
+
+  matmul: float
+  memory: float
+  communication: dict[str, float]
+
+  @property
+  def no_overlap(self) -> float:
+    """One after the other."""
+    return self.matmul + self.memory + sum(self.communication.values())
+
+  @property
+  def overlap(self) -> float:
+    """The longest hides the others."""
+    return max(self.matmul, self.memory, sum(self.communication.values()))
+
+
+def predict(
+  work: Work,
+  chip: chips.Chip,
+  bandwidth_of: Callable[[tuple[int, ...]], float],
+  efficiency: float = 1.0,
+) -> Prediction:
+  """Seconds of a step.
+
+  Args:
+    work: of a step on one device.
+    chip: the device.
+    bandwidth_of: bytes/s of a group of devices, by positions in the mesh.
+    efficiency: part of the peak that products reach, in (0, 1].
+  """
+  matmul = memory = 0.0
+  for o in work.operations:
+    arithmetic = o.flops * o.passes / (chip.flops * efficiency)
+    matmul += arithmetic * o.count
+    memory += max(0.0, o.bytes / chip.hbm_bandwidth - arithmetic) * o.count
+  communication: dict[str, float] = collections.defaultdict(float)
+  for c in work.collectives:
+    seconds = c.wire_bytes / bandwidth_of(c.group)
+    communication['+'.join(c.axes)] += seconds * c.count
+  return Prediction(matmul, memory, dict(communication))

@@ -1,0 +1,106 @@
+"""Looks for the fastest way to run a config on some hardware.
+
+    best, tried = search.fastest(config, topology)
+
+Varied are the mesh, what is kept for the backward pass (`model.remat`) and the
+number of microbatches (`optim.accumulate`). More microbatches only add traffic,
+so for each mesh and policy the fewest that fit are taken; and a policy that
+recomputes more is not tried where one that fits in one part recomputes less.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vit22b_jax import errors, sharding
+from vit22b_jax.models import memory
+from vit22b_jax.plan import planner, topologies
+
+_TENSOR = (1, 2, 4)
+_REPLICAS = (1, 4, 16)  # of groups that hold the model once
+
+
+def fastest(
+  config: Any,
+  topology: topologies.Topology,
+  *,
+  efficiency: float = 1.0,
+  tell: Callable[[dict[str, Any]], None] = lambda plan: None,
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+  """The plan with the shortest predicted step that fits, and all plans.
+
+  Args:
+    config: the run's configuration; its batch stays as it is.
+    topology: the hardware.
+    efficiency: see `planner.plan`.
+    tell: hears of each plan as it is made.
+
+  Raises:
+    UserError: nothing could be planned at all, with the last reason.
+  """
+  tried: list[dict[str, Any]] = []
+  reason = None
+  for mesh in meshes(topology.size):
+    for remat in memory.REMAT:
+      try:
+        for plan in _fewest(config, topology, mesh, remat, efficiency):
+          tried.append(plan)
+          tell(plan)
+      except errors.UserError as error:
+        reason = error
+        break
+      if plan['fits'] and plan['config']['optim']['accumulate'] == 1:
+        break
+  if not tried and reason is not None:
+    raise reason
+  fitting = [p for p in tried if p['fits']]
+  best = min(fitting, key=lambda p: p['predicted_step_seconds'], default=None)
+  return best, tried
+
+
+def meshes(devices: int) -> Iterator[dict[str, int]]:
+  """Sizes of mesh axes to try: heads split or not, groups replicated or not."""
+  seen = set()
+  for tensor in _TENSOR:
+    for replicas in _REPLICAS:
+      if devices % (tensor * replicas):
+        continue
+      fsdp = devices // (tensor * replicas)
+      shape = (replicas, fsdp, tensor)
+      if shape in seen:
+        continue
+      seen.add(shape)
+      yield dict(zip(sharding.AXES, shape, strict=True))
+
+
+def _fewest(
+  config, topology, mesh, remat, efficiency
+) -> Iterator[dict[str, Any]]:
+  """Plans with more and more microbatches, up to the first that fits.
+
+  How much is missing says how many to try next.
+  """
+  parts = 1
+  while True:
+    candidate = with_keys(config, mesh, remat, parts)
+    plan = planner.plan(candidate, topology, efficiency=efficiency)
+    yield plan
+    ways = mesh[sharding.DATA] * mesh[sharding.FSDP]
+    if plan['fits'] or config.batch_size % (2 * parts * ways):
+      return
+    factor = plan['hbm_bytes_per_device'] / plan['hbm_capacity_bytes']
+    doublings = max(math.floor(math.log2(factor)), 1) if factor > 1 else 1
+    while config.batch_size % (2**doublings * parts * ways):
+      doublings -= 1
+    parts *= 2**doublings
+
+
+def with_keys(config: Any, mesh: dict[str, int], remat: str, parts: int) -> Any:
+  """A copy of a config with a mesh, a policy and a number of microbatches."""
+  candidate = config.copy_and_resolve_references()
+  with candidate.unlocked():
+    for axis, size in mesh.items():
+      candidate.mesh[axis] = size
+    candidate.model.remat = remat
+    candidate.optim.accumulate = parts
+  return candidate

@@ -1,0 +1,122 @@
+"""A plan as text for the console."""
+
+from typing import Any
+
+from vit22b_jax.plan import planner
+
+_KINDS = {
+  'parameters': 'parameters',
+  'optimizer': 'optimiser',
+  'ema': 'averaged weights',
+  'other_state': 'rest of the state',
+  'batch': 'batch',
+  'temporaries': 'activations and temporaries',
+  'code': 'code',
+}
+
+
+def render(plan: dict[str, Any]) -> str:
+  """The content of plan.json in words."""
+  mesh = ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items())
+  config = plan['config']
+  lines = [
+    f'{plan["topology"]}: {plan["devices"]} x {plan["chip"]}, mesh {mesh}',
+    f'{plan["parameters"]:,} parameters, batch {plan["batch_size"]:,} in '
+    f'{config.get("optim", {}).get("accumulate", 1)} part(s), remat '
+    f'{config["model"].get("remat", "none")}',
+    '',
+    *_memory(plan),
+    '',
+    *_arithmetic(plan),
+    *_prediction(plan),
+  ]
+  return '\n'.join(lines)
+
+
+def line(plan: dict[str, Any]) -> str:
+  """One plan of a search."""
+  mesh = 'x'.join(str(size) for size in plan['mesh'].values())
+  config = plan['config']
+  head = (
+    f'mesh {mesh:>12}  remat {config["model"]["remat"]:<11} parts '
+    f'{config["optim"]["accumulate"]:>4}  {gib(plan["hbm_bytes_per_device"])}'
+  )
+  if not plan['fits']:
+    return f'{head}  does not fit'
+  return (
+    f'{head}  {plan["predicted_step_seconds"]:.4g} s a step, utilisation '
+    f'{plan["predicted_mfu_no_overlap"]:.3f}'
+  )
+
+
+def gib(size: float) -> str:
+  """Bytes in GiB."""
+  return f'{size / 2**30:.2f} GiB'
+
+
+def _memory(plan) -> list[str]:
+  lines = ['Memory of a device:']
+  for key, name in _KINDS.items():
+    if plan['memory'].get(key):
+      lines.append(f'  {name:<28}{gib(plan["memory"][key]):>12}')
+  total, capacity = plan['hbm_bytes_per_device'], plan['hbm_capacity_bytes']
+  verdict = 'fits' if plan['fits'] else 'DOES NOT FIT'
+  lines.append(
+    f'  {"needed":<28}{gib(total):>12}  of {gib(capacity)}: {verdict}'
+  )
+  if not plan['fits']:
+    over = total - plan.get('hbm_usable_bytes', capacity)
+    lines.append(
+      f'  {gib(over)} too much: more optim.accumulate, a model.remat that '
+      'keeps less, more devices (--search tries them), or a smaller batch'
+    )
+  if plan['compile_seconds'] is not None:
+    lines.append(f'Compiled in {plan["compile_seconds"]:.1f} s.')
+  else:
+    lines.append('Estimated: nothing was compiled.')
+  return lines
+
+
+def _arithmetic(plan) -> list[str]:
+  model, hardware = (
+    plan[f'{kind}_flops_per_device'] for kind in ('model', 'hardware')
+  )
+  if hardware is None:
+    return []
+  again = plan['recomputed_flops_per_device'] / hardware
+  lines = [
+    'A step on a device:',
+    f'  model FLOPs                 {model:12.4g}',
+    f'  hardware FLOPs              {hardware:12.4g}  ({again:.1%} recomputed)',
+    f'  memory traffic              {gib(plan["memory_traffic_bytes"]):>12}',
+  ]
+  for row in plan['collectives']:
+    lines.append(
+      f'  {row["kind"]} over {row["axes"]}: {row["count"]:,} of '
+      f'{gib(row["bytes"])} in all, {gib(row["wire_bytes"])} sent'
+    )
+  return lines
+
+
+def _prediction(plan) -> list[str]:
+  if plan['predicted_step_seconds'] is None:
+    return []
+  seconds = plan['predicted_seconds']
+  wires = ', '.join(
+    f'{axes} {value:.4g}' for axes, value in seconds['communication'].items()
+  )
+  return [
+    '',
+    'Prediction, not a measurement: a roofline with products at '
+    f'{plan["matmul_efficiency"]:.0%} of the peak.',
+    f'  seconds: products {seconds["matmul"]:.4g}, memory '
+    f'{seconds["memory"]:.4g}, links {wires or 0}',
+    f'  one after the other         {plan["predicted_step_seconds"]:12.4g} s a '
+    f'step, utilisation {plan["predicted_mfu_no_overlap"]:.3f}',
+    '  if the longest hides the rest '
+    f'{plan["predicted_step_seconds_overlap"]:10.4g} s a step, utilisation '
+    f'{plan["predicted_mfu_overlap"]:.3f}',
+    f'  (published for ViT-22B on 1,024 v4: {planner.PUBLISHED_MFU})',
+    f'  {plan["total_steps"]:,} steps: {plan["predicted_chip_hours"]:,.0f} '
+    f'chip-hours ({plan["predicted_chip_hours_overlap"]:,.0f} with overlap)',
+  ]

@@ -1,0 +1,195 @@
+"""Hardware by name: `v4:8x8x16`, `h100:8`, `local` -> a chip and its devices.
+
+topology = topologies.find('v5e:2x4')
+topology.chip, topology.devices
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from vit22b_jax import chips, errors, flops
+
+LOCAL = 'local'
+# Chips of one host's board along each axis of the slice, as jax assumes.
+_BOARD = 2
+# libtpu would ask the host which TPU it has, and complain that it has none.
+_NO_HOST = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Where a run would live.
+
+  Attributes:
+    name: as it was asked for.
+    chip: of which kind.
+    shape: a TPU slice's axes, or (GPUs,).
+    devices: what jax compiles for; None where it can't without the hardware
+      (GPUs), so that a plan has to estimate.
+  """
+
+  name: str
+  chip: chips.Chip
+  shape: tuple[int, ...]
+  devices: Sequence[jax.Device] | None
+
+  @property
+  def size(self) -> int:
+    """Number of devices."""
+    return math.prod(self.shape)
+
+
+def examples() -> str:
+  """The names that `find` knows, for messages."""
+  return (
+    'v4:XxYxZ, v5p:XxYxZ, v5e:XxY, v6e:XxY (TPU slices by their chips, such as '
+    'v4:8x8x16 or v5e:2x4), a100:N, h100:N, h200:N, b200:N (GPUs, such as '
+    'h100:8), local (the devices at hand)'
+  )
+
+
+def find(name: str) -> Topology:
+  """The hardware of that name.
+
+  Raises:
+    UserError: the name isn't known, or libtpu isn't installed.
+  """
+  if name == LOCAL:
+    return _local()
+  kind, _, sizes = name.partition(':')
+  chip = chips.named(kind)
+  parts = sizes.split('x')
+  if chip is None or not all(p.isdigit() and int(p) for p in parts):
+    raise errors.UserError(
+      f'--topology={name} is not known. Known: {examples()}.'
+      + errors.closest(kind, [c.name for c in chips.CHIPS if c.is_planned])
+    )
+  shape = tuple(int(p) for p in parts)
+  if not chip.torus:
+    return Topology(name, chip, (math.prod(shape),), None)
+  if len(shape) != chip.torus:
+    raise errors.UserError(
+      f'--topology={name}: a {kind} slice has {chip.torus} axes, such as '
+      f'{kind}:{"x".join(["4"] * chip.torus)}.'
+    )
+  return Topology(name, chip, shape, _tpu_devices(name, chip, shape))
+
+
+def _tpu_devices(
+  name: str, chip: chips.Chip, shape: tuple[int, ...]
+) -> Sequence[jax.Device]:
+  if importlib.util.find_spec('libtpu') is None:
+    raise errors.UserError(
+      f"--topology={name} needs libtpu, XLA's compiler for TPUs (a TPU isn't "
+      "needed): pip install '.[tpu]', or make EXTRA=tpu; then set "
+      'JAX_PLATFORMS=cpu.'
+    )
+  for key, value in _NO_HOST.items():
+    os.environ.setdefault(key, value)
+  from jax.experimental import topologies
+
+  options = {}
+  if chip.torus == 3:
+    options['chip_config_name'] = (
+      'megacore'  # a chip's two cores are one device
+    )
+  if math.prod(shape) == 1:
+    options['chips_per_host_bounds'] = (1, 1, 1)
+  try:
+    return topologies.get_topology_desc(
+      platform='tpu', topology_name=name, **options
+    ).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.UserError(
+      f'--topology={name}: libtpu does not know such a slice '
+      f'({str(error).splitlines()[0]}). Axes are even numbers of chips '
+      f'({_BOARD}x{_BOARD} are a board), or all 1: {examples()}.'
+    ) from error
+
+
+def _local() -> Topology:
+  devices = jax.devices()
+  chip = chips.of_device(devices[0].device_kind)
+  if chip is None or not chip.is_planned:
+    chip = _measured(devices)
+  return Topology(LOCAL, chip, (len(devices),), devices)
+
+
+def _measured(devices: Sequence[jax.Device]) -> chips.Chip:
+  """A CPU, or a chip that isn't listed, by what it does in a moment."""
+  device = devices[0]
+  stats = device.memory_stats() or {}
+  memory = stats.get('bytes_limit')
+  if memory is None:
+    pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    memory = pages / len(devices)
+  x = jax.device_put(jnp.zeros((2**26,), jnp.float32), device)
+  copy = jax.jit(lambda x: x + 1)
+  copy(x).block_until_ready()
+  start = time.perf_counter()
+  copy(x).block_until_ready()
+  bandwidth = 2 * x.nbytes / (time.perf_counter() - start) / len(devices)
+  return chips.Chip(
+    name=LOCAL,
+    kind=device.device_kind,
+    flops=flops.peak(device),
+    hbm_bytes=memory,
+    hbm_bandwidth=bandwidth,
+    link_bandwidth=bandwidth,
+  )
+
+
+def libtpu_version() -> str | None:
+  """The version of libtpu that compiles, None without one."""
+  try:
+    return importlib.metadata.version('libtpu')
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def bandwidth(
+  topology: Topology, mesh: jax.sharding.Mesh | None, group: tuple[int, ...]
+) -> float:
+  """Bytes/s that a device of a group sends to the next, over all its links.
+
+  A ring along one axis of a torus uses both directions of its links; along
+  several at once, as a ring algorithm is run for each, those of all. An axis
+  that doesn't close to a ring counts one direction
+  (jax-ml.github.io/scaling-book/sharding). Between nodes of GPUs, the members
+  of a node share what has to leave it.
+
+  Args:
+    topology: the hardware.
+    mesh: of the devices; None for GPUs, which lie node by node.
+    group: positions in the mesh of those that take part.
+  """
+  chip = topology.chip
+  if chip.node and mesh is None:
+    nodes = len({i // chip.node for i in group})
+    if nodes == 1:
+      return chip.link_bandwidth
+    share = chip.network_bandwidth * len(group) / nodes
+    return min(chip.link_bandwidth, share)
+  if not chip.torus or mesh is None:
+    return chip.link_bandwidth
+  devices = mesh.devices.ravel()
+  places = [devices[i].coords for i in group]
+  links = 0
+  for axis, size in enumerate(topology.shape):
+    here = {place[axis] for place in places}
+    if len(here) > 1:
+      whole = len(here) == size and size % chip.wraps_at == 0
+      links += 2 if whole else 1
+  return chip.link_bandwidth * max(links, 1)
