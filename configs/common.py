@@ -94,6 +94,17 @@ def _data() -> config_dict.ConfigDict:
   return c
 
 
+def imagenet(c: config_dict.ConfigDict) -> None:
+  """ImageNet at 224 px, decoded and randomly cropped while training."""
+  c.data.name = 'imagenet2012'
+  c.data.image_size = 224
+  c.data.augment = 'standard'
+  c.data.mean = (0.5, 0.5, 0.5)
+  c.data.std = (0.5, 0.5, 0.5)
+  c.data.cache_max_gb = 0.0
+  c.data.workers = 16
+
+
 def _domains() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.name = 'cycle_gan/apple2orange'  # a TFDS name, 'folder:PATH' or 'fruit'
@@ -119,10 +130,15 @@ def _model() -> config_dict.ConfigDict:
   _block_fields(c)
   c.final_norm = placeholder(bool)  # norm before pooling
   c.head = placeholder(str)  # linear | mlp | mlp_bn
+  c.head_bias = placeholder(float)  # initial bias of the logits
   c.pool = 'cls'  # cls | mean | map
   c.pos_embedding = 'learned'  # learned | sincos
   c.dropout = 0.0  # of embeddings and branches
   c.stochastic_depth = 0.0  # of the last block; grows linearly from 0
+  # What the backward pass finds stored and does not compute again: everything |
+  # the outputs of weight products | hidden units of the MLPs | nothing.
+  c.remat = 'none'  # none | projections | hidden | full
+  c.scan_layers = False  # one compiled block for all, their weights stacked
   _compute_fields(c)
   return c
 
@@ -322,6 +338,13 @@ def _tiny(c: config_dict.ConfigDict) -> None:
   c.model.mlp_dim = 64
   c.model.num_heads = 2
   c.batch_size = 8
+  if c.optim.accumulate > 1:
+    c.batch_size, c.optim.accumulate = 16, 2
+  c.eval.batch_size = None
+  if c.data.name == 'imagenet2012':  # nobody has it for a first look
+    c.data.name = 'digits'
+    c.data.image_size = 4 * c.model.patch_size
+    c.data.workers = 0
   _short(c)
 
 

@@ -6,6 +6,7 @@ And every key is read: one that isn't would promise what nothing keeps.
 import importlib
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from ml_collections import config_dict
 from configs import common
 from vit22b_jax import command, configuration, optim, sharding, train
 from vit22b_jax.data import sources, splits
-from vit22b_jax.models import vit
+from vit22b_jax.models import heads, vit
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
 NAMES = sorted(
@@ -23,7 +24,13 @@ NAMES = sorted(
   for path in FOLDER.glob('*.py')
   if path.stem != 'common' and 'common.classification()' in path.read_text()
 )
-CLASSES = {'cifar10': 10, 'cifar100': 100, 'digits': 10, 'folder': 3}
+CLASSES = {
+  'cifar10': 10,
+  'cifar100': 100,
+  'digits': 10,
+  'folder': 3,
+  'imagenet2012': 1000,
+}
 
 
 def load(name, arg=''):
@@ -55,12 +62,9 @@ def run(monkeypatch, tmp_path):
 
   def run_(config):
     monkeypatch.setattr(sources, 'load', lambda *_, **__: stand_in(config))
-    mesh = jax.make_mesh(
-      (1, 1, 1),
-      (sharding.DATA, sharding.FSDP, sharding.TENSOR),
-      axis_types=(jax.sharding.AxisType.Auto,) * 3,
-      devices=jax.devices()[:1],
-    )
+    split = config.sharding != 'data'
+    devices = jax.devices() if split else jax.devices()[:1]
+    mesh = sharding.make_mesh(config.sharding, devices=devices)
     assert train.run(config, tmp_path / 'run', mesh) == 0
     return tmp_path / 'run'
 
@@ -94,7 +98,7 @@ def test_values_are_sound_and_locked(name, words):
   config = load(name, words)
   command.check(config)
   assert config.is_locked
-  if 'paper' in words:
+  if words == 'paper':
     assert (config.data.image_size, config.model.patch_size) == (224, 16)
   if 'tiny' in words:
     assert config.model.depth == 1
@@ -131,7 +135,44 @@ def test_builds_at_full_size(name):
     assert (config.model.patch_size**2 * 3, width) in shapes
 
 
-@pytest.mark.parametrize('name', NAMES)
+def test_the_full_size_has_the_published_number_of_weights():
+  config = load('vit22b_22b')
+  model = vit.build(**config.model, num_classes=1000)
+  images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+  shapes = jax.eval_shape(
+    lambda x: nn.unbox(model.init(jax.random.key(0), x)['params']), images
+  )
+  count = {
+    name: sum(leaf.size for leaf in jax.tree.leaves(part))
+    for name, part in shapes.items()
+  }
+  head = count['head'] + count['map_pool']
+  assert head == 459_197_416
+  assert sum(count.values()) == 22_209_448_936
+  published = 21_743e6  # Table 1 of the paper
+  np.testing.assert_allclose(sum(count.values()) - head, published, rtol=1e-3)
+
+
+def test_the_full_size_starts_sure_that_no_class_is_there():
+  model = vit.build(**load('vit22b_22b').model, num_classes=7)
+  head = heads.Head(
+    'linear', 7, 0, 'torch', 'default', initial_bias=model.head_bias
+  )
+  logits, _ = head.init_with_output(jax.random.key(0), jnp.zeros((1, 5)), False)
+  np.testing.assert_array_equal(logits, np.full((1, 7), -10.0))
+
+
+# Their programs are the 22B's but for RandAugment, which takes long to compile.
+SLOW = ('imagenet_vit22b_h', 'imagenet_vit22b_l')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name in NAMES
+  ],
+)
 def test_trains_two_steps(name, run):
   config = load(name, 'tiny')
   config.duration = '2 steps'

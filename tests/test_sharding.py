@@ -5,6 +5,7 @@ import pytest
 
 from configs import cifar100_vit22b_ti, common, digits_vit22b_ti
 from configs import fruit_vitunet_ti as fruit
+from tests import golden_shardings
 from vit22b_jax import errors, sharding, tasks
 
 
@@ -108,6 +109,13 @@ def test_a_matrix_without_an_axis_for_fsdp_is_left_whole():
 
 def tree_leaf():
   return jax.ShapeDtypeStruct((7,), 'float32')
+
+
+@pytest.mark.parametrize('case', golden_shardings.CASES)
+def test_states_are_split_as_the_golden_files_say(case):
+  """If they should change: python -m tests.golden_shardings, then git diff."""
+  golden = (golden_shardings.FOLDER / f'{case}.txt').read_text()
+  assert golden_shardings.text(case) == golden
 
 
 def test_the_batch_has_to_divide():

@@ -102,6 +102,8 @@ FREE = (
   'eval.',
   'fid.batch_size',
   'log.',
+  'model.remat',
+  'model.scan_layers',
   'sharding',
   'mesh.',
   'diagnostics.on_explosion',

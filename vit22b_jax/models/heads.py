@@ -33,7 +33,8 @@ class MapPool(blocks.Transformer, kw_only=True):
     x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
     keys, values = ops.project_heads_in(x, *weights, 2, self.precision)
     o, _, _ = ops.attention(q, keys, values, k**-0.5, self.precision)
-    weights = self.projection('out', (n, k, d), names[::-1], d, (d,))
+    names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+    weights = self.projection('out', (n, k, d), names, d, (d,))
     x = ops.project_heads_out(o, *weights, self.precision)[:, 0]
 
     y = self.make_norm('mlp_in_norm')(x)
@@ -86,6 +87,8 @@ class Head(nn.Module):
     hidden: units of the MLP heads.
     init_kind: 'vit' (the last layer is zero) or 'torch', see `inits`.
     precision: of matrix products.
+    initial_bias: of every logit; None leaves it to `init_kind`. Sigmoid losses
+      start at rare classes with one well below 0 (arXiv:2006.07159).
   """
 
   kind: str
@@ -93,6 +96,7 @@ class Head(nn.Module):
   hidden: int
   init_kind: str
   precision: str
+  initial_bias: float | None = None
 
   @nn.compact
   def __call__(
@@ -102,22 +106,27 @@ class Head(nn.Module):
     x = x.astype(jnp.float32)
     if self.kind != 'linear':
       names = (axes.EMBED, axes.MLP)
-      x = self._linear('hidden', x, self.hidden, names, inits.kernel)
+      kernel = inits.kernel(self.init_kind, x.shape[-1])
+      bias = inits.bias(self.init_kind, x.shape[-1])
+      x = self._linear('hidden', x, self.hidden, names, kernel, bias)
       x = BatchNorm(name='batch_norm')(x, train) if self.kind == 'mlp_bn' else x
       x = ops.gelu(x)
     inputs = axes.EMBED if self.kind == 'linear' else axes.MLP
     names = (inputs, axes.CLASSES)
-    return self._linear('logits', x, self.num_classes, names, inits.head)
+    kernel = inits.head(self.init_kind, x.shape[-1])
+    bias = inits.bias(self.init_kind, x.shape[-1])
+    if self.initial_bias is not None:
+      bias = nn.initializers.constant(self.initial_bias)
+    return self._linear('logits', x, self.num_classes, names, kernel, bias)
 
-  def _linear(self, name, x, features, names, kernel_init):
-    size = x.shape[-1]
+  def _linear(self, name, x, features, names, kernel_init, bias_init):
     kernel, bias = blocks.Projection(
-      (size, features),
+      (x.shape[-1], features),
       names,
       'float32',
-      kernel_init(self.init_kind, size),
+      kernel_init,
       (features,),
-      inits.bias(self.init_kind, size),
+      bias_init,
       name=name,
     )()
     return ops.linear(x, kernel, bias, self.precision)

@@ -63,12 +63,14 @@ class ViT(encoder.Encoder, kw_only=True):
     pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
     pos_embedding: 'learned' or 'sincos'.
     head: 'linear', 'mlp' or 'mlp_bn'.
+    head_bias: initial bias of the logits; None leaves it to `init_kind`.
   """
 
   num_classes: int
   patch_size: int
   final_norm: bool
   head: str
+  head_bias: float | None = None
   pool: str = 'cls'
   pos_embedding: str = 'learned'
 
@@ -121,6 +123,7 @@ class ViT(encoder.Encoder, kw_only=True):
       self.mlp_dim,
       self.init_kind,
       self.precision,
+      self.head_bias,
       name='head',
     )(self._pool(x), train)
     return (logits, out) if capture else logits
@@ -226,9 +229,9 @@ def build(
     num_classes: C.
     patch_size: height and width of a patch in pixels.
     **overrides: any field of `blocks.Preset` but `form` and `fused_output`, of
-      a variant, and `pool`, `pos_embedding`, `dropout`, `stochastic_depth`,
-      `attention`, `dtype`, `precision`, `remat`, `scan_layers`. None stands for
-      the default.
+      a variant, and `head_bias`, `pool`, `pos_embedding`, `dropout`,
+      `stochastic_depth`, `attention`, `dtype`, `precision`, `remat`,
+      `scan_layers`. None stands for the default.
 
   Raises:
     UserError: for unknown names and values, and for impossible combinations.
@@ -241,8 +244,9 @@ def build(
     'num_classes': num_classes,
     'patch_size': patch_size,
   }
-  options = ('pool', 'pos_embedding', 'dropout', 'stochastic_depth')
-  options += ('attention', 'dtype', 'precision', 'remat', 'scan_layers')
+  options = ('pool', 'pos_embedding', 'head_bias', 'dropout')
+  options += ('stochastic_depth', 'attention', 'dtype', 'precision')
+  options += ('remat', 'scan_layers')
   known = {*fields, *options}
   for name in overrides:
     choose('model key', name, sorted(known - {'form', 'fused_output'}))
