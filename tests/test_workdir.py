@@ -71,7 +71,12 @@ def test_truncating_forgets_later_rows(place):
   fill(run, [1, 2, 3, 4])
   run.close()
   run = workdir.Workdir(address)
+  (folder / 'samples').mkdir()  # as object stores do
+  for step in (0, 2, 3, 10):
+    run.write_bytes(f'samples/a2b_{step:08d}.png', b'')
   run.truncate(2)
+  pictures = sorted(path.name for path in (folder / 'samples').iterdir())
+  assert pictures == ['a2b_00000000.png', 'a2b_00000002.png']
   assert tables(folder) == [[1, 2], [1, 2], [1]]
   fill(run, [3])
   run.close()

@@ -315,8 +315,7 @@ class Loop:
     raise errors.TrainingStopped(
       f'Step {step}: {what}. The state before that step is checkpoint '
       f'{step - 1} in {self.run.path}; diagnostics.csv and events.jsonl there '
-      'tell what came before. A lower optim.learning_rate, a longer '
-      'optim.warmup, model.qk_norm or model.pre_norm are the usual cures.'
+      f'tell what came before. {self.task.cures}'
     )
 
   # --- Evaluation and checkpoints --------------------------------------------

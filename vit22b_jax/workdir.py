@@ -39,6 +39,7 @@ CLASSES = 'classes.json'
 METRICS = 'metrics.jsonl'
 DIAGNOSTICS = 'diagnostics.csv'
 EVENTS = 'events.jsonl'
+SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -200,7 +201,7 @@ class Workdir:
       self._files[EVENTS].append(_line(row))
 
   def truncate(self, step: int) -> None:
-    """Drops the rows of later steps: the run starts again from `step`."""
+    """Drops rows and samples of later steps: the run goes on from `step`."""
     if not self._writer:
       return
     self._has_columns = False
@@ -213,6 +214,10 @@ class Workdir:
       header, *rows = self._files[DIAGNOSTICS].lines() or ['']
       kept = [row for row in rows if int(row.split(',', 1)[0]) <= step]
       self._keep(DIAGNOSTICS, [header, *kept] if kept else [])
+      for picture in (self.path / SAMPLES).glob('*.png'):
+        number = picture.stem.rpartition('_')[2]
+        if number.isdecimal() and int(number) > step:
+          picture.unlink()
 
   def _keep(self, name: str, lines: list[str]) -> None:
     if lines or (self.path / name).exists():

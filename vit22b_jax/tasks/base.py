@@ -51,6 +51,7 @@ class Task(abc.ABC):
     names_are: what `names` names, in a message.
     logged: scalars of a step whose means go into metrics.jsonl, beside the
       loss.
+    cures: what helps against explosions, in a sentence.
     sample_every: steps between two calls of `sample`; 0 for never.
   """
 
@@ -58,6 +59,10 @@ class Task(abc.ABC):
   best_mode: str
   names_are: str
   logged: tuple[str, ...] = ()
+  cures: str = (
+    'A lower optim.learning_rate, a longer optim.warmup, model.qk_norm or '
+    'model.pre_norm are the usual cures.'
+  )
   sample_every: int = 0
 
   def __init__(

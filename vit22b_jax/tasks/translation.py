@@ -86,6 +86,10 @@ class Translation(base.Task):
   best_metric = 'val/fid'
   best_mode = 'min'
   names_are = 'domains'
+  cures = (
+    'A lower optim.learning_rate, a longer optim.warmup, loss.gan=lsgan, a '
+    'clip_norm above 0 or model.dtype=float32 are the usual cures.'
+  )
 
   def __init__(
     self,
