@@ -14,7 +14,6 @@ from vit22b_jax import (
   checkpoint,
   errors,
   evaluate,
-  sharding,
   train,
 )
 from vit22b_jax.tasks import classification
@@ -308,34 +307,3 @@ def test_load_gives_the_evaluated_model(whole):
   logits = model.apply(variables, images.astype(np.float32))
   top1 = np.mean(logits.argmax(-1) == data.test.labels)
   np.testing.assert_allclose(top1, result['top1'], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-  'shape', [dict(data=4, fsdp=2), dict(data=2, fsdp=2, tensor=2)]
-)
-def test_sharded_equals_one_device(shape):
-  """Losses of 5 steps to 1e-5, and the shardings of the compiled step."""
-  config = _config(**{'model.mlp_dim': 64, 'diagnostics.per_layer': True})
-  data = classification.Classification.load_data(config)
-
-  def losses(mesh):
-    task = classification.Classification(config, mesh, data.class_names, data)
-    state, batches = task.init(), task.train_iterator()
-    rows = []
-    for _ in range(5):
-      state, scalars = task.train_step(state, next(batches))
-      rows.append(np.asarray(scalars))
-    batches.close()
-    return np.stack(rows), state
-
-  expected, _ = losses(_one_device())
-  found, state = losses(sharding.make_mesh(**shape))
-  np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5)
-  np.testing.assert_allclose(found[:, 1:7], expected[:, 1:7], rtol=2e-4)
-  kernel = state.params['block_00']['in_proj']['kernel']  # [D, N, K + ...]
-  moment = state.opt_state[1].mu['block_00']['in_proj']['kernel']
-  parts = kernel.addressable_shards[0].data.shape
-  whole = kernel.shape
-  assert parts[0] == whole[0] // shape['fsdp']
-  assert parts[1] == whole[1] // shape.get('tensor', 1)
-  assert moment.sharding == kernel.sharding
