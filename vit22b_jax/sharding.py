@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit22b_jax import errors
@@ -110,12 +111,11 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(preset, len(devices), **sizes)
-  return jax.make_mesh(
-    list(shape.values()),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices,
+  # Axes of a torus may be shared by two axes of the mesh: 256 of 8 x 8 x 16.
+  placed = mesh_utils.create_device_mesh(
+    list(shape.values()), devices, allow_split_physical_axes=True
   )
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager

@@ -117,16 +117,18 @@ def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
     r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
   )
   if found:
-    groups, shape = (_integers(found.group(i)) for i in (1, 2))
-    ids = np.arange(devices).reshape(shape)
-    if found.group(3):
-      ids = ids.transpose(_integers(found.group(3)))
-    return tuple(ids.reshape(groups)[0].tolist())
-  found = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', text)
-  if found and ':' not in found.group(2):
+    ids = _order(devices, found.group(2), found.group(3))
+    return tuple(ids.reshape(_integers(found.group(1)))[0].tolist())
+  found = re.search(
+    r'replica_groups=mesh\[([^\]]*)\]'
+    r'(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}',
+    text,
+  )
+  if found and ':' not in found.group(4):
     sizes = re.findall(r"'(\w+)'=(\d+)", found.group(1))
-    names = re.findall(r"'(\w+)'", found.group(2))
-    ids = np.arange(devices).reshape([int(size) for _, size in sizes])
+    names = re.findall(r"'(\w+)'", found.group(4))
+    ids = _order(devices, found.group(2), found.group(3))
+    ids = ids.reshape([int(size) for _, size in sizes])
     index = tuple(slice(None) if n in names else 0 for n, _ in sizes)
     return tuple(ids[index].ravel().tolist())
   found = re.search(r'replica_groups=\{(?:\{([\d,]*)\})?', text)
@@ -134,6 +136,16 @@ def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
     listed = _integers(found.group(1) or '')
     return tuple(listed or range(devices))
   raise ValueError(f'replica groups in an unknown form: {text[:200]}')
+
+
+def _order(devices: int, shape: str | None, axes: str | None) -> np.ndarray:
+  """Devices in XLA's order: 0, 1, ... as an array, transposed, flat."""
+  ids = np.arange(devices)
+  if shape:
+    ids = ids.reshape(_integers(shape))
+  if axes:
+    ids = ids.transpose(_integers(axes))
+  return ids.ravel()
 
 
 def _integers(text: str) -> list[int]:
