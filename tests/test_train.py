@@ -16,7 +16,7 @@ from vit22b_jax import (
   evaluate,
   train,
 )
-from vit22b_jax.tasks import classification
+from vit22b_jax.tasks import classification, objective
 
 
 def _config(**overrides):
@@ -229,7 +229,7 @@ def test_evaluation_uses_the_best_checkpoint(whole):
 
 def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
   """A poisoned bias in the third step: the layer is named, step 2 is saved."""
-  original = classification.Classification._loss
+  original = objective.Objective.loss
 
   def poisoned(self, params, batch_stats, part):
     loss, aux = original(self, params, batch_stats, part)
@@ -245,7 +245,7 @@ def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
   batches.close()
   poison = first[2]
   bad_step = first.index(poison) + 1
-  monkeypatch.setattr(classification.Classification, '_loss', poisoned)
+  monkeypatch.setattr(objective.Objective, 'loss', poisoned)
   with pytest.raises(errors.TrainingStopped, match=f'Step {bad_step}'):
     _run(tmp_path)
   found = _final_state(tmp_path) if bad_step > 1 else None

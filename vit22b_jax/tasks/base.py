@@ -9,10 +9,12 @@ alone. One task lives on one mesh with one configuration.
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+from flax.training import dynamic_scale
 from jaxtyping import Array, Float, Int, UInt32
 
 from vit22b_jax import console, diagnostics, durations, sharding
@@ -28,11 +30,40 @@ class State:
     step: steps done.
     key: raw random key of the run; a step folds its number in.
     monitor: the explosion detector's memory.
+    loss_scale: dynamic loss scale for float16; None otherwise.
   """
 
   step: Int[Array, '']
   key: UInt32[Array, '2']
   monitor: diagnostics.Monitor
+  loss_scale: dynamic_scale.DynamicScale | None
+
+  def after(
+    self,
+    verdict: diagnostics.Verdict,
+    monitor: diagnostics.Monitor,
+    loss_scale: dynamic_scale.DynamicScale | None,
+    **new: Any,
+  ) -> Self:
+    """The state after a step, as far as the detector lets it be taken.
+
+    Args:
+      verdict: with `keep`, none of `new` is taken.
+      monitor: the detector's memory after the step; once it has stopped, the
+        state stays that of before the step.
+      loss_scale: for the next step.
+      **new: the task's own fields.
+    """
+
+    def unless(kept, new, old):
+      return jax.tree.map(lambda n, o: jnp.where(kept, o, n), new, old)
+
+    return self.replace(
+      step=self.step + jnp.where(monitor.stopped, 0, 1),
+      monitor=monitor,
+      loss_scale=unless(monitor.stopped, loss_scale, self.loss_scale),
+      **{k: unless(verdict.keep, x, getattr(self, k)) for k, x in new.items()},
+    )
 
 
 class Task(abc.ABC):

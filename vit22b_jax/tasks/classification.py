@@ -18,22 +18,20 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from etils import epath
-from flax.training import dynamic_scale
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from vit22b_jax import (
   diagnostics,
   errors,
   flops,
-  losses,
   optim,
   sharding,
   weights,
 )
 from vit22b_jax import workdir as workdir_lib
-from vit22b_jax.data import facts, pipeline, sources, splits, transforms
+from vit22b_jax.data import facts, pipeline, sources, splits
 from vit22b_jax.models import stacking, vit
-from vit22b_jax.tasks import base, gradients, scoring
+from vit22b_jax.tasks import base, gradients, objective, scoring
 
 PREDICTIONS = 'predictions.npz'
 
@@ -47,14 +45,12 @@ class State(base.State):
     batch_stats: batch norm's running statistics; {} without batch norm.
     opt_state: optax's state.
     ema: exponential moving average of `params`; None when it's off.
-    loss_scale: dynamic loss scale for float16; None otherwise.
   """
 
   params: Any
   batch_stats: Any
   opt_state: Any
   ema: Any
-  loss_scale: dynamic_scale.DynamicScale | None
 
 
 def build_model(config: Any, num_classes: int) -> vit.ViT:
@@ -118,6 +114,7 @@ class Classification(base.Task):
     with sharding.use(mesh):
       self._boxed = jax.eval_shape(lambda: self._variables(jax.random.key(0)))
     self.layers = stacking.layer_names(self.model.depth)
+    self.objective = objective.Objective(config, self.model, self.layers)
 
   @staticmethod
   def check(config: Any) -> None:
@@ -253,10 +250,14 @@ class Classification(base.Task):
 
   def with_pretrained(self, state: State, path: str) -> State:
     """The state with weights from a file; see `weights.load_pretrained`."""
+    # Each process reads the file, and needs the new head whole.
+    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))(
+      state.params
+    )
     params = weights.load_pretrained(
       path,
       self.model,
-      jax.device_get(state.params),
+      jax.device_get(whole),
       self.config.data.image_size,
     )
     placed = jax.tree.map(
@@ -337,148 +338,71 @@ class Classification(base.Task):
       state: before the step.
       batch: `image` uint8 [B, H, W, 3] and `label` int32 [B].
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    augment_key, dropout_key = jax.random.split(key)
-    images = self._images(batch['image'], augment_key)
-    batch_parts = self._parts(images, batch['label'], dropout_key)
-    grads, loss, batch_stats, aux, loss_scale, overflow = gradients.of_batch(
-      self._loss,
+    found = gradients.of_batch(
+      self.objective.loss,
       state.params,
       state.batch_stats,
-      batch_parts,
+      self.objective.parts(state, batch),
       self.config.optim.accumulate,
       state.loss_scale,
       self._placed_params,
     )
-    updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + u, state.params, updates)
+    updates, opt_state = self.tx.update(
+      found.grads, state.opt_state, state.params
+    )
+    params = jax.tree.map(jnp.add, state.params, updates)
+    row = self._measured(state, found, updates)
+    signals = jnp.stack([row[name] for name in self.signal_names])
+    monitor, verdict = diagnostics.observe(
+      state.monitor,
+      signals,
+      found.loss,
+      state.step,
+      found.overflow,
+      self.detector,
+    )
+    row |= diagnostics.verdict_row(verdict, monitor)
+    state = state.after(
+      verdict,
+      monitor,
+      found.loss_scale,
+      params=params,
+      batch_stats=found.batch_stats,
+      opt_state=opt_state,
+      ema=self._averaged(state.ema, params),
+    )
+    return state, jnp.stack([row[name] for name in self.scalar_names])
+
+  def _measured(
+    self, state: State, found: gradients.Gradients, updates: Any
+  ) -> dict[str, Float[Array, '']]:
+    """Scalars of a step by name, but for the detector's verdict."""
     row = diagnostics.measure(
-      loss=loss,
-      max_logit=aux['max_logit'],
-      grads=grads,
+      loss=found.loss,
+      max_logit=found.aux['max_logit'],
+      grads=found.grads,
       updates=updates,
       params=state.params,
       clip_norm=self.config.optim.clip_norm,
     )
-    row |= diagnostics.layer_norms(grads)
-    row |= {k: v for k, v in aux.items() if '/' in k}
-    signals = jnp.stack([row[name] for name in self.signal_names])
-    monitor, verdict = diagnostics.observe(
-      state.monitor, signals, loss, state.step, overflow, self.detector
-    )
-    decay = self.config.optim.ema
-    ema = state.ema and jax.tree.map(
-      lambda e, p: decay * e + (1 - decay) * p, state.ema, params
-    )
-
-    def unless_kept(new, old):
-      return jax.tree.map(lambda n, o: jnp.where(verdict.keep, o, n), new, old)
-
-    row['train/top1'] = aux['top1']
+    row |= diagnostics.layer_norms(found.grads)
+    row |= {k: v for k, v in found.aux.items() if '/' in k}
+    row['train/top1'] = found.aux['top1']
     row['train/learning_rate'] = self._schedule(
       optim.steps_taken(state.opt_state)
     )
-    row |= diagnostics.verdict_row(verdict, monitor)
-    state = state.replace(
-      step=state.step + jnp.where(monitor.stopped, 0, 1),
-      params=unless_kept(params, state.params),
-      batch_stats=unless_kept(batch_stats, state.batch_stats),
-      opt_state=unless_kept(opt_state, state.opt_state),
-      ema=unless_kept(ema, state.ema),
-      loss_scale=jax.tree.map(
-        lambda n, o: jnp.where(monitor.stopped, o, n),
-        loss_scale,
-        state.loss_scale,
-      ),
-      monitor=monitor,
+    return row
+
+  def _averaged(self, ema: Any, params: Any) -> Any:
+    """The moving average with new weights; None where there is none."""
+    decay = self.config.optim.ema
+    return ema and jax.tree.map(
+      lambda e, p: decay * e + (1 - decay) * p, ema, params
     )
-    return state, jnp.stack([row[name] for name in self.scalar_names])
-
-  def _images(
-    self, images: UInt8[Array, 'B H W 3'], key: jax.Array | None = None
-  ) -> Float[Array, 'B H W 3']:
-    data = self.config.data
-    if key is not None:
-      images = transforms.augment(key, images, data.augment)
-    return transforms.normalise(images, data.mean, data.std)
-
-  def _parts(self, images, labels, key):
-    count = self.config.optim.accumulate
-    if count == 1:
-      return images, labels, key
-    return gradients.parts(images, labels, key, count)
-
-  def _loss(self, params, batch_stats, part):
-    """Mean loss of images; aux: new batch statistics, and scalars by name."""
-    images, labels, key = part
-    settings = self.config.loss
-    per_layer = self.config.diagnostics.per_layer
-
-    def example_losses(images):
-      output, updated = self.model.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        images,
-        train=True,
-        capture=per_layer,
-        rngs={'dropout': key},
-        mutable=['batch_stats'],
-      )
-      logits, captured = output if per_layer else (output, {})
-      values = losses.cross_entropy(
-        logits,
-        labels,
-        kind=settings.kind,
-        label_smoothing=settings.label_smoothing,
-      )
-      return values, (logits, captured, updated.get('batch_stats', {}))
-
-    values, (logits, captured, batch_stats) = losses.penalised(
-      example_losses, images, settings.input_gradient_penalty
-    )
-    aux = diagnostics.layer_columns(captured, self.layers)
-    aux['max_logit'] = jnp.max(logits)
-    aux['top1'] = jnp.mean(jnp.argmax(logits, -1) == labels)
-    return jnp.mean(values), (batch_stats, aux)
 
   def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
-    """Which layer of the step on `batch` is non-finite first.
-
-    The step's own forward and backward pass are run again, with intermediates.
-    """
-
-    count = self.config.optim.accumulate
-    scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
-
-    def passes(state, batch, index):
-      key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-      augment_key, key = jax.random.split(key)
-      images = self._images(batch['image'], augment_key)
-      part = self._parts(images, batch['label'], key)
-      if count > 1:
-        part = jax.tree.map(lambda x: x[index], part)
-      images, _, key = part
-
-      def loss_fn(params):
-        return scale * self._loss(params, state.batch_stats, part)[0]
-
-      _, captured = self.model.apply(
-        {'params': state.params, 'batch_stats': state.batch_stats},
-        images,
-        train=True,
-        capture=True,
-        rngs={'dropout': key},
-        mutable=['batch_stats'],
-      )[0]
-      captured.pop('attn_map')
-      return captured, diagnostics.layer_norms(jax.grad(loss_fn)(state.params))
-
-    passes = self.in_mesh(jax.jit(passes))
-    for index in range(count):
-      captured, norms = jax.device_get(passes(state, batch, index))
-      found = diagnostics.first_nonfinite(captured, norms, self.layers)
-      if found:
-        return found
-    return 'the head or the loss, after the last block'
+    """Which layer of the step on `batch` is non-finite first."""
+    return self.in_mesh(self.objective.locate_nonfinite)(state, batch)
 
   # --- Evaluation ----------------------------------------------------------
 
@@ -517,19 +441,16 @@ class Classification(base.Task):
     """Jitted (variables, images uint8 [B, H, W, 3]) -> probabilities [B, C]."""
 
     def apply(variables, images):
-      return jax.nn.softmax(self._logits(variables, images))
+      return jax.nn.softmax(self.objective.logits(variables, images))
 
     return self.in_mesh(
       jax.jit(apply, out_shardings=sharding.replicated(self.mesh))
     )
 
-  def _logits(self, variables, images):
-    return self.model.apply(variables, self._images(images), train=False)
-
   @functools.cached_property
   def _scorer(self) -> scoring.Scorer:
     return scoring.Scorer(
-      self._logits,
+      self.objective.logits,
       self.config.loss.kind,
       self.mesh,
       batch_size=self.eval_batch_size,
