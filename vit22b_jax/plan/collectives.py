@@ -70,10 +70,12 @@ def find(module: hlo.Module, mesh_shape: dict[str, int]) -> list[Collective]:
       continue
     # One that is fused with several computations stands in each of them.
     channel = re.search(r'channel_id=(\d+)', instruction.attributes)
-    if channel and channel.group(1) in seen:
+    # Combined ones take numbers that others of another kind have too.
+    key = (opcode, instruction.op_name, channel and channel.group(1))
+    if channel and key in seen:
       continue
     if channel:
-      seen.add(channel.group(1))
+      seen.add(key)
     group = _group(instruction, math.prod(mesh_shape.values()))
     if len(group) < 2:
       continue
