@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.training import dynamic_scale
 from jaxtyping import Array, Float, UInt8
 
 from vit22b_jax import (
@@ -50,13 +49,11 @@ class State(base.State):
     params: the weights of `cyclegan.NETWORKS`, float32.
     opt_state: optax's states of `generators` and `discriminators`.
     pools: earlier fakes of the domains `a` and `b`; None without pools.
-    loss_scale: dynamic loss scale for float16; None otherwise.
   """
 
   params: Any
   opt_state: Any
   pools: dict[str, pools.Pool | None]
-  loss_scale: dynamic_scale.DynamicScale | None
 
 
 def build_networks(config: Any) -> cyclegan.Networks:
@@ -425,26 +422,18 @@ class Translation(base.Task):
       state.monitor, signals, seen['loss'], state.step, overflow, self.detector
     )
 
-    def unless_kept(new, old):
-      return jax.tree.map(lambda n, o: jnp.where(verdict.keep, o, n), new, old)
-
     row |= {f'train/{name}': seen[name] for name in self.networks.terms}
     row['train/learning_rate'] = self._schedule(
       optim.steps_taken(state.opt_state['generators'])
     )
     row |= diagnostics.verdict_row(verdict, monitor)
-    params = jax.tree.map(jnp.add, state.params, done.updates)
-    state = state.replace(
-      step=state.step + jnp.where(monitor.stopped, 0, 1),
-      params=unless_kept(params, state.params),
-      opt_state=unless_kept(done.opt_state, state.opt_state),
-      pools=unless_kept(done.pools, state.pools),
-      loss_scale=jax.tree.map(
-        lambda n, o: jnp.where(monitor.stopped, o, n),
-        loss_scale,
-        state.loss_scale,
-      ),
-      monitor=monitor,
+    state = state.after(
+      verdict,
+      monitor,
+      loss_scale,
+      params=jax.tree.map(jnp.add, state.params, done.updates),
+      opt_state=done.opt_state,
+      pools=done.pools,
     )
     return state, jnp.stack([row[name] for name in self.scalar_names])
 
