@@ -23,7 +23,7 @@ from absl import flags
 
 import main
 from tests import data_fixtures
-from vit22b_jax import api, weights
+from vit22b_jax import api, preemption, weights
 from vit22b_jax.tasks import classification
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -123,9 +123,13 @@ def test_the_same_command_again_changes_nothing(trained, capsys):
 def test_a_longer_run_resumes_from_the_workdir_alone(trained, capsys):
   config = json.loads((trained / 'config.json').read_text())
   config['duration'] = '5 steps'
+  config['profile'] = '5'
   (trained / 'config.json').write_text(json.dumps(config))
   assert call(f'--workdir={trained}') == 0
-  assert 'Resuming from checkpoint 4 of 5 steps' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'Resuming from checkpoint 4 of 5 steps' in out
+  assert f'Trace of steps 5 to 5: {trained}/profile' in out
+  assert list((trained / 'profile').rglob('*.xplane.pb'))
   assert steps(trained) == [1, 2, 3, 4, 5]
 
 
@@ -297,6 +301,27 @@ def test_signal_leaves_an_evaluation_and_saves(
     assert (tmp_path / name).read_text() == (first[0] / name).read_text()
 
 
+def test_signal_while_the_first_validation_compiles(tmp_path, monkeypatch):
+  """Everything has been saved: the process ends at once."""
+  ended = []
+
+  def evaluate_(self, variables, split, check):
+    check()
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not ended:
+      time.sleep(0.01)
+    check()
+
+  def exit_(code):
+    ended.append((code, saved_steps(tmp_path), steps(tmp_path)))
+
+  monkeypatch.setattr(classification.Classification, 'evaluate', evaluate_)
+  monkeypatch.setattr(preemption.Watcher, 'exit', staticmethod(exit_))
+  more = ('--config.model.mlp_dim=48', '--config.checkpoint.every=3 steps')
+  assert call(CONFIG, QUIET, *more, f'--workdir={tmp_path}') == 143
+  assert ended == [(143, [2], [1, 2])]
+
+
 @pytest.mark.slow
 def test_worker_processes_leave_signals_to_the_main_process(tmp_path):
   """Ctrl-C reaches every process of the terminal's group."""
@@ -345,6 +370,9 @@ def refused(capsys, *arguments):
     ([CONFIG, '--config.optim.learning_rat=1'], "mean 'optim.learning_rate'"),
     ([CONFIG, '--config.optim.name=adamm'], "mean 'adam'"),
     ([CONFIG, '--config.model.block=vit23b'], 'vit22b'),
+    ([CONFIG, '--config.profile=5-2'], "profile='5-2': expected the first"),
+    ([CONFIG, '--config.profile=3-9'], 'not within the 4 steps'),
+    ([CONFIG, '--process_id=1'], '--coordinator and --num_processes missing'),
     ([CONFIG, '--config.data.image_size=9'], '9 is not a multiple of'),
     ([CONFIG, '--config.model.num_heads=5'], 'num_heads=5'),
     ([CONFIG, '--config.batch_size=12'], '12 is not divisible by the 8 dev'),
@@ -424,6 +452,17 @@ def test_folders_that_are_no_runs(trained, tmp_path, capsys):
   (trained / 'config.json').write_text('{"seed": ')
   err = refused(capsys, '--mode=eval', f'--workdir={trained}')
   assert 'config.json is damaged' in err
+
+
+def test_the_result_says_which_checkpoint_it_is_of(trained, capsys):
+  before = json.loads((trained / 'eval.json').read_text())
+  assert (before['checkpoint'], before['step']) == ('last', 4)
+  for file in (trained / 'checkpoints' / '4' / 'state').rglob('*'):
+    if file.is_file():
+      file.write_bytes(b'')
+  assert call('--mode=eval', f'--workdir={trained}') == 0
+  found = json.loads((trained / 'eval.json').read_text())
+  assert (found['checkpoint'], found['step']) == ('another than the last', 2)
 
 
 def test_full_disk_leaves_the_checkpoints_before_it(trained):

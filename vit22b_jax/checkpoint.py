@@ -11,9 +11,11 @@ checksums, config and whatever the loop wants to find again.
 Orbax restores a flipped byte without noticing. So each array's checksum is
 computed on the devices that hold it, saved with it, and compared on restore; a
 checkpoint that can't be read or doesn't match is put aside with a warning and
-the one before it is used.
+the one before it is used. Several processes save together; each reads on its
+own, so that none waits for one that can't, and then they agree.
 """
 
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -29,7 +31,7 @@ from etils import epath
 from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import checkpoint_managers
 
-from vit22b_jax import errors
+from vit22b_jax import distributed, errors
 from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.models import stacking
 
@@ -142,15 +144,41 @@ class Manager:
     )
     self._manager = self._open()
 
-  def _open(self) -> ocp.CheckpointManager:
+  def _open(
+    self, options: ocp.CheckpointManagerOptions | None = None
+  ) -> ocp.CheckpointManager:
     folder = self.workdir / _FOLDER
     if not workdir_lib.is_remote(folder):
       folder = folder.resolve()  # Orbax wants absolute paths
     return ocp.CheckpointManager(
       folder,
-      options=self._options,
+      options=options or self._options,
       item_names=('state', 'meta'),
     )
+
+  @contextlib.contextmanager
+  def _reader(self):
+    """What reads checkpoints, without waiting for other processes."""
+    if jax.process_count() == 1:
+      yield self._manager
+      return
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'p{me}'
+    )
+    reader = self._open(
+      ocp.CheckpointManagerOptions(
+        create=False,
+        cleanup_tmp_directories=False,
+        multiprocessing_options=alone,
+      )
+    )
+    yield reader
+    reader.close()
+
+  def latest_step(self) -> int | None:
+    """The newest saved step; None when there is none."""
+    return max(self._manager.all_steps(), default=None)
 
   def best_step(self) -> int | None:
     """The saved step with the best score; None before any evaluation."""
@@ -235,22 +263,12 @@ class Manager:
     Raises:
       UserError: checkpoints exist, but none of them can be used.
     """
-    steps = sorted(
-      self._manager.all_steps(), key=lambda s: (s == step, s), reverse=True
-    )
+    steps = distributed.share([*self._manager.all_steps()])
+    steps.sort(key=lambda s: (s == step, s), reverse=True)
     damaged = []
     for candidate in steps:
-      try:
-        found = self._restore_one(candidate, abstract_state, check)
-      except errors.UserError:
-        raise
-      except Exception as error:  # Orbax and TensorStore raise many kinds.
-        logging.warning(
-          'Checkpoint %s is damaged (%s: %s): trying another one.',
-          self.workdir / _FOLDER / str(candidate),
-          type(error).__name__,
-          str(error).strip().split('\n')[0][:300],
-        )
+      found = self._restore_one(candidate, abstract_state, check)
+      if found is None:
         damaged.append(candidate)
         continue
       if damaged:
@@ -272,9 +290,59 @@ class Manager:
     step: int,
     abstract_state: Any,
     check: Callable[[dict[str, Any]], None],
-  ) -> Restored:
-    items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    meta = self._manager.restore(step, args=items)['meta']
+  ) -> Restored | None:
+    """One checkpoint; None, with a warning, if any process can't read it."""
+    try:
+      state, meta = self._read(step, abstract_state, check)
+      problem = None
+    except errors.UserError:
+      raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+      first = str(error).strip().split('\n')[0][:300]
+      problem = f'{type(error).__name__}: {first}'
+    if distributed.agree(problem is None):
+      found = _named_checksums(state)  # of the whole arrays, by all processes
+      wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
+      if not wrong:
+        if stacking.paths(state) != stacking.paths(abstract_state):
+          state = _rearranged(state, abstract_state)
+        return Restored(step, state, meta)
+      problem = f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}'
+    logging.warning(
+      'Checkpoint %s is damaged (%s): trying another one.',
+      self.workdir / _FOLDER / str(step),
+      problem or 'for another process',
+    )
+    return None
+
+  def _read(
+    self,
+    step: int,
+    abstract_state: Any,
+    check: Callable[[dict[str, Any]], None],
+  ) -> tuple[Any, dict[str, Any]]:
+    """State and JSON object of a checkpoint, by this process alone."""
+    with self._reader() as reader:
+      items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+      meta = reader.restore(step, args=items)['meta']
+      saved = self._judge(step, abstract_state, meta, check)
+      items = ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          item=saved,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(saved),
+          partial_restore=True,
+        )
+      )
+      return reader.restore(step, args=items)['state'], meta
+
+  def _judge(
+    self,
+    step: int,
+    abstract_state: Any,
+    meta: dict[str, Any],
+    check: Callable[[dict[str, Any]], None],
+  ) -> Any:
+    """Looks at a checkpoint's JSON object; the abstract state it has saved."""
     if meta['format'] != FORMAT:
       raise errors.UserError(
         f'Checkpoint {step} in {self.workdir} has format {meta["format"]}; '
@@ -286,21 +354,7 @@ class Manager:
     check(meta)
     saved = stacking.like(abstract_state, meta['shapes'])
     self._check_shapes(step, saved, meta)
-    items = ocp.args.Composite(
-      state=ocp.args.PyTreeRestore(
-        item=saved,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(saved),
-        partial_restore=True,
-      )
-    )
-    state = self._manager.restore(step, args=items)['state']
-    found = _named_checksums(state)
-    wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
-    if wrong:
-      raise ValueError(f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}')
-    if saved is not abstract_state:
-      state = _rearranged(state, abstract_state)
-    return Restored(step, state, meta)
+    return saved
 
   def _check_shapes(
     self, step: int, abstract_state: Any, meta: dict[str, Any]
@@ -318,12 +372,13 @@ class Manager:
   def _put_aside(self, steps: list[int]) -> None:
     """Moves checkpoints away, so that their steps can be saved again."""
     folder = self.workdir / _DAMAGED
-    folder.mkdir(parents=True, exist_ok=True)
-    for step in steps:
+    for step in steps if jax.process_index() == 0 else ():
+      folder.mkdir(parents=True, exist_ok=True)
       target = folder / str(step)
       if target.exists():
         target.rmtree()
       (self.workdir / _FOLDER / str(step)).rename(target)
+    distributed.share(0)  # they are away by now
     self._manager.close()
     self._manager = self._open()
 

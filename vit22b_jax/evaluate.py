@@ -78,12 +78,15 @@ def finish(
     The content of eval.json: what the task's `final` gives, and `step weights
     checkpoint`.
   """
-  step, variables, kind = restore(task, manager, task.config.eval.checkpoint)
+  which = task.config.eval.checkpoint
+  wanted = manager.best_step() if which == 'best' else None
+  wanted = wanted or manager.latest_step()
+  step, variables, kind = restore(task, manager, which)
   content = {
     **task.final(variables, run, check),
     'step': step,
     'weights': kind,
-    'checkpoint': task.config.eval.checkpoint,
+    'checkpoint': which if step == wanted else f'another than the {which}',
   }
   run.write_json(EVAL, content)
   return content
