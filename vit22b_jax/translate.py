@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import jinja2
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
@@ -25,6 +24,7 @@ from vit22b_jax import errors, samples, workdir
 from vit22b_jax.data import images as images_lib
 from vit22b_jax.fid import sources
 from vit22b_jax.models import generators, vit
+from vit22b_jax.report import templates
 from vit22b_jax.tasks import translation
 
 PAGE = 'index.html'
@@ -221,21 +221,18 @@ def _page(
   total: int,
   unreadable: list[str],
 ) -> str:
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('vit22b_jax.report', 'template'),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
   source, target = domains if direction == 'a2b' else domains[::-1]
-  return environment.get_template('pairs.html').render(
-    source=source,
-    target=target,
-    direction=direction,
-    pairs=pairs,
-    total=total,
-    unreadable=unreadable,
+  return (
+    templates.environment()
+    .get_template('pairs.html')
+    .render(
+      source=source,
+      target=target,
+      direction=direction,
+      pairs=pairs,
+      total=total,
+      unreadable=unreadable,
+    )
   )
 
 

@@ -8,12 +8,11 @@ import base64
 import gzip
 from typing import Any
 
-import jinja2
 from etils import epath
 from plotly import offline
 
 from vit22b_jax import errors
-from vit22b_jax.report import charts, kinds, story
+from vit22b_jax.report import charts, kinds, story, templates
 from vit22b_jax.report import workdir as workdir_lib
 
 _EVENTS = 50  # rows of the table of events
@@ -36,18 +35,7 @@ def write(
   """
   run = workdir_lib.read(workdir)
   path = epath.Path(output) if output else run.path / 'report.html'
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('vit22b_jax.report', 'template'),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {
-    'place': workdir_lib.place,
-    'details': workdir_lib.details,
-  }
-  page = environment.get_template(kinds.of(run).TEMPLATE)
+  page = templates.environment().get_template(kinds.of(run).TEMPLATE)
   html = page.render(_content(run), plotly=_plotly())
   try:
     _write_whole(path, html)

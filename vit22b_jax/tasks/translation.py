@@ -21,7 +21,6 @@ import optax
 from jaxtyping import Array, Float, UInt8
 
 from vit22b_jax import (
-  checkpoint,
   console,
   diagnostics,
   errors,
@@ -35,7 +34,15 @@ from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.data import domains, facts, pipeline, splits, transforms
 from vit22b_jax.fid import sources
 from vit22b_jax.models import generators, patchgan, vit
-from vit22b_jax.tasks import base, cyclegan, gradients, pools, quality, updates
+from vit22b_jax.tasks import (
+  base,
+  cyclegan,
+  gradients,
+  pools,
+  quality,
+  starts,
+  updates,
+)
 
 # Columns and signals: the gradient norm of each network.
 _NORMS = tuple(f'grad_norm/{name}' for name in cyclegan.NETWORKS)
@@ -143,7 +150,7 @@ class Translation(base.Task):
         "loss.gan='lsgan' or discriminator.name='patchgan70'."
       )
     if config.init_from:
-      _check_start(config.init_from)
+      starts.check(config.init_from)
 
   @staticmethod
   def load_data(config: Any) -> domains.Domains:
@@ -314,27 +321,8 @@ class Translation(base.Task):
       state: a new one.
       path: that run's workdir; its newest checkpoint counts.
     """
-    weights = {'params': self.abstract_state.params}
-    names = jax.tree_util.tree_flatten_with_path(weights)[0]
-    here = {jax.tree_util.keystr(k): list(x.shape) for k, x in names}
-
-    def check(meta):
-      there = {k: v for k, v in meta['shapes'].items() if k in here}
-      if there != here:
-        raise errors.UserError(
-          f'init_from={path} has other networks than this configuration: it '
-          'needs the same model and discriminator and, unless model.resample '
-          "is 'space', data.image_size."
-        )
-
-    manager = checkpoint.Manager(path, scores={}, read_only=True)
-    try:
-      found = manager.restore(weights, check=check)
-    finally:
-      manager.close()
-    if found is None:
-      raise errors.UserError(f'init_from={path} has no checkpoint.')
-    return state.replace(params=found.state['params'])
+    params = starts.networks(path, self.abstract_state.params)
+    return state.replace(params=params)
 
   # --- Training ------------------------------------------------------------
 
@@ -669,16 +657,6 @@ class Translation(base.Task):
         f'images {identity:.4g}, of the untrained generator {untrained:.4g})'
       )
     return '\n'.join(lines)
-
-
-def _check_start(path: str) -> None:
-  """Raises UserError for what no translation can start from."""
-  there = workdir_lib.read_json(path, workdir_lib.CONFIG) or {}
-  if there.get('task') != 'translation':
-    raise errors.UserError(
-      f'init_from={path}: expected the workdir of another translation, whose '
-      'networks to start from. (To continue a run, give its --workdir.)'
-    )
 
 
 def _sharing(mesh: jax.sharding.Mesh, batch_size: int) -> jax.sharding.Mesh:
