@@ -30,9 +30,7 @@ def crossing(preset, devices, dtype):
   x = jax.ShapeDtypeStruct(
     (B, L, D), dtype, sharding=NamedSharding(mesh, tokens)
   )
-  boxed = jax.eval_shape(
-    block.init, jax.random.key(0), jnp.zeros(x.shape, dtype)
-  )
+  boxed = jax.eval_shape(block.init, jax.random.key(0), x)
   params = jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
     nn.unbox(boxed),
