@@ -20,8 +20,10 @@ from vit22b_jax import chips, errors, flops
 LOCAL = 'local'
 # Chips of one host's board along each axis of the slice, as jax assumes.
 _BOARD = 2
-# libtpu would ask the host which TPU it has, and complain that it has none.
+# libtpu would ask the host which TPU it has, complain that it has none, and let
+# one process at a time use it.
 _NO_HOST = {
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',

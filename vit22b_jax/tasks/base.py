@@ -284,8 +284,14 @@ class Task(abc.ABC):
 
   def lower_step(self) -> jax.stages.Lowered:
     """The training step for the mesh's devices, which need not be at hand."""
+    # Outside of the mesh: what is computed on the way runs here.
+    step, state, batch = (
+      self._jitted_step,
+      self.abstract_state,
+      self.abstract_batch,
+    )
     with sharding.use(self.mesh):
-      return self._jitted_step.lower(self.abstract_state, self.abstract_batch)
+      return step.lower(state, batch)
 
   @abc.abstractmethod
   def step(
