@@ -225,10 +225,10 @@ def _statistics(
 ) -> statistics.Statistics:
   return cached.compute(
     features,
-    source.name,
     source.place,
     source.identity,
     lambda: source.batches(features.batch_size),
+    source.name,
   )
 
 

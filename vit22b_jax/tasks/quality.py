@@ -131,7 +131,6 @@ class Quality:
     identity = _identity(split)
     return cached.compute(
       self._extractor,
-      f'{len(split)} images of the data set',
       str(identity),
       identity,
       lambda: self._checked(split, check),
