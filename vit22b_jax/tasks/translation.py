@@ -108,10 +108,9 @@ class Translation(base.Task):
         f'{self.mesh.size} of {mesh.size} devices are used: no more can share '
         f'batch_size={config.batch_size}.'
       )
-    mesh = self.mesh
     # As many as Inception takes at once: it would pad smaller batches.
     self.eval_batch_size = config.eval.batch_size or config.fid.batch_size
-    sharding.check_batch(self.eval_batch_size, mesh, 'eval.batch_size')
+    sharding.check_batch(self.eval_batch_size, self.mesh, 'eval.batch_size')
     self.networks = build_networks(config)
     self.logged = tuple(f'train/{name}' for name in self.networks.terms)
     if data is not None:
@@ -121,8 +120,6 @@ class Translation(base.Task):
         total_steps=self.total_steps,
         steps_per_epoch=self.steps_per_epoch,
       )
-    with sharding.use(mesh):
-      self._boxed = jax.eval_shape(functools.partial(self._init_params, 0))
 
   @staticmethod
   def check(config: Any) -> None:
@@ -253,7 +250,7 @@ class Translation(base.Task):
     keys = _init_keys(self.config.seed)
     on_cpu = self.mesh.devices.flat[0].platform == 'cpu'
     options = {'xla_backend_optimization_level': 0} if on_cpu else None
-    placed = sharding.of_boxed(self._boxed, self.mesh)
+    placed = sharding.of_boxed(self.boxed_params, self.mesh)
     params = {}
     for kind in (cyclegan.GENERATORS, cyclegan.DISCRIMINATORS):
       draw = self.in_mesh(
@@ -274,17 +271,18 @@ class Translation(base.Task):
     )
     return self.in_mesh(around)(self._initial_params(), self.config.seed)
 
-  @property
+  @functools.cached_property
   def boxed_params(self) -> dict[str, Any]:
     """Shapes of the weights, with the logical names of their axes."""
-    return self._boxed
+    with sharding.use(self.mesh):
+      return jax.eval_shape(functools.partial(self._init_params, 0))
 
   @functools.cached_property
   def abstract_state(self) -> State:
     """Shapes, types and shardings of the state, with nothing computed."""
     with sharding.use(self.mesh):
       shapes = jax.eval_shape(functools.partial(self.fresh, 0))
-    params = sharding.of_boxed(self._boxed, self.mesh)
+    params = sharding.of_boxed(self.boxed_params, self.mesh)
     placed = jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)
     groups = {
       'generators': updates.pick(params, cyclegan.GENERATORS),
@@ -306,8 +304,8 @@ class Translation(base.Task):
   @functools.cached_property
   def abstract_weights(self) -> dict[str, Any]:
     """The generators of a state, which is all that `variables` needs."""
-    placed = sharding.of_boxed(self._boxed, self.mesh)
-    params = jax.tree.map(_abstract, nn.unbox(self._boxed), placed)
+    placed = sharding.of_boxed(self.boxed_params, self.mesh)
+    params = jax.tree.map(_abstract, nn.unbox(self.boxed_params), placed)
     return {'params': updates.pick(params, cyclegan.GENERATORS)}
 
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
