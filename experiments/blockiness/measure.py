@@ -17,9 +17,9 @@ import sys
 import numpy as np
 
 from vit22b_jax import api, blockiness, evaluate, tasks, workdir
+from vit22b_jax.fid import sources
 
 HERE = pathlib.Path(__file__).parent
-DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
 
 
 def measure(path: str) -> list[dict]:
@@ -31,7 +31,7 @@ def measure(path: str) -> list[dict]:
   manager.close()
   commit = workdir.read_json(path, workdir.VERSIONS)['git_commit']
   rows = []
-  for direction, sides in DIRECTIONS.items():
+  for direction, sides in sources.DIRECTIONS.items():
     source, target = (_images(getattr(data.test, side)) for side in sides)
     made = [
       np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
