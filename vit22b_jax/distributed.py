@@ -15,6 +15,7 @@ import glob
 import json
 import os
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from vit22b_jax import errors, links, preemption
 START_SECONDS = 300
 HEARTBEAT_SECONDS = 60
 _LEAVE_SECONDS = 60
+_SEEN_SECONDS = 10  # that a network disk may take to show a new file
 
 MODES = ('train', 'eval')  # that several processes can share
 
@@ -340,6 +342,29 @@ def agree(condition: bool) -> bool:
   return all(gather(int(condition)))
 
 
+def first(function: Callable[[], Any]) -> Any:
+  """Runs a function in the first process, then in the others.
+
+  They find on disk what it left there (a prepared data set, decoded images)
+  and don't all make it at once.
+
+  Raises:
+    UserError: in every process, if it was raised in the first.
+  """
+  if jax.process_count() == 1:
+    return function()
+  result, problem = None, None
+  if jax.process_index() == 0:
+    try:
+      result = function()
+    except errors.UserError as error:
+      problem = str(error)
+  problem = share(problem)
+  if problem:
+    raise errors.UserError(problem)
+  return result if jax.process_index() == 0 else function()
+
+
 class Votes:
   """Numbers that processes cast with a step, and the largest of them.
 
@@ -385,6 +410,9 @@ def check_shared(path: Any, write: Callable[[str], None]) -> None:
   name = share(f'.seen_by_all_{os.getpid()}_{socket.gethostname()}')
   write(name)
   share(0)  # it is written by now
+  end = time.monotonic() + _SEEN_SECONDS
+  while not (path / name).exists() and time.monotonic() < end:
+    time.sleep(0.1)
   seen = gather(int((path / name).exists()))
   if jax.process_index() == 0:
     (path / name).unlink(missing_ok=True)
@@ -392,6 +420,6 @@ def check_shared(path: Any, write: Callable[[str], None]) -> None:
   if blind:
     raise errors.UserError(
       f'Processes {blind} do not see the files that process 0 writes into '
-      f'{path}: with several processes --workdir must be on a disk that all '
+      f'{share(os.fspath(path))}: with several processes --workdir must be on a disk that all '
       'machines share, or gs://.'
     )

@@ -398,7 +398,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
     task_type = tasks.named(config.task)
-    data = task_type.load_data(config)
+    data = distributed.first(lambda: task_type.load_data(config))
     names = task_type.names_of(data)
     _check_names(folder, task_type, names)
     task = task_type(config, mesh, names, data)
