@@ -418,8 +418,9 @@ def check_shared(path: Any, write: Callable[[str], None]) -> None:
     (path / name).unlink(missing_ok=True)
   blind = [i for i, there in enumerate(seen) if not there]
   if blind:
+    place = share(os.fspath(path))
     raise errors.UserError(
       f'Processes {blind} do not see the files that process 0 writes into '
-      f'{share(os.fspath(path))}: with several processes --workdir must be on a disk that all '
+      f'{place}: with several processes --workdir must be on a disk that all '
       'machines share, or gs://.'
     )
