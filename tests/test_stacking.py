@@ -136,8 +136,9 @@ def test_scanned_blocks_start_apart():
 @pytest.mark.parametrize(
   ('block', 'scan'),
   [
-    ('vit', False),
-    ('vit22b', True),
+    ('vit22b', False),
+    pytest.param('vit22b', True, marks=pytest.mark.slow),
+    pytest.param('vit', False, marks=pytest.mark.slow),
     pytest.param('vit', True, marks=pytest.mark.slow),
     pytest.param('vit22b_mlp_norm', False, marks=pytest.mark.slow),
   ],
@@ -170,6 +171,34 @@ def test_policies_compute_again_what_they_say():
   # q, k and v; with them q k' and the sum of values; with the MLP's input.
   assert more['none'] == 0 and more['projections'] == 2
   assert more['hidden'] == 3 and more['full'] == 4
+
+
+@pytest.mark.parametrize(
+  ('block', 'remat', 'kept'),
+  [
+    ('vit22b', 'projections', 'q k v hidden'),
+    ('vit22b', 'hidden', 'hidden'),
+    ('vit22b_mlp_norm', 'hidden', 'hidden tokens'),  # the norm's input
+    ('vit', 'hidden', 'hidden tokens'),  # the stream between the two branches
+    ('vit', 'full', ''),
+  ],
+)
+def test_scanned_blocks_keep_what_the_policy_says(block, remat, kept):
+  model = build(block, pool='mean', remat=remat, scan_layers=True)
+  params = init(model)
+
+  def loss(params):
+    return model.apply({'params': params}, X).sum()
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+  forward = next(e for e in jaxpr.eqns if e.primitive.name == 'scan')
+  stream, *found = [v.aval.shape for v in forward.outvars]
+  heads, width = (DEPTH, 4, 2, 6, 6), (DEPTH, *stream)
+  hidden = (*stream[:2], 2, 5) if block.startswith('vit22b') else (4, 6, 10)
+  shapes = {'q': heads, 'k': heads, 'v': heads, 'tokens': width}
+  shapes['hidden'] = (DEPTH, *hidden)
+  # The stream between blocks is always kept.
+  assert sorted(found) == sorted([width, *map(shapes.get, kept.split())])
 
 
 def test_unknown_policies_are_refused():
