@@ -10,17 +10,17 @@ is computed again. Gathered weights never are: they are gathered again
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name as named
+from jax import ad_checkpoint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit22b_jax.models import axes, backend
-
-__all__ = ['REMAT', 'named', 'policy', 'weight']
 
 # Arrays of a block that may be kept.
 INPUT = 'block_input'  # what projections read: tokens, normalised, gathered
@@ -40,7 +40,12 @@ REMAT = {
 }
 
 
-def policy(remat: str):
+def named(x: Any, name: str) -> Any:
+  """The array, or a tree of them, under a name that REMAT knows."""
+  return ad_checkpoint.checkpoint_name(x, name)
+
+
+def policy(remat: str) -> Callable[..., bool]:
   """The policy for `jax.checkpoint` of a key of REMAT."""
   return jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
 
