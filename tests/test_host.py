@@ -28,5 +28,14 @@ def test_compiled_programs_are_cached(tmp_path):
   assert shown == str(tmp_path / 'compiled')
 
 
+def test_the_users_caches_may_lie_elsewhere(tmp_path):
+  shown = _shown(
+    JAX_COMPILATION_CACHE_DIR=None,
+    VIT22B_JAX_CACHE=None,
+    XDG_CACHE_HOME=str(tmp_path),
+  )
+  assert shown == str(tmp_path / 'vit22b_jax' / 'compiled')
+
+
 def test_jax_variables_have_the_last_word(tmp_path):
   assert _shown(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)

@@ -260,7 +260,14 @@ def start(job: Job | None) -> None:
     )
   except (RuntimeError, ValueError, OSError) as error:
     raise _unreachable(job, where, seconds, error) from error
-  links.open_all(where and where.rpartition(':')[0].strip('[]'), share)
+  try:
+    links.open_all(where and where.rpartition(':')[0].strip('[]'), share)
+  except OSError as error:
+    raise errors.UserError(
+      f'Process {jax.process_index()} could not connect to a port that process '
+      f'0 chose ({error}): let the machines of a job reach each other, or name '
+      'the first in a way that all know, with --coordinator=HOST:PORT.'
+    ) from error
 
 
 def _open_mpi_coordinator() -> str | None:
