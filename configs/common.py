@@ -345,6 +345,7 @@ def _tiny(c: config_dict.ConfigDict) -> None:
     c.data.name = 'digits'
     c.data.image_size = 4 * c.model.patch_size
     c.data.workers = 0
+  c.mesh.data = c.mesh.fsdp = None  # the preset's, on however many devices
   _short(c)
 
 

@@ -16,7 +16,7 @@ PACKAGE = 'vit22b_jax'
 
 # From the bottom up; modules of one row may know each other.
 ROOMS = [
-  {'errors', 'durations'},
+  {'errors', 'durations', 'chips'},
   {'models', 'data', 'optim', 'losses', 'losses_gan', 'metrics', 'blockiness'}
   | {'flops', 'diagnostics'}
   | {'report', 'weights', 'workdir', 'preemption', 'console', 'host'}
@@ -24,6 +24,7 @@ ROOMS = [
   {'configuration', 'sharding', 'checkpoint'},
   {'fid', 'samples'},
   {'tasks'},
+  {'plan'},
   {'evaluate', 'predict', 'translate', 'records', 'train'},
   {'api', 'command'},
 ]

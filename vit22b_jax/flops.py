@@ -15,38 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit22b_jax import chips
 from vit22b_jax.models import convolutions, stages
 
-# Peak bfloat16 FLOP/s of dense matrix products on one jax device, by a part of
-# its `device_kind`; the first that fits counts, so longer names come first.
-# TPU: cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}. On v2, v3 and 7x
-# a device is one of a chip's two TensorCores.
-# NVIDIA: data sheets and white papers, without sparsity; V100 and T4 in fp16.
-PEAKS = {
-  'TPU v2': 22.5e12,
-  'TPU v3': 61.5e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5': 459e12,
-  'TPU v6': 918e12,
-  'TPU7x': 1153.5e12,
-  'V100': 125e12,
-  'T4': 65e12,
-  'A100': 312e12,
-  'A10G': 70e12,
-  'A10': 125e12,
-  'L40S': 362e12,
-  'L40': 181e12,
-  'L4': 121e12,
-  'H100 PCIe': 756e12,
-  'H100 NVL': 835e12,
-  'H100': 989e12,
-  'GH200': 989e12,
-  'H200': 989e12,
-  'GB200': 2500e12,
-  'B200': 2250e12,
-}
 _PROBE_SIZE = 1536
 _PROBE_REPEATS = 5
 
@@ -127,14 +98,14 @@ def mfu(flops_per_second: float, device: jax.Device, num_devices: int) -> float:
 def peak(device: jax.Device) -> float:
   """Peak FLOP/s of one device: from the table, else from a timed product.
 
-  The table's peaks are for bfloat16 whatever a run computes in. A CPU, or a
+  The peaks of `chips` are for bfloat16 whatever a run computes in. A CPU, or a
   chip that isn't listed, is timed on one float32 matrix product, so there the
   utilisation is relative to what the machine does in fact reach. Simulated CPU
   devices share one machine and its peak.
   """
-  for name, value in PEAKS.items():
-    if name in device.device_kind:
-      return value
+  chip = chips.of_device(device.device_kind)
+  if chip is not None:
+    return chip.flops
   sharing = jax.local_device_count() if device.platform == 'cpu' else 1
   return _probe(device) / sharing
 

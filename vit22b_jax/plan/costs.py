@@ -27,6 +27,7 @@ _FREE = {
   'opt-barrier',
   'domain',
 }
+_FREE_CALLS = ('"AllocateBuffer"', '"ConcatBitcast"')
 # Their second half; and collectives, whose time goes by the wires.
 _SECOND_HALVES = ('-done', '-update')
 _COLLECTIVES = (
@@ -63,7 +64,21 @@ def matmul_flops(
     return 2 * math.prod(instruction.shapes[0].dims) * contracted
   if instruction.opcode == 'convolution':
     return _convolution_flops(computation, instruction)
+  if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+    return _attention_flops(computation, instruction)
   return 0
+
+
+def _attention_flops(computation, instruction) -> int:
+  """Both products of an attention that XLA has put into a kernel of its own.
+
+  Its operands are queries, keys and values [B, N, L, K]; other kernels of that
+  kind, which don't have them, count nothing.
+  """
+  shapes = [computation[n].shapes[0].dims for n in instruction.operands[:3]]
+  if len(shapes) < 3 or {len(dims) for dims in shapes} != {4}:
+    return 0
+  return 4 * math.prod(shapes[0]) * shapes[1][2]
 
 
 def passes(computation: hlo.Computation, instruction: hlo.Instruction) -> int:
@@ -166,7 +181,9 @@ def memory_bytes(
   if is_collective(instruction):
     return 0
   operands = [computation[name] for name in instruction.operands]
-  if opcode == 'custom-call' and 'AllocateBuffer' in instruction.attributes:
+  if opcode == 'custom-call' and any(
+    target in instruction.attributes for target in _FREE_CALLS
+  ):
     return 0
   if opcode.endswith('-start'):  # copy-start, slice-start: (to, from, ...)
     moved = min(s.bytes for s in instruction.shapes[:2])

@@ -214,27 +214,61 @@ def _executed(module, name, count, inside_fusions):
 def trip_count(module: Module, loop: Instruction) -> int:
   """How often a `while` runs its body.
 
-  XLA notes it where it knows; else it is the one integer constant that the
-  loop's condition compares with, as `jax.lax.scan` writes its loops.
+  XLA notes it where it knows. Else the loop counts from 0 to a constant that
+  its condition compares with, as `jax.lax.scan` writes loops, in steps that its
+  body adds: 1, or 2 where a TPU's compiler has doubled a ring's steps.
 
   Raises:
-    ValueError: neither is there.
+    ValueError: it isn't such a loop.
   """
   known = _TRIP_COUNT.search(loop.attributes)
   if known:
     return int(known.group(1))
-  name = re.search(r'condition=%([\w.\-]+)', loop.attributes).group(1)
-  bounds = _constants(module, name)
-  if len(bounds) != 1:
+  condition, body = (
+    module.computations[
+      re.search(key + r'=%([\w.\-]+)', loop.attributes).group(1)
+    ]
+    for key in ('condition', 'body')
+  )
+  bounds = _constants(module, condition.values())
+  places = {
+    int(found.group(1))
+    for i in condition.values()
+    if i.opcode == 'get-tuple-element'
+    and (found := re.search(r'index=(\d+)', i.attributes))
+  }
+  if len(bounds) != 1 or len(places) != 1:
     raise ValueError(f'the trip count of the loop {loop.name} is not known')
-  return bounds.pop()
+  step = _step(module, body, places.pop())
+  if step is None:
+    raise ValueError(f'the steps of the loop {loop.name} are not known')
+  return -(-bounds.pop() // step)
 
 
-def _constants(module: Module, name: str) -> set[int]:
+def _constants(module: Module, instructions) -> set[int]:
   found = set()
-  for instruction in module.computations[name].values():
+  for instruction in instructions:
     if instruction.opcode == 'constant':
       found |= {int(v) for v in re.findall(r'^-?\d+$', instruction.arguments)}
     for called in instruction.called:
-      found |= _constants(module, called)
+      found |= _constants(module, module.computations[called].values())
   return found
+
+
+def _step(module: Module, body: Computation, place: int) -> int | None:
+  """What a loop's body adds to the counter at a place of its tuple."""
+  root = next(i for i in body.values() if i.root)
+  result = body[root.operands[place]]
+  while result.opcode in ('copy', 'bitcast', 'convert'):
+    result = body[result.operands[0]]
+  if result.opcode == 'fusion':
+    fused = module.computations[result.called[0]]
+    outer = [body[name] for name in result.operands]
+    root = next(i for i in fused.values() if i.root)
+    added = _constants(module, fused.values())
+    added |= _constants(module, outer)
+    return added.pop() if root.opcode == 'add' and len(added) == 1 else None
+  if result.opcode != 'add':
+    return None
+  added = _constants(module, [body[name] for name in result.operands])
+  return added.pop() if len(added) == 1 else None

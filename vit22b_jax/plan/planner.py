@@ -49,6 +49,7 @@ def plan(
   sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
   mesh = sharding.make_mesh(config.sharding, **sizes, devices=topology.devices)
   task = make_task(config, mesh)
+  task.check_sharding()
   found = {
     **_header(config, topology, efficiency),
     'method': 'compiled',
@@ -140,19 +141,15 @@ def _state_bytes(task: base.Task) -> dict[str, int]:
 
 
 def _memory(found, stats) -> dict[str, Any]:
-  """What the compiler allocates; what comes in is partly reused for results."""
-  kinds = {
-    **found['memory'],
-    'temporaries': stats.temp_size_in_bytes,
-    'code': stats.generated_code_size_in_bytes,
-  }
-  total = (
-    stats.argument_size_in_bytes
-    + stats.output_size_in_bytes
-    - stats.alias_size_in_bytes
-    + stats.temp_size_in_bytes
-    + stats.generated_code_size_in_bytes
-  )
+  """What the compiler allocates at the worst moment, and the program itself.
+
+  The peak is what the compiler holds against the chip's memory; it knows which
+  arrays share their place, which the sum of the sizes doesn't.
+  """
+  state = sum(found['memory'].values())
+  peak, code = stats.peak_memory_in_bytes, stats.generated_code_size_in_bytes
+  total = peak + code
+  kinds = {**found['memory'], 'temporaries': peak - state, 'code': code}
   return {
     'memory': kinds,
     'hbm_bytes_per_device': total,
@@ -170,8 +167,6 @@ def _too_large(found, error, seconds: float) -> dict[str, Any]:
     ) from error
   needed = [float(n) * _UNITS[unit] for n, unit in _NEEDED.findall(text)]
   total = max(needed, default=math.nan)
-  if 'temporaries' in text:
-    total += sum(found['memory'].values())
   available = _AVAILABLE.search(text)
   capacity = found['hbm_capacity_bytes']
   if available:
