@@ -31,8 +31,6 @@ def run(config: Any, path: str, topology: str, search: bool) -> int:
   Raises:
     UserError: an unknown topology, or one that mesh or batch don't suit.
   """
-  # What a cache gives back would say nothing of the compiler's time.
-  jax.config.update('jax_enable_compilation_cache', False)
   hardware = topologies.find(topology)
   folder = workdir.Workdir(path, writer=jax.process_index() == 0)
   if search:
