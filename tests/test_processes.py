@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -156,6 +157,21 @@ def one_process(workdir):
   config.update_from_flattened_dict(SETTINGS)
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
   assert train.run(config, workdir, mesh) == 0
+
+
+def test_the_first_process_waits_for_all():
+  port = free_port()
+  others = [
+    threading.Thread(target=links.report_to, args=('127.0.0.1', port, i, 10))
+    for i in (1, 2)
+  ]
+  for other in others:
+    other.start()
+  links.await_all(port, 3, 10)
+  for other in others:
+    other.join()
+  with pytest.raises(TimeoutError, match=r'processes \[1, 2\] did not come'):
+    links.await_all(port, 3, 0.1)
 
 
 class Processes:

@@ -18,6 +18,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -245,8 +246,8 @@ def start(job: Job | None) -> None:
   # Its handler of SIGTERM would take the place of `preemption`'s.
   jax.config.update('jax_enable_preemption_service', False)
   seconds = int(os.environ.get('VIT22B_JAX_START_SECONDS', START_SECONDS))
-  if job.process_id != 0 and where:
-    _await(where, seconds, job)
+  if where:
+    _meet(where, seconds, job)
   try:
     jax.distributed.initialize(
       where,
@@ -280,18 +281,23 @@ def _open_mpi_coordinator() -> str | None:
   if 'OMPI_MCA_orte_hnp_uri' in environ:
     return None
   if environ['OMPI_COMM_WORLD_SIZE'] == environ['OMPI_COMM_WORLD_LOCAL_SIZE']:
-    return f'127.0.0.1:{40000 + os.getppid() % 20000}'
+    names = (environ.get('PMIX_NAMESPACE'), str(os.getppid()))
+    number = zlib.crc32((names[0] or names[1]).encode())
+    return f'127.0.0.1:{40000 + number % 20000}'
   raise errors.UserError(
     'This Open MPI does not say where its first process is: add '
     '--coordinator=HOST:PORT, the machine of rank 0 and a free port there.'
   )
 
 
-def _await(where: str, seconds: int, job: Job) -> None:
-  """Waits for the coordinator's port; jax would end the process, and badly."""
+def _meet(where: str, seconds: int, job: Job) -> None:
+  """Waits until all have come; jax would end those who wait, and badly."""
   host, _, port = where.rpartition(':')
   try:
-    links.connect(host.strip('[]'), int(port), seconds).close()
+    if job.process_id == 0:
+      links.await_all(int(port), job.num_processes, seconds)
+    else:
+      links.report_to(host.strip('[]'), int(port), job.process_id, seconds)
   except OSError as error:
     raise _unreachable(job, where, seconds, error) from error
 

@@ -59,6 +59,46 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
       time.sleep(0.2)
 
 
+def await_all(port: int, count: int, seconds: float) -> None:
+  """In the first process, waits until all the others have come to its port.
+
+  Raises:
+    OSError: some did not come, or the port can't be used.
+  """
+  come: dict[int, socket.socket] = {}
+  end = time.monotonic() + seconds
+  with socket.create_server(('', port), backlog=count) as server:
+    while len(come) < count - 1:
+      server.settimeout(max(end - time.monotonic(), 0.01))
+      try:
+        connection = server.accept()[0]
+      except TimeoutError:
+        missing = sorted({*range(1, count)} - {*come})
+        raise TimeoutError(f'processes {missing[:20]} did not come') from None
+      connection.settimeout(5)
+      try:
+        come[int(connection.recv(16))] = connection
+      except (OSError, ValueError):
+        connection.close()  # somebody else
+  for connection in come.values():
+    connection.sendall(b'!')
+    connection.close()
+
+
+def report_to(host: str, port: int, me: int, seconds: float) -> None:
+  """In another process, waits until the first one has met all.
+
+  Raises:
+    OSError: it isn't there, or not all have come.
+  """
+  end = time.monotonic() + seconds
+  with connect(host, port, seconds) as connection:
+    connection.sendall(b'%d' % me)
+    connection.settimeout(max(end - time.monotonic(), 0.01) + 5)
+    if not connection.recv(1):
+      raise ConnectionError('process 0 did not meet all the others')
+
+
 def open_all(host: str | None, share: Callable[[Any], Any]) -> None:
   """Connects every process with the first.
 
