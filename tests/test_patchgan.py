@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import golden_generators, golden_params
+from tests import golden_generators, golden_params, quick
 from vit22b_jax import errors
 from vit22b_jax.models import patchgan
 
 
 def init(model, images):
-  return nn.unbox(jax.jit(model.init)(jax.random.key(0), images))
+  return nn.unbox(quick.jit(model.init)(jax.random.key(0), images))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_scores_agree_with_reference(file, name):
   weights = weights or golden_generators.recipe(file)
   model = patchgan.build(name)
   params = golden_generators.discriminator(weights)
-  scores = jax.jit(model.apply)(
+  scores = quick.jit(model.apply)(
     {'params': params}, golden_params.images(arrays)
   )
   expected = arrays['output'].transpose(0, 2, 3, 1)
@@ -54,7 +54,7 @@ def test_a_score_sees_as_many_pixels_as_its_name_says(name, field, monkeypatch):
   shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images))
   params = jax.tree.map(lambda s: jnp.full(s.shape, 1e-3), shapes)
 
-  @jax.jit
+  @quick.jit
   def seen(images):
     def middle(images):
       scores = model.apply(params, images)
@@ -73,7 +73,7 @@ def test_gradients_reach_every_parameter(name):
   images = jax.random.uniform(jax.random.key(1), (2, 37, 53, 3), minval=-1)
   variables = init(model, images)
 
-  @jax.jit
+  @quick.jit
   def largest(params):
     def loss_fn(params):
       return jnp.sum(jnp.square(model.apply({'params': params}, images)))
@@ -98,8 +98,8 @@ def test_half_precision_keeps_float32_at_both_ends(name):
   images = jax.random.uniform(jax.random.key(2), (2, 37, 29, 3), minval=-1)
   variables = init(model, images)
   assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-  exact = jax.jit(model.apply)(variables, images)
-  half = jax.jit(model.clone(dtype='bfloat16').apply)(variables, images)
+  exact = quick.jit(model.apply)(variables, images)
+  half = quick.jit(model.clone(dtype='bfloat16').apply)(variables, images)
   assert half.dtype == exact.dtype == jnp.float32
   assert 0 < np.abs(half - exact).max() < 0.1 * np.abs(exact).max()
 

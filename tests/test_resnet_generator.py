@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import golden_generators, golden_params
+from tests import golden_generators, golden_params, quick
 from vit22b_jax import errors
 from vit22b_jax.models import generators, resnet_generator
 
@@ -36,13 +36,13 @@ def test_parameter_counts(blocks, count):
 def test_half_precision_keeps_float32_at_both_ends():
   model = resnet_generator.build(1, 8)
   images = jax.random.uniform(jax.random.key(0), (2, 12, 20, 3), minval=-1)
-  variables = nn.unbox(jax.jit(model.init)(jax.random.key(1), images))
+  variables = nn.unbox(quick.jit(model.init)(jax.random.key(1), images))
   leaves = jax.tree.leaves(variables)
   assert {a.dtype for a in leaves} == {jnp.dtype('float32')}
   kernels = [a for a in leaves if a.ndim > 1]
   assert np.std(kernels[0]) == pytest.approx(0.02, rel=0.1)
-  exact = jax.jit(model.apply)(variables, images)
-  half = jax.jit(model.clone(dtype='bfloat16').apply)(variables, images)
+  exact = quick.jit(model.apply)(variables, images)
+  half = quick.jit(model.clone(dtype='bfloat16').apply)(variables, images)
   assert half.dtype == exact.dtype == jnp.float32
   assert half.shape == images.shape
   difference = np.abs(half - exact).max()

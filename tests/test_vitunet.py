@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from tests import golden_generators, golden_params
+from tests import golden_generators, golden_params, quick
 from vit22b_jax import errors
 from vit22b_jax.models import blocks, generators, vitunet
 
@@ -147,7 +147,7 @@ def test_parameter_counts_of_the_spatial_generator(block):
 @functools.cache
 def forward(model):
   """The compiled generator."""
-  return jax.jit(model.apply)
+  return quick.jit(model.apply)
 
 
 @functools.cache
@@ -162,7 +162,7 @@ def gradients(model):
   def largest(params):
     return jax.tree.map(lambda g: jnp.abs(g).max(), jax.grad(loss_fn)(params))
 
-  compiled = jax.jit(largest)
+  compiled = quick.jit(largest)
   return lambda params: paths(compiled(params)['params'])
 
 
@@ -253,7 +253,7 @@ def test_dropout_is_for_training(shape):
 def test_the_spatial_generator_begins_near_its_input():
   model = build(shape=SPACE)
   images = make_images(model)
-  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), images))
+  params = nn.unbox(quick.jit(model.init)(jax.random.key(0), images))
   change = forward(model)(params, images) - 0.9 * images
   assert 0.01 < np.abs(change).mean() < 0.3
   kernels = paths(params['params'])
