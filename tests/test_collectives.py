@@ -9,6 +9,7 @@ import importlib.util
 import flax.linen as nn
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import test_blocks
@@ -80,7 +81,19 @@ def test_simulated_devices(preset, monkeypatch):
   assert len(sent) == len(ins) + len(sums) and not found
 
 
+@pytest.fixture
+def no_cache():
+  """jax can write a TPU's program to its cache, and not read it here."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # whether to use it is looked up once
+  yield
+  jax.config.update('jax_enable_compilation_cache', before)
+  compilation_cache.reset_cache()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures('no_cache')
 @pytest.mark.parametrize('preset', ['vit', 'vit22b', 'vit22b_mlp_norm'])
 def test_tpu(preset, monkeypatch):
   if importlib.util.find_spec('libtpu') is None:
