@@ -1,0 +1,122 @@
+"""Plans every size on 1 to 4,096 chips: sweep.json, a row for each.
+
+    python -m experiments.scaling.sweep
+
+Weak scaling keeps the images of a chip, strong scaling the batch. Stopped and
+started again it goes on; delete a row to have it made anew. Needs libtpu.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from configs import imagenet_vit22b_l
+from vit22b_jax import errors, host
+
+HERE = pathlib.Path(__file__).parent
+SWEEP = HERE / 'sweep.json'
+
+# Slices of TPU v4 by their chips.
+SLICES = {
+  1: 'v4:1x1x1',
+  4: 'v4:2x2x1',
+  32: 'v4:2x4x4',
+  256: 'v4:4x8x8',
+  1024: 'v4:8x8x16',
+  4096: 'v4:16x16x16',
+}
+VARIANTS = ('Ti', 'S', 'B', 'L', 'H', '22B')
+PRESETS = ('data', 'fsdp', 'fsdp+tensor')
+CHIP_BATCH = 64  # images of a chip in weak scaling
+BATCH = 16_384  # images of a step in strong scaling
+
+_KEPT = (
+  'fits',
+  'hbm_bytes_per_device',
+  'hbm_capacity_bytes',
+  'mesh',
+  'memory',
+  'compile_seconds',
+  'predicted_step_seconds',
+  'predicted_seconds',
+  'predicted_mfu_no_overlap',
+  'predicted_mfu_overlap',
+  'versions',
+)
+
+
+def cells() -> Iterator[dict[str, Any]]:
+  """What is planned: kind of scaling, variant, preset, chips and batch."""
+  for variant in VARIANTS:
+    for preset in PRESETS:
+      for chips in SLICES:
+        if chips == 1 and preset != 'data':
+          continue  # one chip has nothing to split
+        yield {
+          'scaling': 'weak',
+          'variant': variant,
+          'sharding': preset,
+          'chips': chips,
+          'batch_size': CHIP_BATCH * chips,
+        }
+    for chips in SLICES:
+      if chips >= 32:
+        yield {
+          'scaling': 'strong',
+          'variant': variant,
+          'sharding': 'fsdp',
+          'chips': chips,
+          'batch_size': BATCH,
+        }
+
+
+def config_of(cell: dict[str, Any]) -> Any:
+  """ImageNet at 224 px, patch 14, as L's recipe, but another size and batch."""
+  config = imagenet_vit22b_l.get_config()
+  with config.unlocked():
+    config.model.variant = cell['variant']
+    config.sharding = cell['sharding']
+    config.batch_size = cell['batch_size']
+    config.optim.accumulate = 1
+  return config
+
+
+def row(cell: dict[str, Any]) -> dict[str, Any]:
+  """A cell with its plan, or with the reason why there is none."""
+  from vit22b_jax.plan import planner, topologies
+
+  try:
+    plan = planner.plan(
+      config_of(cell), topologies.find(SLICES[cell['chips']])
+    )
+  except errors.UserError as error:
+    return {**cell, 'fits': False, 'refused': str(error)}
+  return {**cell, **{key: plan.get(key) for key in _KEPT}}
+
+
+def main() -> None:
+  """Makes the rows that are missing."""
+  rows = json.loads(SWEEP.read_text()) if SWEEP.exists() else []
+  done = {tuple(r[key] for key in cell) for r in rows for cell in [next(cells())]}
+  for cell in cells():
+    if tuple(cell.values()) in done:
+      continue
+    rows.append(row(cell))
+    SWEEP.write_text(json.dumps(rows, indent=1) + '\n')
+    last = rows[-1]
+    print(
+      *cell.values(),
+      'fits' if last['fits'] else last.get('refused', 'does not fit'),
+      last.get('predicted_mfu_no_overlap'),
+      flush=True,
+    )
+
+
+if __name__ == '__main__':
+  host.prepare()
+  import os
+
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  sys.exit(main())
