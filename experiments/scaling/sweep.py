@@ -88,9 +88,7 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
   from vit22b_jax.plan import planner, topologies
 
   try:
-    plan = planner.plan(
-      config_of(cell), topologies.find(SLICES[cell['chips']])
-    )
+    plan = planner.plan(config_of(cell), topologies.find(SLICES[cell['chips']]))
   except errors.UserError as error:
     return {**cell, 'fits': False, 'refused': str(error)}
   return {**cell, **{key: plan.get(key) for key in _KEPT}}
@@ -99,7 +97,9 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
   """Makes the rows that are missing."""
   rows = json.loads(SWEEP.read_text()) if SWEEP.exists() else []
-  done = {tuple(r[key] for key in cell) for r in rows for cell in [next(cells())]}
+  done = {
+    tuple(r[key] for key in cell) for r in rows for cell in [next(cells())]
+  }
   for cell in cells():
     if tuple(cell.values()) in done:
       continue

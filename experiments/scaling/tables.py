@@ -1,0 +1,208 @@
+"""Turns plans into the tables of README.md and two pictures.
+
+python -m experiments.scaling.tables
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+from experiments.scaling import sweep
+
+HERE = pathlib.Path(__file__).parent
+_PRESETS = dict(zip(sweep.PRESETS, ('o-', 's-', '^-'), strict=True))
+
+
+def load() -> list[tuple[str, dict[str, Any]]]:
+  """The named plans: (name, content) each, the full size first."""
+  files = sorted((HERE / 'plans').glob('*.json'))
+  return [(file.stem, json.loads(file.read_text())) for file in files]
+
+
+def plans_table() -> str:
+  """What each named plan says, a row each."""
+  lines = [
+    '| hardware | batch, parts, remat | GiB of | compiled, s | recomputed | '
+    's a step | utilisation | with overlap | million chip-hours |',
+    '|---|---|--:|--:|--:|--:|--:|--:|--:|',
+  ]
+  lines += [_plan_row(name, plan) for name, plan in load()]
+  return '\n'.join(lines)
+
+
+def _plan_row(name: str, plan: dict[str, Any]) -> str:
+  config = plan['config']
+  size = name.split('_')[0].upper()
+  cells = [
+    f'{size} on {plan["topology"]}',
+    f'{plan["batch_size"]:,}, {config["optim"]["accumulate"]}, '
+    f'{config["model"]["remat"]}',
+    f'{plan["hbm_bytes_per_device"] / 2**30:.1f} / '
+    f'{plan["hbm_capacity_bytes"] / 2**30:.0f}',
+    'estimated'
+    if plan['compile_seconds'] is None
+    else f'{plan["compile_seconds"]:.0f}',
+  ]
+  if plan['predicted_step_seconds'] is None:
+    return '| ' + ' | '.join([*cells, 'does not fit', '', '', '', '']) + ' |'
+  again = (
+    plan['recomputed_flops_per_device'] / plan['hardware_flops_per_device']
+  )
+  verdict = '' if plan['fits'] else ' (does not fit)'
+  cells += [
+    f'{again:.1%}',
+    f'{plan["predicted_step_seconds"]:.3g}{verdict}',
+    f'{plan["predicted_mfu_no_overlap"]:.3f}',
+    f'{plan["predicted_mfu_overlap"]:.3f}',
+    f'{plan["predicted_chip_hours"] / 1e6:.3g}',
+  ]
+  return '| ' + ' | '.join(cells) + ' |'
+
+
+def sweep_table() -> str:
+  """Utilisation and memory of each size by chips and preset, weak scaling."""
+  rows = json.loads(sweep.SWEEP.read_text())
+  chips = list(sweep.SLICES)
+  lines = [
+    '| size, preset | ' + ' | '.join(f'{n:,}' for n in chips) + ' |',
+    '|---|' + '--:|' * len(chips),
+  ]
+  for variant in sweep.VARIANTS:
+    for preset in sweep.PRESETS:
+      found = {
+        r['chips']: r
+        for r in rows
+        if r['scaling'] == 'weak'
+        and r['variant'] == variant
+        and (r['sharding'] == preset or r['chips'] == 1)
+      }
+      cells = [_cell(found.get(n)) for n in chips]
+      lines.append(f'| {variant}, {preset} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+  """Predicted utilisation and memory of one cell of the sweep."""
+  if row is None:
+    return ''
+  if 'refused' in row:
+    return 'refused'
+  memory = f'{row["hbm_bytes_per_device"] / 2**30:.1f}'
+  if not row['fits']:
+    return f'no ({memory})'
+  return f'{row["predicted_mfu_no_overlap"]:.2f} ({memory})'
+
+
+def strong_table() -> str:
+  """Strong scaling: the seconds of a step, and where links need the most."""
+  rows = [
+    r
+    for r in json.loads(sweep.SWEEP.read_text())
+    if r['scaling'] == 'strong' and r['fits']
+  ]
+  lines = [
+    '| size | chips | s a step | products | memory | links | utilisation |',
+    '|---|--:|--:|--:|--:|--:|--:|',
+  ]
+  for r in rows:
+    seconds = r['predicted_seconds']
+    links = sum(seconds['communication'].values())
+    most = links > max(seconds['matmul'], seconds['memory'])
+    lines.append(
+      f'| {r["variant"]} | {r["chips"]:,} | {r["predicted_step_seconds"]:.3g} '
+      f'| {seconds["matmul"]:.3g} | {seconds["memory"]:.3g} | '
+      f'{"**" if most else ""}{links:.3g}{"**" if most else ""} | '
+      f'{r["predicted_mfu_no_overlap"]:.2f} |'
+    )
+  return '\n'.join(lines)
+
+
+def draw() -> None:
+  """Memory and step time by chips, one panel for each size."""
+  rows = json.loads(sweep.SWEEP.read_text())
+  panels = (
+    ('memory.png', 'GiB of a chip', lambda r: _gib(r)),
+    (
+      'seconds.png',
+      'predicted s a step',
+      lambda r: r['predicted_step_seconds'],
+    ),
+  )
+  for file, label, value in panels:
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True)
+    for axis, variant in zip(axes.flat, sweep.VARIANTS, strict=True):
+      _panel(axis, [r for r in rows if r['variant'] == variant], value)
+      axis.set_title(f'ViT-22B-{variant}')
+      if file == 'memory.png':
+        axis.axhline(32, color='grey', linestyle=':', linewidth=1)
+    axes[0, 0].legend(fontsize=8)
+    for axis in axes[1]:
+      axis.set_xlabel('TPU v4 chips')
+    for axis in axes[:, 0]:
+      axis.set_ylabel(label)
+    figure.suptitle(
+      f'Planned, not measured: {sweep.CHIP_BATCH} images a chip (224 px, patch '
+      f'14); dashed: {sweep.BATCH:,} images in all'
+    )
+    figure.tight_layout()
+    figure.savefig(HERE / file, dpi=100, metadata={'Software': None})
+    plt.close(figure)
+
+
+def _gib(row: dict[str, Any]) -> float:
+  return row['hbm_bytes_per_device'] / 2**30
+
+
+def _panel(axis, rows, value) -> None:
+  """One size: a line for each preset, and one for strong scaling."""
+  for preset, style in _PRESETS.items():
+    line = [
+      (r['chips'], value(r))
+      for r in rows
+      if r['scaling'] == 'weak'
+      and 'refused' not in r
+      and value(r) is not None
+      and (r['sharding'] == preset or r['chips'] == 1)
+    ]
+    axis.plot(*zip(*line, strict=True), style, label=preset, markersize=4)
+  strong = [
+    (r['chips'], value(r))
+    for r in rows
+    if r['scaling'] == 'strong' and r['fits']
+  ]
+  if strong:
+    axis.plot(*zip(*strong, strict=True), 'k--', label='fsdp, fixed batch')
+  axis.set_xscale('log', base=4)
+  axis.set_yscale('log')
+
+
+TABLES = {
+  'plans': plans_table,
+  'sweep': sweep_table,
+  'strong': strong_table,
+}
+
+
+def render(text: str) -> str:
+  """A README with its tables made anew, between `<!-- NAME -->` comments."""
+  for name, table in TABLES.items():
+    start, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+    head, rest = text.split(start)
+    text = f'{head}{start}\n\n{table()}\n\n{end}{rest.split(end)[1]}'
+  return text
+
+
+def main() -> None:
+  """Writes tables and pictures."""
+  readme = HERE / 'README.md'
+  readme.write_text(render(readme.read_text()))
+  draw()
+
+
+if __name__ == '__main__':
+  main()
