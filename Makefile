@@ -42,7 +42,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
 	@echo
-	@echo '  make test-all   all tests, with torch, timm and Chromium if present'
+	@echo '  make test-all   all tests, with torch, timm, libtpu; Chromium if present'
 	@echo '  make lint       ruff: rules and format'
 	@echo '  make clean      remove $(VENV), caches and build files, not runs/'
 
@@ -55,7 +55,7 @@ run-translation: $(VENV)/.installed$(EXTRA:%=-%)
 test: $(VENV)/.installed-test
 	$(PYTEST) -m 'not slow'
 
-test-all: $(VENV)/.installed-peers
+test-all: $(VENV)/.installed-peers $(VENV)/.installed-compiler
 	$(PYTEST)
 
 lint: $(VENV)/.installed-test
@@ -88,4 +88,10 @@ $(VENV)/.installed-%: $(REQUIREMENTS) | $(BIN)/python
 $(VENV)/.installed-peers: $(VENV)/.installed-test
 	@echo 'Installing [peers] into $(VENV); the first time takes minutes.'
 	$(INSTALL) -e '.[peers]' $(TORCH)
+	@touch $@
+
+# The libtpu that this jax is made for; it compiles for TPUs on Linux alone.
+$(VENV)/.installed-compiler: $(VENV)/.installed-test
+	@echo 'Installing libtpu into $(VENV).'
+	[ "$$(uname -sm)" != 'Linux x86_64' ] || $(INSTALL) -e '.[tpu]'
 	@touch $@

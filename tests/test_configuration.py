@@ -182,3 +182,11 @@ def test_a_key_of_another_version_makes_another_run():
   del old['optim']['ema']
   identity, _ = configuration.diff(old, config())
   assert identity == [('optim.ema', '(absent)', 0.0)]
+
+
+def test_a_key_that_came_later_and_is_left_alone_is_the_same_run():
+  old = config().to_dict()
+  del old['model']['head_bias']
+  assert configuration.diff(old, config()) == ([], [])
+  identity, _ = configuration.diff(old, config(**{'model.head_bias': -10.0}))
+  assert identity == [('model.head_bias', configuration.ABSENT, -10.0)]

@@ -302,7 +302,9 @@ def diff(
   identity, free = [], []
   for key in sorted({*old, *new}):
     change = (key, old.get(key, ABSENT), new.get(key, ABSENT))
-    if change[1] != change[2]:
+    # A key that came later and is left to its default changes nothing.
+    unset = ABSENT in change and None in change
+    if change[1] != change[2] and not unset:
       same_run = key.startswith(FREE) or _moved_folder(*change)
       (free if same_run else identity).append(change)
   return identity, free

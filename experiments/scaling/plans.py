@@ -2,8 +2,9 @@
 
     python -m experiments.scaling.plans [NAME ...]
 
-Each is what `main.py --mode=plan` writes for the command in COMMANDS. What is
-there already is left; name a plan to make it anew. Needs libtpu, no TPU.
+Each is what `main.py --mode=plan` writes for the command in COMMANDS, and how
+far its batch could be doubled. What is there already is left; name a plan to
+make it anew. Needs libtpu, no TPU.
 """
 
 import json
@@ -12,6 +13,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
+
+import jax
+from ml_collections import config_dict
+
+from vit22b_jax.plan import search, table, topologies
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -24,7 +30,7 @@ COMMANDS = {
   '22b_v5p_8x8x8': 'vit22b_22b --topology=v5p:8x8x8',
   '22b_v5e_16x16': (
     'vit22b_22b --topology=v5e:16x16 --config.model.remat=full '
-    '--config.optim.accumulate=32'
+    '--config.optim.accumulate=16'
   ),
   '22b_v6e_16x16': (
     'vit22b_22b --topology=v6e:16x16 --config.optim.accumulate=8'
@@ -54,9 +60,15 @@ def main(names: list[str]) -> None:
         check=True,
       )
       plan = json.loads((pathlib.Path(folder) / 'plan.json').read_text())
+    config = config_dict.ConfigDict(plan['config'])
+    hardware = topologies.find(plan['topology'])
+    plan |= search.largest(
+      plan, config, hardware, tell=lambda p: print(table.line(p), flush=True)
+    )
     plan['command'] = f'python main.py {" ".join(command(name))}'
     (PLANS / f'{name}.json').write_text(json.dumps(plan, indent=1) + '\n')
 
 
 if __name__ == '__main__':
+  jax.config.update('jax_platforms', 'cpu')  # libtpu must not look for TPUs
   main(sys.argv[1:])

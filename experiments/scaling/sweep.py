@@ -8,12 +8,14 @@ started again it goes on; delete a row to have it made anew. Needs libtpu.
 
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from configs import imagenet_vit22b_l
-from vit22b_jax import errors, host
+from vit22b_jax import errors
+from vit22b_jax.plan import planner, topologies
 
 HERE = pathlib.Path(__file__).parent
 SWEEP = HERE / 'sweep.json'
@@ -85,8 +87,6 @@ def config_of(cell: dict[str, Any]) -> Any:
 
 def row(cell: dict[str, Any]) -> dict[str, Any]:
   """A cell with its plan, or with the reason why there is none."""
-  from vit22b_jax.plan import planner, topologies
-
   try:
     plan = planner.plan(config_of(cell), topologies.find(SLICES[cell['chips']]))
   except errors.UserError as error:
@@ -97,9 +97,8 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
   """Makes the rows that are missing."""
   rows = json.loads(SWEEP.read_text()) if SWEEP.exists() else []
-  done = {
-    tuple(r[key] for key in cell) for r in rows for cell in [next(cells())]
-  }
+  keys = next(cells()).keys()
+  done = {tuple(r[key] for key in keys) for r in rows}
   for cell in cells():
     if tuple(cell.values()) in done:
       continue
@@ -115,8 +114,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  host.prepare()
-  import os
-
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  sys.exit(main())
+  jax.config.update('jax_platforms', 'cpu')  # libtpu must not look for TPUs
+  main()

@@ -27,9 +27,9 @@ def load() -> list[tuple[str, dict[str, Any]]]:
 def plans_table() -> str:
   """What each named plan says, a row each."""
   lines = [
-    '| hardware | batch, parts, remat | GiB of | compiled, s | recomputed | '
-    's a step | utilisation | with overlap | million chip-hours |',
-    '|---|---|--:|--:|--:|--:|--:|--:|--:|',
+    '| hardware | batch, parts, remat | GiB of | largest batch | compiled, s | '
+    'recomputed | s a step | utilisation | with overlap | chip-hours |',
+    '|---|---|--:|--:|--:|--:|--:|--:|--:|--:|',
   ]
   lines += [_plan_row(name, plan) for name, plan in load()]
   return '\n'.join(lines)
@@ -44,6 +44,7 @@ def _plan_row(name: str, plan: dict[str, Any]) -> str:
     f'{config["model"]["remat"]}',
     f'{plan["hbm_bytes_per_device"] / 2**30:.1f} / '
     f'{plan["hbm_capacity_bytes"] / 2**30:.0f}',
+    f'{plan["largest_batch_size"]:,}' if plan['fits'] else 'none',
     'estimated'
     if plan['compile_seconds'] is None
     else f'{plan["compile_seconds"]:.0f}',
@@ -59,7 +60,7 @@ def _plan_row(name: str, plan: dict[str, Any]) -> str:
     f'{plan["predicted_step_seconds"]:.3g}{verdict}',
     f'{plan["predicted_mfu_no_overlap"]:.3f}',
     f'{plan["predicted_mfu_overlap"]:.3f}',
-    f'{plan["predicted_chip_hours"] / 1e6:.3g}',
+    f'{plan["predicted_chip_hours"]:,.0f}',
   ]
   return '| ' + ' | '.join(cells) + ' |'
 

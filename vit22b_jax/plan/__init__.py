@@ -8,6 +8,7 @@ It writes WORKDIR/plan.json and prints it in words.
 from typing import Any
 
 import jax
+from ml_collections import config_dict
 
 from vit22b_jax import console, workdir
 from vit22b_jax.plan import planner, table, topologies
@@ -34,18 +35,30 @@ def run(config: Any, path: str, topology: str, search: bool) -> int:
   hardware = topologies.find(topology)
   folder = workdir.Workdir(path, writer=jax.process_index() == 0)
   if search:
-    found, tried = search_lib.fastest(
-      config, hardware, tell=lambda plan: console.say(table.line(plan))
-    )
-    console.say('')
-    least = min(tried, key=lambda plan: plan['hbm_bytes_per_device'])
-    chosen = {**(found or least), 'tried': [_short(p) for p in tried]}
+    chosen = _searched(config, hardware)
   else:
     chosen = planner.plan(config, hardware)
   folder.write_json(PLAN, chosen)
   console.say(table.render(chosen))
   console.say(f'Wrote {folder.path / PLAN}')
   return 0
+
+
+def _searched(config: Any, hardware: topologies.Topology) -> dict[str, Any]:
+  """The fastest plan that fits, or the one that is closest to fitting."""
+
+  def tell(plan):
+    console.say(table.line(plan))
+
+  found, tried = search_lib.fastest(config, hardware, tell=tell)
+  if found is None:
+    found = min(tried, key=lambda plan: plan['hbm_bytes_per_device'])
+  else:
+    best = config_dict.ConfigDict(found['config'])
+    console.say('\nThe fastest, with twice the batch:')
+    found |= search_lib.largest(found, best, hardware, tell=tell)
+  console.say('')
+  return {**found, 'tried': [_short(p) for p in tried]}
 
 
 _SHORT = (

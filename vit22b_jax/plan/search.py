@@ -58,6 +58,40 @@ def fastest(
   return best, tried
 
 
+def largest(
+  plan: dict[str, Any],
+  config: Any,
+  topology: topologies.Topology,
+  *,
+  efficiency: float = 1.0,
+  tell: Callable[[dict[str, Any]], None] = lambda plan: None,
+) -> dict[str, Any]:
+  """How far the batch could be doubled with as many microbatches.
+
+  Args:
+    plan: of the config; it fits.
+    config: the run's configuration.
+    topology: the hardware.
+    efficiency: see `planner.plan`.
+    tell: hears of each plan as it is made.
+
+  Returns:
+    `largest_batch_size` that fits, and `next_batch_bytes_per_device`: what
+    twice that would need.
+  """
+  while plan['fits']:
+    size = plan['batch_size']
+    doubled = config.copy_and_resolve_references()
+    with doubled.unlocked():
+      doubled.batch_size = 2 * size
+    plan = planner.plan(doubled, topology, efficiency=efficiency)
+    tell(plan)
+  return {
+    'largest_batch_size': size,
+    'next_batch_bytes_per_device': plan['hbm_bytes_per_device'],
+  }
+
+
 def meshes(devices: int) -> Iterator[dict[str, int]]:
   """Sizes of mesh axes to try: heads split or not, groups replicated or not."""
   seen = set()

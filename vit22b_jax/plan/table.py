@@ -38,7 +38,8 @@ def line(plan: dict[str, Any]) -> str:
   mesh = 'x'.join(str(size) for size in plan['mesh'].values())
   config = plan['config']
   head = (
-    f'mesh {mesh:>12}  remat {config["model"]["remat"]:<11} parts '
+    f'batch {plan["batch_size"]:>7,}  mesh {mesh:>10}  remat '
+    f'{config["model"]["remat"]:<11} parts '
     f'{config["optim"]["accumulate"]:>4}  {gib(plan["hbm_bytes_per_device"])}'
   )
   if not plan['fits']:
@@ -69,6 +70,11 @@ def _memory(plan) -> list[str]:
     lines.append(
       f'  {gib(over)} too much: more optim.accumulate, a model.remat that '
       'keeps less, more devices (--search tries them), or a smaller batch'
+    )
+  if 'largest_batch_size' in plan:
+    lines.append(
+      f'  largest batch in so many parts: {plan["largest_batch_size"]:,}; '
+      f'twice that needs {gib(plan["next_batch_bytes_per_device"])}'
     )
   if plan['compile_seconds'] is not None:
     lines.append(f'Compiled in {plan["compile_seconds"]:.1f} s.')
