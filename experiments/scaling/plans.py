@@ -30,7 +30,7 @@ COMMANDS = {
   '22b_v5p_8x8x8': 'vit22b_22b --topology=v5p:8x8x8',
   '22b_v5e_16x16': (
     'vit22b_22b --topology=v5e:16x16 --config.model.remat=full '
-    '--config.optim.accumulate=16'
+    '--config.optim.accumulate=8'
   ),
   '22b_v6e_16x16': (
     'vit22b_22b --topology=v6e:16x16 --config.optim.accumulate=8'

@@ -1,0 +1,59 @@
+"""Each `python main.py` line of the documents parses, its config builds."""
+
+import pathlib
+import re
+import shlex
+import sys
+
+import pytest
+from absl import flags
+
+import main
+from vit22b_jax import command
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = sorted(
+  path
+  for path in ROOT.rglob('README.md')
+  if not any(part.startswith('.') for part in path.relative_to(ROOT).parts)
+)
+
+
+def commands():
+  """(document, arguments) of each command line, continuation lines joined."""
+  for path in DOCUMENTS:
+    text = path.read_text().replace('\\\n', ' ').replace('$i', '0')
+    text = text.replace('--config=...', '--config=configs/digits_vit22b_ti.py')
+    for line in re.findall(r'(?<![\w`])python main\.py ([^\n`|#&>"]*)', text):
+      arguments = shlex.split(line.removesuffix(' 2'))
+      yield str(path.relative_to(ROOT)), arguments
+
+
+COMMANDS = list(commands())
+
+
+def test_documents_have_commands():
+  assert {document for document, _ in COMMANDS} >= {
+    'README.md',
+    'experiments/scaling/README.md',
+  }
+
+
+@pytest.mark.parametrize(
+  ('document', 'arguments'),
+  COMMANDS,
+  ids=[' '.join(arguments)[:80] for _, arguments in COMMANDS],
+)
+def test_a_command_parses_and_its_config_builds(document, arguments):
+  del document
+  sys.modules.pop('config_config', None)  # what config_flags loaded last
+  argv = ['main.py', *arguments]
+  values = flags.FlagValues()
+  main.define_flags(values, argv)
+  main.parse(argv, values)
+  if values.config is None or values.config.task == 'fid':
+    return
+  config = values.config
+  with config.unlocked():  # files that the reader brings
+    config.init_from = ''
+  command.check(config)
