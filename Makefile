@@ -52,8 +52,10 @@ run: $(VENV)/.installed$(EXTRA:%=-%)
 run-translation: $(VENV)/.installed$(EXTRA:%=-%)
 	$(BIN)/python main.py --config=configs/fruit_vitunet_ti.py
 
+# Most of the time goes into compiling programs that run once: without LLVM's
+# optimisations here, with them in test-all, which repeats these tests.
 test: $(VENV)/.installed-test
-	$(PYTEST) -m 'not slow'
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(PYTEST) -m 'not slow'
 
 test-all: $(VENV)/.installed-peers $(VENV)/.installed-compiler
 	$(PYTEST)

@@ -68,8 +68,16 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   )
   flags.DEFINE_string(
     'topology',
-    'local',
-    'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8 or local.',
+    None,
+    'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8; local by default.',
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'matmul_efficiency',
+    1.0,
+    'plan: the part of the peak that matrix products are taken to reach.',
+    lower_bound=0.01,
+    upper_bound=1.0,
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -106,7 +114,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
 
 def run(values: flags.FlagValues) -> int:
   """Does what the flags say; the exit code."""
-  if values.mode == 'plan' and values.topology != 'local':
+  if values.mode == 'plan' and values.topology not in (None, 'local'):
     # The CPU compiles; libtpu must not look for TPUs.
     os.environ['JAX_PLATFORMS'] = 'cpu'
   # jax starts here
@@ -133,6 +141,7 @@ def run(values: flags.FlagValues) -> int:
       direction=values.direction,
       topology=values.topology,
       search=values.search,
+      efficiency=values.matmul_efficiency,
     )
   except errors.UserError as error:
     links.complain(f'error: {error}', code := 2)

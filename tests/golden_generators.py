@@ -178,7 +178,10 @@ def check(arrays: dict, model, convert, weights: dict, noise: list[str]):
     noise: parameters whose gradient is mathematically zero.
   """
 
-  @jax.jit
+  # Compiled as for a user, whatever the other tests do.
+  @functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 3}
+  )
   def norms(weights):
     def loss_fn(weights):
       images = golden_params.images(arrays)

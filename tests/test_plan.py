@@ -16,7 +16,7 @@ from configs import (
   imagenet_vit22b_l,
   vit22b_22b,
 )
-from vit22b_jax import chips, errors, flops, plan, sharding
+from vit22b_jax import chips, command, errors, flops, plan, sharding
 from vit22b_jax.plan import (
   collectives,
   costs,
@@ -265,7 +265,7 @@ def test_prediction_by_hand():
   assert found.memory == pytest.approx(4 + 2)
   assert found.communication == pytest.approx({'fsdp': 6.0, 'data': 2.0})
   assert found.no_overlap == pytest.approx(21)
-  assert found.overlap == pytest.approx(8)
+  assert found.overlap == pytest.approx(13)
   half = roofline.predict(work, chip, lambda group: 5.0, efficiency=0.5)
   assert half.matmul == pytest.approx(14)
   assert half.memory == pytest.approx(4 + 1)
@@ -277,20 +277,24 @@ class Device:
 
 
 def test_bandwidth_of_rings_and_lines():
-  shape = (4, 4, 2)
+  shape = (8, 4, 4)
   places = [Device(c) for c in np.ndindex(*shape)]
-  mesh = types.SimpleNamespace(devices=np.array(places).reshape(4, 8))
+  mesh = types.SimpleNamespace(devices=np.array(places).reshape(8, 16))
   chip = chips.named('v4')
-  slice_ = topologies.Topology('v4:4x4x2', chip, shape, places)
+  slice_ = topologies.Topology('v4:8x4x4', chip, shape, places)
   link = chip.link_bandwidth
 
   def links(*group):
     return topologies.bandwidth(slice_, mesh, group) / link
 
-  assert links(*range(0, 32, 8)) == 2  # the whole first axis: a ring
-  assert links(0, 8) == 1  # a part of it: a line
-  assert links(0, 1) == 1  # the last axis of two chips isn't a ring
-  assert links(*range(32)) == 2 + 2 + 1
+  assert links(*range(0, 128, 16)) == 2  # the whole first axis: a ring
+  assert links(0, 16) == 1  # a part of it: a line
+  assert links(*range(128)) == 2 + 2 + 2
+  # Slices smaller than a cube of 4 x 4 x 4 are meshes, without rings.
+  small = topologies.Topology('v4:4x4x2', chip, (4, 4, 2), places)
+  places = [Device(c) for c in np.ndindex(4, 4, 2)]
+  mesh = types.SimpleNamespace(devices=np.array(places))
+  assert topologies.bandwidth(small, mesh, tuple(range(32))) == 3 * link
 
 
 def test_gpus_leave_their_node_together():
@@ -356,7 +360,9 @@ def test_a_plan_for_the_devices_at_hand(local):
     sum(seconds['communication'].values()),
   )
   assert found['predicted_step_seconds'] == pytest.approx(sum(parts))
-  assert found['predicted_step_seconds_overlap'] == max(parts)
+  assert found['predicted_step_seconds_overlap'] == pytest.approx(
+    max(parts[0] + parts[1], parts[2])
+  )
   assert found['predicted_mfu_overlap'] > found['predicted_mfu_no_overlap'] > 0
   assert found['predicted_chip_hours'] == pytest.approx(
     sum(parts) * found['total_steps'] * 8 / 3600
@@ -396,6 +402,11 @@ def test_out_of_memory_is_read_from_the_compilers_words():
       'Ran out of memory in memory space hbm. Used 27.70G of 15.75G hbm.',
       27.7,
     ),
+    (
+      'Ran out of memory in memory space vmem. Used 17.20M of 16.00M vmem. '
+      'HLO temporaries (20.00G) exceeds available HBM (15.75G)',
+      20,
+    ),
   ):
     error = jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {words}')
     plan_ = planner._too_large(found, error, 1.0)
@@ -433,7 +444,7 @@ def test_a_mesh_that_does_not_match_is_refused():
   config = digits_vit22b_ti.get_config('tiny')
   with config.unlocked():
     config.mesh.data = 3
-  with pytest.raises(errors.UserError, match='does not divide the 8 devices'):
+  with pytest.raises(errors.UserError, match='does not suit 8 devices'):
     planner.plan(config, topologies.find('local'))
 
 
@@ -462,10 +473,64 @@ def test_search_takes_the_fastest_that_fits(monkeypatch):
   assert best['config']['model']['remat'] == 'hidden'
   assert best['config']['optim']['accumulate'] == 2
   assert best['mesh']['tensor'] == 1
+  meshes = [tuple(p['mesh'][axis] for axis in sharding.AXES) for p in tried]
+  assert {(8, 1, 1), (1, 8, 1)} < set(meshes)
   fitting = [p for p in tried if p['fits']]
   assert best['predicted_step_seconds'] == min(
     p['predicted_step_seconds'] for p in fitting
   )
+
+
+def test_search_from_the_command_line(monkeypatch, tmp_path, capsys):
+  """One mesh and policy for real; twice the batch is more than there are."""
+  monkeypatch.setattr(search.memory, 'REMAT', {'hidden': ()})
+  monkeypatch.setattr(
+    search, 'meshes', lambda config, n: [{'data': 1, 'fsdp': 8, 'tensor': 1}]
+  )
+  config = digits_vit22b_ti.get_config('tiny')
+  with config.unlocked():
+    config.batch_size = 1024
+  assert plan.run(config, str(tmp_path), 'local', search=True) == 0
+  found = json.loads((tmp_path / plan.PLAN).read_text())
+  assert found['largest_batch_size'] == 1024
+  assert found['config']['model']['remat'] == 'hidden'
+  assert [p['fits'] for p in found['tried']] == [True]
+  assert 'no more images' in capsys.readouterr().out
+
+
+def test_search_is_for_classifiers():
+  config = fruit_vitunet_ti.get_config('tiny')
+  with pytest.raises(errors.UserError, match='without it'):
+    search.fastest(config, topologies.find('local'))
+
+
+def test_flags_of_a_plan_need_its_mode():
+  config = digits_vit22b_ti.get_config('tiny')
+  with pytest.raises(errors.UserError, match='--mode=plan'):
+    command.run('train', config=config, workdir='w', topology='v5e:2x4')
+
+
+def test_a_gpus_library_calls_count():
+  text = (
+    'ENTRY %e (a: f32[5,3]) -> f32[5,7] {\n'
+    '  %a = bf16[5,3]{1,0} parameter(0)\n  %b = bf16[3,7]{1,0} parameter(1)\n'
+    '  ROOT %c = (bf16[5,7]{1,0}, s8[64]{0}) custom-call(%a, %b), '
+    'custom_call_target="__cublas$lt$matmul", backend_config={'
+    '"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}\n}\n'
+  )
+  computation = hlo.parse(text).computations['e']
+  assert costs.matmul_flops(computation, computation['c']) == 2 * 5 * 3 * 7
+
+
+def test_what_a_combined_gather_starts():
+  text = (
+    'ENTRY %e (a: f32[8]) -> f32[8] {\n'
+    '  %a = f32[8]{0} parameter(0)\n  %b = f32[16]{0} parameter(1)\n'
+    '  ROOT %s = ((f32[8]{0}, f32[16]{0}), (f32[64]{0}, f32[128]{0})) '
+    'all-gather-start(%a, %b), replica_groups={{0,1,2,3,4,5,6,7}}\n}\n'
+  )
+  (found,) = collectives.find(hlo.parse(text), {'data': 8})
+  assert found.bytes == 4 * (64 + 128)
 
 
 needs_libtpu = pytest.mark.skipif(

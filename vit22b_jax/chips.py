@@ -11,6 +11,7 @@ one 400 Gbit/s port for each GPU (200 for the A100), as in the DGX systems.
 """
 
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class Chip:
     link_bandwidth: of one link of a TPU's torus, or of a GPU to its node's
       switch; bytes/s in one direction.
     torus: axes of a TPU slice; 0 for GPUs.
-    wraps_at: a torus axis of a multiple of so many chips is a ring, a shorter
-      one a line.
+    wraps_at: axes of a multiple of so many chips are rings, shorter ones lines;
+      on a 3-D torus all of them have to be.
     node: GPUs of a node, whose links are `link_bandwidth`.
     network_bandwidth: of a GPU to other nodes, bytes/s in one direction.
   """
@@ -82,9 +83,9 @@ CHIPS = (
   Chip(name='v2', kind='TPU v2', flops=22.5e12),
   Chip(name='v3', kind='TPU v3', flops=61.5e12),
   _tpu('v4', 'TPU v4', 275e12, 32, 1228e9, 45e9, 3, 4),
-  _tpu('v5e', 'TPU v5 lite', 197e12, 16, 819e9, 50e9, 2, 16),
-  _tpu('v5p', 'TPU v5', 459e12, 95, 2765e9, 100e9, 3, 4),
-  _tpu('v6e', 'TPU v6', 918e12, 32, 1640e9, 100e9, 2, 16),
+  _tpu('v5e', 'TPU v5 lite', 197e12, 16, 819e9, 45e9, 2, 16),
+  _tpu('v5p', 'TPU v5', 459e12, 95, 2765e9, 90e9, 3, 4),
+  _tpu('v6e', 'TPU v6', 918e12, 32, 1640e9, 90e9, 2, 16),
   Chip(name='v7x', kind='TPU7x', flops=1153.5e12),
   Chip(name='v100', kind='V100', flops=125e12),
   Chip(name='t4', kind='T4', flops=65e12),
@@ -106,7 +107,9 @@ CHIPS = (
 
 def of_device(device_kind: str) -> Chip | None:
   """The chip of jax's `device.device_kind`; None when it isn't listed."""
-  return next((c for c in CHIPS if c.kind in device_kind), None)
+  return next(
+    (c for c in CHIPS if re.search(rf'\b{c.kind}(?!\d)', device_kind)), None
+  )
 
 
 def named(name: str) -> Chip | None:

@@ -15,6 +15,7 @@ from vit22b_jax import (
   checkpoint,
   configuration,
   console,
+  distributed,
   errors,
   evaluate,
   plan,
@@ -47,8 +48,9 @@ def run(
   input_folder: str | None = None,
   top_k: int = 1,
   direction: str = 'a2b',
-  topology: str = 'local',
+  topology: str | None = None,
   search: bool = False,
+  efficiency: float = 1.0,
 ) -> int:
   """Runs one mode of the command line.
 
@@ -61,6 +63,7 @@ def run(
     direction: translate: 'a2b' or 'b2a'.
     topology: plan: the hardware, see `plan.topologies`.
     search: plan: look for the fastest way.
+    efficiency: plan: part of the peak that products reach, in (0, 1].
 
   Returns:
     The process's exit code.
@@ -69,6 +72,10 @@ def run(
     UserError: something is missing or doesn't fit; the message says what.
     TrainingStopped: see `train.run`.
   """
+  if mode != 'plan' and (topology or search):
+    raise errors.UserError(
+      '--topology and --search plan a run: add --mode=plan.'
+    )
   if mode == 'fid':
     return _fid(config, workdir)
   if workdir is None:
@@ -86,7 +93,7 @@ def run(
   if mode == 'plan':
     if config is None:
       config = api.read_config(workdir)
-    return plan.run(config, workdir, topology, search)
+    return plan.run(config, workdir, topology or 'local', search, efficiency)
   if mode in ('predict', 'translate') and not input_folder:
     raise errors.UserError(f'--mode={mode} needs --input=FOLDER of images.')
   config = _config_of(mode, workdir, config)
@@ -160,8 +167,11 @@ def _config_of(mode: str, workdir: str, config: Any | None) -> Any:
 def _open(
   workdir: str, config: Any, with_data: bool
 ) -> tuple[Any, checkpoint.Manager]:
-  task_type = tasks.named(config.task)
-  data = task_type.load_data(config) if with_data else None
+  data = None
+  if with_data:
+    train.check_alike(config)
+    task_type = tasks.named(config.task)
+    data = distributed.first(lambda: task_type.load_data(config))
   return api.open_run(workdir, config, data)
 
 

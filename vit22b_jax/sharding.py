@@ -86,10 +86,12 @@ def mesh_shape(
   others = -math.prod(sizes)
   shape = {a: count // others if n == -1 else n for a, n in shape.items()}
   if math.prod(shape.values()) != count:
-    raise errors.UserError(
-      f'{asked} does not divide the {count} devices at hand: the product must '
-      f'be {count}. Set one of them to -1 for "the rest".'
+    mend = (
+      f'{count} must be a multiple of {others}'
+      if -1 in sizes
+      else f'the product must be {count}; set one of them to -1 for "the rest"'
     )
+    raise errors.UserError(f'{asked} does not suit {count} devices: {mend}.')
   return shape
 
 

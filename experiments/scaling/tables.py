@@ -127,7 +127,7 @@ def draw() -> None:
   """Memory and step time by chips, one panel for each size."""
   rows = json.loads(sweep.SWEEP.read_text())
   panels = (
-    ('memory.png', 'GiB of a chip', lambda r: _gib(r)),
+    ('memory.png', 'GiB of a chip', _gib),
     (
       'seconds.png',
       'predicted s a step',
@@ -170,7 +170,8 @@ def _panel(axis, rows, value) -> None:
       and value(r) is not None
       and (r['sharding'] == preset or r['chips'] == 1)
     ]
-    axis.plot(*zip(*line, strict=True), style, label=preset, markersize=4)
+    x, y = zip(*line, strict=True) if line else ((), ())
+    axis.plot(x, y, style, label=preset, markersize=4)
   strong = [
     (r['chips'], value(r))
     for r in rows

@@ -43,15 +43,14 @@ class Plain(classification.Classification):
 
   def step(self, state, batch):
     """Loss, gradient, update; the loss is all that is returned."""
-    images = self._images(batch['image'])
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     grads, loss, batch_stats, *_ = gradients.of_batch(
-      self._loss,
+      self.objective.loss,
       state.params,
       state.batch_stats,
-      self._parts(images, batch['label'], key),
+      self.objective.parts(state, batch),
       self.config.optim.accumulate,
       state.loss_scale,
+      self._placed_params,
     )
     updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     state = state.replace(

@@ -17,7 +17,13 @@ from vit22b_jax.plan import search as search_lib
 PLAN = 'plan.json'
 
 
-def run(config: Any, path: str, topology: str, search: bool) -> int:
+def run(
+  config: Any,
+  path: str,
+  topology: str,
+  search: bool,
+  efficiency: float = 1.0,
+) -> int:
   """Plans a config, or looks for the fastest way to run it.
 
   Args:
@@ -25,6 +31,7 @@ def run(config: Any, path: str, topology: str, search: bool) -> int:
     path: the folder for plan.json.
     topology: hardware by name, see `topologies`.
     search: whether to vary mesh, rematerialisation and microbatches.
+    efficiency: part of the peak that matrix products are taken to reach.
 
   Returns:
     The process's exit code, 0: that a run doesn't fit is an answer.
@@ -35,28 +42,31 @@ def run(config: Any, path: str, topology: str, search: bool) -> int:
   hardware = topologies.find(topology)
   folder = workdir.Workdir(path, writer=jax.process_index() == 0)
   if search:
-    chosen = _searched(config, hardware)
+    chosen = _searched(config, hardware, efficiency)
   else:
-    chosen = planner.plan(config, hardware)
+    chosen = planner.plan(config, hardware, efficiency=efficiency)
   folder.write_json(PLAN, chosen)
   console.say(table.render(chosen))
   console.say(f'Wrote {folder.path / PLAN}')
   return 0
 
 
-def _searched(config: Any, hardware: topologies.Topology) -> dict[str, Any]:
+def _searched(
+  config: Any, hardware: topologies.Topology, efficiency: float
+) -> dict[str, Any]:
   """The fastest plan that fits, or the one that is closest to fitting."""
 
   def tell(plan):
     console.say(table.line(plan))
 
-  found, tried = search_lib.fastest(config, hardware, tell=tell)
+  options = {'efficiency': efficiency, 'tell': tell}
+  found, tried = search_lib.fastest(config, hardware, **options)
   if found is None:
     found = min(tried, key=lambda plan: plan['hbm_bytes_per_device'])
   else:
     best = config_dict.ConfigDict(found['config'])
     console.say('\nThe fastest, with twice the batch:')
-    found |= search_lib.largest(found, best, hardware, tell=tell)
+    found |= search_lib.largest(found, best, hardware, **options)
   console.say('')
   return {**found, 'tried': [_short(p) for p in tried]}
 

@@ -20,6 +20,7 @@ _PASSES = {
   'reduce-scatter': 1,
   'all-reduce': 2,
   'all-to-all': 1,
+  'collective-broadcast': 1,
 }
 
 
@@ -92,7 +93,9 @@ def _kind_and_bytes(name, instruction, devices: int) -> tuple[str, int]:
   kind = instruction.opcode.removesuffix('-start')
   shapes = instruction.shapes
   if kind != 'all-reduce' and kind != instruction.opcode:
-    shapes = shapes[1:2]  # of a -start: operand, result, and what else it needs
+    # Of a -start: operands, results, and what else it needs.
+    operands = len(instruction.operands)
+    shapes = shapes[operands : 2 * operands]
   size = sum(shape.bytes for shape in shapes)
   if kind == 'reduce-scatter':
     size *= devices

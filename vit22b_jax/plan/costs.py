@@ -27,6 +27,8 @@ _FREE = {
   'opt-barrier',
   'domain',
 }
+_ATTENTION = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha)')
+_CUBLAS = re.compile(r'custom_call_target="__cublas\$')
 _FREE_CALLS = ('"AllocateBuffer"', '"ConcatBitcast"')
 # Their second half; and collectives, whose time goes by the wires.
 _SECOND_HALVES = ('-done', '-update')
@@ -64,9 +66,22 @@ def matmul_flops(
     return 2 * math.prod(instruction.shapes[0].dims) * contracted
   if instruction.opcode == 'convolution':
     return _convolution_flops(computation, instruction)
-  if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+  if _ATTENTION.search(instruction.attributes):
     return _attention_flops(computation, instruction)
+  if _CUBLAS.search(instruction.attributes):
+    return _cublas_flops(computation, instruction)
   return 0
+
+
+def _cublas_flops(computation, instruction) -> int:
+  """A product that a GPU's program leaves to its library."""
+  left = computation[instruction.operands[0]].shapes[0]
+  found = re.search(
+    r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes
+  )
+  axes = [int(n) for n in re.findall(r'\d+', found.group(1))]
+  contracted = math.prod(left.dims[axis] for axis in axes)
+  return 2 * math.prod(instruction.shapes[0].dims) * contracted
 
 
 def _attention_flops(computation, instruction) -> int:

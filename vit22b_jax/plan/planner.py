@@ -25,12 +25,19 @@ from vit22b_jax.tasks import base
 
 PUBLISHED_MFU = 0.549  # ViT-22B on 1,024 TPU v4, arXiv:2302.05442
 
-_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_UNPREDICTED = {
+  'hardware_flops_per_device': None,
+  'predicted_step_seconds': None,
+  'predicted_mfu_no_overlap': None,
+  'predicted_mfu_overlap': None,
+}
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # What XLA says of a program that doesn't fit.
 _NEEDED = re.compile(
-  r'(?:Used |HLO temporaries \(|allocate )([\d.]+) ?([KMGT])(?:iB)?'
+  r'(?:space hbm\. Used |HLO temporaries \(|allocate )'
+  r'([\d.]+) ?([KMGT]?)(?:iB)?'
 )
-_AVAILABLE = re.compile(r'(?: of |available HBM \()([\d.]+)([KMGT])')
+_AVAILABLE = re.compile(r'(?: of |available HBM \()([\d.]+)([KMGT])(?: hbm|\))')
 
 
 def plan(
@@ -72,7 +79,13 @@ def plan(
     return found | _too_large(found, error, time.monotonic() - start)
   found['compile_seconds'] = time.monotonic() - start
   found |= _memory(found, compiled.memory_analysis())
-  work = roofline.measure(hlo.parse(compiled.as_text()), dict(mesh.shape))
+  try:
+    work = roofline.measure(hlo.parse(compiled.as_text()), dict(mesh.shape))
+  except ValueError as error:  # a form of XLA's text that is new
+    return found | {'not_predicted': str(error), **_UNPREDICTED}
+  if work.flops < 0.9 * found['model_flops_per_device']:
+    reason = 'the program calls libraries whose arithmetic it does not tell'
+    return found | {'not_predicted': reason, **_UNPREDICTED}
   found |= _arithmetic(found, work)
   bandwidth = functools.lru_cache(
     functools.partial(topologies.bandwidth, topology, mesh)
@@ -186,7 +199,8 @@ def _too_large(found, error, seconds: float) -> dict[str, Any]:
       f'{text.splitlines()[0]}'
     ) from error
   needed = [float(n) * _UNITS[unit] for n, unit in _NEEDED.findall(text)]
-  total = max(needed, default=math.nan)
+  # Without a number: more than the state, which is known.
+  total = max(needed, default=sum(found['memory'].values()))
   available = _AVAILABLE.search(text)
   capacity = found['hbm_capacity_bytes']
   if available:
@@ -197,10 +211,7 @@ def _too_large(found, error, seconds: float) -> dict[str, Any]:
     'hbm_usable_bytes': capacity,
     'compile_seconds': seconds,
     'compiler_says': text.splitlines()[0],
-    'hardware_flops_per_device': None,
-    'predicted_step_seconds': None,
-    'predicted_mfu_no_overlap': None,
-    'predicted_mfu_overlap': None,
+    **_UNPREDICTED,
   }
 
 

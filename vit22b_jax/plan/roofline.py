@@ -5,8 +5,8 @@
 
 A prediction, and an upper bound on utilisation: products run at the chip's peak
 times `efficiency`, everything else at the speed of its memory, collectives at
-that of the links. Without overlap the three follow each other; with overlap the
-longest hides the others.
+that of the links. Without overlap the three follow each other; with overlap
+communication hides behind the others, or they behind it.
 """
 
 import collections
@@ -109,8 +109,8 @@ class Prediction:
 
   @property
   def overlap(self) -> float:
-    """The longest hides the others."""
-    return max(self.matmul, self.memory, sum(self.communication.values()))
+    """Communication goes on behind the rest, or the rest behind it."""
+    return max(self.matmul + self.memory, sum(self.communication.values()))
 
 
 def predict(

@@ -17,7 +17,7 @@ from vit22b_jax.models import memory
 from vit22b_jax.plan import planner, topologies
 
 _TENSOR = (1, 2, 4)
-_REPLICAS = (1, 4, 16)  # of groups that hold the model once
+_REPLICAS = (1, 8)  # of groups that hold the model once; and all devices
 
 
 def fastest(
@@ -40,7 +40,12 @@ def fastest(
   """
   tried: list[dict[str, Any]] = []
   reason = None
-  for mesh in meshes(topology.size):
+  if config.task != 'classification':
+    raise errors.UserError(
+      '--search varies what classifiers alone have (model.remat, '
+      'optim.accumulate): plan this config without it.'
+    )
+  for mesh in meshes(config, topology.size):
     for remat in memory.REMAT:
       try:
         for plan in _fewest(config, topology, mesh, remat, efficiency):
@@ -69,7 +74,7 @@ def largest(
   """How far the batch could be doubled with as many microbatches.
 
   Args:
-    plan: of the config; it fits.
+    plan: of the config; one that doesn't fit has no largest batch.
     config: the run's configuration.
     topology: the hardware.
     efficiency: see `planner.plan`.
@@ -77,34 +82,44 @@ def largest(
 
   Returns:
     `largest_batch_size` that fits, and `next_batch_bytes_per_device`: what
-    twice that would need.
+    twice that would need, if there are so many images.
   """
+  found = {}
   while plan['fits']:
-    size = plan['batch_size']
+    found['largest_batch_size'] = plan['batch_size']
     doubled = config.copy_and_resolve_references()
     with doubled.unlocked():
-      doubled.batch_size = 2 * size
-    plan = planner.plan(doubled, topology, efficiency=efficiency)
+      doubled.batch_size = 2 * plan['batch_size']
+    try:
+      plan = planner.plan(doubled, topology, efficiency=efficiency)
+    except errors.UserError:
+      return found  # more than there are images
     tell(plan)
-  return {
-    'largest_batch_size': size,
-    'next_batch_bytes_per_device': plan['hbm_bytes_per_device'],
-  }
+  if not found:
+    return {}
+  return found | {'next_batch_bytes_per_device': plan['hbm_bytes_per_device']}
 
 
-def meshes(devices: int) -> Iterator[dict[str, int]]:
-  """Sizes of mesh axes to try: heads split or not, groups replicated or not."""
-  seen = set()
+def meshes(config: Any, devices: int) -> list[dict[str, int]]:
+  """Sizes of mesh axes to try: the config's, and others.
+
+  Heads are split or not; the model is held once, by eight groups or by each
+  device.
+  """
+  found = []
+  try:
+    sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
+    found.append(sharding.mesh_shape(config.sharding, devices, **sizes))
+  except errors.UserError:
+    pass  # a mesh for other hardware
   for tensor in _TENSOR:
-    for replicas in _REPLICAS:
-      if devices % (tensor * replicas):
-        continue
-      fsdp = devices // (tensor * replicas)
-      shape = (replicas, fsdp, tensor)
-      if shape in seen:
-        continue
-      seen.add(shape)
-      yield dict(zip(sharding.AXES, shape, strict=True))
+    for replicas in (*_REPLICAS, devices // tensor):
+      if replicas and devices % (tensor * replicas) == 0:
+        shape = (replicas, devices // (tensor * replicas), tensor)
+        mesh = dict(zip(sharding.AXES, shape, strict=True))
+        if mesh not in found:
+          found.append(mesh)
+  return found
 
 
 def _fewest(

@@ -72,9 +72,10 @@ def _memory(plan) -> list[str]:
       'keeps less, more devices (--search tries them), or a smaller batch'
     )
   if 'largest_batch_size' in plan:
+    more = plan.get('next_batch_bytes_per_device')
     lines.append(
       f'  largest batch in so many parts: {plan["largest_batch_size"]:,}; '
-      f'twice that needs {gib(plan["next_batch_bytes_per_device"])}'
+      + (f'twice that needs {gib(more)}' if more else 'no more images')
     )
   if plan['compile_seconds'] is not None:
     lines.append(f'Compiled in {plan["compile_seconds"]:.1f} s.')
@@ -105,6 +106,8 @@ def _arithmetic(plan) -> list[str]:
 
 
 def _prediction(plan) -> list[str]:
+  if 'not_predicted' in plan:
+    return [f'No prediction: {plan["not_predicted"]}.']
   if plan['predicted_step_seconds'] is None:
     return []
   seconds = plan['predicted_seconds']
@@ -119,8 +122,8 @@ def _prediction(plan) -> list[str]:
     f'{seconds["memory"]:.4g}, links {wires or 0}',
     f'  one after the other         {plan["predicted_step_seconds"]:12.4g} s a '
     f'step, utilisation {plan["predicted_mfu_no_overlap"]:.3f}',
-    '  if the longest hides the rest '
-    f'{plan["predicted_step_seconds_overlap"]:10.4g} s a step, utilisation '
+    '  with the links hidden       '
+    f'{plan["predicted_step_seconds_overlap"]:12.4g} s a step, utilisation '
     f'{plan["predicted_mfu_overlap"]:.3f}',
     f'  (published for ViT-22B on 1,024 v4: {planner.PUBLISHED_MFU})',
     f'  {plan["total_steps"]:,} steps: {plan["predicted_chip_hours"]:,.0f} '

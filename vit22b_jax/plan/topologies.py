@@ -95,8 +95,7 @@ def _tpu_devices(
   if importlib.util.find_spec('libtpu') is None:
     raise errors.UserError(
       f"--topology={name} needs libtpu, XLA's compiler for TPUs (a TPU isn't "
-      "needed): pip install '.[tpu]', or make EXTRA=tpu; then set "
-      'JAX_PLATFORMS=cpu.'
+      "needed): pip install '.[tpu]'."
     )
   for key, value in _NO_HOST.items():
     os.environ.setdefault(key, value)
@@ -126,30 +125,39 @@ def _local() -> Topology:
   chip = chips.of_device(devices[0].device_kind)
   if chip is None or not chip.is_planned:
     chip = _measured(devices)
-  return Topology(LOCAL, chip, (len(devices),), devices)
+  limit = (devices[0].memory_stats() or {}).get('bytes_limit')
+  if limit:  # A100s have 40 or 80 GB, and jax leaves a part of it alone
+    chip = dataclasses.replace(chip, hbm_bytes=limit)
+  return Topology(LOCAL, chip, _extent(devices), devices)
+
+
+def _extent(devices: Sequence[jax.Device]) -> tuple[int, ...]:
+  """The axes of the slice that TPUs lie in; (devices,) of others."""
+  places = [getattr(device, 'coords', None) for device in devices]
+  if None in places:
+    return (len(devices),)
+  return tuple(max(axis) + 1 for axis in zip(*places, strict=True))
 
 
 def _measured(devices: Sequence[jax.Device]) -> chips.Chip:
   """A CPU, or a chip that isn't listed, by what it does in a moment."""
   device = devices[0]
-  stats = device.memory_stats() or {}
-  memory = stats.get('bytes_limit')
-  if memory is None:
-    pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    memory = pages / len(devices)
+  sharing = len(devices) if device.platform == 'cpu' else 1
+  memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / sharing
   x = jax.device_put(jnp.zeros((2**26,), jnp.float32), device)
   copy = jax.jit(lambda x: x + 1)
   copy(x).block_until_ready()
   start = time.perf_counter()
   copy(x).block_until_ready()
-  bandwidth = 2 * x.nbytes / (time.perf_counter() - start) / len(devices)
+  bandwidth = 2 * x.nbytes / (time.perf_counter() - start) / sharing
   return chips.Chip(
     name=LOCAL,
     kind=device.device_kind,
     flops=flops.peak(device),
     hbm_bytes=memory,
     hbm_bandwidth=bandwidth,
-    link_bandwidth=bandwidth,
+    # Simulated devices share their memory; others meet over PCIe 4.0 x16.
+    link_bandwidth=bandwidth if device.platform == 'cpu' else 25e9,
   )
 
 
@@ -186,12 +194,15 @@ def bandwidth(
     return min(chip.link_bandwidth, share)
   if not chip.torus or mesh is None:
     return chip.link_bandwidth
+  closes = [size % chip.wraps_at == 0 for size in topology.shape]
+  if chip.torus == 3:  # smaller slices than cubes of 4 x 4 x 4 have no rings
+    closes = [all(closes)] * len(closes)
   devices = mesh.devices.ravel()
   places = [devices[i].coords for i in group]
   links = 0
   for axis, size in enumerate(topology.shape):
     here = {place[axis] for place in places}
     if len(here) > 1:
-      whole = len(here) == size and size % chip.wraps_at == 0
+      whole = len(here) == size and closes[axis]
       links += 2 if whole else 1
   return chip.link_bandwidth * max(links, 1)
