@@ -27,6 +27,9 @@ PLANS = HERE / 'plans'
 # and the sizes that one board carries.
 COMMANDS = {
   '22b_v4_8x8x16': 'vit22b_22b --topology=v4:8x8x16',
+  '22b_v4_8x8x16_one_axis': (
+    'vit22b_22b --topology=v4:8x8x16 --config.mesh.fsdp=1024'
+  ),
   '22b_v5p_8x8x8': 'vit22b_22b --topology=v5p:8x8x8',
   '22b_v5e_16x16': (
     'vit22b_22b --topology=v5e:16x16 --config.model.remat=full '

@@ -24,9 +24,8 @@ SWEEP = HERE / 'sweep.json'
 SLICES = {
   1: 'v4:1x1x1',
   4: 'v4:2x2x1',
-  32: 'v4:2x4x4',
-  256: 'v4:4x8x8',
-  1024: 'v4:8x8x16',
+  64: 'v4:4x4x4',
+  512: 'v4:8x8x8',
   4096: 'v4:16x16x16',
 }
 VARIANTS = ('Ti', 'S', 'B', 'L', 'H', '22B')
@@ -64,7 +63,7 @@ def cells() -> Iterator[dict[str, Any]]:
           'batch_size': CHIP_BATCH * chips,
         }
     for chips in SLICES:
-      if chips >= 32:
+      if chips >= 64:
         yield {
           'scaling': 'strong',
           'variant': variant,

@@ -38,8 +38,9 @@ def plans_table() -> str:
 def _plan_row(name: str, plan: dict[str, Any]) -> str:
   config = plan['config']
   size = name.split('_')[0].upper()
+  mesh = ' x '.join(str(n) for n in plan['mesh'].values())
   cells = [
-    f'{size} on {plan["topology"]}',
+    f'{size} on {plan["topology"]}, mesh {mesh}',
     f'{plan["batch_size"]:,}, {config["optim"]["accumulate"]}, '
     f'{config["model"]["remat"]}',
     f'{plan["hbm_bytes_per_device"] / 2**30:.1f} / '
