@@ -173,8 +173,8 @@ class Manager:
         multiprocessing_options=alone,
       )
     )
-    yield reader
-    reader.close()
+    with contextlib.closing(reader):
+      yield reader
 
   def latest_step(self) -> int | None:
     """The newest saved step; None when there is none."""
@@ -291,16 +291,21 @@ class Manager:
     abstract_state: Any,
     check: Callable[[dict[str, Any]], None],
   ) -> Restored | None:
-    """One checkpoint; None, with a warning, if any process can't read it."""
+    """One checkpoint; None, with a warning, if it is damaged.
+
+    Raises:
+      UserError: it is another run's, or a process can't read what the first
+        one can: that may be its disk, and the checkpoint whole.
+    """
     try:
-      state, meta = self._read(step, abstract_state, check)
-      problem = None
+      state, meta = self._read_twice(step, abstract_state, check)
+      problem = ''
     except errors.UserError:
       raise
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-      first = str(error).strip().split('\n')[0][:300]
-      problem = f'{type(error).__name__}: {first}'
-    if distributed.agree(problem is None):
+      problem = _described(error)
+    failed = distributed.gather(int(bool(problem)))
+    if not any(failed):
       found = _named_checksums(state)  # of the whole arrays, by all processes
       wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
       if not wrong:
@@ -308,12 +313,34 @@ class Manager:
           state = _rearranged(state, abstract_state)
         return Restored(step, state, meta)
       problem = f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}'
-    logging.warning(
+    place = self.workdir / _FOLDER / str(step)
+    if any(failed) and not failed[0]:
+      raise errors.UserError(
+        f'Processes {[i for i, x in enumerate(failed) if x][:20]} could not '
+        f'read checkpoint {place}, which process 0 can'
+        f'{problem and f" ({problem})"}. It was left as it is: see to their '
+        'disk and start again; if it is damaged, move it elsewhere, and the '
+        'one before is used.'
+      )
+    # Of all processes but the first, errors alone are shown.
+    mine = jax.process_index() > 0 and failed[jax.process_index()]
+    log = logging.error if mine else logging.warning
+    log(
       'Checkpoint %s is damaged (%s): trying another one.',
-      self.workdir / _FOLDER / str(step),
+      place,
       problem or 'for another process',
     )
     return None
+
+  def _read_twice(self, step: int, *args: Any) -> tuple[Any, dict[str, Any]]:
+    """As `_read`; a disk may fail to answer once."""
+    try:
+      return self._read(step, *args)
+    except errors.UserError:
+      raise
+    except Exception as error:  # whatever it is, it may be over
+      logging.info('Checkpoint %d: %s; again.', step, _described(error))
+      return self._read(step, *args)
 
   def _read(
     self,
@@ -386,6 +413,11 @@ class Manager:
     """Finishes what is being saved, and lets go of the folder."""
     self.wait()
     self._manager.close()
+
+
+def _described(error: Exception) -> str:
+  first = str(error).strip().split('\n')[0][:300]
+  return f'{type(error).__name__}: {first}'
 
 
 def _meta_checksum(meta: dict[str, Any]) -> int:

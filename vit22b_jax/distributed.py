@@ -14,6 +14,7 @@ import dataclasses
 import glob
 import json
 import os
+import re
 import socket
 import time
 import urllib.error
@@ -93,7 +94,9 @@ def find(
         'them).'
       )
     return None
-  launched = _slurm(environ) or _open_mpi(environ)
+  # mpirun within a SLURM job leaves the variables of both.
+  by_mpi = 'OMPI_COMM_WORLD_SIZE' in environ
+  launched = _open_mpi(environ) if by_mpi else _slurm(environ)
   if flags == (None,) * 3:
     return launched or _tpu(environ)
   if launched and coordinator and flags[1:] == (None, None):
@@ -134,20 +137,26 @@ def _slurm(environ: Mapping[str, str]) -> Job | None:
   count = environ.get('SLURM_STEP_NUM_TASKS') or environ.get('SLURM_NTASKS')
   if not all(name in environ for name in needed) or int(count or 1) < 2:
     return None
-  # '4(x2),3': one number for each node, or for some that are alike.
-  per_node = environ.get('SLURM_STEP_TASKS_PER_NODE', '').split('(')[0]
+  here = _tasks_per_node(environ.get('SLURM_STEP_TASKS_PER_NODE', '1'))
+  node = int(environ.get('SLURM_NODEID', 0))
   return Job(
     'SLURM',
     int(count),
     int(environ['SLURM_PROCID']),
     local_device_ids=_gpus(
-      environ, int(environ['SLURM_LOCALID']), int(per_node.split(',')[0] or 1)
+      environ, int(environ['SLURM_LOCALID']), here[min(node, len(here) - 1)]
     ),
   )
 
 
+def _tasks_per_node(text: str) -> list[int]:
+  """[4, 4, 3] for '4(x2),3': one number for each node, or for some alike."""
+  found = re.findall(r'(\d+)(?:\(x(\d+)\))?', text)
+  return [int(n) for n, times in found for _ in range(int(times or 1))] or [1]
+
+
 def _open_mpi(environ: Mapping[str, str]) -> Job | None:
-  if int(environ.get('OMPI_COMM_WORLD_SIZE', 1)) < 2:
+  if int(environ['OMPI_COMM_WORLD_SIZE']) < 2:
     return None
   return Job(
     'Open MPI',
@@ -235,7 +244,8 @@ def start(job: Job | None) -> None:
   """Joins the processes of a job; does nothing for a process on its own.
 
   Raises:
-    UserError: the others, or the first of them, don't answer.
+    UserError: the others, or the first of them, don't answer, or were started
+      with other flags; VIT22B_JAX_START_SECONDS isn't a number.
   """
   if job is None:
     return
@@ -245,7 +255,7 @@ def start(job: Job | None) -> None:
   preemption.Watcher.exit = staticmethod(links.exit_now)
   # Its handler of SIGTERM would take the place of `preemption`'s.
   jax.config.update('jax_enable_preemption_service', False)
-  seconds = int(os.environ.get('VIT22B_JAX_START_SECONDS', START_SECONDS))
+  seconds = _start_seconds()
   if where:
     _meet(where, seconds, job)
   try:
@@ -269,6 +279,16 @@ def start(job: Job | None) -> None:
       f'0 chose ({error}): let the machines of a job reach each other, or name '
       'the first in a way that all know, with --coordinator=HOST:PORT.'
     ) from error
+
+
+def _start_seconds() -> int:
+  text = os.environ.get('VIT22B_JAX_START_SECONDS', str(START_SECONDS))
+  if not text.isdecimal() or int(text) < 1:
+    raise errors.UserError(
+      f'VIT22B_JAX_START_SECONDS={text!r}: expected a number of seconds, as in '
+      f'VIT22B_JAX_START_SECONDS={START_SECONDS}.'
+    )
+  return int(text)
 
 
 def _open_mpi_coordinator() -> str | None:
@@ -297,7 +317,14 @@ def _meet(where: str, seconds: int, job: Job) -> None:
     if job.process_id == 0:
       links.await_all(int(port), job.num_processes, seconds)
     else:
-      links.report_to(host.strip('[]'), int(port), job.process_id, seconds)
+      links.report_to(
+        host.strip('[]'), int(port), job.process_id, job.num_processes, seconds
+      )
+  except socket.gaierror as error:
+    raise errors.UserError(
+      f'--coordinator={where}: unknown host {host!r} ({error.strerror}). Is '
+      'its name spelt right, and known on this machine? An address does too.'
+    ) from error
   except OSError as error:
     raise _unreachable(job, where, seconds, error) from error
 

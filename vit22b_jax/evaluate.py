@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from vit22b_jax import checkpoint, errors, workdir
+from vit22b_jax import checkpoint, distributed, errors, workdir
 from vit22b_jax.tasks import base
 
 EVAL = 'eval.json'
@@ -50,7 +50,7 @@ def restore(
   Raises:
     UserError: the workdir holds no checkpoint.
   """
-  step = manager.best_step() if which == 'best' else None
+  step = distributed.share(manager.best_step() if which == 'best' else None)
   found = manager.restore(task.abstract_weights, step=step)
   if found is None:
     raise errors.UserError(
@@ -80,7 +80,7 @@ def finish(
   """
   which = task.config.eval.checkpoint
   wanted = manager.best_step() if which == 'best' else None
-  wanted = wanted or manager.latest_step()
+  wanted = distributed.share(wanted or manager.latest_step())
   step, variables, kind = restore(task, manager, which)
   content = {
     **task.final(variables, run, check),

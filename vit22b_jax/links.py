@@ -1,7 +1,7 @@
 """Connections between a job's processes, so that none waits for a dead one.
 
     links.open_all(host, share)       # in every process
-    links.finish(code)                # the last word of each
+    links.finish(code)                # the last word of each, when all agree
     links.give_up(error)              # a collective failed: why?
 
 A process that waits in a collective for one that was killed waits for minutes,
@@ -10,11 +10,13 @@ keeps a TCP connection to the first, which tells the others. The kernel closes
 the connections of a process that dies, and a machine that is gone falls silent;
 whoever hears of either says so and ends with exit code LOST.
 
-Leaving is announced with its exit code. Codes that all processes meet together
-are nobody's loss; an error in one process alone ends the others, after the
-seconds they have to meet the same error.
+Leaving is announced with its exit code, and who has finished waits for all.
+Codes that all processes meet together are nobody's loss; an error in one
+process alone ends the others with its code, after the seconds they have to meet
+the same error: a launcher must not take it for a loss, and start again.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -24,15 +26,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+
+from vit22b_jax import errors
 
 LOST = 4  # exit code: another process was lost
 SILENCE = 30.0  # seconds after which a process that says nothing is lost
 _BEAT = 5.0
 _GRACE = 10.0  # seconds in which processes end that meet the same end
+_UNKNOWN_SECONDS = 30.0  # that a host's name may take to become known
+_ALL_CAME = b'!'
 _SIGNALS = (130, 143)
 _TOGETHER = (0, 3)  # done, or stopped by what the training itself met
 _RESUME = (
@@ -47,16 +53,28 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
   """A connection to a port that may not be open yet.
 
   Raises:
+    socket.gaierror: no machine is known by that name, for some seconds.
     OSError: it wasn't within those seconds.
   """
-  end = time.monotonic() + seconds
+  start = time.monotonic()
   while True:
     try:
       return socket.create_connection((host, port), timeout=min(seconds, 10))
-    except OSError:
-      if time.monotonic() > end:
+    except OSError as error:
+      unknown = isinstance(error, socket.gaierror)
+      allowed = min(seconds, _UNKNOWN_SECONDS) if unknown else seconds
+      if time.monotonic() - start > allowed:
         raise
       time.sleep(0.2)
+
+
+def _serve(port: int, backlog: int) -> socket.socket:
+  """Listens on a port, for IPv4 and, where there is one, IPv6."""
+  if socket.has_dualstack_ipv6():
+    return socket.create_server(
+      ('', port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
+    )
+  return socket.create_server(('', port), backlog=backlog)
 
 
 def await_all(port: int, count: int, seconds: float) -> None:
@@ -64,10 +82,11 @@ def await_all(port: int, count: int, seconds: float) -> None:
 
   Raises:
     OSError: some did not come, or the port can't be used.
+    UserError: one came that isn't of this job, or two that are the same.
   """
   come: dict[int, socket.socket] = {}
   end = time.monotonic() + seconds
-  with socket.create_server(('', port), backlog=count) as server:
+  with _serve(port, count) as server:
     while len(come) < count - 1:
       server.settimeout(max(end - time.monotonic(), 0.01))
       try:
@@ -77,26 +96,75 @@ def await_all(port: int, count: int, seconds: float) -> None:
         raise TimeoutError(f'processes {missing[:20]} did not come') from None
       connection.settimeout(5)
       try:
-        come[int(connection.recv(16))] = connection
+        index, theirs = map(int, connection.recv(32).split())
       except (OSError, ValueError):
         connection.close()  # somebody else
-  for connection in come.values():
-    connection.sendall(b'!')
-    connection.close()
+        continue
+      problem = _refusal(index, theirs, count, come)
+      if problem:
+        _answer([*come.values(), connection], problem.encode())
+        raise errors.UserError(problem)
+      if index in come:
+        come[index].close()
+      come[index] = connection
+  _answer(come.values(), _ALL_CAME)
 
 
-def report_to(host: str, port: int, me: int, seconds: float) -> None:
+def _answer(connections: Iterable[socket.socket], text: bytes) -> None:
+  for connection in connections:
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+      connection.sendall(text)
+
+
+def _refusal(
+  index: int, theirs: int, count: int, come: Mapping[int, socket.socket]
+) -> str:
+  """Why a process that came isn't one that is waited for; '' if it is."""
+  if theirs != count:
+    return (
+      f'Process {index} has --num_processes={theirs}, and process 0 has '
+      f'{count}: give all the same.'
+    )
+  if not 0 < index < count:
+    return f'--process_id={index}: expected 1 to {count - 1} beside process 0.'
+  if index in come and not _has_gone(come[index]):
+    return (
+      f'Two processes have --process_id={index}: give each another one, from 0 '
+      f'to {count - 1}.'
+    )
+  return ''
+
+
+def _has_gone(connection: socket.socket) -> bool:
+  """Whether the process at the other end ended, as one started anew has."""
+  connection.setblocking(False)
+  try:
+    return not connection.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
+
+
+def report_to(
+  host: str, port: int, me: int, count: int, seconds: float
+) -> None:
   """In another process, waits until the first one has met all.
 
   Raises:
     OSError: it isn't there, or not all have come.
+    UserError: some process, maybe this one, was started otherwise than the
+      first expects.
   """
   end = time.monotonic() + seconds
   with connect(host, port, seconds) as connection:
-    connection.sendall(b'%d' % me)
+    connection.sendall(b'%d %d' % (me, count))
     connection.settimeout(max(end - time.monotonic(), 0.01) + 5)
-    if not connection.recv(1):
-      raise ConnectionError('process 0 did not meet all the others')
+    answer = connection.recv(1024)
+  if not answer:
+    raise ConnectionError('process 0 did not meet all the others')
+  if answer != _ALL_CAME:
+    raise errors.UserError(answer.decode(errors='replace'))
 
 
 def open_all(host: str | None, share: Callable[[Any], Any]) -> None:
@@ -109,7 +177,7 @@ def open_all(host: str | None, share: Callable[[Any], Any]) -> None:
   global _links
   place, server = None, None
   if jax.process_index() == 0:
-    server = socket.create_server(('', 0), backlog=jax.process_count())
+    server = _serve(0, jax.process_count())
     place = [
       host or _own_address(),
       server.getsockname()[1],
@@ -158,10 +226,15 @@ def complain(text: str, code: int) -> None:
 
 
 def finish(code: int) -> None:
-  """The end of a process whose others end with the same code."""
+  """The end of a process whose others end with the same code.
+
+  Waits until all have come to it, as jax ends a process badly when another is
+  gone; the first may have a report to write, or a disk may be slow.
+  """
   if not _links:
     return
-  _links.leave(code, '')
+  expect(code)
+  _links.meet(code)
   if code == 0:
     jax.distributed.shutdown()
     return
@@ -186,10 +259,11 @@ def give_up(error: Exception) -> None:
   if not _links:
     return
   lost = _looks_lost(error)
+  if lost and _links.ended.wait(3 * _BEAT):
+    time.sleep(2 * _GRACE)  # whoever heard of it is ending this process
+  traceback.print_exception(error)
   if not lost:
-    traceback.print_exception(error)
     complain(f'error: {type(error).__name__}', 1)
-  _links.ended.wait(3 * _BEAT)
   _links.stop(
     LOST,
     f'Process {_links.me} lost the others: {str(error).strip()[:500]}. '
@@ -198,6 +272,12 @@ def give_up(error: Exception) -> None:
 
 
 def _looks_lost(error: Exception) -> bool:
+  """Whether it came from a collective or a barrier, not from a file or socket.
+
+  Orbax's barriers raise what jax's client does.
+  """
+  if not isinstance(error, jax.errors.JaxRuntimeError):
+    return False
   text = str(error).lower()
   signs = ('gloo', 'nccl', 'connection', 'unavailable', 'deadline', 'barrier')
   return any(sign in text for sign in signs)
@@ -222,6 +302,10 @@ class _Peer:
         self.connection.sendall(json.dumps(message).encode() + b'\n')
     except OSError:
       return
+
+  def has_come_to(self, code: int) -> bool:
+    """Whether its end fits to one with this code: no error of its own."""
+    return self.left is not None and self.left[0] in (code, *_TOGETHER)
 
   def read(self) -> list[dict[str, Any]] | None:
     """The messages that have come; None at the end of the connection."""
@@ -274,14 +358,19 @@ class _Links:
     self._hear(key.data)
 
   def _hear(self, peer: _Peer) -> None:
-    messages = peer.read()
+    try:
+      messages = peer.read()
+      for message in messages or ():
+        self._handle(peer, message)
+    except (ValueError, AttributeError, KeyError, TypeError):
+      if peer.index is not None:
+        raise
+      messages = None  # somebody else, a scan of ports or a browser
     if messages is None:
       self._selector.unregister(peer.connection)
+      peer.connection.close()
       if peer.index is not None and not peer.left:
         self._lost(peer.index, 'was killed, or its machine is gone')
-      return
-    for message in messages:
-      self._handle(peer, message)
 
   def _handle(self, peer: _Peer, message: dict[str, Any]) -> None:
     raise NotImplementedError
@@ -303,7 +392,7 @@ class _Links:
       what = 'SIGINT' if code == 130 else 'SIGTERM'
       self.stop(code, f'Stopped by {what}, which process {index} heard.', '')
     self.stop(
-      LOST,
+      code,
       f'Process {index} ended with an error (exit code {code}), which its own '
       f'output tells of; process {self.me} stops. {_RESUME}',
     )
@@ -331,6 +420,14 @@ class _Links:
         time.sleep(1)
       os._exit(code)
 
+  def meet(self, code: int) -> None:
+    """Ends when all do, however long some take; a lost one is still heard of.
+
+    Args:
+      code: that all have agreed on.
+    """
+    raise NotImplementedError
+
   def leave(self, code: int, text: str) -> bool:
     """Tells the others that this process ends; waits for them a little.
 
@@ -346,11 +443,9 @@ class _Links:
       self.ended.set()
       for peer in list(self._peers.values()):
         peer.send(left=code, index=self.me, text=text)
-    if code == 0:
-      return False
-    return self._wait_for_others(text)
+    return self._wait_for_others(code, text)
 
-  def _wait_for_others(self, text: str) -> bool:
+  def _wait_for_others(self, code: int, text: str) -> bool:
     raise NotImplementedError
 
 
@@ -366,7 +461,10 @@ class _First(_Links):
     if key.data is not None:
       self._hear(key.data)
       return
-    peer = _Peer(key.fileobj.accept()[0])
+    try:
+      peer = _Peer(key.fileobj.accept()[0])
+    except OSError:  # it has gone again
+      return
     self._selector.register(peer.connection, selectors.EVENT_READ, peer)
 
   def _handle(self, peer: _Peer, message: dict[str, Any]) -> None:
@@ -389,12 +487,19 @@ class _First(_Links):
     for peer in list(self._peers.values()):
       peer.send(lost=index, why=why)
 
-  def _wait_for_others(self, text: str) -> bool:
+  def meet(self, code: int) -> None:
+    while not self._all_left(code):
+      time.sleep(0.05)
+    self.leave(code, '')
+
+  def _all_left(self, code: int) -> bool:
+    left = [peer.has_come_to(code) for peer in list(self._peers.values())]
+    return sum(left) >= self._count
+
+  def _wait_for_others(self, code: int, text: str) -> bool:
     """jax ends the others badly when the first process is gone."""
     end = time.monotonic() + _GRACE + 2
-    while time.monotonic() < end:
-      if sum(p.left is not None for p in self._peers.values()) >= self._count:
-        break
+    while not self._all_left(code) and time.monotonic() < end:
       time.sleep(0.05)
     time.sleep(0.2)
     return False
@@ -419,7 +524,13 @@ class _Other(_Links):
         peer.left = message['left'], message['text']
       self._has_left(message['index'], message['left'])
 
-  def _wait_for_others(self, text: str) -> bool:
+  def meet(self, code: int) -> None:
+    self._peers[0].send(left=code, index=self.me, text='')
+    while not self._peers[0].has_come_to(code):
+      time.sleep(0.05)
+    self.leave(code, '')
+
+  def _wait_for_others(self, code: int, text: str) -> bool:
     """Until the first process has said what it ends with."""
     end = time.monotonic() + _GRACE / 2
     while text and self._peers[0].left is None and time.monotonic() < end:

@@ -47,21 +47,17 @@ class Window:
     """
     if not text:
       return cls()
-    found = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
-    first, last = (
-      (int(x or found[1]) for x in found.groups())
-      if found
-      else (
-        0,
-        0,
-      )
+    problem = (
+      f'profile={text!r}: expected the first and the last step to trace, as in '
+      "profile='10-15', or '' for none. Steps count from 1; the first one of a "
+      'start compiles.'
     )
+    found = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
+    if not found:
+      raise errors.UserError(problem)
+    first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last:
-      raise errors.UserError(
-        f'profile={text!r}: expected the first and the last step to trace, as '
-        "in profile='10-15', or '' for none. Steps count from 1; the first one "
-        'of a start compiles.'
-      )
+      raise errors.UserError(problem)
     if total_steps is not None and last > total_steps:
       raise errors.UserError(
         f'profile={text!r} is not within the {total_steps} steps of the run.'

@@ -113,6 +113,7 @@ class Loop:
     self.config = task.config
     self.run = run
     self.watcher = watcher
+    self.window = tracing.Window.parse(self.config.profile, task.total_steps)
     self.recorder = records.Recorder(task, run)
     self.scores: dict[int, float] = {}
     self.manager = checkpoint.Manager(
@@ -125,7 +126,6 @@ class Loop:
     self._log_every = task.steps(self.config.log.every)
     self._save_every = task.steps(self.config.checkpoint.every)
     self._eval_every = task.steps(self.config.eval.every)
-    self.window = tracing.Window.parse(self.config.profile, task.total_steps)
     self._pending = None
     self._votes = None
     if jax.process_count() > 1:
@@ -222,6 +222,7 @@ class Loop:
       with self._left_out():
         self.task.sample(state, self.run)
     if asked > _SAVE:
+      links.expect(128 + asked)
       self._save(state, step)
       self._finish_saving()
       self._interrupt(asked)
@@ -331,7 +332,7 @@ class Loop:
     with self._left_out():
       try:
         variables, _ = self.task.variables(vars(state))
-        found = self.task.validate(variables, self.check)
+        found = distributed.share(self.task.validate(variables, self.check))
       except (preemption.Interrupted, errors.UserError) as error:
         if isinstance(error, errors.UserError) and self._votes:
           raise  # others may not have met it, and couldn't save
@@ -392,7 +393,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     TrainingStopped: a loss wasn't finite, or exploded under 'halt'.
   """
   with preemption.Watcher() as watcher:
-    _check_alike(config)
+    check_alike(config)
     tracing.Window.parse(config.profile)
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
@@ -416,7 +417,9 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
       folder.write_json(workdir_lib.CLASSES, names)
       folder.write_json(workdir_lib.VERSIONS, _environment(task))
       _train_and_evaluate(loop)
-    return watcher.exit_code
+    # A signal that one process heard too late for the others is nobody's.
+    alone = jax.process_count() == 1
+    return watcher.exit_code if alone or watcher.agreed else 0
 
 
 def _train_and_evaluate(loop: Loop) -> None:
@@ -449,19 +452,27 @@ def _train_and_evaluate(loop: Loop) -> None:
   )
 
 
-def _check_alike(config: Any) -> None:
-  """Raises UserError where this process has another config than the first."""
+def check_alike(config: Any) -> None:
+  """Judges whether all processes have the configuration of the first.
+
+  Raises:
+    UserError: in every process, if one of them has another.
+  """
   first = distributed.share(configuration.to_json(config))
   here, theirs = (
     configuration.flatten(c) for c in (config, configuration.from_json(first))
   )
   rows = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]
-  if rows:
-    raise errors.UserError(
-      f'Process {jax.process_index()} was started with another configuration '
-      f'than process 0: {", ".join(rows)} differ. Give every process the same '
-      'command, but for --process_id.'
-    )
+  different = distributed.gather(int(bool(rows)))
+  others = [i for i, differs in enumerate(different) if differs]
+  if not others:
+    return
+  keys = f': here {", ".join(rows)} differ' if rows else ''
+  raise errors.UserError(
+    f'Processes {others[:20]} were started with another configuration than '
+    f'process 0{keys}. Give every process the same command, but for '
+    '--process_id.'
+  )
 
 
 def _check_names(

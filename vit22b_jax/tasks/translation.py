@@ -110,7 +110,8 @@ class Translation(base.Task):
       )
     # As many as Inception takes at once: it would pad smaller batches.
     self.eval_batch_size = config.eval.batch_size or config.fid.batch_size
-    sharding.check_batch(self.eval_batch_size, self.mesh, 'eval.batch_size')
+    key = 'eval.batch_size' if config.eval.batch_size else 'fid.batch_size'
+    sharding.check_batch(self.eval_batch_size, self.mesh, key)
     self.networks = build_networks(config)
     self.logged = tuple(f'train/{name}' for name in self.networks.terms)
     if data is not None:
