@@ -202,6 +202,24 @@ def test_what_only_another_process_cannot_read_is_not_put_aside(
   assert (manager.workdir / 'checkpoints' / '1').exists()
 
 
+def test_a_barrier_that_another_process_left_is_not_the_disks_fault(
+  saved_once, monkeypatch
+):
+  """Orbax raises a TimeoutError, which is an OSError."""
+  manager, _ = saved_once
+
+  def wait():
+    cause = jax.errors.JaxRuntimeError('UNAVAILABLE: connection reset')
+    raise TimeoutError('Timed out while waiting for a barrier.') from cause
+
+  with monkeypatch.context() as patch:
+    patch.setattr(manager._manager, 'wait_until_finished', wait)
+    with pytest.raises(TimeoutError) as found:
+      manager.wait()
+  assert links._looks_lost(found.value)
+  assert not links._looks_lost(ConnectionError('connection refused'))
+
+
 def test_a_configuration_of_one_process_alone_stops_all(monkeypatch):
   config = digits_vit22b_ti.get_config('tiny')
   train.check_alike(config)

@@ -228,14 +228,16 @@ class Manager:
     try:
       return self._manager.save(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
-      raise _explained(self.workdir, error) from error
+      _blame_disk(self.workdir, error)
+      raise
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises what went wrong there."""
     try:
       self._manager.wait_until_finished()
     except (OSError, ValueError) as error:
-      raise _explained(self.workdir, error) from error
+      _blame_disk(self.workdir, error)
+      raise
 
   def restore(
     self,
@@ -425,14 +427,16 @@ def _meta_checksum(meta: dict[str, Any]) -> int:
   return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def _explained(workdir: epath.Path, error: Exception) -> Exception:
-  """What to do about a failed save; errors that aren't the disk's stay."""
+def _blame_disk(workdir: epath.PathLike, error: Exception) -> None:
+  """Raises UserError, saying what to do, if a save failed for the disk."""
+  if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
+    return  # Orbax's barrier, a TimeoutError: another process was lost
   signs = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'os_error_code')
   text = str(error)
   if not isinstance(error, OSError) and not any(s in text for s in signs):
-    return error
-  return errors.UserError(
+    return
+  raise errors.UserError(
     f'Could not save a checkpoint in {workdir}: {text[:500]}. Make room or '
     'choose another --workdir; the checkpoints written before are whole, and '
     'the same command resumes from the newest.'
-  )
+  ) from error

@@ -274,9 +274,10 @@ def give_up(error: Exception) -> None:
 def _looks_lost(error: Exception) -> bool:
   """Whether it came from a collective or a barrier, not from a file or socket.
 
-  Orbax's barriers raise what jax's client does.
+  Orbax raises a TimeoutError for its barriers, from what jax raised.
   """
-  if not isinstance(error, jax.errors.JaxRuntimeError):
+  kinds = (error, error.__cause__)
+  if not any(isinstance(x, jax.errors.JaxRuntimeError) for x in kinds):
     return False
   text = str(error).lower()
   signs = ('gloo', 'nccl', 'connection', 'unavailable', 'deadline', 'barrier')
