@@ -402,6 +402,13 @@ def test_links_bear_strangers_and_wait_for_the_slowest(tmp_path):
   assert 'Traceback' not in run.said(0)
 
 
+def test_what_stops_all_is_said_once_after_a_slow_report(tmp_path):
+  stop = "links._GRACE = 1.0; links.complain('stopped: x', 3)"
+  with linked(tmp_path, f'time.sleep(3); {stop}', stop)[1] as run:
+    assert run.codes() == [3, 3], run.said(0)
+    assert (run.said(0) + run.said(1)).count('stopped: x') == 1
+
+
 @pytest.mark.parametrize(
   ('how', 'codes'),
   [

@@ -217,10 +217,11 @@ def complain(text: str, code: int) -> None:
     print(text, file=sys.stderr)
     return
   sys.stdout.flush()
+  end = _links.meet if code in _TOGETHER else _links.leave
   if not _links.me:
     print(text, file=sys.stderr, flush=True)
-    _links.leave(code, text)
-  elif not _links.leave(code, text):
+    end(code, text)
+  elif not end(code, text):
     print(f'process {_links.me}: {text}', file=sys.stderr, flush=True)
   os._exit(code)
 
@@ -234,7 +235,7 @@ def finish(code: int) -> None:
   if not _links:
     return
   expect(code)
-  _links.meet(code)
+  _links.meet(code, '')
   if code == 0:
     jax.distributed.shutdown()
     return
@@ -421,11 +422,15 @@ class _Links:
         time.sleep(1)
       os._exit(code)
 
-  def meet(self, code: int) -> None:
-    """Ends when all do, however long some take; a lost one is still heard of.
+  def meet(self, code: int, text: str) -> bool:
+    """Leaves when all do, however long some take; hears of a lost one.
 
     Args:
       code: that all have agreed on.
+      text: see `leave`.
+
+    Returns:
+      As `leave`.
     """
     raise NotImplementedError
 
@@ -488,10 +493,10 @@ class _First(_Links):
     for peer in list(self._peers.values()):
       peer.send(lost=index, why=why)
 
-  def meet(self, code: int) -> None:
+  def meet(self, code: int, text: str) -> bool:
     while not self._all_left(code):
       time.sleep(0.05)
-    self.leave(code, '')
+    return self.leave(code, text)
 
   def _all_left(self, code: int) -> bool:
     left = [peer.has_come_to(code) for peer in list(self._peers.values())]
@@ -525,11 +530,11 @@ class _Other(_Links):
         peer.left = message['left'], message['text']
       self._has_left(message['index'], message['left'])
 
-  def meet(self, code: int) -> None:
-    self._peers[0].send(left=code, index=self.me, text='')
+  def meet(self, code: int, text: str) -> bool:
+    self._peers[0].send(left=code, index=self.me, text=text)
     while not self._peers[0].has_come_to(code):
       time.sleep(0.05)
-    self.leave(code, '')
+    return self.leave(code, text)
 
   def _wait_for_others(self, code: int, text: str) -> bool:
     """Until the first process has said what it ends with."""
