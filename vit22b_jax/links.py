@@ -87,7 +87,7 @@ def await_all(port: int, count: int, seconds: float) -> None:
   come: dict[int, socket.socket] = {}
   end = time.monotonic() + seconds
   with _serve(port, count) as server:
-    while len(come) < count - 1:
+    while len(come := _still_there(come)) < count - 1:
       server.settimeout(max(end - time.monotonic(), 0.01))
       try:
         connection = server.accept()[0]
@@ -100,12 +100,11 @@ def await_all(port: int, count: int, seconds: float) -> None:
       except (OSError, ValueError):
         connection.close()  # somebody else
         continue
+      come = _still_there(come)
       problem = _refusal(index, theirs, count, come)
       if problem:
         _answer([*come.values(), connection], problem.encode())
         raise errors.UserError(problem)
-      if index in come:
-        come[index].close()
       come[index] = connection
   _answer(come.values(), _ALL_CAME)
 
@@ -127,12 +126,20 @@ def _refusal(
     )
   if not 0 < index < count:
     return f'--process_id={index}: expected 1 to {count - 1} beside process 0.'
-  if index in come and not _has_gone(come[index]):
+  if index in come:
     return (
       f'Two processes have --process_id={index}: give each another one, from 0 '
       f'to {count - 1}.'
     )
   return ''
+
+
+def _still_there(come: dict[int, socket.socket]) -> dict[int, socket.socket]:
+  """Those that haven't ended meanwhile; they may be started anew."""
+  gone = [index for index, connection in come.items() if _has_gone(connection)]
+  for index in gone:
+    come[index].close()
+  return {i: connection for i, connection in come.items() if i not in gone}
 
 
 def _has_gone(connection: socket.socket) -> bool:
