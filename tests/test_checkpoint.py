@@ -13,6 +13,19 @@ import pytest
 from vit22b_jax import checkpoint, errors, sharding
 
 
+# Orbax leaves coroutines of a read that failed behind; they complain when they
+# are collected, which must not be in another test.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
+
+@pytest.fixture(autouse=True)
+def collect():
+  yield
+  gc.collect()
+
+
 def _state(seed=0):
   keys = jax.random.split(jax.random.key(seed), 3)
   return {
@@ -103,7 +116,6 @@ def _damage(folder: pathlib.Path, how: str) -> None:
 
 
 # Orbax leaves coroutines behind when a read fails.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize(
   'damage', ['truncate', 'flip', 'remove', 'remove_part']
 )
@@ -118,7 +130,6 @@ def test_damaged_newest_is_put_aside_and_the_one_before_used(
 
   manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
   found = manager.restore(_abstract(_state()))
-  gc.collect()
   assert found.step == 1
   _equal(found.state, _state(1))
   assert str(tmp_path / 'checkpoints' / '2') in caplog.text
@@ -128,7 +139,6 @@ def test_damaged_newest_is_put_aside_and_the_one_before_used(
   manager.close()
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('read_only', [True, False])
 @pytest.mark.parametrize('damage', ['flip', 'remove_part'])
 def test_damaged_best_gives_way_to_the_newest(
@@ -147,7 +157,6 @@ def test_damaged_best_gives_way_to_the_newest(
   )
   assert manager.best_step() == 1
   found = manager.restore(_abstract(_state()), step=1)
-  gc.collect()
   assert found.step == 3
   _equal(found.state, _state(3))
   assert f'{best} is damaged' in caplog.text
@@ -157,14 +166,12 @@ def test_damaged_best_gives_way_to_the_newest(
   manager.close()
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_no_usable_checkpoint_is_an_error(tmp_path):
   manager = checkpoint.Manager(tmp_path, scores={})
   _save(manager, 1)
   _largest_file(tmp_path / 'checkpoints' / '1' / 'state').write_bytes(b'')
   with pytest.raises(errors.UserError, match='can be read'):
     manager.restore(_abstract(_state()))
-  gc.collect()
   manager.close()
 
 
