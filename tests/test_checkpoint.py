@@ -12,7 +12,6 @@ import pytest
 
 from vit22b_jax import checkpoint, errors, sharding
 
-
 # Orbax leaves coroutines of a read that failed behind; they complain when they
 # are collected, which must not be in another test.
 pytestmark = pytest.mark.filterwarnings(
@@ -115,7 +114,6 @@ def _damage(folder: pathlib.Path, how: str) -> None:
     file.unlink()
 
 
-# Orbax leaves coroutines behind when a read fails.
 @pytest.mark.parametrize(
   'damage', ['truncate', 'flip', 'remove', 'remove_part']
 )
