@@ -95,5 +95,5 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 # The libtpu that this jax is made for; it compiles for TPUs on Linux alone.
 $(VENV)/.installed-compiler: $(VENV)/.installed-test
 	@echo 'Installing libtpu into $(VENV).'
-	[ "$$(uname -sm)" != 'Linux x86_64' ] || $(INSTALL) -e '.[tpu]'
+	@[ "$$(uname -sm)" != 'Linux x86_64' ] || $(INSTALL) -e '.[tpu]'
 	@touch $@

@@ -179,8 +179,16 @@ def _panel(axis, rows, value) -> None:
     if r['scaling'] == 'strong' and r['fits']
   ]
   if strong:
-    axis.plot(*zip(*strong, strict=True), 'k--', label='fsdp, fixed batch')
-  axis.set_xscale('log', base=4)
+    axis.plot(
+      *zip(*strong, strict=True),
+      'k--D',
+      label='fsdp, fixed batch',
+      markersize=4,
+    )
+  axis.set_xscale('log')
+  axis.set_xticks(list(sweep.SLICES), [f'{n:,}' for n in sweep.SLICES])
+  axis.minorticks_off()
+  axis.set_xlim(0.7, 6000)
   axis.set_yscale('log')
 
 
