@@ -189,7 +189,8 @@ def _panel(axis, rows, value) -> None:
   axis.set_xticks(list(sweep.SLICES), [f'{n:,}' for n in sweep.SLICES])
   axis.minorticks_off()
   axis.set_xlim(0.7, 6000)
-  axis.set_yscale('log')
+  if any(len(line.get_xdata()) for line in axis.lines):
+    axis.set_yscale('log')
 
 
 TABLES = {
