@@ -105,6 +105,27 @@ def imagenet(c: config_dict.ConfigDict) -> None:
   c.data.workers = 16
 
 
+def imagenet_from_scratch(c: config_dict.ConfigDict) -> None:
+  """ViT-22B on ImageNet, patch 14, on one board; a size sets the rest."""
+  c.batch_size = 1024
+  c.duration = '90 epochs'
+  c.sharding = 'fsdp'
+  imagenet(c)
+  c.data.augment = 'randaugment'
+  c.model.block = 'vit22b'
+  c.model.patch_size = 14
+  c.model.pool = 'mean'
+  c.model.pos_embedding = 'sincos'
+  c.model.remat = 'hidden'
+  c.model.scan_layers = True
+  c.model.dtype = 'bfloat16'
+  c.optim.schedule = 'cosine'
+  c.optim.warmup = '10000 steps'
+  c.optim.weight_decay = 0.3
+  c.optim.clip_norm = 1.0
+  c.eval.every = '5 epochs'
+
+
 def _domains() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.name = 'cycle_gan/apple2orange'  # a TFDS name, 'folder:PATH' or 'fruit'

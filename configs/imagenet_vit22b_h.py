@@ -21,24 +21,8 @@ from configs import common
 def get_config(arg=''):
   """Builds the config; `arg` holds words such as 'tiny'."""
   config = common.classification()
-  config.batch_size = 1024
-  config.duration = '90 epochs'
-  config.sharding = 'fsdp'
-  common.imagenet(config)
-  config.data.augment = 'randaugment'
-  config.model.block = 'vit22b'
+  common.imagenet_from_scratch(config)
   config.model.variant = 'H'
-  config.model.patch_size = 14
-  config.model.pool = 'mean'
-  config.model.pos_embedding = 'sincos'
-  config.model.remat = 'hidden'
-  config.model.scan_layers = True
-  config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 2e-4
-  config.optim.schedule = 'cosine'
-  config.optim.warmup = '10000 steps'
-  config.optim.weight_decay = 0.3
-  config.optim.clip_norm = 1.0
   config.optim.accumulate = 4
-  config.eval.every = '5 epochs'
   return common.finish(config, arg)
