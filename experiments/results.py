@@ -14,6 +14,34 @@ _START = '<!-- results: python -m experiments.results -->'
 _END = '<!-- /results -->'
 
 
+# Tables that commands wrote: (file under experiments/, what stands above it).
+BLOCKINESS = (
+  'blockiness/results.md',
+  'How much patches show in translations by equally trained generators: '
+  'differences of pixels across patch borders over those inside patches '
+  '(real images: about 1), and the share of the variance inside patches '
+  'that all patches of an image have in common (real images: about 0; '
+  '`experiments/blockiness`):',
+)
+TABLES = (
+  (
+    'throughput/translation.md',
+    'One CycleGAN step (both updates, pools, 64 px, float32) beside the '
+    'same step in PyTorch, alternating:',
+  ),
+  (
+    'throughput/inception.md',
+    "Inception's features of 16 images of 256 px, resizing included, beside "
+    "torch-fidelity's with the same weights:",
+  ),
+  (
+    'throughput/overhead.md',
+    'What a run costs beside its arithmetic (batch 64; 0.99 means 1 % '
+    'slower than what it stands beside):',
+  ),
+)
+
+
 def section() -> str:
   """The tables, as Markdown."""
   here = ROOT / 'experiments'
@@ -35,16 +63,7 @@ def section() -> str:
       report.markdown_table(translations).strip(),
       *map(_picture, translations),
     ]
-  blockiness = here / 'blockiness' / 'results.md'
-  if blockiness.exists():
-    parts += [
-      'How much patches show in translations by equally trained generators: '
-      'differences of pixels across patch borders over those inside patches '
-      '(real images: about 1), and the share of the variance inside patches '
-      'that all patches of an image have in common (real images: about 0; '
-      '`experiments/blockiness`):',
-      blockiness.read_text().strip(),
-    ]
+  parts += _written(BLOCKINESS)
   throughput = here / 'throughput' / 'results.json'
   if throughput.exists():
     parts += [
@@ -54,28 +73,16 @@ def section() -> str:
       '(`experiments/throughput`):',
       _throughput(json.loads(throughput.read_text())),
     ]
-  translation = here / 'throughput' / 'translation.md'
-  if translation.exists():
-    parts += [
-      'One CycleGAN step (both updates, pools, 64 px, float32) beside the '
-      'same step in PyTorch, alternating:',
-      translation.read_text().strip(),
-    ]
-  inception = here / 'throughput' / 'inception.md'
-  if inception.exists():
-    parts += [
-      "Inception's features of 16 images of 256 px, resizing included, beside "
-      "torch-fidelity's with the same weights:",
-      inception.read_text().strip(),
-    ]
-  overhead = here / 'throughput' / 'overhead.md'
-  if overhead.exists():
-    parts += [
-      'What a run costs beside its arithmetic (batch 64; 0.99 means 1 % '
-      'slower than what it stands beside):',
-      overhead.read_text().strip(),
-    ]
+  for table in TABLES:
+    parts += _written(table)
   return '\n\n'.join(parts)
+
+
+def _written(table: tuple[str, str]) -> list[str]:
+  """The words above a table and the table; nothing where it isn't written."""
+  file, words = table
+  path = ROOT / 'experiments' / file
+  return [words, path.read_text().strip()] if path.exists() else []
 
 
 def _task(run: pathlib.Path) -> str:

@@ -132,8 +132,7 @@ def check(config: Any) -> None:
 
 def make_mesh(config: Any) -> jax.sharding.Mesh:
   """The mesh of the config's `sharding` and `mesh` section."""
-  sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
-  return sharding.make_mesh(config.sharding, **sizes)
+  return sharding.make_mesh(config.sharding, **sharding.sizes(config.mesh))
 
 
 def _saved_config(workdir: str) -> Any:

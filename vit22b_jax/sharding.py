@@ -12,7 +12,7 @@ maps those to mesh axes. GSPMD does the rest: https://arxiv.org/abs/2105.04663.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +44,11 @@ RULES = (
   (axes.CHANNELS, FSDP),
   (axes.CLASSES, FSDP),
 )
+
+
+def sizes(section: Mapping[str, Any]) -> dict[str, int | None]:
+  """The sizes among the keys of a config's `mesh` section, for `mesh_shape`."""
+  return {axis: section[axis] for axis in AXES}
 
 
 def mesh_shape(

@@ -75,8 +75,9 @@ def estimate(config: Any, topology: topologies.Topology) -> Estimate:
       f'--topology={topology.name}: only classifiers are planned for GPUs that '
       'are not at hand. On the machine itself --topology=local plans any task.'
     )
-  sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
-  mesh = sharding.mesh_shape(config.sharding, topology.size, **sizes)
+  mesh = sharding.mesh_shape(
+    config.sharding, topology.size, **sharding.sizes(config.mesh)
+  )
   data = classification.Classification.facts(config)
   step, optimizer = _step(config, mesh, data)
   epoch = max(len(data.train) // config.batch_size, 1)

@@ -55,8 +55,9 @@ def plan(
   """
   if topology.devices is None:
     return _estimated(config, topology, efficiency)
-  sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
-  mesh = sharding.make_mesh(config.sharding, **sizes, devices=topology.devices)
+  mesh = sharding.make_mesh(
+    config.sharding, **sharding.sizes(config.mesh), devices=topology.devices
+  )
   task = make_task(config, mesh)
   task.check_sharding()
   found = {

@@ -8,6 +8,7 @@ so for each mesh and policy the fewest that fit are taken; and a policy that
 recomputes more is not tried where one that fits in one part recomputes less.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -107,11 +108,9 @@ def meshes(config: Any, devices: int) -> list[dict[str, int]]:
   device.
   """
   found = []
-  try:
-    sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
-    found.append(sharding.mesh_shape(config.sharding, devices, **sizes))
-  except errors.UserError:
-    pass  # a mesh for other hardware
+  with contextlib.suppress(errors.UserError):  # a mesh for other hardware
+    own = sharding.sizes(config.mesh)
+    found.append(sharding.mesh_shape(config.sharding, devices, **own))
   for tensor in _TENSOR:
     for replicas in (*_REPLICAS, devices // tensor):
       if replicas and devices % (tensor * replicas) == 0:
