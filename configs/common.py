@@ -301,6 +301,7 @@ def _eval() -> config_dict.ConfigDict:
   c.batch_size = placeholder(int)  # images a step; None: batch_size
   c.early_stop = 0  # stop after so many without a new best; 0 = never
   c.checkpoint = 'best'  # weights for the test part: best | last
+  c.test = True  # evaluate on the test part at the end; searches don't
   return c
 
 

@@ -307,3 +307,11 @@ def test_load_gives_the_evaluated_model(whole):
   logits = model.apply(variables, images.astype(np.float32))
   top1 = np.mean(logits.argmax(-1) == data.test.labels)
   np.testing.assert_allclose(top1, result['top1'], atol=1e-6)
+
+
+def test_a_search_leaves_the_test_part_alone(tmp_path, capsys):
+  assert _run(tmp_path, **{'eval.test': False}) == 0
+  assert 'test part' not in capsys.readouterr().out
+  assert not (tmp_path / evaluate.EVAL).exists()
+  rows = _rows(tmp_path)
+  assert [row['step'] for row in rows if 'val/top1' in row] == [4, 6]

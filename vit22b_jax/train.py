@@ -430,8 +430,10 @@ def _train_and_evaluate(loop: Loop) -> None:
     _introduce(task, state)
     loop.fit(state)
     loop.manager.wait()
-    console.say('Evaluating on the test part.')
-    result = evaluate.finish(task, loop.manager, loop.run, loop.check)
+    result = None
+    if task.config.eval.test:
+      console.say('Evaluating on the test part.')
+      result = evaluate.finish(task, loop.manager, loop.run, loop.check)
   except preemption.Interrupted as reason:
     console.say(
       f'Stopped by {reason}; everything is saved: the same command resumes.'
@@ -446,7 +448,8 @@ def _train_and_evaluate(loop: Loop) -> None:
   except Exception as error:
     links.give_up(error)
     raise
-  console.say(f'\n{task.summary(result)}')
+  if result is not None:
+    console.say(f'\n{task.summary(result)}')
   console.say(
     f'Trained for {console.duration(loop.recorder.interval.seconds)}.'
   )
