@@ -1,0 +1,202 @@
+"""The runs behind Figure 1: one switch at a time, at one initialisation.
+
+All start from the authors' first block (`released_unnormed`) on CIFAR-10 at
+patch 16, batch 64, AdamW at a constant rate, as in the paper's Figure 1(a).
+Each variant flips switches; norms have no parameters in that block, so that all
+variants share every initial weight.
+
+Stages: `bisect` looks for the lowest exploding rate of each variant in short
+runs that stop at an explosion, `seeds` repeats that rate and half of it,
+`large` watches size B at the code's rate without stopping, `long` runs 3,000
+steps.
+"""
+
+from typing import Any
+
+from experiments.runner import Cell, Rows
+
+CONFIG = 'configs/cifar10_vit22b_s.py'
+CAP = 4000.0  # where the paper's Figure 1 cuts its curves: an explosion here
+RATE = 1e-3  # the released code's default
+STEPS = 150  # of a short run
+START_UP = 100  # steps within which an explosion counts as an early one
+LONG = 3000  # steps: twice what the paper's explosion took
+
+# What is flipped. Eq. 2 is pre_norm+mlp_norm; sum_norm is what was released.
+VARIANTS: dict[str, dict[str, Any]] = {
+  'original': {},
+  'pre_norm': {'model.pre_norm': True},
+  'mlp_norm': {'model.mlp_norm': True},
+  'sum_norm': {'model.sum_norm': True},
+  'pre_norm+mlp_norm': {'model.pre_norm': True, 'model.mlp_norm': True},
+  'final_norm': {'model.final_norm': True},
+  'no_qk_norm': {'model.qk_norm': False},
+  'pre_norm+no_qk_norm': {'model.pre_norm': True, 'model.qk_norm': False},
+  'clip': {'optim.clip_norm': 10.0},
+  'warmup': {'optim.warmup': '50 steps'},
+  'init_vit': {'model.init': 'vit'},
+}
+MAIN = ('original', 'pre_norm', 'mlp_norm', 'sum_norm', 'pre_norm+mlp_norm')
+# Rates are RATE * 2**k. Below the first and above the last is not looked at.
+EXPONENTS = range(-3, 9)
+
+
+def cells(scale: str, rows: Rows) -> list[Cell]:
+  """What can be run by now: later cells depend on the rows of earlier ones."""
+  if scale == 'full':
+    return _full()
+  first = [cell for name in MAIN for cell in _bisect('S', name, rows)]
+  large = [
+    _cell('B', name, RATE, STEPS, 0, stage='large', stop=False)
+    for name in ('original', 'mlp_norm', 'sum_norm', 'pre_norm')
+  ]
+  others = [
+    cell
+    for name in VARIANTS
+    if name not in MAIN
+    for cell in _bisect('S', name, rows)
+  ]
+  seeds = [cell for name in MAIN for cell in _seeds('S', name, rows)]
+  long = [
+    _cell('S', name, RATE, LONG, 0, stage='long', stop=False)
+    for name in ('original', 'pre_norm+mlp_norm')
+  ]
+  return [*first, *large, *others, *seeds, *long]
+
+
+def _full() -> list[Cell]:
+  """The paper's setting, its three strategies and each switch: B at 224 px."""
+  strategies = {
+    'original': {},
+    'tricks': {
+      'optim.clip_norm': 10.0,
+      'optim.learning_rate': 5e-4,
+      'model.dtype': 'bfloat16',
+    },
+    'norm_and_penalty': {
+      **VARIANTS['pre_norm+mlp_norm'],
+      'optim.clip_norm': 10.0,
+      'optim.learning_rate': 5e-4,
+      'loss.input_gradient_penalty': 0.01,
+    },
+  }
+  switched = {k: v for k, v in VARIANTS.items() if k != 'original'}
+  paper = {'model.dtype': 'float32', 'batch_size': 64}
+  return [
+    _cell(
+      'B',
+      name,
+      RATE,
+      LONG,
+      seed,
+      stage='long',
+      stop=False,
+      words=':paper',
+      keys={**paper, **keys},
+    )
+    for name, keys in {**strategies, **switched}.items()
+    for seed in range(3)
+  ]
+
+
+def bounds(size: str, variant: str, rows: Rows) -> tuple[int, int]:
+  """Largest exponent without and lowest with an explosion, of seed 0.
+
+  Each is one beyond EXPONENTS while none is known; neighbours: it's found.
+  """
+  low, high = EXPONENTS[0] - 1, EXPONENTS[-1] + 1
+  for row in rows.values():
+    if (row['stage'], row['size'], row['variant']) != ('bisect', size, variant):
+      continue
+    if row['explosion'] is None:
+      low = max(low, row['exponent'])
+    else:
+      high = min(high, row['exponent'])
+  return low, high
+
+
+def _bisect(size: str, variant: str, rows: Rows) -> list[Cell]:
+  """The probes so far, and the next one if the rate isn't found yet."""
+  exponents = sorted(
+    row['exponent']
+    for row in rows.values()
+    if (row['stage'], row['size'], row['variant']) == ('bisect', size, variant)
+  )
+  low, high = bounds(size, variant, rows)
+  if high - low > 1:
+    exponents.append((low + high) // 2)
+  return [_probe(size, variant, k, 0, 'bisect') for k in exponents]
+
+
+def _seeds(size: str, variant: str, rows: Rows) -> list[Cell]:
+  """Seeds 1 and 2 at the lowest exploding rate and at half of it."""
+  low, high = bounds(size, variant, rows)
+  if high - low > 1:
+    return []
+  return [
+    _probe(size, variant, k, seed, 'seeds')
+    for k in (high, low)
+    for seed in (1, 2)
+    if k in EXPONENTS
+  ]
+
+
+def _probe(size: str, variant: str, k: int, seed: int, stage: str) -> Cell:
+  return _cell(
+    size, variant, RATE * 2.0**k, STEPS, seed, stage=stage, exponent=k
+  )
+
+
+def _cell(
+  size: str,
+  variant: str,
+  rate: float,
+  steps: int,
+  seed: int,
+  *,
+  stage: str,
+  stop: bool = True,
+  words: str = '',
+  keys: dict[str, Any] | None = None,
+  **facts: Any,
+) -> Cell:
+  """A run of `steps` steps that ends at an explosion, if `stop`."""
+  duration = f'{steps} steps'
+  return Cell(
+    name=f'{stage}_{size}_{variant}_{rate:.3g}_seed{seed}',
+    config=CONFIG + words,
+    keys={
+      'model.block': 'released_unnormed',
+      'model.variant': size,
+      'model.patch_size': 16,
+      'batch_size': 64,
+      'optim.learning_rate': rate,
+      'optim.schedule': 'constant',
+      'optim.decay': 'all',
+      'optim.clip_norm': 0.0,
+      'duration': duration,
+      'checkpoint.every': '1000 steps',
+      'eval.every': '1000 steps',
+      'eval.batch_size': 100,
+      'eval.test': False,
+      'data.val_fraction': 0.01,
+      'log.every': '50 steps',
+      'log.tensorboard': False,
+      'diagnostics.per_layer': True,
+      'diagnostics.on_explosion': 'halt' if stop else 'record',
+      'diagnostics.ignore': '0 steps',
+      # The paper's cap alone counts, not jumps below it.
+      'diagnostics.zscore': 1e9,
+      'seed': seed,
+      **(VARIANTS[variant] if keys is None else keys),
+    },
+    facts={
+      'stage': stage,
+      'size': size,
+      'variant': variant,
+      'rate': rate,
+      'steps': steps,
+      'seed': seed,
+      **facts,
+    },
+  )

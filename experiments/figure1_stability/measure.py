@@ -1,0 +1,96 @@
+"""What a run of Figure 1 leaves in its row: peaks, explosion and origin."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from experiments.figure1_stability.cells import CAP, START_UP
+from experiments.runner import Cell
+from vit22b_jax.report import thin
+from vit22b_jax.report import workdir as workdir_lib
+
+JUDGED = ('max_logit', 'max_abs_grad')
+# Per block: which of these leaves its start's range first, and where.
+SIGNALS = ('attn_logit_max', 'residual_rms', 'grad_norm')
+_FACTOR = 10.0  # times the value at the first step
+_POINTS = 200  # buckets of a kept curve
+_LAST = 50  # steps whose mean loss says whether it learns
+
+
+def measure(cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
+  """The numbers of a run, from its diagnostics.csv."""
+  del cell
+  run = workdir_lib.read(workdir)
+  table = run.diagnostics
+  steps = table['step'].astype(int)
+  beyond = np.zeros(len(steps), bool)
+  for column in JUDGED:
+    beyond |= ~(table[column] < CAP)  # NaN counts as beyond
+  found = steps[beyond]
+  return {
+    'explosion': int(found[0]) if len(found) else None,
+    'finite': bool(np.isfinite(table['loss']).all()),
+    'steps_beyond': len(found),
+    'steps_beyond_late': int((found > START_UP).sum()),
+    'recovered': bool(len(found) and not beyond[-_LAST:].any()),
+    'peak': {c: _peak(steps, table[c]) for c in JUDGED},
+    'peak_late': {c: _peak(steps, table[c], START_UP) for c in JUDGED},
+    'last_loss': _number(np.mean(table['loss'][-_LAST:])),
+    'origin': {name: _origin(run, name) for name in SIGNALS},
+    'curve': _curve(steps, table),
+  }
+
+
+def _peak(
+  steps: np.ndarray, values: Float[np.ndarray, 'rows'], after: int = 0
+) -> list[Any] | None:
+  """[value, step] of the largest finite value after a step."""
+  chosen = np.isfinite(values) & (steps > after)
+  if not chosen.any():
+    return None
+  at = np.flatnonzero(chosen)[np.argmax(values[chosen])]
+  return [_number(values[at]), int(steps[at])]
+
+
+def _origin(run: workdir_lib.Run, name: str) -> dict[str, Any] | None:
+  """Where a signal first was ten times what it was at the first step.
+
+  Returns:
+    `step`, the first such; `layer`, that of the largest factor then; `factor`;
+    `layers`, how many had reached it. None when none did.
+  """
+  found = run.layers(name)
+  if found is None:
+    return None
+  steps, values = found
+  factors = values / values[:, :1]
+  reached = ~(factors < _FACTOR)
+  if not reached.any():
+    return None
+  at = int(np.argmax(reached.any(0)))
+  worst = np.nan_to_num(factors[:, at], nan=np.inf)
+  return {
+    'step': int(steps[at]),
+    'layer': int(np.argmax(worst)),
+    'layers': int(reached[:, at].sum()),
+    'factor': _number(worst.max()),
+  }
+
+
+def _curve(steps: np.ndarray, table: dict[str, Any]) -> dict[str, list[Any]]:
+  """Steps and judged values, thinned so that peaks stay."""
+  curve = {}
+  for column in JUDGED:
+    keep = thin.envelope(table[column], _POINTS)
+    curve[column] = [
+      steps[keep].tolist(),
+      [_number(value) for value in table[column][keep]],
+    ]
+  return curve
+
+
+def _number(value: float) -> float | None:
+  """Five digits; None for what JSON can't say."""
+  return float(f'{value:.5g}') if np.isfinite(value) else None

@@ -1,0 +1,278 @@
+"""Runs the cells of an experiment, one `python main.py ...` after another.
+
+    python -m experiments.figure1_stability.run --scale=cpu --jobs=2
+
+What is done stands in the experiment's results.json (results_full.json at full
+scale), a row for each cell, written whole after each: stopped and started again
+a sweep goes on, and the cell that was interrupted resumes from its checkpoint.
+A cell whose command has changed since is run anew. When nothing is left, the
+tables and plots are made from the rows.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from vit22b_jax import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCALES = ('cpu', 'full')
+# Of main.py: done, and stopped because training exploded, which is a result.
+_RESULTS = (0, 3)
+_POLL_SECONDS = 0.2
+
+Row = dict[str, Any]
+Rows = dict[str, Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One training run of an experiment.
+
+  Attributes:
+    name: unique within the experiment; its workdir's name.
+    config: as --config takes it, FILE or FILE:words.
+    keys: what --config.KEY=VALUE changes.
+    facts: what the experiment calls it by, such as variant and rate.
+  """
+
+  name: str
+  config: str
+  keys: Mapping[str, Any]
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def arguments(self) -> list[str]:
+    """What main.py is given, but for the workdir."""
+    keys = [f'--config.{key}={value}' for key, value in self.keys.items()]
+    return [f'--config={self.config}', *keys]
+
+  def is_done(self, rows: Rows) -> bool:
+    """Whether the rows hold this very run."""
+    row = rows.get(self.name)
+    return row is not None and row['arguments'] == self.arguments()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A table or figure of the paper.
+
+  Attributes:
+    name: its folder under experiments/.
+    question: what it answers, one line.
+    cells: (scale, rows so far) -> the cells known by now, in order. Later ones
+      may depend on rows, as in a search.
+    measure: (cell, workdir) -> the numbers of a finished run, for its row.
+    render: (folder, scale, rows) -> writes tables and plots from the rows.
+  """
+
+  name: str
+  question: str
+  cells: Callable[[str, Rows], list[Cell]]
+  measure: Callable[[Cell, pathlib.Path], Row]
+  render: Callable[[pathlib.Path, str, Rows], None]
+
+  @property
+  def folder(self) -> pathlib.Path:
+    return ROOT / 'experiments' / self.name
+
+  def missing(self, scale: str, rows: Rows) -> list[Cell]:
+    """The known cells that have no row yet, in order."""
+    return [c for c in self.cells(scale, rows) if not c.is_done(rows)]
+
+
+def results_file(folder: pathlib.Path, scale: str) -> pathlib.Path:
+  """Where the rows of a scale lie."""
+  return folder / (
+    'results.json' if scale == 'cpu' else f'results_{scale}.json'
+  )
+
+
+def read(path: pathlib.Path) -> Rows:
+  """The rows of a results file, by their cells' names; {} without one."""
+  if not path.exists():
+    return {}
+  return {row['name']: row for row in json.loads(path.read_text())}
+
+
+def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
+  """Writes a results file in one atomic step, a row a line."""
+  lines = ',\n'.join(json.dumps(row, allow_nan=False) for row in rows)
+  new = path.with_name(f'{path.name}.new')
+  new.write_text(f'[\n{lines}\n]\n')
+  new.replace(path)
+
+
+class Sweep:
+  """The cells of one scale, run `jobs` at a time.
+
+  Args:
+    experiment: what to run.
+    scale: 'cpu' or 'full'.
+    results: folder of the results file.
+    runs: folder of the workdirs.
+    jobs: runs at a time; on Linux they share the cores out among themselves.
+  """
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    scale: str,
+    results: pathlib.Path,
+    runs: pathlib.Path,
+    jobs: int = 1,
+  ):
+    self._experiment = experiment
+    self._scale = scale
+    self._path = results_file(results, scale)
+    self._runs = runs / experiment.name
+    self._free = _shares(jobs)
+    self._running: dict[Cell, _Run] = {}
+    self.rows = read(self._path)
+
+  def run(self) -> None:
+    """Runs what is missing.
+
+    Raises:
+      RuntimeError: a run failed; the message names its log.
+    """
+    try:
+      while self._start_missing() or self._running:
+        time.sleep(_POLL_SECONDS)
+        for cell, run in list(self._running.items()):
+          if run.process.poll() is not None:
+            del self._running[cell]
+            self._free.append(run.cores)
+            self._keep(cell, run)
+    finally:
+      for run in self._running.values():
+        run.process.terminate()  # it saves, and is resumed another time
+      for run in self._running.values():
+        run.process.wait()
+
+  def _start_missing(self) -> bool:
+    """Starts what there is room for; whether anything was missing."""
+    missing = [
+      cell
+      for cell in self._experiment.missing(self._scale, self.rows)
+      if cell not in self._running
+    ]
+    for cell in missing[: len(self._free)]:
+      self._running[cell] = _Run(cell, self._workdir(cell), self._free.pop())
+    return bool(missing)
+
+  def _workdir(self, cell: Cell) -> pathlib.Path:
+    return self._runs / f'{self._scale}_{cell.name}'
+
+  def _keep(self, cell: Cell, run: '_Run') -> None:
+    """Adds a finished run's row; its checkpoints are of no more use."""
+    if run.process.returncode not in _RESULTS:
+      raise RuntimeError(
+        f'{cell.name} ended with code {run.process.returncode}:\n'
+        f'{run.log.read_text()[-2000:]}\nThe whole log is {run.log}. When the '
+        'cause is mended, the same command goes on.'
+      )
+    workdir = self._workdir(cell)
+    self.rows[cell.name] = {
+      'name': cell.name,
+      'arguments': cell.arguments(),
+      **cell.facts,
+      'exit_code': run.process.returncode,
+      'seconds': round(time.monotonic() - run.start, 1),
+      'cores': len(run.cores) or os.cpu_count(),
+      'versions': workdir_lib.read_json(workdir, workdir_lib.VERSIONS),
+      **self._experiment.measure(cell, workdir),
+    }
+    write(self._path, self.rows.values())
+    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
+    print(
+      f'{time.strftime("%H:%M:%S")} {self._experiment.name} {cell.name} '
+      f'({self.rows[cell.name]["seconds"]:.0f} s)',
+      flush=True,
+    )
+
+
+class _Run:
+  """A process that trains one cell."""
+
+  def __init__(self, cell: Cell, workdir: pathlib.Path, cores: set[int]):
+    self.cores = cores
+    self.start = time.monotonic()
+    self.log = workdir.with_name(f'{workdir.name}.log')
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+      sys.executable,
+      'main.py',
+      *cell.arguments(),
+      f'--workdir={workdir.absolute()}',
+    ]
+    with self.log.open('a') as log:
+      log.write(f'$ {shlex.join(command)}\n')
+      log.flush()
+      self.process = subprocess.Popen(
+        command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+      )
+    if cores:
+      os.sched_setaffinity(self.process.pid, cores)
+
+
+def _shares(jobs: int) -> list[set[int]]:
+  """The cores of each job; empty sets where they are not shared out."""
+  if jobs == 1 or not hasattr(os, 'sched_getaffinity'):
+    return [set() for _ in range(jobs)]
+  cores = sorted(os.sched_getaffinity(0))
+  return [set(cores[i::jobs]) or set(cores) for i in range(jobs)]
+
+
+def parser(experiment: Experiment) -> argparse.ArgumentParser:
+  """The command line of an experiment."""
+  made = argparse.ArgumentParser(
+    prog=f'python -m experiments.{experiment.name}.run',
+    description=experiment.question,
+  )
+  made.add_argument(
+    '--scale',
+    choices=SCALES,
+    default='cpu',
+    help='cpu: what two cores manage; full: as the paper, on an accelerator.',
+  )
+  made.add_argument(
+    '--jobs', type=int, default=1, help='Runs at a time (default: 1).'
+  )
+  made.add_argument(
+    '--results',
+    type=pathlib.Path,
+    default=experiment.folder,
+    help='Folder of the results; another one begins anew (default: this one).',
+  )
+  made.add_argument(
+    '--runs',
+    type=pathlib.Path,
+    default=ROOT / 'runs' / 'experiments',
+    help='Folder of the workdirs (default: runs/experiments).',
+  )
+  return made
+
+
+def main(experiment: Experiment, argv: list[str] | None = None) -> None:
+  """Runs what is missing of an experiment, then makes its tables and plots."""
+  given = parser(experiment).parse_args(argv)
+  given.results.mkdir(parents=True, exist_ok=True)
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  sweep = Sweep(experiment, given.scale, given.results, given.runs, given.jobs)
+  try:
+    sweep.run()
+  except KeyboardInterrupt:
+    sys.exit('Stopped: the same command goes on.')
+  except RuntimeError as error:
+    sys.exit(f'error: {error}')
+  experiment.render(given.results, given.scale, sweep.rows)
