@@ -136,7 +136,7 @@ class Sweep:
     self._path = results_file(results, scale)
     self._runs = runs / experiment.name
     self._free = _shares(jobs)
-    self._running: dict[Cell, _Run] = {}
+    self._running: dict[str, _Run] = {}
     self.rows = read(self._path)
 
   def run(self) -> None:
@@ -148,11 +148,11 @@ class Sweep:
     try:
       while self._start_missing() or self._running:
         time.sleep(_POLL_SECONDS)
-        for cell, run in list(self._running.items()):
+        for run in list(self._running.values()):
           if run.process.poll() is not None:
-            del self._running[cell]
+            del self._running[run.cell.name]
             self._free.append(run.cores)
-            self._keep(cell, run)
+            self._keep(run)
     finally:
       for run in self._running.values():
         run.process.terminate()  # it saves, and is resumed another time
@@ -164,24 +164,22 @@ class Sweep:
     missing = [
       cell
       for cell in self._experiment.missing(self._scale, self.rows)
-      if cell not in self._running
+      if cell.name not in self._running
     ]
     for cell in missing[: len(self._free)]:
-      self._running[cell] = _Run(cell, self._workdir(cell), self._free.pop())
+      workdir = self._runs / f'{self._scale}_{cell.name}'
+      self._running[cell.name] = _Run(cell, workdir, self._free.pop())
     return bool(missing)
 
-  def _workdir(self, cell: Cell) -> pathlib.Path:
-    return self._runs / f'{self._scale}_{cell.name}'
-
-  def _keep(self, cell: Cell, run: '_Run') -> None:
+  def _keep(self, run: '_Run') -> None:
     """Adds a finished run's row; its checkpoints are of no more use."""
+    cell, workdir = run.cell, run.workdir
     if run.process.returncode not in _RESULTS:
       raise RuntimeError(
         f'{cell.name} ended with code {run.process.returncode}:\n'
         f'{run.log.read_text()[-2000:]}\nThe whole log is {run.log}. When the '
         'cause is mended, the same command goes on.'
       )
-    workdir = self._workdir(cell)
     self.rows[cell.name] = {
       'name': cell.name,
       'arguments': cell.arguments(),
@@ -205,6 +203,8 @@ class _Run:
   """A process that trains one cell."""
 
   def __init__(self, cell: Cell, workdir: pathlib.Path, cores: set[int]):
+    self.cell = cell
+    self.workdir = workdir
     self.cores = cores
     self.start = time.monotonic()
     self.log = workdir.with_name(f'{workdir.name}.log')
