@@ -71,19 +71,27 @@ class Experiment:
     question: what it answers, one line.
     cells: (scale, rows so far) -> the cells known by now, in order. Later ones
       may depend on rows, as in a search.
-    measure: (cell, workdir) -> the numbers of a finished run, for its row.
-    render: (folder, scale, rows) -> writes tables and plots from the rows.
+    measure: (cell, workdir, results) -> the numbers of a finished run, for its
+      row; files to keep go into the folder of the results.
+    render: (results, folder, scale, rows) -> writes tables and plots of the
+      rows into the folder.
+    runs_of: the experiment whose runs it shows; '' for its own.
   """
 
   name: str
   question: str
   cells: Callable[[str, Rows], list[Cell]]
-  measure: Callable[[Cell, pathlib.Path], Row]
-  render: Callable[[pathlib.Path, str, Rows], None]
+  measure: Callable[[Cell, pathlib.Path, pathlib.Path], Row]
+  render: Callable[[pathlib.Path, pathlib.Path, str, Rows], None]
+  runs_of: str = ''
 
   @property
   def folder(self) -> pathlib.Path:
     return ROOT / 'experiments' / self.name
+
+  @property
+  def results(self) -> pathlib.Path:
+    return self.folder.with_name(self.runs_of or self.name)
 
   def missing(self, scale: str, rows: Rows) -> list[Cell]:
     """The known cells that have no row yet, in order."""
@@ -133,8 +141,9 @@ class Sweep:
   ):
     self._experiment = experiment
     self._scale = scale
+    self._results = results
     self._path = results_file(results, scale)
-    self._runs = runs / experiment.name
+    self._runs = runs / (experiment.runs_of or experiment.name)
     self._free = _shares(jobs)
     self._running: dict[str, _Run] = {}
     self.rows = read(self._path)
@@ -186,9 +195,9 @@ class Sweep:
       **cell.facts,
       'exit_code': run.process.returncode,
       'seconds': round(time.monotonic() - run.start, 1),
-      'cores': len(run.cores) or os.cpu_count(),
+      'cores': len(run.cores) or _num_cores(),
       'versions': workdir_lib.read_json(workdir, workdir_lib.VERSIONS),
-      **self._experiment.measure(cell, workdir),
+      **self._experiment.measure(cell, workdir, self._results),
     }
     write(self._path, self.rows.values())
     shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
@@ -225,6 +234,13 @@ class _Run:
       os.sched_setaffinity(self.process.pid, cores)
 
 
+def _num_cores() -> int | None:
+  """The cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
 def _shares(jobs: int) -> list[set[int]]:
   """The cores of each job; empty sets where they are not shared out."""
   if jobs == 1 or not hasattr(os, 'sched_getaffinity'):
@@ -251,8 +267,8 @@ def parser(experiment: Experiment) -> argparse.ArgumentParser:
   made.add_argument(
     '--results',
     type=pathlib.Path,
-    default=experiment.folder,
-    help='Folder of the results; another one begins anew (default: this one).',
+    help='Folder of results; another one begins anew (default: '
+    f'experiments/{experiment.results.name}).',
   )
   made.add_argument(
     '--runs',
@@ -266,13 +282,15 @@ def parser(experiment: Experiment) -> argparse.ArgumentParser:
 def main(experiment: Experiment, argv: list[str] | None = None) -> None:
   """Runs what is missing of an experiment, then makes its tables and plots."""
   given = parser(experiment).parse_args(argv)
-  given.results.mkdir(parents=True, exist_ok=True)
+  results = given.results or experiment.results
+  results.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  sweep = Sweep(experiment, given.scale, given.results, given.runs, given.jobs)
+  sweep = Sweep(experiment, given.scale, results, given.runs, given.jobs)
   try:
     sweep.run()
   except KeyboardInterrupt:
     sys.exit('Stopped: the same command goes on.')
   except RuntimeError as error:
     sys.exit(f'error: {error}')
-  experiment.render(given.results, given.scale, sweep.rows)
+  folder = given.results or experiment.folder
+  experiment.render(results, folder, given.scale, sweep.rows)

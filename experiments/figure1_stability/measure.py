@@ -19,9 +19,11 @@ _POINTS = 200  # buckets of a kept curve
 _LAST = 50  # steps whose mean loss says whether it learns
 
 
-def measure(cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
+def measure(
+  cell: Cell, workdir: pathlib.Path, results: pathlib.Path
+) -> dict[str, Any]:
   """The numbers of a run, from its diagnostics.csv."""
-  del cell
+  del cell, results
   run = workdir_lib.read(workdir)
   table = run.diagnostics
   steps = table['step'].astype(int)

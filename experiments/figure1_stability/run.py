@@ -9,7 +9,9 @@ from experiments import runner
 from experiments.figure1_stability import cells, measure
 
 
-def render(folder: pathlib.Path, scale: str, rows: runner.Rows) -> None:
+def render(
+  results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
+) -> None:
   pass
 
 

@@ -1,0 +1,1 @@
+"""ViT against ViT-22B as classifiers, trained from scratch."""

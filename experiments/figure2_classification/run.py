@@ -1,0 +1,47 @@
+"""Figure 2: top-1, top-5 and AUROC of ViT and ViT-22B from scratch.
+
+python -m experiments.figure2_classification.run --scale=cpu
+"""
+
+import pathlib
+from typing import Any
+
+from experiments import runner
+from experiments.figure2_classification import cells
+from vit22b_jax.report import workdir as workdir_lib
+
+_KEPT = ('split', 'num_examples', 'top1', 'top5', 'auroc', 'loss')
+
+
+def measure(
+  cell: runner.Cell, workdir: pathlib.Path, results: pathlib.Path
+) -> dict[str, Any]:
+  """The final evaluation, and where the training loss came to."""
+  del cell, results
+  run = workdir_lib.read(workdir)
+  _, losses = run.metric('train/loss')
+  return {
+    **{key: run.evaluation[key] for key in _KEPT},
+    'last_train_loss': float(losses[-1]),
+    'explosions': sum(e['kind'] != 'transient' for e in run.events),
+    'parameters': run.versions['parameters'],
+  }
+
+
+def render(
+  results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
+) -> None:
+  pass
+
+
+EXPERIMENT = runner.Experiment(
+  name='figure2_classification',
+  question='Does the ViT-22B block classify better than the ViT block of the '
+  'same size, trained from scratch?',
+  cells=cells.cells,
+  measure=measure,
+  render=render,
+)
+
+if __name__ == '__main__':
+  runner.main(EXPERIMENT)

@@ -1,0 +1,1 @@
+"""ViTUnets of either block, and the ResNet that they are measured against."""

@@ -1,0 +1,75 @@
+"""What a translation leaves in its row: distances by preset, and patches."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from configs import common
+from experiments.runner import Cell
+from vit22b_jax import api, blockiness, evaluate, tasks
+from vit22b_jax import workdir as workdir_lib
+from vit22b_jax.fid import sources
+from vit22b_jax.report import workdir as report_workdir
+
+SAMPLES = 'samples'  # folder of CELL_DIRECTION.png beside the results
+# Of patches of 32 px in an image of 256, the grid that all generators share.
+_GRID = 8
+
+
+def measure(
+  cell: Cell, workdir: pathlib.Path, results: pathlib.Path
+) -> dict[str, Any]:
+  """Distances under the run's preset and the default one, and blockiness."""
+  run = report_workdir.read(workdir)
+  for direction, grids in run.samples.items():
+    (results / SAMPLES).mkdir(exist_ok=True)
+    target = results / SAMPLES / f'{cell.name}_{direction}.png'
+    shutil.copyfile(grids[max(grids)], target)
+  return {
+    'parameters': run.versions['parameters'],
+    'paper': run.evaluation,
+    **_of_weights(workdir),
+  }
+
+
+def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
+  """What the last checkpoint's generators give, measured again."""
+  config = api.read_config(str(workdir))
+  weights = config.fid.weights
+  with config.unlocked():
+    config.fid.update(common.translation().fid)
+    config.fid.weights = weights
+  data = tasks.named(config.task).load_data(config)
+  task, manager = api.open_run(str(workdir), config, data)
+  _, variables, _ = evaluate.restore(task, manager, 'last')
+  manager.close()
+  files = workdir_lib.Workdir(workdir)
+  return {
+    'default': task.final(variables, files),
+    'patches': {
+      direction: _patches(task, variables, data, direction)
+      for direction in sources.DIRECTIONS
+    },
+  }
+
+
+def _patches(task, variables, data, direction: str) -> dict[str, float]:
+  """Blockiness of translations, and of the real images of their domain."""
+  _, target = sources.DIRECTIONS[direction]
+  made = np.concatenate(
+    [
+      np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
+      for batch in task.generated(variables, direction)
+    ]
+  )
+  split = getattr(data.test, target)
+  real = np.stack([split[i]['image'] for i in range(len(split))])
+  patch = made.shape[1] // _GRID
+  return {
+    'ratio': blockiness.ratio(made, patch),
+    'ratio_real': blockiness.ratio(real, patch),
+    'common': blockiness.common(made, patch),
+    'common_real': blockiness.common(real, patch),
+  }

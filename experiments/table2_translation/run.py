@@ -1,0 +1,28 @@
+"""Table 2: FID and KID of ViTUnets on two translations, and their patches.
+
+python -m experiments.table2_translation.run --scale=cpu
+"""
+
+import pathlib
+
+from experiments import runner
+from experiments.table2_translation import cells, measure
+
+
+def render(
+  results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
+) -> None:
+  pass
+
+
+EXPERIMENT = runner.Experiment(
+  name='table2_translation',
+  question='Which block carries image translation better, and do the patches '
+  'show?',
+  cells=cells.cells,
+  measure=measure.measure,
+  render=render,
+)
+
+if __name__ == '__main__':
+  runner.main(EXPERIMENT)
