@@ -37,24 +37,27 @@ Rows = dict[str, Row]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One training run of an experiment.
+  """One run of an experiment, as a rule of main.py.
 
   Attributes:
     name: unique within the experiment; its workdir's name.
     config: as --config takes it, FILE or FILE:words.
     keys: what --config.KEY=VALUE changes.
     facts: what the experiment calls it by, such as variant and rate.
+    program: what python is given; it writes versions.json into the workdir.
   """
 
   name: str
-  config: str
-  keys: Mapping[str, Any]
+  config: str = ''
+  keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  program: tuple[str, ...] = ('main.py',)
 
   def arguments(self) -> list[str]:
-    """What main.py is given, but for the workdir."""
+    """What the program is given, but for the workdir."""
+    config = [f'--config={self.config}'] if self.config else []
     keys = [f'--config.{key}={value}' for key, value in self.keys.items()]
-    return [f'--config={self.config}', *keys]
+    return [*config, *keys]
 
   def is_done(self, rows: Rows) -> bool:
     """Whether the rows hold this very run."""
@@ -220,7 +223,7 @@ class _Run:
     workdir.parent.mkdir(parents=True, exist_ok=True)
     command = [
       sys.executable,
-      'main.py',
+      *cell.program,
       *cell.arguments(),
       f'--workdir={workdir.absolute()}',
     ]
