@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.runner import Cell, Rows
 
-STEPS = 300  # of one image of each domain
+STEPS = 150  # of one image of each domain
 # What Table 2 calls them: (config, words, keys).
 GENERATORS: dict[str, tuple[str, str, dict[str, Any]]] = {
   'ViT-S': ('vitunet_s', '', {}),
