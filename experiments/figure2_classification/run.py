@@ -6,8 +6,8 @@ python -m experiments.figure2_classification.run --scale=cpu
 import pathlib
 from typing import Any
 
-from experiments import runner
-from experiments.figure2_classification import cells
+from experiments import documents, runner
+from experiments.figure2_classification import cells, plots, tables
 from vit22b_jax.report import workdir as workdir_lib
 
 _KEPT = ('split', 'num_examples', 'top1', 'top5', 'auroc', 'loss')
@@ -31,7 +31,10 @@ def measure(
 def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
-  pass
+  """Writes results.md and accuracy.png."""
+  source = runner.results_file(results, scale)
+  documents.save(plots.accuracy(rows), folder / 'accuracy.png', source)
+  documents.write(folder, scale, tables.sections(rows))
 
 
 EXPERIMENT = runner.Experiment(

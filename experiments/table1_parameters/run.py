@@ -6,8 +6,8 @@ python -m experiments.table1_parameters.run
 import pathlib
 from typing import Any
 
-from experiments import runner
-from experiments.table1_parameters import count
+from experiments import documents, runner
+from experiments.table1_parameters import count, tables
 from vit22b_jax import workdir as workdir_lib
 
 
@@ -29,7 +29,9 @@ def measure(
 def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
-  pass
+  """Writes results.md."""
+  del results
+  documents.write(folder, scale, tables.sections(rows['parameters']))
 
 
 EXPERIMENT = runner.Experiment(

@@ -4,6 +4,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
 
 from configs import common
@@ -28,7 +29,6 @@ def measure(
     target = results / SAMPLES / f'{cell.name}_{direction}.png'
     shutil.copyfile(grids[max(grids)], target)
   return {
-    'parameters': run.versions['parameters'],
     'paper': run.evaluation,
     **_of_weights(workdir),
   }
@@ -47,6 +47,9 @@ def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
   manager.close()
   files = workdir_lib.Workdir(workdir)
   return {
+    'generator_parameters': sum(
+      leaf.size for leaf in jax.tree.leaves(variables['gen_ab'])
+    ),
     'default': task.final(variables, files),
     'patches': {
       direction: _patches(task, variables, data, direction)

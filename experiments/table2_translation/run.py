@@ -5,14 +5,16 @@ python -m experiments.table2_translation.run --scale=cpu
 
 import pathlib
 
-from experiments import runner
-from experiments.table2_translation import cells, measure
+from experiments import documents, runner
+from experiments.table2_translation import cells, measure, tables
 
 
 def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
-  pass
+  """Writes results.md."""
+  del results
+  documents.write(folder, scale, tables.sections(rows))
 
 
 EXPERIMENT = runner.Experiment(

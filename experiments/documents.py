@@ -1,0 +1,80 @@
+"""What experiments write for readers: tables, plots, blocks of a README."""
+
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib import figure
+
+# Colours that stay apart for the colour-blind (Okabe and Ito, 2008,
+# https://jfly.uni-koeln.de/color/).
+COLOURS = (
+  '#0072b2',
+  '#d55e00',
+  '#009e73',
+  '#cc79a7',
+  '#e69f00',
+  '#56b4e9',
+  '#000000',
+)
+_START = '<!-- results -->'
+_END = '<!-- /results -->'
+_SOURCE = 'Source'  # a text field of PNG files
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """A Markdown table; a column whose name begins with '#' holds numbers."""
+  names = [name.removeprefix('#') for name in columns]
+  rules = ['--:' if name.startswith('#') else '---' for name in columns]
+  lines = [names, *([str(cell) for cell in row] for row in rows)]
+  text = [f'| {" | ".join(cells)} |' for cells in lines]
+  return '\n'.join([text[0], f'|{"|".join(rules)}|', *text[1:]])
+
+
+def write(folder: pathlib.Path, scale: str, parts: Iterable[str]) -> None:
+  """Writes an experiment's results.md (results_full.md at full scale)."""
+  name = 'results.md' if scale == 'cpu' else f'results_{scale}.md'
+  text = '\n\n'.join(part for part in parts if part)
+  (folder / name).write_text(f'{text}\n')
+
+
+def fill(page: str, text: str) -> str:
+  """The page with `text` as its block of results."""
+  pattern = re.compile(f'{_START}.*?{_END}', re.DOTALL)
+  return pattern.sub(lambda _: f'{_START}\n\n{text}\n\n{_END}', page)
+
+
+def panels(
+  width: float, height: float, titles: Sequence[str], label: str
+) -> tuple[figure.Figure, list[Any]]:
+  """A figure of quiet axes side by side, with titles and a horizontal label."""
+  picture = figure.Figure(figsize=(width, height), layout='constrained')
+  axes = picture.subplots(1, len(titles), squeeze=False)[0]
+  for panel, title in zip(axes, titles, strict=True):
+    panel.set_title(title, loc='left', fontsize=11)
+    panel.set_xlabel(label)
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.grid(color='#e3e5e8', linewidth=0.6)
+    panel.set_axisbelow(True)
+  return picture, list(axes)
+
+
+def save(
+  picture: figure.Figure, path: pathlib.Path, results: pathlib.Path
+) -> None:
+  """Writes a PNG that tells which results it shows, see `is_of`."""
+  picture.savefig(path, dpi=150, metadata={_SOURCE: _digest(results)})
+
+
+def is_of(path: pathlib.Path, results: pathlib.Path) -> bool:
+  """Whether a PNG was drawn from the results as they are now."""
+  from PIL import Image
+
+  with Image.open(path) as image:
+    return image.info.get(_SOURCE) == _digest(results)
+
+
+def _digest(results: pathlib.Path) -> str:
+  return hashlib.sha256(results.read_bytes()).hexdigest()

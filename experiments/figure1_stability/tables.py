@@ -1,0 +1,171 @@
+"""Figure 1's rows in Markdown, and in words."""
+
+from typing import Any
+
+from experiments import documents
+from experiments.figure1_stability import cells
+from experiments.runner import Row, Rows
+
+_NAMES = {
+  'original': 'none (`released_unnormed`)',
+  'pre_norm': 'pre-norm',
+  'mlp_norm': 'MLP-norm',
+  'sum_norm': 'sum-norm (`released`)',
+  'pre_norm+mlp_norm': 'pre-norm and MLP-norm (Eq. 2)',
+  'final_norm': 'final norm',
+  'no_qk_norm': 'without QK-norm',
+  'pre_norm+no_qk_norm': 'pre-norm, without QK-norm',
+  'clip': 'clipping at 10',
+  'warmup': 'warm-up of 50 steps',
+  'init_vit': "`init='vit'`",
+}
+
+
+def name_of(variant: str) -> str:
+  """A variant as tables and legends call it."""
+  return _NAMES.get(variant, variant.replace('_', ' '))
+
+
+def sections(rows: Rows, size: str) -> list[str]:
+  """The page's parts, those of stages without a row left out."""
+  stages = {row['stage'] for row in rows.values()}
+  parts = []
+  if 'bisect' in stages:
+    parts += [
+      f'Size {size}: the highest rate without and the lowest with an explosion '
+      f'(a logit or gradient entry of {cells.CAP:,.0f}) within {cells.STEPS} '
+      'steps, rates doubling; and, in the runs that exploded, where a signal '
+      'of a block first was ten times what it was at the first step.',
+      rates(rows, size),
+    ]
+  titles = {
+    'large': "The code's default rate at size B, with nothing stopped:",
+    'long': 'Runs for late explosions:',
+  }
+  for stage, title in titles.items():
+    if stage in stages:
+      parts += [title, watched(rows, stage)]
+  return parts
+
+
+def rates(rows: Rows, size: str) -> str:
+  """The search: the lowest exploding rate of each variant, and where."""
+  lines = [
+    line
+    for variant in cells.VARIANTS
+    for line in [_rate_line(rows, size, variant)]
+    if line
+  ]
+  return documents.table(
+    (
+      'switch',
+      '#stable at',
+      '#explodes at',
+      '#seeds that explode there',
+      '#at half of it',
+      '#step',
+      'attention logits x 10',
+      'residual RMS x 10',
+      'gradient norm x 10',
+      '#loss when stable',
+    ),
+    lines,
+  )
+
+
+def _rate_line(rows: Rows, size: str, variant: str) -> list[str] | None:
+  chosen = [r for r in rows.values() if r['size'] == size]
+  chosen = [r for r in chosen if r['variant'] == variant and 'exponent' in r]
+  low, high = cells.bounds(size, variant, rows)
+  if not chosen or high - low > 1:
+    return None
+  at_low = [r for r in chosen if r['exponent'] == low]
+  at_high = [r for r in chosen if r['exponent'] == high]
+  exploded = [r for r in at_high if r['explosion'] is not None]
+  return [
+    name_of(variant),
+    _rate(low) if at_low else f'below {_rate(low + 1)}',
+    _rate(high) if at_high else f'above {_rate(high - 1)}',
+    _share(at_high),
+    _share(at_low),
+    _span([r['explosion'] for r in exploded]),
+    *(_origins(exploded, signal) for signal in _SIGNALS),
+    _span([r['last_loss'] for r in at_low if r['explosion'] is None], 2),
+  ]
+
+
+_SIGNALS = ('attn_logit_max', 'residual_rms', 'grad_norm')
+
+
+def watched(rows: Rows, stage: str) -> str:
+  """Runs that went on whatever happened: peaks, early and late."""
+  chosen = [r for r in rows.values() if r['stage'] == stage]
+  lines = [
+    [
+      row['size'],
+      name_of(row['variant']),
+      f'{row["rate"]:g}',
+      row['seed'],
+      f'{row["steps"]:,}',
+      *(_peak(row, column) for column in ('max_logit', 'max_abs_grad')),
+      *(_late(row, column) for column in ('max_logit', 'max_abs_grad')),
+      row['steps_beyond'] - row['steps_beyond_late'],
+      row['steps_beyond_late'],
+      '-' if row['last_loss'] is None else f'{row["last_loss"]:.2f}',
+    ]
+    for row in chosen
+  ]
+  return documents.table(
+    (
+      'size',
+      'switch',
+      '#rate',
+      '#seed',
+      '#steps',
+      '#largest logit (step)',
+      '#largest gradient (step)',
+      f'#logit after step {cells.START_UP}',
+      '#gradient then',
+      '#steps beyond 4,000, early',
+      '#late',
+      '#last loss',
+    ),
+    lines,
+  )
+
+
+def _rate(exponent: int) -> str:
+  return f'{cells.RATE * 2.0**exponent:.3g}'
+
+
+def _share(rows: list[Row]) -> str:
+  exploded = sum(row['explosion'] is not None for row in rows)
+  return f'{exploded} of {len(rows)}' if rows else '-'
+
+
+def _span(values: list[Any], digits: int = 0) -> str:
+  """Smallest to largest, of however many there are."""
+  if not values:
+    return '-'
+  low, high = (f'{f(values):.{digits}f}' for f in (min, max))
+  return low if low == high else f'{low} to {high}'
+
+
+def _origins(rows: list[Row], signal: str) -> str:
+  """Where a signal first was ten times its start in runs that exploded."""
+  found = [r['origin'][signal] for r in rows if r['origin'][signal]]
+  if not found:
+    return 'never' if rows else '-'
+  layers = _span([f['layer'] for f in found])
+  some = '' if len(found) == len(rows) else f', {len(found)} of {len(rows)}'
+  return f'block {layers}, step {_span([f["step"] for f in found])}{some}'
+
+
+def _peak(row: Row, column: str) -> str:
+  value, step = row['peak'][column]
+  return f'{value:,.4g} ({step:,})'
+
+
+def _late(row: Row, column: str) -> str:
+  late = row['peak_late'][column]
+  return f'{late[0]:,.3g}' if late else '-'

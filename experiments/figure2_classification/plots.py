@@ -1,0 +1,39 @@
+"""Figure 2, drawn: every run as a point, by size and block."""
+
+from matplotlib import figure
+
+from experiments import documents
+from experiments.figure2_classification import cells, tables
+from experiments.runner import Rows
+
+_TITLES = {'top1': 'Top-1', 'top5': 'Top-5', 'auroc': 'AUROC'}
+
+
+def accuracy(rows: Rows) -> figure.Figure:
+  """Test metrics of each run, with the mean over seeds as a bar."""
+  groups = tables.groups(rows)
+  picture, panels = documents.panels(10, 3.2, list(_TITLES.values()), '')
+  for panel, metric in zip(panels, _TITLES, strict=True):
+    for place, blocks in enumerate(groups.values()):
+      for side, block in enumerate(cells.BLOCKS):
+        values = [row[metric] for row in blocks.get(block, [])]
+        if not values:
+          continue
+        x = place + 0.3 * (side - 0.5)
+        style = {'color': documents.COLOURS[side]}
+        panel.plot([x] * len(values), values, 'os'[side], **style, alpha=0.7)
+        mean = sum(values) / len(values)
+        panel.plot([x - 0.1, x + 0.1], [mean, mean], linewidth=2, **style)
+    names = ['\n'.join((size, data)) for data, _, size in groups]
+    panel.set_xticks(range(len(groups)), names)
+    panel.margins(x=0.3)
+  for side, block in enumerate(cells.BLOCKS):
+    panels[-1].plot(
+      [],
+      [],
+      'os'[side],
+      color=documents.COLOURS[side],
+      label=tables.NAMES[block],
+    )
+  panels[-1].legend(frameon=False)
+  return picture
