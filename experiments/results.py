@@ -1,4 +1,4 @@
-"""Writes the README's result tables and pictures from files of experiments/.
+"""Writes all tables and pictures of results from the files of experiments/.
 
 python -m experiments.results
 """
@@ -7,6 +7,11 @@ import json
 import pathlib
 import re
 
+from experiments import catalogue, documents, runner
+from experiments.figure1_stability import tables as figure1_tables
+from experiments.figure2_classification import tables as figure2_tables
+from experiments.table1_parameters import tables as table1_tables
+from experiments.table2_translation import tables as table2_tables
 from vit22b_jax import report
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -43,39 +48,79 @@ TABLES = (
 
 
 def section() -> str:
-  """The tables, as Markdown."""
+  """The README's tables and pictures, as Markdown."""
+  return '\n\n'.join([*_paper(), *_runs(), *_speed()])
+
+
+def _paper() -> list[str]:
+  """The paper's figures and tables, each in short."""
+  rows = {e.name: _rows(e) for e in catalogue.EXPERIMENTS}
+  here = 'experiments'
+  return [
+    '### Stability (Figure 1)',
+    *figure1_tables.summary(rows['figure1_stability']),
+    f'![Rates at which training explodes]({here}/figure1_stability/rates.png)',
+    '### Classification (Figure 2)',
+    *figure2_tables.summary(rows['figure2_classification']),
+    '### Translation (Table 2, Figures 4 and 5)',
+    *table2_tables.summary(rows['table2_translation']),
+    *(
+      f'![Real images and their translations]({here}/figure5_samples/{name})'
+      for name in ('monet2photo.png',)
+    ),
+    '### Parameters (Table 1)',
+    *table1_tables.summary(rows['table1_parameters']['parameters']),
+  ]
+
+
+def _rows(experiment: runner.Experiment) -> runner.Rows:
+  return runner.read(runner.results_file(experiment.results, 'cpu'))
+
+
+def _runs() -> list[str]:
+  """Single runs whose files are kept."""
   here = ROOT / 'experiments'
   runs = sorted(path.parent for path in here.rglob('eval.json'))
   classifiers, translations = (
     [run for run in runs if _task(run) == task]
     for task in ('classification', 'translation')
   )
-  parts = [
-    'Runs on two CPU cores, test part (`experiments/`):',
+  return [
+    '### Longer runs on two CPU cores',
     report.markdown_table(classifiers).strip(),
+    'Translations; beside each distance that of a generator which leaves '
+    'images as they are, and of the untrained one. Uncalibrated distances come '
+    'from weights drawn at random: they rank generators here, and compare with '
+    'none elsewhere.',
+    report.markdown_table(translations).strip(),
+    *map(_picture, translations),
+    *_written(BLOCKINESS),
   ]
-  if translations:
-    parts += [
-      'Translations on two CPU cores, test part; beside each distance that of '
-      'a generator which leaves images as they are, and of the untrained one. '
-      'Uncalibrated distances come from weights drawn at random: they rank '
-      'generators here, and compare with none elsewhere.',
-      report.markdown_table(translations).strip(),
-      *map(_picture, translations),
-    ]
-  parts += _written(BLOCKINESS)
-  throughput = here / 'throughput' / 'results.json'
-  if throughput.exists():
-    parts += [
-      'One training step (forward, backward, clipping, AdamW; batch 64, 32 px, '
-      'patch 4, float32) beside its peer, alternating in one run; the ratio is '
-      "the peer's time over ours, so above 1 we are faster "
-      '(`experiments/throughput`):',
-      _throughput(json.loads(throughput.read_text())),
-    ]
-  for table in TABLES:
-    parts += _written(table)
-  return '\n\n'.join(parts)
+
+
+def _speed() -> list[str]:
+  throughput = json.loads(
+    (ROOT / 'experiments' / 'throughput' / 'results.json').read_text()
+  )
+  return [
+    '### Speed',
+    'One training step (forward, backward, clipping, AdamW; batch 64, 32 px, '
+    'patch 4, float32) beside its peer, alternating in one run; the ratio is '
+    "the peer's time over ours, so above 1 we are faster "
+    '(`experiments/throughput`):',
+    _throughput(throughput),
+    *(part for table in TABLES for part in _written(table)),
+  ]
+
+
+def pages() -> dict[pathlib.Path, str]:
+  """The pages of experiments with their results.md in its place."""
+  found = {}
+  for experiment in catalogue.EXPERIMENTS:
+    path = experiment.folder / 'README.md'
+    text = (experiment.folder / 'results.md').read_text().strip()
+    found[path] = documents.fill(path.read_text(), text)
+  return found
 
 
 def _written(table: tuple[str, str]) -> list[str]:
@@ -111,6 +156,16 @@ def render(readme: str) -> str:
   return pattern.sub(lambda _: f'{_START}\n\n{section()}\n\n{_END}', readme)
 
 
+def main() -> None:
+  """Draws and writes everything anew."""
+  for experiment in catalogue.EXPERIMENTS:
+    rows = _rows(experiment)
+    experiment.render(experiment.results, experiment.folder, 'cpu', rows)
+  for path, text in pages().items():
+    path.write_text(text)
+  readme = ROOT / 'README.md'
+  readme.write_text(render(readme.read_text()))
+
+
 if __name__ == '__main__':
-  path = ROOT / 'README.md'
-  path.write_text(render(path.read_text()))
+  main()

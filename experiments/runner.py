@@ -164,12 +164,14 @@ class Sweep:
           if run.process.poll() is not None:
             del self._running[run.cell.name]
             self._free.append(run.cores)
+            run.note_seconds()
             self._keep(run)
     finally:
       for run in self._running.values():
         run.process.terminate()  # it saves, and is resumed another time
       for run in self._running.values():
         run.process.wait()
+        run.note_seconds()
 
   def _start_missing(self) -> bool:
     """Starts what there is room for; whether anything was missing."""
@@ -197,7 +199,7 @@ class Sweep:
       'arguments': cell.arguments(),
       **cell.facts,
       'exit_code': run.process.returncode,
-      'seconds': round(time.monotonic() - run.start, 1),
+      'seconds': round(run.seconds, 1),
       'cores': len(run.cores) or _num_cores(),
       'versions': workdir_lib.read_json(workdir, workdir_lib.VERSIONS),
       **self._experiment.measure(cell, workdir, self._results),
@@ -212,14 +214,22 @@ class Sweep:
 
 
 class _Run:
-  """A process that trains one cell."""
+  """A process that trains one cell.
+
+  Attributes:
+    seconds: of this start and those before it, once `note_seconds` was called.
+  """
 
   def __init__(self, cell: Cell, workdir: pathlib.Path, cores: set[int]):
     self.cell = cell
     self.workdir = workdir
     self.cores = cores
-    self.start = time.monotonic()
     self.log = workdir.with_name(f'{workdir.name}.log')
+    self._clock = workdir.with_name(f'{workdir.name}.seconds')
+    self.seconds = 0.0
+    if workdir.exists() and self._clock.exists():
+      self.seconds = float(self._clock.read_text())
+    self._start = time.monotonic()
     workdir.parent.mkdir(parents=True, exist_ok=True)
     command = [
       sys.executable,
@@ -235,6 +245,11 @@ class _Run:
       )
     if cores:
       os.sched_setaffinity(self.process.pid, cores)
+
+  def note_seconds(self) -> None:
+    """Adds up what the ended process took, for a later start to go on from."""
+    self.seconds += time.monotonic() - self._start
+    self._clock.write_text(str(self.seconds))
 
 
 def _num_cores() -> int | None:

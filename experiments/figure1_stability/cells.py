@@ -59,9 +59,9 @@ def cells(scale: str, rows: Rows) -> list[Cell]:
   seeds = [cell for name in MAIN for cell in _seeds('S', name, rows)]
   long = [
     _cell('S', name, RATE, LONG, 0, stage='long', stop=False)
-    for name in ('original', 'pre_norm+mlp_norm')
+    for name in ('original',)
   ]
-  return [*first, *large, *others, *seeds, *long]
+  return [*first, *large, *seeds, *others, *long]
 
 
 def _full() -> list[Cell]:

@@ -48,6 +48,11 @@ def sections(rows: Rows, size: str) -> list[str]:
   return parts
 
 
+def summary(rows: Rows) -> list[str]:
+  """The README's part."""
+  return sections(rows, 'S')[:2]
+
+
 def rates(rows: Rows, size: str) -> str:
   """The search: the lowest exploding rate of each variant, and where."""
   lines = [

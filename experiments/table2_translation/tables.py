@@ -36,6 +36,11 @@ def sections(rows: Rows) -> list[str]:
   return parts
 
 
+def summary(rows: Rows) -> list[str]:
+  """The README's part."""
+  return sections(rows)[:2]
+
+
 def distances(rows: Rows, preset: str) -> str:
   """FID and KID of each run and direction, with both anchors."""
   lines = []

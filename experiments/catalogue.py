@@ -1,0 +1,43 @@
+"""The paper's tables and figures, and how far each is.
+
+python -m experiments.catalogue
+"""
+
+from experiments import runner
+from experiments.figure1_stability import run as figure1
+from experiments.figure2_classification import run as figure2
+from experiments.figure5_samples import run as figure5
+from experiments.table1_parameters import run as table1
+from experiments.table2_translation import run as table2
+
+EXPERIMENTS = tuple(
+  module.EXPERIMENT for module in (table1, figure1, figure2, table2, figure5)
+)
+
+
+def status(experiment: runner.Experiment, scale: str) -> str:
+  """How many of the runs that are known by now have results, and their cost."""
+  rows = runner.read(runner.results_file(experiment.results, scale))
+  known = len(experiment.cells(scale, rows))
+  done = known - len(experiment.missing(scale, rows))
+  if not done:
+    return f'no results, {known} runs to do'
+  hours = sum(row['seconds'] * row['cores'] for row in rows.values()) / 3600
+  cost = f'{hours:.1f} core hours' if scale == 'cpu' else ''
+  left = '' if done == known else f', {known - done} to do'
+  return ', '.join(filter(None, (f'{done} runs done{left}', cost)))
+
+
+def main() -> None:
+  """Prints every experiment with its question, status and command."""
+  for experiment in EXPERIMENTS:
+    print(f'{experiment.name}: {experiment.question}')
+    for scale in runner.SCALES:
+      print(f'  {scale + ":":6}{status(experiment, scale)}')
+      print(
+        f'        python -m experiments.{experiment.name}.run --scale={scale}'
+      )
+
+
+if __name__ == '__main__':
+  main()
