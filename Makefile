@@ -37,12 +37,13 @@ WORKERS ?= 2
 # A file's tests stay on one worker and share what they compiled.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 
-.PHONY: help run run-translation test test-all lint clean
+.PHONY: help run run-translation experiments test test-all lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
 	@echo
 	@echo '  make test-all   all tests, with torch, timm, libtpu; Chromium if present'
+	@echo '  make experiments   the tables and figures of the paper, and how far each is'
 	@echo '  make lint       ruff: rules and format'
 	@echo '  make clean      remove $(VENV), caches and build files, not runs/'
 
@@ -51,6 +52,9 @@ run: $(VENV)/.installed$(EXTRA:%=-%)
 
 run-translation: $(VENV)/.installed$(EXTRA:%=-%)
 	$(BIN)/python main.py --config=configs/fruit_vitunet_ti.py
+
+experiments: $(VENV)/.installed
+	$(BIN)/python -m experiments.catalogue
 
 # Most of the time goes into compiling programs that run once: without LLVM's
 # optimisations here, with them in test-all, which repeats these tests.

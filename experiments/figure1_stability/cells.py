@@ -67,26 +67,23 @@ def cells(scale: str, rows: Rows) -> list[Cell]:
 def _full() -> list[Cell]:
   """The paper's setting, its three strategies and each switch: B at 224 px."""
   strategies = {
-    'original': {},
-    'tricks': {
-      'optim.clip_norm': 10.0,
-      'optim.learning_rate': 5e-4,
-      'model.dtype': 'bfloat16',
-    },
-    'norm_and_penalty': {
-      **VARIANTS['pre_norm+mlp_norm'],
-      'optim.clip_norm': 10.0,
-      'optim.learning_rate': 5e-4,
-      'loss.input_gradient_penalty': 0.01,
-    },
+    'tricks': (5e-4, {'optim.clip_norm': 10.0, 'model.dtype': 'bfloat16'}),
+    'norm_and_penalty': (
+      5e-4,
+      {
+        **VARIANTS['pre_norm+mlp_norm'],
+        'optim.clip_norm': 10.0,
+        'loss.input_gradient_penalty': 0.01,
+      },
+    ),
+    **{name: (RATE, keys) for name, keys in VARIANTS.items()},
   }
-  switched = {k: v for k, v in VARIANTS.items() if k != 'original'}
-  paper = {'model.dtype': 'float32', 'batch_size': 64}
+  paper = {'model.dtype': 'float32', 'batch_size': 64}  # else :paper's
   return [
     _cell(
       'B',
       name,
-      RATE,
+      rate,
       LONG,
       seed,
       stage='long',
@@ -94,8 +91,8 @@ def _full() -> list[Cell]:
       words=':paper',
       keys={**paper, **keys},
     )
-    for name, keys in {**strategies, **switched}.items()
     for seed in range(3)
+    for name, (rate, keys) in strategies.items()
   ]
 
 

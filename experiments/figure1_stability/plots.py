@@ -36,6 +36,7 @@ def curves(rows: Rows, stage: str) -> figure.Figure | None:
         steps,
         drawn,
         color=documents.COLOURS[at % len(documents.COLOURS)],
+        linestyle=('-', '--')[at // len(documents.COLOURS) % 2],
         linewidth=1.2,
         label=None if label in seen else label.replace('`', ''),
       )
