@@ -49,14 +49,26 @@ def sections(rows: Rows, size: str) -> list[str]:
 
 
 def summary(rows: Rows) -> list[str]:
-  """The README's part."""
-  return sections(rows, 'S')[:2]
+  """The README's part: the search in short."""
+  return [
+    "The authors' first block with one change each, size S on CIFAR-10 (32 px, "
+    'patch 16, batch 64): the highest rate without and the lowest with an '
+    f'explosion (a logit or gradient entry of {cells.CAP:,.0f}, where the '
+    f"paper's Figure 1 cuts its plots) within {cells.STEPS} steps.",
+    rates(rows, 'S', columns=5),
+  ]
 
 
-def rates(rows: Rows, size: str) -> str:
-  """The search: the lowest exploding rate of each variant, and where."""
+def rates(rows: Rows, size: str, columns: int = 10) -> str:
+  """The search: the lowest exploding rate of each variant, and where.
+
+  Args:
+    rows: of all stages.
+    size: of the model.
+    columns: how many, from the left.
+  """
   lines = [
-    line
+    line[:columns]
     for variant in cells.VARIANTS
     for line in [_rate_line(rows, size, variant)]
     if line
@@ -73,7 +85,7 @@ def rates(rows: Rows, size: str) -> str:
       'residual RMS x 10',
       'gradient norm x 10',
       '#loss when stable',
-    ),
+    )[:columns],
     lines,
   )
 

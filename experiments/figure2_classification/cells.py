@@ -12,7 +12,7 @@ SEEDS = (0, 1, 2)
 BLOCKS = ('vit', 'vit22b')
 BATCH = 64
 # Steps of a run at CPU scale: S costs four times as much a step.
-STEPS = {'Ti': 500, 'S': 200}
+STEPS = {'Ti': 400, 'S': 120}
 
 
 def cells(scale: str, rows: Rows) -> list[Cell]:
