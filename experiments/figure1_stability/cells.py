@@ -58,8 +58,12 @@ def cells(scale: str, rows: Rows) -> list[Cell]:
   ]
   seeds = [cell for name in MAIN for cell in _seeds('S', name, rows)]
   long = [
-    _cell('S', name, RATE, LONG, 0, stage='long', stop=False)
-    for name in ('original',)
+    _cell(size, name, RATE, LONG, 0, stage='long', stop=False)
+    for size, name in (
+      ('Ti', 'original'),
+      ('Ti', 'pre_norm+mlp_norm'),
+      ('S', 'original'),
+    )
   ]
   return [*first, *large, *seeds, *others, *long]
 
