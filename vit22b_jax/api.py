@@ -1,10 +1,16 @@
 """The package from Python: models by name, and models of finished runs.
 
-import vit22b_jax
-
-model = vit22b_jax.create('vit22b', variant='S', num_classes=10)
 model, variables = vit22b_jax.load('runs/cifar10_vit22b_s')
 logits = model.apply(variables, images)
+
+>>> import jax.numpy as jnp
+>>> model = create('vit22b', variant='Ti', num_classes=10, patch_size=4)
+>>> images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
+>>> logits, _ = jax.eval_shape(
+...   lambda x: model.init_with_output(jax.random.key(0), x), images
+... )
+>>> logits.shape
+(8, 10)
 """
 
 import math

@@ -1,7 +1,11 @@
 """How much of the patches that a generator is made of shows in its images.
 
-    blockiness.ratio(images, patch=8)   # 1: no borders
-    blockiness.common(images, patch=8)  # 0: no texture that patches share
+    >>> one = np.random.default_rng(0).uniform(size=(1, 8, 8, 3))
+    >>> pasted = np.tile(one, (1, 4, 4, 1))  # the same patch, 16 times
+    >>> round(common(pasted, patch=8), 3)
+    1.0
+    >>> ratio(np.array([0, 1, 3, 4]).reshape(1, 4, 1, 1), patch=2)  # 2 over 1
+    2.0
 
 Two ways in which patches show. `ratio` is the mean absolute difference of
 neighbouring pixels that a patch border separates, over that of neighbours

@@ -1,7 +1,10 @@
 """Accelerators: peaks, memory and links, in one table.
 
-    chip = chips.named('v5e')
-    chip.flops, chip.hbm_bytes, chip.hbm_bandwidth
+    >>> chip = named('v4')
+    >>> chip.flops / 1e12  # TFLOP/s of bfloat16 products
+    275.0
+    >>> chip.hbm_bytes / 2**30
+    32.0
 
 Sources. TPU: cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; bandwidth
 of a link: the interconnect table of jax-ml.github.io/scaling-book/tpus. NVIDIA:

@@ -33,7 +33,11 @@ def say(text: str) -> None:
 
 
 def duration(seconds: float) -> str:
-  """Seconds as minutes:seconds or hours:minutes:seconds."""
+  """Seconds as minutes:seconds or hours:minutes:seconds.
+
+  >>> duration(3725)
+  '1:02:05'
+  """
   return tqdm.tqdm.format_interval(max(seconds, 0))
 
 

@@ -1,8 +1,11 @@
 """Durations as people write them: steps, epochs or a part of the run.
 
-    steps('3 epochs', steps_per_epoch=351, total_steps=70_200)  # 1053
-    steps('10%', steps_per_epoch=351, total_steps=70_200)       # 7020
-    steps('500', steps_per_epoch=351, total_steps=70_200)       # 500
+    >>> steps('3 epochs', steps_per_epoch=351)
+    1053
+    >>> steps('10%', steps_per_epoch=351, total_steps=70_200)
+    7020
+    >>> steps('500', steps_per_epoch=351)
+    500
 
 The config holds them as text, so that another batch size or another length
 of the run changes what follows from them and nothing else.

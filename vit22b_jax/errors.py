@@ -18,6 +18,9 @@ def closest(value: Any, known: Iterable[str]) -> str:
 
   Returns:
     " Did you mean 'name'?", or nothing when no name is close.
+
+  >>> closest('learning_rat', ['learning_rate', 'warmup'])
+  " Did you mean 'learning_rate'?"
   """
   near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.5)
   return f' Did you mean {near[0]!r}?' if near else ''

@@ -35,6 +35,10 @@ def cross_entropy(
   compares distributions over classes; `sigmoid` sums one binary cross entropy
   for each class (Beyer et al. 2020, arXiv:2006.07159, section 4).
 
+    >>> uniform = cross_entropy(jnp.zeros((1, 10)), jnp.array([3]))
+    >>> round(float(uniform[0]), 3)  # ln 10
+    2.303
+
   Args:
     logits: of any float type; the loss is computed in float32.
     labels: in [0, C).

@@ -5,6 +5,10 @@
     loss += lambda_cycle * lambda_identity * losses_gan.l1(idt_a, real_a)
     disc = factor * losses_gan.discriminator(scores_real, scores_fake)
 
+    >>> scores = jnp.array([0.5, 1.0])
+    >>> float(adversarial(scores, real=True))  # ((0.5 - 1)^2 + 0) / 2
+    0.125
+
 Zhu et al. 2017, arXiv:1703.10593, sections 3 and 4: least squares (Mao et al.
 2016, arXiv:1611.04076) in place of the original GAN's cross entropy.
 """

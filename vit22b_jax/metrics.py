@@ -5,7 +5,12 @@
     metrics.means(total)   # {'num_examples', 'loss', 'top1', 'top5'}
 
 A padded example has mask 0 and counts nowhere, so the means over a set don't
-depend on how it was cut into batches.
+depend on how it was cut into batches:
+
+    >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [9.0, 9.0]])
+    >>> labels, losses = jnp.array([0, 0, 1]), jnp.array([0.5, 1.5, 7.0])
+    >>> means(batch_sums(logits, labels, losses, jnp.array([1.0, 1.0, 0.0])))
+    {'num_examples': 2, 'loss': 1.0, 'top1': 0.5, 'top5': 1.0}
 """
 
 import jax.numpy as jnp

@@ -130,6 +130,12 @@ def make_schedule(
 
   The warm-up multiplies by (step + 1) / warmup_steps, so no step is lost.
 
+    >>> schedule = make_schedule(
+    ...   'multistep', learning_rate=1.0, warmup_steps=4, total_steps=100
+    ... )
+    >>> [float(schedule(step)) for step in (0, 3, 29, 30, 60, 90)]
+    [0.25, 1.0, 1.0, 0.5, 0.25, 0.125]
+
   Args:
     name: one of SCHEDULES.
     learning_rate: at the peak, above 0.
@@ -248,7 +254,11 @@ def _decay(section: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def matrices(params: PyTree) -> PyTree[bool]:
-  """True at weight matrices: the leaves that are called `kernel`."""
+  """True at weight matrices: the leaves that are called `kernel`.
+
+  >>> matrices({'head': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}})
+  {'head': {'bias': False, 'kernel': True}}
+  """
   return _by_name(_is_matrix, params)
 
 

@@ -4,6 +4,11 @@ frechet(a, b)                          # FID
 kernel(a.features, b.features)         # KID and its standard error
 distances(a, b)                        # both, and the counts
 extrapolated(a, b)                     # FID-infinity
+
+>>> x = np.random.default_rng(0).standard_normal((64, 4))
+>>> a, b = (statistics.Statistics.of(y) for y in (x, x + 3))
+>>> round(frechet(a, b), 3)  # the means are 3 apart in each of 4 features
+36.0
 """
 
 import functools

@@ -4,6 +4,11 @@
     statistics.mean, statistics.covariance
     Moments.load('photos.npz')        # of pytorch-fid, or of `to_bytes`
 
+    >>> x = np.arange(12.0).reshape(6, 2)
+    >>> parts = Statistics.of(x[:4]) + Statistics.of(x[4:])
+    >>> parts.count, parts.mean.tolist(), parts.covariance[0, 1].item()
+    (6, [5.0, 6.0], 14.0)
+
 Everything is float64 on the host. Sums merge (`+`) in any grouping, over
 batches, devices and processes, so the batch size is of no consequence.
 """

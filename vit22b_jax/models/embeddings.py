@@ -20,6 +20,11 @@ def sincos_2d(
   As in MoCo-v3 (arXiv:2104.02057, section 4.2) and big_vision's
   `posemb_sincos_2d`; a quarter of the dimensions each, in [-1, 1].
 
+    >>> sincos_2d(2, 3, 8).shape
+    (6, 8)
+    >>> sincos_2d(2, 3, 8)[0].tolist()  # of the upper left corner
+    [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+
   Raises:
     UserError: when `dim` is not a multiple of 4.
   """
