@@ -32,6 +32,16 @@ def commands():
 COMMANDS = list(commands())
 
 
+def parsed(arguments):
+  """The flags' values of a command."""
+  sys.modules.pop('config_config', None)  # what config_flags loaded last
+  argv = ['main.py', *arguments]
+  values = flags.FlagValues()
+  main.define_flags(values, argv)
+  main.parse(argv, values)
+  return values
+
+
 def test_documents_have_commands():
   assert {document for document, _ in COMMANDS} >= {
     'README.md',
@@ -46,11 +56,7 @@ def test_documents_have_commands():
 )
 def test_a_command_parses_and_its_config_builds(document, arguments):
   del document
-  sys.modules.pop('config_config', None)  # what config_flags loaded last
-  argv = ['main.py', *arguments]
-  values = flags.FlagValues()
-  main.define_flags(values, argv)
-  main.parse(argv, values)
+  values = parsed(arguments)
   if values.config is None or values.config.task == 'fid':
     return
   config = values.config

@@ -1,0 +1,251 @@
+"""Each command of the documents runs, small and on stand-ins for data.
+
+`small` makes the small form of a `python main.py` command from the command
+itself: the word `tiny`, two steps, folders of made images, workdirs that a
+first run has left. What needs hardware is only parsed and its config built
+(`test_readme`).
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+import re
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+import main
+import vit22b_jax
+from experiments import catalogue, runner
+from tests import data_fixtures, test_main, test_readme
+from vit22b_jax import command
+
+ROOT = test_readme.ROOT
+# Flags of machines that aren't here: another hardware, other processes.
+_HARDWARE = ('--topology', '--coordinator', '--config.profile')
+# What a data set's stand-in is, by task.
+_STAND_INS = {'classification': 'digits', 'translation': 'fruit'}
+_DURATIONS = ('duration', 'checkpoint.every', 'eval.every', 'log.every')
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIns:
+  """What a reader brings: images, and runs that have been trained.
+
+  Attributes:
+    classes: a folder of classes.
+    domains: a folder of two domains.
+    photos: a folder of images.
+    runs: a workdir by task.
+    made: folder for what the commands make.
+  """
+
+  classes: pathlib.Path
+  domains: pathlib.Path
+  photos: pathlib.Path
+  runs: dict[str, pathlib.Path]
+  made: pathlib.Path
+
+
+@pytest.fixture(scope='module')
+def stand_ins(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('stand_ins')
+  counts = {'train': 9, 'test': 4}
+  classes = data_fixtures.make_folder(folder / 'classes', counts=counts)
+  runs = {}
+  for task, config in (
+    ('classification', 'digits_vit22b_ti'),
+    ('translation', 'fruit_vitunet_ti'),
+  ):
+    runs[task] = folder / task
+    assert not test_main.call(
+      *small([f'--config={ROOT}/configs/{config}.py'], None),
+      f'--workdir={runs[task]}',
+    )
+  return StandIns(
+    classes=classes,
+    domains=data_fixtures.make_domains(
+      folder / 'domains',
+      counts={'trainA': 9, 'trainB': 9, 'testA': 4, 'testB': 4},
+      sizes=((40, 40),),
+    ),
+    photos=classes / 'test' / 'cat',
+    runs=runs,
+    made=folder,
+  )
+
+
+def _flag(arguments, name, default=None):
+  values = [a.partition('=')[2] for a in arguments if a.startswith(f'{name}=')]
+  return values[-1] if values else default
+
+
+def _task(arguments):
+  values = test_readme.parsed(arguments)
+  return values.config.task if values.config is not None else None
+
+
+def small(arguments, given):
+  """The command's small form; `given` are the stand-ins."""
+  mode = _flag(arguments, '--mode', 'train')
+  task = _task(arguments)
+  out = list(arguments)
+
+  def put(flag, value):
+    out[:] = [a for a in out if not a.startswith(f'{flag}=')]
+    out.append(f'{flag}={value}')
+
+  if mode == 'report':
+    put('--workdirs', f'{given.runs["classification"]},{given.classes.parent}*')
+    put('--workdir', given.made)
+  elif mode == 'fid':
+    put('--config.a', given.photos)
+    put('--config.b', given.classes / 'test' / 'dog')
+    put('--config.dir', given.made)
+    put('--config.fid.weights', 'random:0')
+    put('--config.fid.tap', 64)
+  elif mode in ('eval', 'predict', 'export', 'translate'):
+    needed = 'translation' if mode == 'translate' else 'classification'
+    put('--workdir', given.runs[needed])
+    if _flag(arguments, '--input'):
+      put('--input', given.photos)
+  else:
+    spec = _flag(arguments, '--config')
+    words = spec.partition(':')[2]
+    if 'tiny' not in words.split(','):
+      words = ','.join(filter(None, (words, 'tiny')))
+    out.insert(0, f'--config={spec.partition(":")[0]}:{words}')
+    out.remove(f'--config={spec}')
+    name = _flag(arguments, '--config.data.name', '')
+    if name.startswith('folder:'):
+      own = given.classes if task == 'classification' else given.domains
+      put('--config.data.name', f'folder:{own}')
+    else:
+      put('--config.data.name', _STAND_INS[task])
+    for key in _DURATIONS:
+      put(f'--config.{key}', '2 steps')
+    tensor = _flag(arguments, '--config.mesh.tensor')
+    if tensor:  # which has to divide the heads
+      put('--config.model.num_heads', tensor)
+    out.append('--noconfig.log.tensorboard')
+    out = [a for a in out if not a.startswith('--workdir=')]
+  return out
+
+
+def _needs_hardware(arguments):
+  return any(a.startswith(_HARDWARE) for a in arguments)
+
+
+RUN = [
+  arguments
+  for _, arguments in test_readme.COMMANDS
+  if not _needs_hardware(arguments)
+]
+UNIQUE = [list(a) for a in dict.fromkeys(map(tuple, RUN))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'arguments', UNIQUE, ids=[' '.join(a)[:80] for a in UNIQUE]
+)
+def test_a_command_runs(arguments, stand_ins, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  chosen = small(arguments, stand_ins)
+  if not any(a.startswith('--workdir=') for a in chosen):
+    chosen.append(f'--workdir={tmp_path / "run"}')
+  if _flag(chosen, '--config.init_from'):
+    # Their own weights, as a run of the same model exports them.
+    without = [a for a in chosen if not a.startswith('--config.init_from=')]
+    assert test_main.call(*without) == 0
+    run = _flag(chosen, '--workdir')
+    assert test_main.call('--mode=export', f'--workdir={run}') == 0
+    chosen = [
+      *without,
+      f'--config.init_from={run}/model.safetensors',
+      f'--workdir={tmp_path / "tuned"}',
+    ]
+  assert test_main.call(*chosen) == 0
+
+
+def _documents():
+  for path in test_readme.DOCUMENTS:
+    yield path, path.read_text()
+
+
+def _make_targets():
+  """Of `make X` where a line of a document begins with it, or in backticks."""
+  found = set()
+  for _, text in _documents():
+    found |= set(re.findall(r'(?:^ {4}|`)make ([a-z.][\w./-]*)', text, re.M))
+  return sorted(found)
+
+
+@pytest.mark.parametrize('target', _make_targets())
+def test_a_make_target_exists(target):
+  done = subprocess.run(
+    ['make', '-n', target, 'PYTHON=python3'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def _modules():
+  """(module, its flags) of `python -m experiments...` in the documents."""
+  for _, text in _documents():
+    for line in re.findall(r'python -m (experiments\.[^\n`|#]*)', text):
+      module, *flags = line.split()
+      if 'NAME' not in module:
+        yield module.rstrip(';,.:'), [f for f in flags if f.startswith('--')]
+
+
+MODULES = sorted({(module, tuple(flags)) for module, flags in _modules()})
+
+
+@pytest.mark.parametrize(
+  ('module', 'flags'), MODULES, ids=[' '.join((m, *f)) for m, f in MODULES]
+)
+def test_a_module_exists_and_knows_its_flags(module, flags):
+  assert importlib.util.find_spec(module), module
+  experiment = {f'experiments.{e.name}.run': e for e in catalogue.EXPERIMENTS}
+  if module in experiment:
+    runner.parser(experiment[module]).parse_args(flags)
+
+
+@pytest.mark.parametrize('scale', runner.SCALES)
+@pytest.mark.parametrize(
+  'experiment', catalogue.EXPERIMENTS, ids=lambda e: e.name
+)
+def test_every_run_of_an_experiment_builds_its_config(experiment, scale):
+  for cell in experiment.cells(scale, {}):
+    if cell.config and cell.facts.get('seed', 0) == 0:
+      values = test_readme.parsed(cell.arguments())
+      command.check(values.config)
+
+
+@pytest.mark.slow
+def test_python_in_the_readme_runs(stand_ins, monkeypatch):
+  (block,) = re.findall(
+    r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S
+  )
+  run = stand_ins.runs['classification']
+  side = 8  # of digits
+  block = block.replace("'runs/cifar10_vit22b_s'", repr(str(run)))
+  first, second = re.split(r'(?=^model, variables)', block, flags=re.M)
+  images = jax.numpy.zeros((2, 32, 32, 3))
+  found = {'images': images}
+  exec(first, found)
+  assert found['logits'].shape == (2, 10)
+  assert found['inside']['attn_logit_max'].shape == (12,)
+  found['images'] = np.zeros((2, side, side, 3), np.float32)
+  exec(second, found)
+  assert np.isfinite(found['logits']).all()
+  assert vit22b_jax.load is found['vit22b_jax'].load
+
+
+def test_the_documented_modes_are_those_of_main():
+  modes = {_flag(a, '--mode', 'train') for _, a in test_readme.COMMANDS}
+  assert modes == set(main._MODES)
