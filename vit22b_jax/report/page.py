@@ -36,7 +36,16 @@ def write(
   run = workdir_lib.read(workdir)
   path = epath.Path(output) if output else run.path / 'report.html'
   page = templates.environment().get_template(kinds.of(run).TEMPLATE)
-  html = page.render(_content(run), plotly=_plotly())
+  save(path, page.render(_content(run), plotly=plotly()))
+  return path
+
+
+def save(path: epath.Path, html: str) -> None:
+  """Writes a page.
+
+  Raises:
+    errors.UserError: it can't be written; a page that was there stays.
+  """
   try:
     _write_whole(path, html)
   except OSError as error:
@@ -44,7 +53,6 @@ def write(
       f'Could not write the report {path}: {error}. Free some space or choose'
       ' another place.'
     ) from error
-  return path
 
 
 def _write_whole(path: epath.Path, text: str) -> None:
@@ -88,7 +96,7 @@ def verdicts(run: workdir_lib.Run) -> list[story.Verdict]:
   ]
 
 
-def _plotly() -> str:
+def plotly() -> str:
   """Plotly's source, gzip and base64."""
   source = offline.get_plotlyjs().encode()
   return base64.b64encode(gzip.compress(source, mtime=0)).decode()

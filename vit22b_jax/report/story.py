@@ -45,7 +45,7 @@ class Words(NamedTuple):
 def facts(run: workdir.Run, words: Words) -> list[Fact]:
   """How long the run was, how fast and how large the model."""
   found = [Fact('Steps', f'{run.last_step:,}', _batch_note(run))]
-  seconds, rate = _throughput(run)
+  seconds, rate = throughput(run)
   if rate:
     found += [
       Fact('Training time', duration(seconds), 'steps alone'),
@@ -95,7 +95,7 @@ def _batch_note(run: workdir.Run) -> str:
   return f'batch {run.config["batch_size"]:,}'
 
 
-def _throughput(run: workdir.Run) -> tuple[float, float]:
+def throughput(run: workdir.Run) -> tuple[float, float]:
   """Seconds of training and median images a second; 0, 0 when unknown."""
   steps, rates = run.metric('perf/images_per_second')
   usable = np.isfinite(rates) & (rates > 0)

@@ -96,7 +96,7 @@ def read(workdir: epath.PathLike) -> Run:
   """Reads a workdir, local or remote.
 
   Raises:
-    errors.UserError: `workdir` has no config.json.
+    errors.UserError: `workdir` has no config.json, or a JSON file is damaged.
   """
   path = epath.Path(workdir)
   if not (path / 'config.json').exists():
@@ -165,7 +165,13 @@ def _samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
 
 
 def _read_json(path: epath.Path) -> Any:
-  return _parse(path.read_text()) if path.exists() else {}
+  try:
+    return _parse(path.read_text()) if path.exists() else {}
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is damaged ({error}): put a backup in its place, or leave its'
+      ' run out.'
+    ) from None
 
 
 def _complete_lines(path: epath.Path) -> list[str]:
