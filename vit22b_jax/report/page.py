@@ -102,14 +102,7 @@ def plotly() -> str:
   return base64.b64encode(gzip.compress(source, mtime=0)).decode()
 
 
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, str]:
+def _flat(tree: dict[str, Any]) -> dict[str, str]:
   """Nested keys joined by dots, values as text."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f'{prefix}{key}.')
-    elif isinstance(value, list):
-      flat[prefix + key] = ', '.join(map(str, value))
-    else:
-      flat[prefix + key] = str(value)
-  return flat
+  flat = workdir_lib.flatten(tree)
+  return {key: workdir_lib.text(value) for key, value in flat.items()}

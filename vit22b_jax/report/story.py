@@ -42,6 +42,26 @@ class Words(NamedTuple):
   parameters: str = ''
 
 
+class Measure(NamedTuple):
+  """A number of the final evaluation, as comparisons show it.
+
+  Attributes:
+    key: of eval.json.
+    label: what it is.
+    form: format of a value, such as '.2f'.
+    scale: what it is multiplied with, 100 for per cent.
+    sign: 1 where more is better, -1 where less is.
+    is_part: whether it is a part of the test images that are right.
+  """
+
+  key: str
+  label: str
+  form: str
+  scale: float = 1.0
+  sign: int = 1
+  is_part: bool = False
+
+
 def facts(run: workdir.Run, words: Words) -> list[Fact]:
   """How long the run was, how fast and how large the model."""
   found = [Fact('Steps', f'{run.last_step:,}', _batch_note(run))]

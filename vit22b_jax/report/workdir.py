@@ -118,6 +118,22 @@ def read(workdir: epath.PathLike) -> Run:
   )
 
 
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'optim': {'b1': 0.9}} -> {'optim.b1': 0.9}."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def text(value: Any) -> str:
+  """A value of a config or of versions, for readers."""
+  return ', '.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def place(event: dict[str, Any]) -> str:
   """Where an event happened, for readers; '' when no layer stands out."""
   layer = (event['layer'] or '').removeprefix('block_')
