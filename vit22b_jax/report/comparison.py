@@ -121,34 +121,28 @@ def _verdicts(found: list[groups.Group]) -> list[story.Verdict]:
   exploded = [(m, story.stability(m.run, words)) for m in members]
   bad = [(m, answer) for m, answer in exploded if answer.mood == 'bad']
   unknown = sum(answer.answer == 'Unknown' for _, answer in exploded)
-  said = [f'{m.name}: {a.answer.lower()}' for m, a in bad]
+  said = [f'{m.name}: {a.answer.lower()}' for m, a in bad[:_NAMED]]
+  if len(bad) > _NAMED:
+    said.append(f'and {len(bad) - _NAMED} more')
   if unknown:
     said.append(f'{unknown} without diagnostics')
-  states = [(m, story.progress(m.run)) for m in members]
-  open_ = [
-    f'{m.name}: {s.answer.lower()}' for m, s in states if s.mood != 'good'
-  ]
-  done = len(members) - len(open_)
+  states = [story.progress(m.run).answer.lower() for m in members]
+  others = sorted({state for state in states if state != 'finished'})
   return [
     _best(found),
     story.Verdict(
       'Did anything explode?',
       f'{len(bad)} of {len(members)} runs' if bad else 'No',
-      _some(said),
+      ', '.join(said),
       'bad' if bad else 'good' if not unknown else 'plain',
     ),
     story.Verdict(
       'Are they done?',
-      f'{done} of {len(members)} finished',
-      _some(open_),
-      'plain' if open_ else 'good',
+      f'{states.count("finished")} of {len(members)} finished',
+      ', '.join(f'{states.count(state)} {state}' for state in others),
+      'plain' if others else 'good',
     ),
   ]
-
-
-def _some(said: list[str]) -> str:
-  more = f' and {len(said) - _NAMED} more' if len(said) > _NAMED else ''
-  return ', '.join(said[:_NAMED]) + more
 
 
 def _best(found: list[groups.Group]) -> story.Verdict:

@@ -17,6 +17,7 @@ kind.measures(run)   # what a comparison tells of the final evaluation
 kind.yardstick(run)  # what it was measured with; others' numbers don't compare
 """
 
+import itertools
 import types
 from collections.abc import Iterable
 
@@ -31,6 +32,17 @@ def of(run: workdir.Run) -> types.ModuleType:
 
 
 def agreed(titles: Iterable[str], key: str) -> str:
-  """What several runs call a thing, or its key where they disagree."""
+  """What several runs call a thing.
+
+  Where they disagree, as on the names of two domains, the words that they begin
+  with and the end of the key: 'FID a2b' of 'FID apple → orange', ... and
+  'fid_a2b'; without such words, the key.
+  """
   names = set(titles)
-  return names.pop() if len(names) == 1 else key
+  if len(names) == 1:
+    return names.pop()
+  columns = zip(*(name.split() for name in names), strict=False)
+  words = [
+    c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns)
+  ]
+  return ' '.join([*words, key.rpartition('_')[2]]) if words else key

@@ -15,6 +15,7 @@ COLOURS = 7
 DASHES = ('solid', 'dash', 'dot')
 _POINTS = 4_000  # of all lines of a chart, about
 _UNIFIED = 6  # lines that one label can list
+_SHOT_UP = 10  # times as high as the middle line's top: cut off
 
 
 class Together(NamedTuple):
@@ -58,6 +59,7 @@ def curves(found: list[groups.Group]) -> dict[str, charts.Figure]:
     if traces:
       axis = {'tickformat': tickformat} | charts.level(traces)
       figures[title] = _figure(traces, axis, epochs)
+      _cut(figures[title])
   return figures
 
 
@@ -205,6 +207,24 @@ def _run(
       mark['marker'] |= {'color': colour, 'size': 12}
       traces.append(mark)
   return [trace | {'legendgroup': str(number)} for trace in traces]
+
+
+def _cut(figure: charts.Figure) -> None:
+  """Keeps lines that shot up from flattening all the others."""
+  heights = [[y for y in t['y'] if y is not None] for t in figure['data']]
+  heights = [ys for ys in heights if ys]
+  tops = sorted(map(max, heights))
+  if not tops or tops[-1] <= _SHOT_UP * abs(tops[(len(tops) - 1) // 2]):
+    return
+  middle = abs(tops[(len(tops) - 1) // 2])
+  low = min(map(min, heights))
+  top = max(t for t in tops if t <= _SHOT_UP * middle)
+  edge = 0.05 * (top - low)
+  figure['layout']['yaxis'] |= {'range': [low - edge, top + edge]}
+  note = {'text': f'cut off: up to {tops[-1]:.2g}', 'showarrow': False}
+  note |= {'x': 1, 'xref': 'paper', 'xanchor': 'right'}
+  note |= {'y': 1, 'yref': 'paper', 'yanchor': 'top'}
+  figure['layout']['annotations'] = [note]
 
 
 def _figure(

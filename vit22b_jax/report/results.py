@@ -32,7 +32,12 @@ NOTHING = Cell('–')
 
 
 def measures(runs: list[workdir.Run]) -> list[story.Measure]:
-  """The measures of the final evaluation, named as all the runs name them."""
+  """The measures of the final evaluation, named as all the runs name them.
+
+  None while no run has one.
+  """
+  if not any(run.evaluation for run in runs):
+    return []
   several = zip(*(kinds.of(run).measures(run) for run in runs), strict=True)
   return [
     same[0]._replace(label=kinds.agreed((m.label for m in same), same[0].key))

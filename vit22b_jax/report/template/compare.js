@@ -62,11 +62,12 @@
     select.addEventListener('change', () => {
       for (const body of all('[data-baseline]'))
         body.hidden = body.dataset.baseline !== select.value;
-      for (const row of all('.choices tbody tr')) {
-        const base = row.cells[1 + Number(select.value)].textContent;
-        for (const cell of all('td', row))
-          cell.classList.toggle('differs', cell.textContent !== base);
-      }
+      const cells = all('.choices td');
+      const base = new Map(cells
+        .filter(({ dataset }) => dataset.group === select.value)
+        .map((cell) => [cell.dataset.key, cell.textContent]));
+      for (const cell of cells)
+        cell.classList.toggle('differs', cell.textContent !== base.get(cell.dataset.key));
       for (const name of all('.chosen'))
         name.textContent = select.selectedOptions[0].textContent;
     });
