@@ -79,6 +79,7 @@ def _content(runs: list[workdir.Run], folder: epath.Path) -> dict[str, Any]:
     'member_rows': [
       [results.row([member], g, wanted) for member in g.members] for g in found
     ],
+    'baseline': next((n for n, g in enumerate(found) if g.evaluated), 0),
     'measures': [measure.label for measure in wanted],
     'is_evaluated': any(group.evaluated for group in found),
     'are_alone': any(len(group.evaluated) == 1 for group in found),
@@ -98,7 +99,7 @@ def _content(runs: list[workdir.Run], folder: epath.Path) -> dict[str, Any]:
     'stability': overlays.stability(found, kind.WORDS.largest),
     'largest': kind.WORDS.largest.lower(),
     'cap': charts.CAP,
-    'samples': _samples(members) if kind is translation else None,
+    'samples': samples(members) if kind is translation else None,
     'runs': [
       [_run(member, folder) for member in group.members] for group in found
     ],
@@ -177,7 +178,7 @@ def _machines(runs: list[workdir.Run]) -> list[str]:
   return list(dict.fromkeys(found))
 
 
-def _samples(members: list[groups.Member]) -> dict[str, Any]:
+def samples(members: list[groups.Member]) -> dict[str, Any]:
   """The grids of all runs next to their evaluated weights, by direction."""
   read = [(member, translation.evaluated(member.run)) for member in members]
   shown = [

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), in
 shades for either theme, which page.js fills in; after them, dashes change.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ COLOURS = 7
 DASHES = ('solid', 'dash', 'dot')
 _POINTS = 4_000  # of all lines of a chart, about
 _UNIFIED = 6  # lines that one label can list
-_SHOT_UP = 10  # times as high as the middle line's top: cut off
+_SHOT_UP = 20  # times as high as the line below it: cut off
 
 
 class Together(NamedTuple):
@@ -210,15 +211,15 @@ def _run(
 
 
 def _cut(figure: charts.Figure) -> None:
-  """Keeps lines that shot up from flattening all the others."""
+  """Keeps few lines that shot up from flattening all the others."""
   heights = [[y for y in t['y'] if y is not None] for t in figure['data']]
   heights = [ys for ys in heights if ys]
   tops = sorted(map(max, heights))
-  if not tops or tops[-1] <= _SHOT_UP * abs(tops[(len(tops) - 1) // 2]):
+  upper = itertools.pairwise(tops[(len(tops) - 1) // 2 :])
+  top = next((t for t, above in upper if 0 < _SHOT_UP * t < above), None)
+  if top is None:
     return
-  middle = abs(tops[(len(tops) - 1) // 2])
   low = min(map(min, heights))
-  top = max(t for t in tops if t <= _SHOT_UP * middle)
   edge = 0.05 * (top - low)
   figure['layout']['yaxis'] |= {'range': [low - edge, top + edge]}
   note = {'text': f'cut off: up to {tops[-1]:.2g}', 'showarrow': False}

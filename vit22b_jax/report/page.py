@@ -5,6 +5,7 @@ request by its content security policy, so it works from disk, mail and buckets.
 """
 
 import base64
+import functools
 import gzip
 from typing import Any
 
@@ -96,6 +97,7 @@ def verdicts(run: workdir_lib.Run) -> list[story.Verdict]:
   ]
 
 
+@functools.cache
 def plotly() -> str:
   """Plotly's source, gzip and base64."""
   source = offline.get_plotlyjs().encode()

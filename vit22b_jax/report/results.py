@@ -156,8 +156,9 @@ def _runs(members: list[groups.Member], group: groups.Group) -> Cell:
     seed = f'seed {run.config.get("seed", "unknown")}'
     return Cell('1', f'{seed}, {story.progress(run).answer.lower()}', 1)
   notes = [f'seed {seed} repeated' for seed in group.repeated]
-  if len(group.evaluated) < len(members):
-    notes.insert(0, f'{len(group.evaluated)} evaluated')
+  tested = sum(bool(member.run.evaluation) for member in members)
+  if tested < len(members):
+    notes.insert(0, f'{tested} evaluated')
   return Cell(str(len(members)), ', '.join(notes), len(members))
 
 
