@@ -42,6 +42,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
 	@echo
+	@echo '  make report     compare the runs in runs/ on one page, or RUNS="runs/a runs/b"'
 	@echo '  make test-all   all tests, with torch, timm, libtpu; Chromium if present'
 	@echo '  make experiments   the tables and figures of the paper, and how far each is'
 	@echo '  make lint       ruff: rules and format'
@@ -55,6 +56,14 @@ run-translation: $(VENV)/.installed$(EXTRA:%=-%)
 
 experiments: $(VENV)/.installed
 	$(BIN)/python -m experiments.catalogue
+
+# Of runs/*, those that hold a run.
+RUNS ?= runs/*
+NOTHING =
+COMMA = ,
+report: $(VENV)/.installed$(EXTRA:%=-%)
+	@$(BIN)/python main.py --mode=report \
+	  --workdirs='$(subst $(NOTHING) $(NOTHING),$(COMMA),$(strip $(RUNS)))'
 
 # Most of the time goes into compiling programs that run once: without LLVM's
 # optimisations here, with them in test-all, which repeats these tests.

@@ -10,6 +10,9 @@ python main.py --config=configs/monet2photo_vitunet_s.py
 python main.py --mode=translate --workdir=W --input=FOLDER --direction=b2a
 python main.py --mode=fid --config=configs/fid.py --config.a=A --config.b=B
 
+python main.py --mode=report --workdirs=runs/a,runs/b
+python main.py --mode=report --workdirs="runs/figure2*" --workdir=FOLDER
+
 python main.py --mode=plan --config=configs/vit22b_22b.py --topology=v4:8x8x16
 python main.py --mode=plan --config=configs/vit22b_22b.py --search \
   --topology=v5e:16x16
@@ -30,7 +33,16 @@ from ml_collections import config_flags
 
 from vit22b_jax import errors, host, preemption
 
-_MODES = ('train', 'eval', 'predict', 'export', 'translate', 'fid', 'plan')
+_MODES = (
+  'train',
+  'eval',
+  'predict',
+  'export',
+  'translate',
+  'fid',
+  'report',
+  'plan',
+)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -46,10 +58,17 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   flags.DEFINE_string(
     'workdir',
     None,
-    "The run's folder, local or gs://; runs/<config name>.",
+    "The run's folder, local or gs://; runs/<config name>. report: where "
+    'comparison.html goes; runs.',
     flag_values=values,
   )
   flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.', flag_values=values)
+  flags.DEFINE_list(
+    'workdirs',
+    [],
+    'report: the folders of the runs to compare, or patterns of them.',
+    flag_values=values,
+  )
   flags.DEFINE_string(
     'input',
     None,
@@ -114,6 +133,8 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
 
 def run(values: flags.FlagValues) -> int:
   """Does what the flags say; the exit code."""
+  if values.mode == 'report':
+    return _report(values)
   if values.mode == 'plan' and values.topology not in (None, 'local'):
     # The CPU compiles; libtpu must not look for TPUs.
     os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -142,6 +163,7 @@ def run(values: flags.FlagValues) -> int:
       topology=values.topology,
       search=values.search,
       efficiency=values.matmul_efficiency,
+      workdirs=values.workdirs,
     )
   except errors.UserError as error:
     links.complain(f'error: {error}', code := 2)
@@ -152,6 +174,22 @@ def run(values: flags.FlagValues) -> int:
     raise
   links.finish(code)
   return code
+
+
+def _report(values: flags.FlagValues) -> int:
+  """Compares runs by their files alone: no device is started."""
+  from vit22b_jax import report
+
+  folder = values.workdir or 'runs'
+  try:
+    path = report.compare(
+      values.workdirs, os.path.join(folder, 'comparison.html')
+    )
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print(f'Comparison: {path}')
+  return 0
 
 
 def main(argv: list[str]) -> int:

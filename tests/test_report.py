@@ -5,13 +5,11 @@ import json
 import pathlib
 import re
 import resource
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
-from tests import report_fixtures
+from tests import chromium, report_fixtures
 from vit22b_jax import errors, report
 from vit22b_jax.report import (
   charts,
@@ -302,13 +300,7 @@ def test_ended_early(whole):
   assert progress.detail == 'Step 700 of 7,000, then tested.'
 
 
-_PROBE = """<script>
-const say = (what) => parent.postMessage(String(what), '*');
-addEventListener('error', (event) => say('error ' + event.message));
-addEventListener('unhandledrejection', (event) => say('error ' + event.reason));
-addEventListener('securitypolicyviolation',
-  (event) => say('error request ' + event.blockedURI));
-console.error = (...words) => say('error ' + words.join(' '));
+_PROBE = """
 const timer = setInterval(() => {
   const charts = document.querySelectorAll('.chart').length;
   const drawn = document.querySelectorAll('.main-svg .xtick').length;
@@ -329,48 +321,7 @@ const timer = setInterval(() => {
     ' plots ' + document.querySelectorAll('.plot .plot-container').length +
     ' of ' + charts), 1000);
 }, 100);
-</script>"""
-
-
-def _chromium_says(html: str, folder: pathlib.Path, width: int) -> list[str]:
-  """Opens a page `width` pixels wide in Chromium; what _PROBE reports.
-
-  The page sits in a frame, since headless windows have a smallest width.
-  """
-  browser = shutil.which('chromium') or shutil.which('chromium-browser')
-  if browser is None:
-    pytest.skip('Chromium is not installed (Debian: apt install chromium)')
-  (folder / 'page.html').write_text(html.replace('<style>', _PROBE + '<style>'))
-  (folder / 'frame.html').write_text(
-    f'<ul></ul><iframe src="page.html" width="{width}" height="900"></iframe>'
-    '<script>addEventListener("message", (event) => {'
-    ' const line = document.createElement("li");'
-    ' line.textContent = event.data;'
-    ' document.querySelector("ul").append(line); });</script>'
-  )
-  done = subprocess.run(
-    [
-      browser,
-      '--headless',
-      '--no-sandbox',
-      '--disable-gpu',
-      '--hide-scrollbars',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-      f'--user-data-dir={folder / "profile"}',
-      '--virtual-time-budget=20000',
-      '--dump-dom',
-      (folder / 'frame.html').as_uri(),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=True,
-  )
-  return re.findall(r'<li>(.*?)</li>', done.stdout)
+"""
 
 
 @pytest.mark.slow
@@ -386,7 +337,7 @@ def test_chromium_slides_through_samples(finished, width, tmp_path):
   )
   html = report.write(path).read_text()
   count = len(_figures(html))
-  assert _chromium_says(html, tmp_path, width) == [
+  assert chromium.says(html, tmp_path, width, _PROBE) == [
     'shows step 0 by step 0',
     f'width {width} plots {count} of {count}',
   ]
@@ -407,5 +358,5 @@ def test_chromium(kind, width, tmp_path):
   path = report_fixtures.make(tmp_path / 'run', **options)
   html = report.write(path).read_text()
   charts_count = len(_figures(html))
-  said = _chromium_says(html, tmp_path, width)
+  said = chromium.says(html, tmp_path, width, _PROBE)
   assert said == [f'width {width} plots {charts_count} of {charts_count}']

@@ -5,6 +5,7 @@ code = command.run('train', config=config, workdir='runs/x')
 
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,6 +52,7 @@ def run(
   topology: str | None = None,
   search: bool = False,
   efficiency: float = 1.0,
+  workdirs: Sequence[str] = (),
 ) -> int:
   """Runs one mode of the command line.
 
@@ -64,6 +66,7 @@ def run(
     topology: plan: the hardware, see `plan.topologies`.
     search: plan: look for the fastest way.
     efficiency: plan: part of the peak that products reach, in (0, 1].
+    workdirs: what only a report, which needs no jax, is given.
 
   Returns:
     The process's exit code.
@@ -76,6 +79,8 @@ def run(
     raise errors.UserError(
       '--topology and --search plan a run: add --mode=plan.'
     )
+  if workdirs:
+    raise errors.UserError('--workdirs compares runs: add --mode=report.')
   if mode == 'fid':
     return _fid(config, workdir)
   if workdir is None:

@@ -1,6 +1,7 @@
-"""Workdirs -> one self-contained HTML page, PNG plots, Markdown tables.
+"""Workdirs -> self-contained HTML pages, PNG plots, Markdown tables.
 
   report.write('runs/cifar100_vit22b_s')            # .../report.html
+  report.compare(['runs/a', 'runs/b_*'], 'comparison.html')
   report.plots('runs/cifar100_vit22b_s', 'docs')    # docs/stability.png, ...
   print(report.markdown_table(['runs/a', 'runs/b']))
 
@@ -11,10 +12,11 @@ Never imports jax.
 
 from etils import epath
 
+from vit22b_jax.report.comparison import compare
 from vit22b_jax.report.page import write
 from vit22b_jax.report.table import markdown_table
 
-__all__ = ['markdown_table', 'plots', 'write']
+__all__ = ['compare', 'markdown_table', 'plots', 'write']
 
 
 def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:

@@ -17,7 +17,7 @@ Figure = dict[str, Any]
 
 # Paper, Figure 1: logits and gradients are drawn up to here.
 CAP = 4000.0
-_POINTS = 400  # buckets of a line: about two a pixel column of a wide screen
+POINTS = 400  # buckets of a line: about two a pixel column of a wide screen
 _SEVERAL = ('$train', '$val', '$extra', '$muted')  # colours of a chart
 _MARKERS = 100  # events drawn; the page says how many there are
 
@@ -51,7 +51,7 @@ def learning_curves(
       for trace in _line(name, *run.metric(key), colour)
     ]
     if traces:
-      axis = {'tickformat': curves.tickformat} | _level(traces)
+      axis = {'tickformat': curves.tickformat} | level(traces)
       figures[title] = _figure(traces, run.onset, axis)
   return figures
 
@@ -70,8 +70,9 @@ def stability(run: workdir.Run, largest: str) -> dict[str, Figure]:
   ):
     if column in table:
       steps, values = table['step'], table[column]
-      traces = _capped(title.lower(), steps, values)
-      traces += _event_markers(run.events, steps, values)
+      traces = capped(title.lower(), steps, values)
+      traces += cap_line([(steps, values)])
+      traces += event_markers(run.events, steps, values)
       figures[title] = _figure(traces, run.onset, {'tickformat': ',~r'})
       if run.onset:
         part = (run.onset['step'] - steps[0]) / max(np.ptp(steps), 1)
@@ -152,7 +153,7 @@ def _figure(
   }
 
 
-def _level(traces: list[dict[str, Any]]) -> dict[str, Any]:
+def level(traces: list[dict[str, Any]]) -> dict[str, Any]:
   """The range of an axis whose lines all stay at one height.
 
   Plotly would choose one unit around it, and a rate of 2e-4 would look like 0.
@@ -172,26 +173,28 @@ def _line(
   """A thinned line; values that aren't finite are crosses at its upper end."""
   if not len(steps):
     return []
-  keep = thin.envelope(values, _POINTS)
-  steps, values = steps[keep], values[keep]
+  keep = thin.envelope(values, POINTS)
+  steps, values = steps[keep].astype(int), values[keep]
   line = {
     'name': name,
-    'x': steps.astype(int).tolist(),
+    'x': steps.tolist(),
     'y': compact(values),
     'mode': 'lines' if len(steps) > 12 else 'lines+markers',
     'line': {'color': colour, 'width': 1.6},
     'hovertemplate': '%{y:.5~g}',
   }
-  return [line, *_crosses(name, steps, values)]
+  return [line, *crosses(name, steps, values)]
 
 
-def _capped(
+def capped(
   name: str,
   steps: Int[np.ndarray, 'rows'],
   values: Float[np.ndarray, 'rows'],
+  colour: str = '$train',
+  points: int = POINTS,
 ) -> list[dict[str, Any]]:
   """A thinned line drawn up to CAP; hovering reads the raw value."""
-  keep = thin.envelope(values, _POINTS)
+  keep = thin.envelope(values, points)
   steps, values = steps[keep].astype(int), values[keep]
   finite = np.isfinite(values)
   line = {
@@ -201,25 +204,34 @@ def _capped(
     'y': compact(np.where(finite, np.minimum(values, CAP), np.nan)),
     'customdata': [raw(v) for v in values],
     'mode': 'lines',
-    'line': {'color': '$train', 'width': 1.4},
+    'line': {'color': colour, 'width': 1.4},
     'hovertemplate': '%{customdata}',
   }
-  cap = {
+  return [line, *crosses(name, steps, values)]
+
+
+def cap_line(series: Iterable[workdir.Series]) -> list[dict[str, Any]]:
+  """A line at CAP over all the steps, if anything is cut there."""
+  series = [(s, v) for s, v in series if len(s)]
+  if not any((v[np.isfinite(v)] > CAP).any() for _, v in series):
+    return []
+  ends = min(s[0] for s, _ in series), max(s[-1] for s, _ in series)
+  line = {
     'name': f'cap {CAP:,.0f}',
-    'x': [int(steps[0]), int(steps[-1])],
+    'x': [int(end) for end in ends],
     'y': [CAP, CAP],
     'mode': 'lines',
     'line': {'color': '$muted', 'width': 1, 'dash': 'dot'},
     'hoverinfo': 'skip',
   }
-  reached = [cap] if (values[finite] > CAP).any() else []
-  return [line, *reached, *_crosses(name, steps, values)]
+  return [line]
 
 
-def _crosses(
+def crosses(
   name: str,
-  steps: Int[np.ndarray, 'rows'],
+  steps: Float[np.ndarray, 'rows'],
   values: Float[np.ndarray, 'rows'],
+  colour: str = '$bad',
 ) -> list[dict[str, Any]]:
   """The values that aren't finite, at the height of the largest other."""
   finite = np.isfinite(values)
@@ -229,17 +241,17 @@ def _crosses(
   height = min(values[finite].max(), CAP) if finite.any() else 1.0
   trace = {
     'name': f'{name}: not finite',
-    'x': steps.astype(int).tolist(),
+    'x': steps.tolist(),
     'y': [float(height)] * len(steps),
     'customdata': [raw(v) for v in broken],
     'mode': 'markers',
-    'marker': {'color': '$bad', 'symbol': 'x', 'size': 8},
+    'marker': {'color': colour, 'symbol': 'x', 'size': 8},
     'hovertemplate': '%{customdata}',
   }
   return [trace]
 
 
-def _event_markers(
+def event_markers(
   events: list[dict[str, Any]],
   steps: Int[np.ndarray, 'rows'],
   values: Float[np.ndarray, 'rows'],

@@ -17,6 +17,8 @@ TABLE = (
   ('run', 'data', 'block', 'variant'),
   ('steps', 'top-1', 'top-5', 'AUROC', 'loss'),
 )
+HEADLINE = story.Measure('top1', 'top-1, %', '.2f', 100, is_part=True)
+VALIDATION = story.Measure('val/top1', 'val top-1, %', '.2f', 100)
 _SAMPLE_PIXELS = 96  # larger images are shrunk, which keeps the page small
 _CONFUSIONS = 8  # rows of the table of confused classes
 
@@ -102,6 +104,26 @@ def rows(run: workdir.Run) -> list[list[str]]:
       *scores,
     ]
   ]
+
+
+def measures(run: workdir.Run) -> list[story.Measure]:
+  """Scores of the final evaluation."""
+  del run
+  return [
+    HEADLINE,
+    story.Measure('top5', 'top-5, %', '.2f', 100, is_part=True),
+    story.Measure('auroc', 'AUROC', '.4f'),
+    story.Measure('loss', 'loss, nats', '.4f', sign=-1),
+  ]
+
+
+def yardstick(run: workdir.Run) -> str:
+  """Of which images the final evaluation is."""
+  ev = run.evaluation
+  return (
+    f'{ev["split"]} part of {run.config["data"]["name"]},'
+    f' {ev["num_examples"]:,} images'
+  )
 
 
 def learning(run: workdir.Run) -> story.Verdict:

@@ -5,6 +5,7 @@ request by its content security policy, so it works from disk, mail and buckets.
 """
 
 import base64
+import functools
 import gzip
 from typing import Any
 
@@ -36,7 +37,16 @@ def write(
   run = workdir_lib.read(workdir)
   path = epath.Path(output) if output else run.path / 'report.html'
   page = templates.environment().get_template(kinds.of(run).TEMPLATE)
-  html = page.render(_content(run), plotly=_plotly())
+  save(path, page.render(_content(run), plotly=plotly()))
+  return path
+
+
+def save(path: epath.Path, html: str) -> None:
+  """Writes a page.
+
+  Raises:
+    errors.UserError: it can't be written; a page that was there stays.
+  """
   try:
     _write_whole(path, html)
   except OSError as error:
@@ -44,7 +54,6 @@ def write(
       f'Could not write the report {path}: {error}. Free some space or choose'
       ' another place.'
     ) from error
-  return path
 
 
 def _write_whole(path: epath.Path, text: str) -> None:
@@ -88,20 +97,14 @@ def verdicts(run: workdir_lib.Run) -> list[story.Verdict]:
   ]
 
 
-def _plotly() -> str:
+@functools.cache
+def plotly() -> str:
   """Plotly's source, gzip and base64."""
   source = offline.get_plotlyjs().encode()
   return base64.b64encode(gzip.compress(source, mtime=0)).decode()
 
 
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, str]:
+def _flat(tree: dict[str, Any]) -> dict[str, str]:
   """Nested keys joined by dots, values as text."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f'{prefix}{key}.')
-    elif isinstance(value, list):
-      flat[prefix + key] = ', '.join(map(str, value))
-    else:
-      flat[prefix + key] = str(value)
-  return flat
+  flat = workdir_lib.flatten(tree)
+  return {key: workdir_lib.text(value) for key, value in flat.items()}

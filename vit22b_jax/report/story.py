@@ -42,10 +42,30 @@ class Words(NamedTuple):
   parameters: str = ''
 
 
+class Measure(NamedTuple):
+  """A number of the final evaluation, as comparisons show it.
+
+  Attributes:
+    key: of eval.json.
+    label: what it is.
+    form: format of a value, such as '.2f'.
+    scale: what it is multiplied with, 100 for per cent.
+    sign: 1 where more is better, -1 where less is.
+    is_part: whether it is a part of the test images that are right.
+  """
+
+  key: str
+  label: str
+  form: str
+  scale: float = 1.0
+  sign: int = 1
+  is_part: bool = False
+
+
 def facts(run: workdir.Run, words: Words) -> list[Fact]:
   """How long the run was, how fast and how large the model."""
   found = [Fact('Steps', f'{run.last_step:,}', _batch_note(run))]
-  seconds, rate = _throughput(run)
+  seconds, rate = throughput(run)
   if rate:
     found += [
       Fact('Training time', duration(seconds), 'steps alone'),
@@ -95,7 +115,7 @@ def _batch_note(run: workdir.Run) -> str:
   return f'batch {run.config["batch_size"]:,}'
 
 
-def _throughput(run: workdir.Run) -> tuple[float, float]:
+def throughput(run: workdir.Run) -> tuple[float, float]:
   """Seconds of training and median images a second; 0, 0 when unknown."""
   steps, rates = run.metric('perf/images_per_second')
   usable = np.isfinite(rates) & (rates > 0)

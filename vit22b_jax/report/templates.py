@@ -3,7 +3,10 @@
 templates.environment().get_template('pairs.html').render(...)
 """
 
+import re
+
 import jinja2
+import markupsafe
 
 from vit22b_jax.report import workdir
 
@@ -17,5 +20,15 @@ def environment() -> jinja2.Environment:
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  found.filters |= {'place': workdir.place, 'details': workdir.details}
+  found.filters |= {
+    'place': workdir.place,
+    'details': workdir.details,
+    'breakable': breakable,
+  }
   return found
+
+
+def breakable(name: str) -> markupsafe.Markup:
+  """A name that may be broken into lines behind its signs."""
+  escaped = str(markupsafe.escape(name))
+  return markupsafe.Markup(re.sub(r'([_/+-])', r'\1<wbr>', escaped))

@@ -1,5 +1,6 @@
 """What the report tells of an image translation; see `kinds`."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ TABLE = (
   ('run', 'data', 'generator', 'direction', 'measured with'),
   ('FID', 'of identity', 'untrained', 'KID', 'of identity'),
 )
+HEADLINE = story.Measure('fid', 'mean FID of both ways', '.4g', sign=-1)
+VALIDATION = story.Measure('val/fid', 'val FID', '.4g', sign=-1)
 DIRECTIONS = ('a2b', 'b2a')
 # What stands beside a run's distances: prefix of the keys, and name.
 _ANCHORS = (
@@ -232,6 +235,26 @@ def scores(run: workdir.Run, direction: str) -> list[Score]:
   ]
 
 
+def measures(run: workdir.Run) -> list[story.Measure]:
+  """Distances of the final evaluation, a direction after the other."""
+  return [
+    story.Measure(
+      f'{key}_{direction}', f'{label} {arrow(run, direction)}', '.4g', sign=-1
+    )
+    for direction in DIRECTIONS
+    for key, label in (('fid', 'FID'), ('kid', 'KID'))
+  ]
+
+
+def yardstick(run: workdir.Run) -> str:
+  """To which images the distances are, and what they are reported with."""
+  ev, data = run.evaluation, run.config['data']
+  return (
+    f'{ev["split"]} part of {data["name"]} at {data["image_size"]} px,'
+    f' {ev["num_a"]:,} + {ev["num_b"]:,} images, {conditions(run)}'
+  )
+
+
 def rows(run: workdir.Run) -> list[list[str]]:
   """The cells of TABLE, a line for each direction."""
   ev, lines = run.evaluation, []
@@ -262,12 +285,32 @@ def rows(run: workdir.Run) -> list[list[str]]:
 
 def pictures(run: workdir.Run) -> dict[int, list[grids.Pixels]]:
   """The grids to show by step, a direction each; unreadable ones left out."""
-  recorded = [run.samples.get(direction, {}) for direction in DIRECTIONS]
-  both = set.intersection(*map(set, recorded))
+  both = _sampled(run)
   if not both:
     return {}
   wanted = {*grids.chosen_steps(both), grids.evaluated_step(run, both)}
-  found = {s: [grids.read(r[s]) for r in recorded] for s in sorted(wanted)}
+  return _read(run, wanted)
+
+
+def evaluated(run: workdir.Run) -> dict[int, list[grids.Pixels]]:
+  """The grids next to the evaluated weights, by their step; {} without any."""
+  both = _sampled(run)
+  return _read(run, {grids.evaluated_step(run, both)}) if both else {}
+
+
+def _sampled(run: workdir.Run) -> set[int]:
+  """Steps with grids of both directions."""
+  recorded = [run.samples.get(direction, {}) for direction in DIRECTIONS]
+  return set.intersection(*map(set, recorded))
+
+
+def _read(
+  run: workdir.Run, steps: Iterable[int]
+) -> dict[int, list[grids.Pixels]]:
+  found = {
+    step: [grids.read(run.samples[d][step]) for d in DIRECTIONS]
+    for step in sorted(steps)
+  }
   return {s: g for s, g in found.items() if not any(x is None for x in g)}
 
 

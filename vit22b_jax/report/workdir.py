@@ -96,7 +96,7 @@ def read(workdir: epath.PathLike) -> Run:
   """Reads a workdir, local or remote.
 
   Raises:
-    errors.UserError: `workdir` has no config.json.
+    errors.UserError: `workdir` has no config.json, or a JSON file is damaged.
   """
   path = epath.Path(workdir)
   if not (path / 'config.json').exists():
@@ -116,6 +116,22 @@ def read(workdir: epath.PathLike) -> Run:
     names=_read_json(path / 'classes.json') or [],
     samples=_samples(path / 'samples'),
   )
+
+
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'optim': {'b1': 0.9}} -> {'optim.b1': 0.9}."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def text(value: Any) -> str:
+  """A value of a config or of versions, for readers."""
+  return ', '.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def place(event: dict[str, Any]) -> str:
@@ -165,7 +181,13 @@ def _samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
 
 
 def _read_json(path: epath.Path) -> Any:
-  return _parse(path.read_text()) if path.exists() else {}
+  try:
+    return _parse(path.read_text()) if path.exists() else {}
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is damaged ({error}): put a backup in its place, or leave its'
+      ' run out.'
+    ) from None
 
 
 def _complete_lines(path: epath.Path) -> list[str]:

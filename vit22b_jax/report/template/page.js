@@ -45,12 +45,13 @@
       automargin: true, fixedrange: touch,
     };
     const map = figure.data[0].type === 'heatmap';
-    return [figure.data, {
+    const hidden = (root.dataset.hidden ?? '').split(' ');
+    return [figure.data.filter((line) => !hidden.includes(line.legendgroup)), {
       paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour('muted') },
       margin: { l: 8, r: 8, t: 8, b: 8 },
       hovermode: map ? 'closest' : 'x unified',
-      hoverlabel: { bgcolor: colour('panel'), bordercolor: colour('rule'), font: { color: colour('ink') } },
+      hoverlabel: { bgcolor: colour('panel'), bordercolor: colour('rule'), font: { color: colour('ink') }, namelength: -1 },
       legend: { orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom' },
       dragmode: touch ? false : 'zoom',
       ...layout,
@@ -73,6 +74,7 @@
   await draw();
 
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
+  addEventListener('redraw', draw);
   addEventListener('beforeprint', () => {
     root.dataset.theme = 'light';
     for (const part of all('details')) part.open = true;
