@@ -134,7 +134,7 @@ def test_a_difference_has_the_interval_of_a_welch_test():
   half = 2.7764451 * np.sqrt(0.02 / 3)
   expected = f'+0.100 [{0.1 - half:+.3f}, {0.1 + half:+.3f}]'
   assert figure2.difference(a, b, 'top1') == expected
-  assert figure2.difference(a[:1], b, 'top1').endswith('(1 seed)')
+  assert figure2.difference(a[:1], b, 'top1').endswith('(too few seeds)')
 
 
 def test_terms_add_up_to_the_model():

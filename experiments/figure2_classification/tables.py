@@ -3,15 +3,14 @@
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from experiments import documents
 from experiments.figure2_classification import cells, paper
 from experiments.runner import Row, Rows
+from vit22b_jax.report import intervals
 
 METRICS = ('top1', 'top5', 'auroc')
 NAMES = {'vit': 'ViT', 'vit22b': 'ViT-22B'}
-_LEVEL = 0.95
 
 Group = tuple[str, str, str]  # set, setting, size
 
@@ -108,12 +107,10 @@ def differences(rows: Rows) -> str:
 def difference(a: list[Row], b: list[Row], metric: str) -> str:
   """Mean of `a` less that of `b`, with its interval where there are seeds."""
   first, second = ([row[metric] for row in rows] for rows in (a, b))
-  text = f'{np.mean(first) - np.mean(second):+.3f}'
-  if min(len(first), len(second)) < 2:
-    return f'{text} (1 seed)'
-  found = stats.ttest_ind(first, second, equal_var=False)
-  low, high = found.confidence_interval(_LEVEL)
-  return f'{text} [{low:+.3f}, {high:+.3f}]'
+  value, interval = intervals.welch(second, first)
+  if interval is None:
+    return f'{value:+.3f} (too few seeds)'
+  return f'{value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]'
 
 
 def _budget(row: Row) -> str:
