@@ -29,14 +29,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
   'mlp_norm': {'model.mlp_norm': True},
   'sum_norm': {'model.sum_norm': True},
   'pre_norm+mlp_norm': {'model.pre_norm': True, 'model.mlp_norm': True},
-  'final_norm': {'model.final_norm': True},
   'no_qk_norm': {'model.qk_norm': False},
-  'pre_norm+no_qk_norm': {'model.pre_norm': True, 'model.qk_norm': False},
   'clip': {'optim.clip_norm': 10.0},
   'warmup': {'optim.warmup': '50 steps'},
+  'pre_norm+no_qk_norm': {'model.pre_norm': True, 'model.qk_norm': False},
+  'final_norm': {'model.final_norm': True},
   'init_vit': {'model.init': 'vit'},
 }
 MAIN = ('original', 'pre_norm', 'mlp_norm', 'sum_norm', 'pre_norm+mlp_norm')
+TRICKS = ('no_qk_norm', 'clip', 'warmup')
+OTHERS = tuple(name for name in VARIANTS if name not in (*MAIN, *TRICKS))
 # Rates are RATE * 2**k. Below the first and above the last is not looked at.
 EXPONENTS = range(-3, 9)
 
@@ -45,27 +47,23 @@ def cells(scale: str, rows: Rows) -> list[Cell]:
   """What can be run by now: later cells depend on the rows of earlier ones."""
   if scale == 'full':
     return _full()
-  first = [cell for name in MAIN for cell in _bisect('S', name, rows)]
   large = [
     _cell('B', name, RATE, STEPS, 0, stage='large', stop=False)
     for name in ('original', 'mlp_norm', 'sum_norm', 'pre_norm')
   ]
-  others = [
-    cell
-    for name in VARIANTS
-    if name not in MAIN
-    for cell in _bisect('S', name, rows)
+  return [
+    *(cell for name in MAIN for cell in _bisect('S', name, rows)),
+    *large,
+    *(cell for name in MAIN for cell in _seeds('S', name, rows)),
+    *(cell for name in TRICKS for cell in _bisect('S', name, rows)),
+    *(_long('Ti', name) for name in ('original', 'pre_norm+mlp_norm')),
+    *(cell for name in OTHERS for cell in _bisect('S', name, rows)),
+    _long('S', 'original'),
   ]
-  seeds = [cell for name in MAIN for cell in _seeds('S', name, rows)]
-  long = [
-    _cell(size, name, RATE, LONG, 0, stage='long', stop=False)
-    for size, name in (
-      ('Ti', 'original'),
-      ('Ti', 'pre_norm+mlp_norm'),
-      ('S', 'original'),
-    )
-  ]
-  return [*first, *large, *seeds, *others, *long]
+
+
+def _long(size: str, variant: str) -> Cell:
+  return _cell(size, variant, RATE, LONG, 0, stage='long', stop=False)
 
 
 def _full() -> list[Cell]:
