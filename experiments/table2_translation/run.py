@@ -6,14 +6,15 @@ python -m experiments.table2_translation.run --scale=cpu
 import pathlib
 
 from experiments import documents, runner
-from experiments.table2_translation import cells, measure, tables
+from experiments.table2_translation import cells, measure, plots, tables
 
 
 def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
-  """Writes results.md."""
-  del results
+  """Writes results.md and fid.png."""
+  source = runner.results_file(results, scale)
+  documents.save(plots.distances(rows, 'paper'), folder / 'fid.png', source)
   documents.write(folder, scale, tables.sections(rows))
 
 
