@@ -48,8 +48,16 @@ TABLES = (
 
 
 def section() -> str:
-  """The README's tables and pictures, as Markdown."""
-  return '\n\n'.join([*_paper(), *_runs(), *_speed()])
+  """The README's tables and pictures, as Markdown: each experiment in short."""
+  pictures = [_picture(run) for run in _finished('translation')]
+  return '\n\n'.join(
+    [*_paper(), '### Longer translations', *pictures, '### Speed', *_step()]
+  )
+
+
+def others() -> str:
+  """The tables of single runs and benchmarks, as Markdown."""
+  return '\n\n'.join([*runs(), *_step(), *_speed()])
 
 
 def _paper() -> list[str]:
@@ -77,49 +85,51 @@ def _rows(experiment: runner.Experiment) -> runner.Rows:
   return runner.read(runner.results_file(experiment.results, 'cpu'))
 
 
-def _runs() -> list[str]:
+def _finished(task: str) -> list[pathlib.Path]:
+  """Folders of the kept runs of a task."""
+  found = (ROOT / 'experiments').rglob('eval.json')
+  return sorted(path.parent for path in found if _task(path.parent) == task)
+
+
+def runs() -> list[str]:
   """Single runs whose files are kept."""
-  here = ROOT / 'experiments'
-  runs = sorted(path.parent for path in here.rglob('eval.json'))
-  classifiers, translations = (
-    [run for run in runs if _task(run) == task]
-    for task in ('classification', 'translation')
-  )
   return [
-    '### Longer runs on two CPU cores',
-    report.markdown_table(classifiers).strip(),
+    'Runs on two CPU cores, test part:',
+    report.markdown_table(_finished('classification')).strip(),
     'Translations; beside each distance that of a generator which leaves '
     'images as they are, and of the untrained one. Uncalibrated distances come '
     'from weights drawn at random: they rank generators here, and compare with '
     'none elsewhere.',
-    report.markdown_table(translations).strip(),
-    *map(_picture, translations),
+    report.markdown_table(_finished('translation')).strip(),
     *_written(BLOCKINESS),
   ]
 
 
-def _speed() -> list[str]:
-  throughput = json.loads(
-    (ROOT / 'experiments' / 'throughput' / 'results.json').read_text()
-  )
+def _step() -> list[str]:
+  """Training steps beside PyTorch's."""
+  path = ROOT / 'experiments' / 'throughput' / 'results.json'
   return [
-    '### Speed',
     'One training step (forward, backward, clipping, AdamW; batch 64, 32 px, '
     'patch 4, float32) beside its peer, alternating in one run; the ratio is '
     "the peer's time over ours, so above 1 we are faster "
     '(`experiments/throughput`):',
-    _throughput(throughput),
-    *(part for table in TABLES for part in _written(table)),
+    _throughput(json.loads(path.read_text())),
   ]
 
 
+def _speed() -> list[str]:
+  return [part for table in TABLES for part in _written(table)]
+
+
 def pages() -> dict[pathlib.Path, str]:
-  """The pages of experiments with their results.md in its place."""
+  """The pages of experiments/ with their results in their place."""
   found = {}
   for experiment in catalogue.EXPERIMENTS:
     path = experiment.folder / 'README.md'
     text = (experiment.folder / 'results.md').read_text().strip()
     found[path] = documents.fill(path.read_text(), text)
+  path = ROOT / 'experiments' / 'README.md'
+  found[path] = documents.fill(path.read_text(), others())
   return found
 
 

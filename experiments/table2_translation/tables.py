@@ -37,12 +37,18 @@ def sections(rows: Rows) -> list[str]:
 
 
 def summary(rows: Rows) -> list[str]:
-  """The README's part."""
-  return sections(rows)[:2]
+  """The README's part: the paper's preset in short."""
+  return [sections(rows)[0], distances(rows, 'paper', columns=7)]
 
 
-def distances(rows: Rows, preset: str) -> str:
-  """FID and KID of each run and direction, with both anchors."""
+def distances(rows: Rows, preset: str, columns: int = 10) -> str:
+  """FID and KID of each run and direction, with both anchors.
+
+  Args:
+    rows: of the runs.
+    preset: 'paper' or 'default', as the rows hold them.
+    columns: how many, from the left.
+  """
   lines = []
   for row in rows.values():
     if preset not in row:
@@ -63,7 +69,7 @@ def distances(rows: Rows, preset: str) -> str:
           _kid(found, direction),
           f'{found[f"identity_kid_{direction}"]:.4f}',
           published[number] if published and preset == 'paper' else '-',
-        ]
+        ][:columns]
       )
   return documents.table(
     (
@@ -77,7 +83,7 @@ def distances(rows: Rows, preset: str) -> str:
       '#KID',
       '#of untouched images',
       "#paper's FID",
-    ),
+    )[:columns],
     lines,
   )
 
