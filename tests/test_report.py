@@ -300,6 +300,16 @@ def test_ended_early(whole):
   assert progress.detail == 'Step 700 of 7,000, then tested.'
 
 
+def test_a_run_that_wants_no_test_finishes_without(tmp_path):
+  path = report_fixtures.make(tmp_path / 'run', steps=700, finished=False)
+  changed = {'duration': '2 epochs', 'eval': {'test': False}}
+  config = json.dumps(report_fixtures.CONFIG | changed)
+  (path / 'config.json').write_text(config)
+  progress = page.verdicts(workdir.read(path))[2]
+  assert (progress.answer, progress.mood) == ('Finished', 'good')
+  assert progress.detail == 'Step 700 of 700; eval.test is off.'
+
+
 _PROBE = """
 const timer = setInterval(() => {
   const charts = document.querySelectorAll('.chart').length;

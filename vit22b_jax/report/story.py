@@ -146,6 +146,10 @@ def progress(run: workdir.Run) -> Verdict:
     kind = halted[-1]['kind'].replace('_', '-')
     detail = f'{step}: {kind}. The state before it is saved.'
     return Verdict(question, 'Halted', detail, 'bad')
+  tested = run.config.get('eval', {}).get('test', True)
+  if not tested and planned and run.last_step >= planned:
+    detail = f'{step}; eval.test is off.'
+    return Verdict(question, 'Finished', detail, 'good')
   if not run.evaluation:
     detail = f'{step}: running or stopped. The same command resumes it.'
     return Verdict(question, 'Not finished', detail, 'plain')
