@@ -376,6 +376,8 @@ def _distances(steps: int, weights: str) -> dict[str, Any]:
         f'{prefix}kid_{direction}': fid * scale / 2_000,
         f'{prefix}kid_stderr_{direction}': 0.0013,
       }
+    mean = scale * (41.234 + 31.457) / 2
+    result |= {f'{prefix}fid': mean, f'{prefix}kid': mean / 2_000}
   return result | {
     'tap': 2048,
     'resize': 'clean',

@@ -93,7 +93,7 @@ def page_of(paths, folder):
 def seen(html):
   """What a reader sees, without pictures and scripts."""
   text = re.sub(r'<(script|style).*?</\1>|<wbr>', '', html, flags=re.DOTALL)
-  return ' '.join(re.sub(r'<[^>]*>', ' ', text).split())
+  return ' '.join(re.sub(r'<[^>]*>', ' ', text).split())  # \u00a0 too
 
 
 # --- Groups ----------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_differences_are_said_in_words(seeds):
     [85, 86, 87], [80, 82, 81], equal_var=False
   ).confidence_interval()
   assert cell.text == '+5.00'
-  assert cell.note == (
+  assert cell.note.replace('\u00a0', ' ') == (
     f'[{expected.low:.2f}, {expected.high:.2f}] excludes 0: better'
   )
   assert results.difference(top1, other, base).text == '−5.00'
@@ -204,7 +204,8 @@ def test_one_seed_has_an_interval_of_the_test_set_alone(tmp_path):
   cell = results.row(group.members, group, [top1])[1]
   low, high = intervals.wilson(0.81, 400)
   assert cell.text == '81.00'
-  assert cell.note == f'test set: {100 * low:.2f} to {100 * high:.2f}'
+  note = f'test set: {100 * low:.2f} to {100 * high:.2f}'
+  assert cell.note.replace('\u00a0', ' ') == note
 
 
 def test_a_seed_that_ran_twice_counts_once(tmp_path):
@@ -369,10 +370,25 @@ def test_translations_say_what_their_distances_were_measured_with(tmp_path):
   text = seen(page_of(paths, tmp_path))
   assert 'fruit at 64 px, 64 + 60 images, tap 2048, resize clean' in text
   assert 'measured otherwise' in text
-  assert 'FID apple → orange' in text
+  assert 'FID: apple → orange' in text
   shown = comparison.samples(groups_of(*paths)[0].members)
   assert list(shown['directions']) == ['apple → orange', 'orange → apple']
   assert [s['step'] for s in shown['directions']['apple → orange']] == [400]
+
+
+def test_translations_measured_alike_have_a_best_and_differences(tmp_path):
+  paths = [
+    report_fixtures.make_translation(
+      tmp_path / name, steps=200, pixels=16, images=2, names=names
+    )
+    for name, names in (('a', ('apple', 'orange')), ('b', ('apple', 'pear')))
+  ]
+  config = json.loads((paths[1] / 'config.json').read_text())
+  config['batch_size'] = 2
+  (paths[1] / 'config.json').write_text(json.dumps(config))
+  text = seen(page_of(paths, tmp_path))
+  assert 'mean FID of both ways: 36.35; +0 to b, no interval: one seed' in text
+  assert 'FID: a2b' in text
 
 
 def test_titles_that_disagree_keep_what_they_share():

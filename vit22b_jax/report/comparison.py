@@ -159,12 +159,11 @@ def _best(found: list[groups.Group]) -> story.Verdict:
     return story.Verdict(question, 'Not comparable', detail, 'bad')
   scores = results.ranked(measure, tested)
   (mean, best), *others = scores
-  answer = f'{best.name}'
   detail = f'{measure.label}: {mean:{measure.form}}'
   if others:
     cell = results.difference(measure, others[0][1], best)
     detail += f'; {cell.text} to {others[0][1].name}, {cell.note}'
-  return story.Verdict(question, answer, f'{detail}.', 'plain')
+  return story.Verdict(question, best.name, f'{detail}.', 'plain')
 
 
 def _machines(runs: list[workdir.Run]) -> list[str]:
@@ -172,8 +171,8 @@ def _machines(runs: list[workdir.Run]) -> list[str]:
   found = []
   for run in runs:
     devices, cpus = run.versions.get('devices', []), run.versions.get('cpus')
-    kinds_ = sorted({str(device) for device in devices})
-    said = f'{len(devices)} x {", ".join(kinds_)}' if devices else 'unknown'
+    models = ', '.join(sorted(set(map(str, devices))))
+    said = f'{len(devices)} x {models}' if devices else 'unknown'
     found.append(f'{said} ({cpus} CPUs)' if cpus else said)
   return list(dict.fromkeys(found))
 

@@ -17,7 +17,6 @@ kind.measures(run)   # what a comparison tells of the final evaluation
 kind.yardstick(run)  # what it was measured with; others' numbers don't compare
 """
 
-import itertools
 import types
 from collections.abc import Iterable
 
@@ -34,15 +33,12 @@ def of(run: workdir.Run) -> types.ModuleType:
 def agreed(titles: Iterable[str], key: str) -> str:
   """What several runs call a thing.
 
-  Where they disagree, as on the names of two domains, the words that they begin
-  with and the end of the key: 'FID a2b' of 'FID apple → orange', ... and
-  'fid_a2b'; without such words, the key.
+  Where they disagree, as on the names of two domains, what they say before a
+  colon and the end of the key: 'FID: a2b' of 'FID: apple → orange' and
+  'fid_a2b'. Without that, the key.
   """
   names = set(titles)
   if len(names) == 1:
     return names.pop()
-  columns = zip(*(name.split() for name in names), strict=False)
-  words = [
-    c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns)
-  ]
-  return ' '.join([*words, key.rpartition('_')[2]]) if words else key
+  heads = {name.partition(': ')[0] for name in names}
+  return f'{heads.pop()}: {key.rpartition("_")[2]}' if len(heads) == 1 else key

@@ -102,7 +102,8 @@ def difference(
   text = signed(f'{change:+{measure.form}}')
   if interval is None:
     return Cell(text, _why_none(before, after), change)
-  said = f'[{interval.low:{measure.form}}, {interval.high:{measure.form}}]'
+  ends = [f'{end:{measure.form}}' for end in interval]
+  said = _together(f'[{", ".join(ends)}]')
   if not interval.excludes_zero:
     return Cell(text, signed(f'{said} includes 0'), change)
   better = change * measure.sign > 0
@@ -138,6 +139,11 @@ def signed(text: str) -> str:
   return text.replace('-', '−')
 
 
+def _together(text: str) -> str:
+  """Text that no line breaks."""
+  return text.replace(' ', '\u00a0')
+
+
 def _yardsticks(group: groups.Group) -> set[str]:
   return {kinds.of(m.run).yardstick(m.run) for m in group.evaluated}
 
@@ -158,7 +164,7 @@ def _runs(members: list[groups.Member], group: groups.Group) -> Cell:
   notes = [f'seed {seed} repeated' for seed in group.repeated]
   tested = sum(bool(member.run.evaluation) for member in members)
   if tested < len(members):
-    notes.insert(0, f'{tested} evaluated')
+    notes.insert(0, _together(f'{tested} evaluated'))
   return Cell(str(len(members)), ', '.join(notes), len(members))
 
 
@@ -171,9 +177,9 @@ def _score(measure: story.Measure, runs: list[workdir.Run]) -> Cell:
   if len(runs) == 1 and measure.is_part:
     found = intervals.wilson(parts[0], runs[0].evaluation['num_examples'])
     low, high = (f'{measure.scale * v:{measure.form}}' for v in found)
-    note = f'test set: {low} to {high}'
+    note = f'test set: {_together(f"{low} to {high}")}'
   elif found := intervals.student(scaled):
-    note = f'± {mean - found.low:{measure.form}}'
+    note = _together(f'± {mean - found.low:{measure.form}}')
   return Cell(signed(f'{mean:{measure.form}}'), signed(note), mean)
 
 
@@ -185,7 +191,9 @@ def _validation(runs: list[workdir.Run]) -> Cell:
     return NOTHING
   mean = float(np.mean(last))
   steps = {int(steps[-1]) for steps, _ in recorded if len(steps)}
-  note = f'step {steps.pop():,}' if len(steps) == 1 else 'of several steps'
+  note = 'of several steps'
+  if len(steps) == 1:
+    note = _together(f'step {steps.pop():,}')
   return Cell(f'{mean:{measure.form}}', note, mean)
 
 

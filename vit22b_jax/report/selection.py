@@ -27,7 +27,9 @@ def read(workdirs: Iterable[epath.PathLike]) -> list[workdir.Run]:
   for entry in workdirs:
     for path in _matches(str(entry).strip()):
       found = _absolute(path)
-      places.setdefault(found.resolve(), found)
+      # Two names of a folder are one run; buckets have no links.
+      same = found if is_remote(found) else found.resolve()
+      places.setdefault(same, found)
   if not places:
     raise errors.UserError(
       '--mode=report needs --workdirs=RUN,RUN,... of two runs or more, such as'

@@ -239,7 +239,7 @@ def measures(run: workdir.Run) -> list[story.Measure]:
   """Distances of the final evaluation, a direction after the other."""
   return [
     story.Measure(
-      f'{key}_{direction}', f'{label} {arrow(run, direction)}', '.4g', sign=-1
+      f'{key}_{direction}', f'{label}: {arrow(run, direction)}', '.4g', sign=-1
     )
     for direction in DIRECTIONS
     for key, label in (('fid', 'FID'), ('kid', 'KID'))
