@@ -44,7 +44,7 @@ help:
 	@echo
 	@echo '  make report     compare the runs in runs/ on one page, or RUNS="runs/a runs/b"'
 	@echo '  make test-all   all tests, with torch, timm, libtpu; Chromium if present'
-	@echo '  make experiments   the tables and figures of the paper, and how far each is'
+	@echo '  make experiments  the tables and figures of the paper, and how far each is'
 	@echo '  make lint       ruff: rules and format'
 	@echo '  make clean      remove $(VENV), caches and build files, not runs/'
 

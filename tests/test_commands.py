@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import shutil
 import subprocess
 
 import jax
@@ -64,6 +65,8 @@ def stand_ins(tmp_path_factory):
       *small([f'--config={ROOT}/configs/{config}.py'], None),
       f'--workdir={runs[task]}',
     )
+  again = folder / 'classification_again'
+  shutil.copytree(runs['classification'], again)
   return StandIns(
     classes=classes,
     domains=data_fixtures.make_domains(
@@ -98,7 +101,7 @@ def small(arguments, given):
     out.append(f'{flag}={value}')
 
   if mode == 'report':
-    put('--workdirs', f'{given.runs["classification"]},{given.classes.parent}*')
+    put('--workdirs', f'{given.runs["classification"]}*')
     put('--workdir', given.made)
   elif mode == 'fid':
     put('--config.a', given.photos)
