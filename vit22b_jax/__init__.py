@@ -1,7 +1,11 @@
 """ViT-22B against ViT, trained from scratch, in JAX.
 
-model = vit22b_jax.create('vit22b', variant='S', num_classes=10)
 model, variables = vit22b_jax.load('runs/cifar10_vit22b_s')
+
+>>> import vit22b_jax
+>>> model = vit22b_jax.create('vit22b', variant='S', num_classes=10)
+>>> model.depth, model.width, model.num_heads
+(12, 384, 6)
 """
 
 __all__ = ['create', 'load']

@@ -2,7 +2,13 @@
 
     app.run(main, flags_parser=configuration.parse_flags)
     configuration.validate(config)
-    identity, free = configuration.diff(old, config)
+
+What a resumed run may change is told from what makes it another run:
+
+    >>> old = {'seed': 0, 'duration': '3 epochs', 'optim': {'b1': 0.9}}
+    >>> identity, free = diff(old, {**old, 'seed': 1, 'duration': '9 epochs'})
+    >>> identity, free
+    ([('seed', 0, 1)], [('duration', '3 epochs', '9 epochs')])
 
 Everything that a user may have mistyped ends in one errors.UserError.
 """

@@ -5,6 +5,10 @@
     step = distributed.share(step)     # what the first process has, in all
     distributed.agree(ok)              # whether it is so in every process
 
+    >>> job = find('10.0.0.1:8476', num_processes=2, process_id=1, environ={})
+    >>> job.process_id, job.coordinator
+    (1, '10.0.0.1:8476')
+
 A Cloud TPU pod slice, SLURM and Open MPI say who is who, or three flags do. A
 process on its own waits for nobody. What happens when one of several is lost is
 the matter of `links`.

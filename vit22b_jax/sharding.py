@@ -3,6 +3,11 @@
     mesh = sharding.make_mesh('fsdp+tensor')       # or fsdp=4, tensor=2, ...
     shardings = sharding.of_boxed(abstract_params, mesh)
 
+    >>> mesh_shape('fsdp+tensor', 8)
+    {'data': 1, 'fsdp': 4, 'tensor': 2}
+    >>> mesh_shape('fsdp', 1024, data=-1, fsdp=128)
+    {'data': 8, 'fsdp': 128, 'tensor': 1}
+
 The mesh has three axes: `data` splits the batch, `fsdp` splits the batch and
 every parameter, `tensor` splits attention heads and MLP slices. Parameters say
 their axes by logical names (`models/axes.py`); `RULES` is the one table that

@@ -4,6 +4,10 @@
     window.before(step, folder)     # around each step
     window.after(step, state)
 
+    >>> window = Window.parse('10-15', total_steps=100)
+    >>> window.first, window.last
+    (10, 15)
+
 Writes an xplane trace, as TensorBoard's profiler (xprof) and Perfetto read it:
 https://docs.jax.dev/en/latest/profiling.html
 """

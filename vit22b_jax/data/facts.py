@@ -3,6 +3,10 @@
     data = facts.dataset('imagenet2012')              # like sources.load
     data = facts.domains('cycle_gan/apple2orange')    # like domains.load
 
+    >>> data = domains('fruit')
+    >>> len(data.train.a), len(data.val.a), len(data.test.a)
+    (360, 40, 64)
+
 What a plan of a run needs: the parts know their lengths alone. Prepared TFDS
 sets are read by their metadata, folders by counting; a few well-known sets need
 not be there at all.

@@ -4,6 +4,10 @@
 - `crop`: a crop of the image as it is.
 - `scale_width`: to the width of `load`, proportions kept; then a crop.
 - `none`: as it is; it must have the size of the crop.
+
+    >>> resize = Resize.parse('scale_width', load_size=286, image_size=256)
+    >>> resize((600, 300))  # height and width before the crop
+    (572, 286)
 """
 
 import dataclasses

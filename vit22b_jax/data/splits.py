@@ -272,6 +272,11 @@ def hold_out(
   Each class gives floor or ceil of `fraction` of its records, so that the sum
   is round(fraction * N) (largest remainders), and always keeps one.
 
+  >>> labels = np.array([0, 0, 0, 0, 1, 1])
+  >>> first, second = hold_out(labels, 0.5, seed=0)
+  >>> labels[second].tolist()
+  [0, 0, 1]
+
   Args:
     labels: class of each record.
     fraction: share of the second part, in (0, 1).

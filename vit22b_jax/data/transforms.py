@@ -2,6 +2,14 @@
 
 Every image has its own key, so a batch's augmentation is a function of
 (key, position in the batch) and doesn't depend on how it is sharded.
+
+    >>> image = jnp.array([[[0, 128, 255]]], jnp.uint8)  # one pixel
+    >>> to_signed(image)[..., ::2].tolist()
+    [[[-1.0, 1.0]]]
+    >>> to_uint8(to_signed(image)).tolist()
+    [[[0, 128, 255]]]
+    >>> normalise(image, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).max().item()
+    1.0
 """
 
 from collections.abc import Sequence

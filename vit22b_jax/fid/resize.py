@@ -8,6 +8,12 @@
 
 Each is linear and separable (before the clipping), so it is two products with
 small matrices; images that have the size already stay as they are.
+
+What two pixels give to the middle one of 299; without half pixels, all is
+shifted:
+
+    >>> print(matrix(2, 'torch')[149].round(2), matrix(2, 'tf1')[149].round(2))
+    [0.5 0.5] [0. 1.]
 """
 
 import functools

@@ -6,6 +6,9 @@
 
 FIDs are comparable for the public weights alone; for any others
 `found.calibrated` is False, and whoever prints a distance says so.
+
+    >>> load('random:0', ('64',)).calibrated
+    False
 """
 
 import dataclasses

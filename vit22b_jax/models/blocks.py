@@ -10,6 +10,12 @@ be set apart from the others. n is a norm:
     released            x + n(Attn(x) + MLP(x)), as they released it
     released_unnormed   x + Attn(x) + MLP(x)
 
+    >>> ours, theirs = PRESETS['vit22b'], PRESETS['released']
+    >>> ours.pre_norm, ours.qk_norm, ours.sum_norm
+    (True, True, False)
+    >>> theirs.pre_norm, theirs.qk_norm, theirs.sum_norm
+    (False, True, True)
+
 Sources: "Deeper Inside Deep ViT", section 3.1; ViT, arXiv:2010.11929, section
 3.1; ViT-22B, arXiv:2302.05442, section 2.
 """

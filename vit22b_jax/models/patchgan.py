@@ -1,8 +1,11 @@
 """Discriminators that judge patches of an image: `build(name)`.
 
-    model = patchgan.build('patchgan70')
-    params = model.init(key, images)['params']
-    scores = model.apply({'params': params}, images)
+    >>> import jax
+    >>> model = build('patchgan70')
+    >>> images = jnp.zeros((2, 256, 256, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> jax.eval_shape(model.apply, params, images).shape
+    (2, 30, 30, 1)
 
 Each score is of one patch, as large as the score's receptive field: 70 px for
 the PatchGAN of arXiv:1611.07004, section 3.2, that CycleGAN takes, 94 px for

@@ -1,8 +1,11 @@
 """The CycleGAN authors' generator: a residual network between convolutions.
 
-    model = resnet_generator.build(blocks=9)
-    params = model.init(key, images)['params']
-    translated = model.apply({'params': params}, images)
+    >>> import jax
+    >>> model = build(blocks=9)
+    >>> images = jnp.zeros((2, 256, 256, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> jax.eval_shape(model.apply, params, images).shape
+    (2, 256, 256, 3)
 
 c7s1-64, d128, d256, R256 x blocks, u128, u64, c7s1-3 in the words of
 arXiv:1703.10593, appendix 7.2, with instance norms without affine terms, so

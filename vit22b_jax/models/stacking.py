@@ -1,7 +1,12 @@
 """Names of blocks, and trees with a block an entry or all blocks stacked.
 
-    stacked = stacking.stack(params, depth)  # {'blocks': ...}
-    params = stacking.unstack(stacked)  # {'block_00': ..., 'block_01': ...}
+    >>> params = {'block_00': {'bias': np.zeros(3)}}
+    >>> params |= {'block_01': {'bias': np.ones(3)}, 'head': np.zeros(2)}
+    >>> stacked = stack(params, depth=2)
+    >>> sorted(stacked), stacked['blocks']['bias'].shape
+    (['blocks', 'head'], (2, 3))
+    >>> sorted(unstack(stacked))
+    ['block_00', 'block_01', 'head']
 
 Stacked arrays are [depth, ...]. Any tree that holds such entries will do:
 weights, averages of them, an optimiser's state; of arrays, or of shapes with

@@ -2,9 +2,15 @@
 
 The model is a linen module, used as any other:
 
-    model = vit.build('vit22b', 'S', num_classes=100, patch_size=4)
     variables = model.init(key, images)
     logits = model.apply(variables, images)
+
+    >>> import jax
+    >>> model = build('vit22b', 'S', num_classes=100, patch_size=4)
+    >>> images = jnp.zeros((2, 32, 32, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    21345892
 """
 
 import dataclasses

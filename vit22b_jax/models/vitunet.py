@@ -1,8 +1,14 @@
 """ViTUnet: an image-to-image generator over either block; and `build`.
 
-    model = vitunet.build('vit22b', 'S', image_size=256, patch_size=32)
     params = model.init(key, images)['params']
     translated = model.apply({'params': params}, images)
+
+    >>> import jax
+    >>> model = build('released', 'S', image_size=256, patch_size=32)
+    >>> images = jnp.zeros((2, 256, 256, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    13086083
 
 Seven stages of depth/6 blocks each: three that encode, a middle, three that
 decode, with a skip from each encoder to its decoder. `ViTUnet` is what the

@@ -2,6 +2,10 @@
 
 topology = topologies.find('v5e:2x4')
 topology.chip, topology.devices
+
+>>> node = find('h100:8')
+>>> node.size, node.chip.hbm_bytes / 1e9
+(8, 80.0)
 """
 
 import dataclasses
