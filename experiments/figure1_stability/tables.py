@@ -55,11 +55,11 @@ def summary(rows: Rows) -> list[str]:
     'patch 16, batch 64): the highest rate without and the lowest with an '
     f'explosion (a logit or gradient entry of {cells.CAP:,.0f}, where the '
     f"paper's Figure 1 cuts its plots) within {cells.STEPS} steps.",
-    rates(rows, 'S', columns=5),
+    rates(rows, 'S', columns=6),
   ]
 
 
-def rates(rows: Rows, size: str, columns: int = 10) -> str:
+def rates(rows: Rows, size: str, columns: int = 11) -> str:
   """The search: the lowest exploding rate of each variant, and where.
 
   Args:
@@ -78,6 +78,7 @@ def rates(rows: Rows, size: str, columns: int = 10) -> str:
       'switch',
       '#stable at',
       '#explodes at',
+      '#times the first',
       '#seeds that explode there',
       '#at half of it',
       '#step',
@@ -103,6 +104,7 @@ def _rate_line(rows: Rows, size: str, variant: str) -> list[str] | None:
     name_of(variant),
     _rate(low) if at_low else f'below {_rate(low + 1)}',
     _rate(high) if at_high else f'above {_rate(high - 1)}',
+    _times(high, cells.bounds(size, 'original', rows)) if at_high else '-',
     _share(at_high),
     _share(at_low),
     _span([r['explosion'] for r in exploded]),
@@ -153,6 +155,12 @@ def watched(rows: Rows, stage: str) -> str:
 
 def _rate(exponent: int) -> str:
   return f'{cells.RATE * 2.0**exponent:.3g}'
+
+
+def _times(high: int, original: tuple[int, int]) -> str:
+  """An exploding rate over that of the unchanged block, once it's known."""
+  low, base = original
+  return f'{2.0 ** (high - base):g}' if base - low == 1 else '-'
 
 
 def _share(rows: list[Row]) -> str:
