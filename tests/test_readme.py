@@ -24,7 +24,10 @@ def commands():
   for path in DOCUMENTS:
     text = path.read_text().replace('\\\n', ' ').replace('$i', '0')
     text = text.replace('--config=...', '--config=configs/digits_vit22b_ti.py')
-    for line in re.findall(r'(?<![\w`])python main\.py ([^\n`|#&>"]*)', text):
+    text = re.sub(r'(--[\w.]+=)[NI]\b', r'\g<1>0', text)
+    text = text.replace('python main.py ...', '')  # any command
+    flags_of = r'\bpython main\.py +(--(?:="[^"\n]*"|[^\n`|#&>"])*)'
+    for line in re.findall(flags_of, text):
       arguments = shlex.split(line.removesuffix(' 2'))
       yield str(path.relative_to(ROOT)), arguments
 
