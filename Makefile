@@ -37,7 +37,7 @@ WORKERS ?= 2
 # A file's tests stay on one worker and share what they compiled.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 
-.PHONY: help run run-translation experiments test test-all lint clean
+.PHONY: help run run-translation experiments report test test-all lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
