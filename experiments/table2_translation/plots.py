@@ -34,7 +34,7 @@ def distances(rows: Rows, preset: str) -> figure.Figure:
         for prefix, (_, marker) in _ANCHORS.items():
           value = found[f'{prefix}fid_{direction}']
           panel.plot(value, y, marker, color=colour, alpha=0.6)
-    panel.set_xscale('log')
+    panel.set_xlim(left=0)
     panel.set_yticks(range(len(here)), [row['generator'] for row in here])
     panel.invert_yaxis()
   for side, name in enumerate(DIRECTIONS.values()):
