@@ -74,7 +74,7 @@ def _paper() -> list[str]:
     *table2_tables.summary(rows['table2_translation']),
     *(
       f'![Real images and their translations]({here}/figure5_samples/{name})'
-      for name in ('monet2photo.png',)
+      for name in ('fruit.png', 'monet2photo.png')
     ),
     '### Parameters (Table 1)',
     *table1_tables.summary(rows['table1_parameters']['parameters']),
