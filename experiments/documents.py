@@ -40,10 +40,10 @@ def write(folder: pathlib.Path, scale: str, parts: Iterable[str]) -> None:
   (folder / name).write_text(f'{text}\n')
 
 
-def fill(page: str, text: str) -> str:
-  """The page with `text` as its block of results."""
-  pattern = re.compile(f'{_START}.*?{_END}', re.DOTALL)
-  return pattern.sub(lambda _: f'{_START}\n\n{text}\n\n{_END}', page)
+def fill(page: str, text: str, start: str = _START) -> str:
+  """The page with `text` as its block of results, which `start` begins."""
+  pattern = re.compile(f'{re.escape(start)}.*?{_END}', re.DOTALL)
+  return pattern.sub(lambda _: f'{start}\n\n{text}\n\n{_END}', page)
 
 
 def panels(

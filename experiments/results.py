@@ -5,7 +5,6 @@ python -m experiments.results
 
 import json
 import pathlib
-import re
 
 from experiments import catalogue, documents, runner
 from experiments.figure1_stability import tables as figure1_tables
@@ -16,7 +15,6 @@ from vit22b_jax import report
 
 ROOT = pathlib.Path(__file__).parent.parent
 _START = '<!-- results: python -m experiments.results -->'
-_END = '<!-- /results -->'
 
 
 # Tables that commands wrote: (file under experiments/, what stands above it).
@@ -162,8 +160,7 @@ def _throughput(rows: list[dict]) -> str:
 
 def render(readme: str) -> str:
   """The README's text with its results section made anew."""
-  pattern = re.compile(f'{re.escape(_START)}.*?{re.escape(_END)}', re.DOTALL)
-  return pattern.sub(lambda _: f'{_START}\n\n{section()}\n\n{_END}', readme)
+  return documents.fill(readme, section(), _START)
 
 
 def main() -> None:

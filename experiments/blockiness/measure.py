@@ -30,31 +30,41 @@ def measure(path: str) -> list[dict]:
   step, variables, _ = evaluate.restore(task, manager, 'last')
   manager.close()
   commit = workdir.read_json(path, workdir.VERSIONS)['git_commit']
+  patch = config.model.patch_size
   rows = []
   for direction, sides in sources.DIRECTIONS.items():
-    source, target = (_images(getattr(data.test, side)) for side in sides)
-    made = [
-      np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
-      for batch in task.generated(variables, direction)
-    ]
+    source, target = (images(getattr(data.test, side)) for side in sides)
     rows.append(
       {
         'resample': config.model.resample,
         'data': config.data.name,
         'image_size': config.data.image_size,
-        'patch_size': config.model.patch_size,
+        'patch_size': patch,
         'steps': step,
         'commit': commit,
         'direction': direction,
-        **_both('made', np.concatenate(made), config.model.patch_size),
-        **_both('source', source, config.model.patch_size),
-        **_both('target', target, config.model.patch_size),
+        **_both(
+          'made', made(task, variables, direction), config.model.patch_size
+        ),
+        **_both('source', source, patch),
+        **_both('target', target, patch),
       }
     )
   return rows
 
 
-def _images(split) -> np.ndarray:
+def made(task, variables, direction: str) -> np.ndarray:
+  """What a generator makes of the test part, [B, H, W, 3] in [0, 255]."""
+  return np.concatenate(
+    [
+      np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
+      for batch in task.generated(variables, direction)
+    ]
+  )
+
+
+def images(split) -> np.ndarray:
+  """All images of a split, uint8 [B, H, W, 3]."""
   return np.stack([split[i]['image'] for i in range(len(split))])
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments import documents
-from experiments.figure1_stability import cells
+from experiments.figure1_stability import cells, measure
 from experiments.runner import Row, Rows
 
 _NAMES = {
@@ -108,12 +108,9 @@ def _rate_line(rows: Rows, size: str, variant: str) -> list[str] | None:
     _share(at_high),
     _share(at_low),
     _span([r['explosion'] for r in exploded]),
-    *(_origins(exploded, signal) for signal in _SIGNALS),
+    *(_origins(exploded, signal) for signal in measure.SIGNALS),
     _span([r['last_loss'] for r in at_low if r['explosion'] is None], 2),
   ]
-
-
-_SIGNALS = ('attn_logit_max', 'residual_rms', 'grad_norm')
 
 
 def watched(rows: Rows, stage: str) -> str:

@@ -10,11 +10,9 @@ from jaxtyping import UInt8
 from matplotlib import figure
 
 from experiments import documents, runner
-from experiments.table2_translation import measure
+from experiments.table2_translation import measure, tables
 from experiments.table2_translation import run as table2
 from vit22b_jax.report import grids
-
-_DIRECTIONS = {'a2b': 'A to B', 'b2a': 'B to A'}
 
 
 def render(
@@ -38,7 +36,7 @@ def picture(results: pathlib.Path, rows: list[runner.Row]) -> figure.Figure:
     figsize=(10, 0.9 * (len(rows) + 1)), layout='constrained'
   )
   panels = drawn.subplots(len(rows) + 1, 2, squeeze=False)
-  for column, (direction, title) in enumerate(_DIRECTIONS.items()):
+  for column, (direction, title) in enumerate(tables.DIRECTIONS.items()):
     samples = [
       grids.read(results / measure.SAMPLES / f'{row["name"]}_{direction}.png')
       for row in rows

@@ -5,9 +5,9 @@ import shutil
 from typing import Any
 
 import jax
-import numpy as np
 
 from configs import common
+from experiments.blockiness import measure as images
 from experiments.runner import Cell
 from vit22b_jax import api, blockiness, evaluate, tasks
 from vit22b_jax import workdir as workdir_lib
@@ -61,14 +61,8 @@ def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
 def _patches(task, variables, data, direction: str) -> dict[str, float]:
   """Blockiness of translations, and of the real images of their domain."""
   _, target = sources.DIRECTIONS[direction]
-  made = np.concatenate(
-    [
-      np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
-      for batch in task.generated(variables, direction)
-    ]
-  )
-  split = getattr(data.test, target)
-  real = np.stack([split[i]['image'] for i in range(len(split))])
+  made = images.made(task, variables, direction)
+  real = images.images(getattr(data.test, target))
   patch = made.shape[1] // _GRID
   return {
     'ratio': blockiness.ratio(made, patch),
