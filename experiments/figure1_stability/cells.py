@@ -7,8 +7,8 @@ variants share every initial weight.
 
 Stages: `bisect` looks for the lowest exploding rate of each variant in short
 runs that stop at an explosion, `seeds` repeats that rate and half of it,
-`large` watches size B at the code's rate without stopping, `long` runs 3,000
-steps.
+`large` watches size B at the code's rate without stopping (two seeds where it
+explodes), `long` runs 3,000 steps.
 """
 
 from typing import Any
@@ -47,19 +47,23 @@ def cells(scale: str, rows: Rows) -> list[Cell]:
   """What can be run by now: later cells depend on the rows of earlier ones."""
   if scale == 'full':
     return _full()
-  large = [
-    _cell('B', name, RATE, STEPS, 0, stage='large', stop=False)
-    for name in ('original', 'mlp_norm', 'sum_norm', 'pre_norm')
-  ]
+  watched = ('original', 'mlp_norm', 'sum_norm', 'pre_norm')
   return [
     *(cell for name in MAIN for cell in _bisect('S', name, rows)),
-    *large,
+    *(_large(name) for name in watched),
     *(cell for name in MAIN for cell in _seeds('S', name, rows)),
     *(cell for name in TRICKS for cell in _bisect('S', name, rows)),
     *(_long('Ti', name) for name in ('original', 'pre_norm+mlp_norm')),
     *(cell for name in OTHERS for cell in _bisect('S', name, rows)),
     _long('S', 'original'),
+    *(cell for name in TRICKS for cell in _seeds('S', name, rows)),
+    *(_large(name, seed=1) for name in ('original', 'mlp_norm')),
+    *(cell for name in OTHERS for cell in _seeds('S', name, rows)),
   ]
+
+
+def _large(variant: str, seed: int = 0) -> Cell:
+  return _cell('B', variant, RATE, STEPS, seed, stage='large', stop=False)
 
 
 def _long(size: str, variant: str) -> Cell:
