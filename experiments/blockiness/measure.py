@@ -43,9 +43,7 @@ def measure(path: str) -> list[dict]:
         'steps': step,
         'commit': commit,
         'direction': direction,
-        **_both(
-          'made', made(task, variables, direction), config.model.patch_size
-        ),
+        **_both('made', made(task, variables, direction), patch),
         **_both('source', source, patch),
         **_both('target', target, patch),
       }

@@ -142,7 +142,7 @@ def watched(rows: Rows, stage: str) -> str:
       '#largest gradient (step)',
       f'#logit after step {cells.START_UP}',
       '#gradient then',
-      '#steps beyond 4,000, early',
+      f'#steps beyond {cells.CAP:,.0f}, early',
       '#late',
       '#last loss',
     ),
