@@ -63,7 +63,9 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flag_values=values,
   )
   flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.', flag_values=values)
-  flags.DEFINE_list(
+  flags.DEFINE_multi(
+    flags.ListParser(),
+    flags.CsvListSerializer(','),
     'workdirs',
     [],
     'report: the folders of the runs to compare, or patterns of them.',
@@ -181,10 +183,9 @@ def _report(values: flags.FlagValues) -> int:
   from vit22b_jax import report
 
   folder = values.workdir or 'runs'
+  wanted = [workdir for given in values.workdirs for workdir in given]
   try:
-    path = report.compare(
-      values.workdirs, os.path.join(folder, 'comparison.html')
-    )
+    path = report.compare(wanted, os.path.join(folder, 'comparison.html'))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

@@ -5,8 +5,8 @@
 What is done stands in the experiment's results.json (results_full.json at full
 scale), a row for each cell, written whole after each: stopped and started again
 a sweep goes on, and the cell that was interrupted resumes from its checkpoint.
-A cell whose command has changed since is run anew. When nothing is left, the
-tables and plots are made from the rows.
+A cell whose command has changed since is run anew, in an empty workdir. When
+nothing is left, the tables and plots are made from the rows.
 """
 
 import argparse
@@ -206,6 +206,7 @@ class Sweep:
     }
     write(self._path, self.rows.values())
     shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
+    run.forget()
     print(
       f'{time.strftime("%H:%M:%S")} {self._experiment.name} {cell.name} '
       f'({self.rows[cell.name]["seconds"]:.0f} s)',
@@ -216,6 +217,9 @@ class Sweep:
 class _Run:
   """A process that trains one cell.
 
+  It goes on in the workdir that an earlier start with the same arguments left
+  unfinished; a note beside the workdir tells of that start.
+
   Attributes:
     seconds: of this start and those before it, once `note_seconds` was called.
   """
@@ -225,12 +229,11 @@ class _Run:
     self.workdir = workdir
     self.cores = cores
     self.log = workdir.with_name(f'{workdir.name}.log')
-    self._clock = workdir.with_name(f'{workdir.name}.seconds')
-    self.seconds = 0.0
-    if workdir.exists() and self._clock.exists():
-      self.seconds = float(self._clock.read_text())
-    self._start = time.monotonic()
+    self._note = workdir.with_name(f'{workdir.name}.started.json')
     workdir.parent.mkdir(parents=True, exist_ok=True)
+    self.seconds = self._seconds_before()
+    self._start = time.monotonic()
+    self._write_note()
     command = [
       sys.executable,
       *cell.program,
@@ -249,7 +252,24 @@ class _Run:
   def note_seconds(self) -> None:
     """Adds up what the ended process took, for a later start to go on from."""
     self.seconds += time.monotonic() - self._start
-    self._clock.write_text(str(self.seconds))
+    self._write_note()
+
+  def forget(self) -> None:
+    """Another start is to begin anew."""
+    self._note.unlink()
+
+  def _seconds_before(self) -> float:
+    """Of earlier starts; removes a workdir that isn't of this very run."""
+    if self._note.exists():
+      note = json.loads(self._note.read_text())
+      if note['arguments'] == self.cell.arguments():
+        return note['seconds']
+    shutil.rmtree(self.workdir, ignore_errors=True)
+    return 0.0
+
+  def _write_note(self) -> None:
+    note = {'arguments': self.cell.arguments(), 'seconds': self.seconds}
+    self._note.write_text(json.dumps(note))
 
 
 def _num_cores() -> int | None:
@@ -299,7 +319,10 @@ def parser(experiment: Experiment) -> argparse.ArgumentParser:
 
 def main(experiment: Experiment, argv: list[str] | None = None) -> None:
   """Runs what is missing of an experiment, then makes its tables and plots."""
-  given = parser(experiment).parse_args(argv)
+  flags = parser(experiment)
+  given = flags.parse_args(argv)
+  if given.jobs < 1:
+    flags.error(f'--jobs={given.jobs}: give 1 or more.')
   results = given.results or experiment.results
   results.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -132,6 +132,23 @@ def test_anchors_stay_apart_where_signs_fall_away(tmp_path):
   assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize(
+  'shared, names',
+  [
+    ('cifar_s', ('cifar_s', 'cifar_s_seed1')),
+    ('cifar_s', ('cifar_s_0', 'cifar_s_1')),
+    ('lr_1e-3', ('lr_1e-3', 'lr_1e-3_s1')),
+    ('wd_0.1', ('wd_0.1_seed0', 'wd_0.1_seed01')),
+    ('depth_6', ('depth_6_first', 'depth_6_second')),
+    ('a_run', ('a_run4', 'a_run5')),
+    ('lr_0.0', ('lr_0.0', 'lr_0.0_1')),
+  ],
+)
+def test_a_group_is_named_without_its_seeds_alone(shared, names, tmp_path):
+  paths = [make(tmp_path / n, seed=seed) for seed, n in enumerate(names)]
+  assert [group.name for group in groups_of(*paths)] == [shared]
+
+
 def test_a_group_of_bare_seeds_has_its_folders_name(tmp_path):
   paths = [make(tmp_path / f'digits/seed_{s}', seed=s) for s in (0, 1, 10)]
   assert groups_of(*paths)[0].name == 'digits'
@@ -256,6 +273,18 @@ def test_a_longer_run_goes_on_alone(tmp_path):
   assert rest['line']['dash'] == 'dot'
 
 
+def test_a_run_that_broke_early_leaves_the_others_their_band(tmp_path):
+  paths = [make(tmp_path / name, seed=n) for n, name in enumerate('abc')]
+  rows = [{'step': 10, 'val/top1': 0.5}, {'step': 20, 'val/top1': 'nan'}]
+  report_fixtures.write_lines(paths[2] / 'metrics.jsonl', rows)
+  figure = overlays.curves(groups_of(*paths))['Accuracy: validation']
+  band, mean, broken, crosses = figure['data']
+  assert band['x'][:4] == mean['x'] == [10, 20, 30, 40]
+  assert mean['y'] == pytest.approx([0.06, 0.07, 0.08, 0.09])
+  assert (broken['name'], broken['line']['dash']) == ('c', 'dot')
+  assert crosses['x'] == [20]
+
+
 def test_runs_without_a_shared_step_are_drawn_as_they_are(tmp_path):
   paths = [
     make(tmp_path / 'a', seed=0, every=10),
@@ -352,6 +381,20 @@ def test_bare_workdirs_say_what_is_missing(tmp_path):
     assert said in text, said
 
 
+def test_what_was_not_recorded_did_not_stay_calm(tmp_path):
+  paths = [make(tmp_path / n, data={'name': n}) for n in ('a', 'b')]
+  for path in paths:
+    (path / 'diagnostics.csv').unlink()
+  text = seen(page_of(paths, tmp_path))
+  assert 'Did anything explode? Unknown 2 without diagnostics' in text
+  event = report_fixtures.events(0)[1] | {'step': 2, 'kind': 'non_finite'}
+  report_fixtures.write_lines(paths[1] / 'events.jsonl', [event])
+  (group,) = groups_of(paths[1])
+  cells = results.row(group.members, group, [])
+  events = cells[results.columns([group.members[0].run]).index('events')]
+  assert (events.text, events.mood) == ('1 not finite', 'bad')
+
+
 def test_numbers_that_are_not_finite(tmp_path):
   paths = [make(tmp_path / f'a{s}', 0.8, seed=s) for s in (0, 1)]
   paths.append(make(tmp_path / 'b', 0.1, model={'block': 'vit'}))
@@ -404,6 +447,9 @@ def test_titles_that_disagree_keep_what_they_share():
 def test_patterns_leave_out_what_is_no_run_and_runs_come_once(seeds, tmp_path):
   (tmp_path / 'comparison.html').write_text('')
   (tmp_path / 'vit_other').mkdir()
+  (tmp_path / 'vit_of_another_program').mkdir()
+  other = tmp_path / 'vit_of_another_program' / 'config.json'
+  other.write_text('{"architectures": ["ViT"]}')
   entries = [f'{tmp_path}/vit_*', f'{seeds[0]}/', os.path.relpath(seeds[1])]
   found = [run.path for run in selection.read(entries)]
   assert [str(path) for path in found] == [str(path) for path in seeds[:3]]
@@ -421,11 +467,18 @@ def test_patterns_leave_out_what_is_no_run_and_runs_come_once(seeds, tmp_path):
     (['{}/x*'], 'no folder there holds a run'),
     (['{}/a', '{}/fruit'], 'different tasks .* translation: '),
     (['{}/a', '{}/damaged'], 'damaged'),
+    (['{}/a', '{}/foreign'], 'foreign is not a workdir: .* no task'),
+    (['{}/a', '{}/future'], "of the task 'segmentation'"),
   ],
 )
 def test_mistakes_in_the_command_line(entries, message, tmp_path, capsys):
   make(tmp_path / 'a')
   (make(tmp_path / 'damaged') / 'config.json').write_text('{"task":')
+  for name, content in (
+    ('foreign', '[]'),
+    ('future', '{"task":"segmentation"}'),
+  ):
+    (make(tmp_path / name) / 'config.json').write_text(content)
   (tmp_path / 'empty').mkdir()
   report_fixtures.make_translation(
     tmp_path / 'fruit', steps=50, every=50, pixels=4, images=1
@@ -434,6 +487,22 @@ def test_mistakes_in_the_command_line(entries, message, tmp_path, capsys):
   assert call('--mode=report', f'--workdirs={wanted}') == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+  'name, content',
+  [
+    ('diagnostics.csv', 'step,loss\n1,2\n2,3,4\n'),
+    ('metrics.jsonl', '{"step": 1}\n{"st\n{"step": 2}\n'),
+    ('metrics.jsonl', '{"epoch": 1}\n'),
+    ('predictions.npz', 'PK'),
+    ('predictions.npz', ''),
+  ],
+)
+def test_a_damaged_file_is_named(name, content, tmp_path):
+  (make(tmp_path / 'a') / name).write_text(content)
+  with pytest.raises(errors.UserError, match=f'{name} is damaged .*leave'):
+    workdir.read(tmp_path / 'a')
 
 
 def call(*arguments):
@@ -450,6 +519,9 @@ def test_command_line(seeds, tmp_path, capsys):
   assert call('--mode=report', wanted, f'--workdir={folder}') == 0
   assert capsys.readouterr().out == f'Comparison: {folder}/comparison.html\n'
   assert (folder / 'comparison.html').exists()
+  twice = [f'--workdirs={tmp_path}/vit_*', f'--workdirs={tmp_path}/vit22b*']
+  assert call('--mode=report', *twice, f'--workdir={folder}') == 0
+  assert '6 runs in 2 groups' in (folder / 'comparison.html').read_text()
   assert call(wanted) == 2
   assert 'add --mode=report' in capsys.readouterr().err
 
@@ -489,6 +561,10 @@ const timer = setInterval(() => {
     all('[data-baseline]').filter((body) => !body.hidden)
       .map((body) => body.rows[0].cells[1].firstChild.textContent) + ' ' +
     all('.choices .differs').map((cell) => cell.textContent));
+  const table = document.querySelector('.choices').closest('table');
+  table.tHead.rows[0].cells[2]?.querySelector('button').click();
+  say('choices ' + [...table.tBodies[0].rows].map((row) =>
+    row.cells[2]?.textContent.trim()));
   const lines = () => all('#curves .chart .scatterlayer .trace').length;
   const full = lines();
   document.querySelector('.key button').click();
@@ -503,7 +579,8 @@ const timer = setInterval(() => {
 @pytest.mark.slow
 @pytest.mark.parametrize('width', [375, 1280])
 def test_chromium(width, seeds, tmp_path):
-  seeds.append(make(tmp_path / ('a_long_name' * 6), 0.1, model={'block': 'x'}))
+  other = {'model': {'block': 'x'}, 'optim': {'learning_rate': 1e-5}}
+  seeds.append(make(tmp_path / ('a_long_name' * 6), 0.1, **other))
   html = page_of(seeds, tmp_path)
   charts = html.count('data-chart=')
   long = 'a_long_name' * 6
@@ -512,7 +589,8 @@ def test_chromium(width, seeds, tmp_path):
     f'descending vit22b,vit,{long}',
     f'none vit,vit22b,{long}',
     'members 0 3',
-    'baseline vit22b −5.00 vit,x',
+    'baseline vit22b −5.00 vit,x,1e-05',
+    'choices 1e-05,0.0005,0.0005',
     f'lines true width {width} plots {charts} of {charts}',
   ]
 

@@ -69,7 +69,7 @@ def test_seeds_repeat_the_found_rate_and_half_of_it():
 def _workdir(folder, logits, rms):
   """A run with these largest logits and the residual RMS of two blocks."""
   folder.mkdir()
-  (folder / 'config.json').write_text('{}')
+  (folder / 'config.json').write_text('{"task": "classification"}')
   lines = ['step,loss,max_logit,max_abs_grad,residual_rms/00,residual_rms/01']
   lines += [
     f'{i + 1},{0.5 if np.isfinite(v) else v},{v},1,{a},{b}'

@@ -81,7 +81,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(tmp_path):
     changed, cells=lambda scale, rows: [_cell(3, name='cell1')]
   )
   rows = _run(changed, tmp_path)
-  assert _ran(tmp_path, 'cell1') == ['--config.value=1', '--config.value=3']
+  assert _ran(tmp_path, 'cell1') == ['--config.value=3']  # its workdir is new
   assert rows['cell1']['value'] == 3
   assert list(rows) == ['cell1', 'cell2']
 
@@ -169,13 +169,36 @@ def test_no_experiment_lies_beside_the_catalogue():
 
 
 def test_seconds_add_up_over_starts(tmp_path):
+  note = tmp_path / 'w/trial/cpu_cell1.started.json'
+  note.parent.mkdir(parents=True)
+  started = {'arguments': _cell(1).arguments(), 'seconds': 1000}
+  note.write_text(json.dumps(started))
+  rows = _run(_experiment([1]), tmp_path)
+  assert 1000 < rows['cell1']['seconds'] < 1100
+  (tmp_path / 'r/results.json').unlink()
+  rows = _run(_experiment([1]), tmp_path)
+  assert rows['cell1']['seconds'] < 100
+  assert len(_ran(tmp_path, 'cell1')) == 1  # what was done is begun anew
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_an_unfinished_run_goes_on_if_its_command_is_the_same(same, tmp_path):
   with pytest.raises(SystemExit):
     _run(_experiment([8]), tmp_path)
-  clock = tmp_path / 'w/trial/cpu_cell8.seconds'
-  clock.write_text('1000')
-  changed = _experiment([])
+  note = tmp_path / 'w/trial/cpu_cell8.started.json'
+  assert json.loads(note.read_text())['seconds'] > 0
   changed = runner.dataclasses.replace(
-    changed, cells=lambda scale, rows: [_cell(1, name='cell8')]
+    _experiment([]), cells=lambda scale, rows: [_cell(1, name='cell8')]
   )
-  rows = _run(changed, tmp_path)
-  assert 1000 < rows['cell8']['seconds'] < 1100
+  if same:
+    started = {'arguments': _cell(1).arguments(), 'seconds': 0}
+    note.write_text(json.dumps(started))
+  _run(changed, tmp_path)
+  assert len(_ran(tmp_path, 'cell8')) == 1 + same
+
+
+def test_no_runs_at_a_time_is_a_mistake(tmp_path, capsys):
+  with pytest.raises(SystemExit) as error:
+    _run(_experiment([1]), tmp_path, '--jobs=0')
+  assert error.value.code == 2
+  assert '--jobs=0: give 1 or more' in capsys.readouterr().err

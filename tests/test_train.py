@@ -15,6 +15,7 @@ from vit22b_jax import (
   errors,
   evaluate,
   train,
+  workdir,
 )
 from vit22b_jax.tasks import classification, objective
 
@@ -39,12 +40,12 @@ def _one_device():
   )
 
 
-def _run(workdir, **overrides):
-  return train.run(_config(**overrides), workdir, _one_device())
+def _run(folder, **overrides):
+  return train.run(_config(**overrides), folder, _one_device())
 
 
-def _rows(workdir, name='metrics.jsonl'):
-  return [json.loads(x) for x in (workdir / name).read_text().splitlines()]
+def _rows(folder, name='metrics.jsonl'):
+  return [json.loads(x) for x in (folder / name).read_text().splitlines()]
 
 
 def _without_speed(rows):
@@ -53,13 +54,13 @@ def _without_speed(rows):
   ]
 
 
-def _final_state(workdir):
-  config = api.read_config(workdir)
+def _final_state(folder):
+  config = api.read_config(folder)
   data = classification.Classification.load_data(config)
   task = classification.Classification(
     config, _one_device(), data.class_names, data
   )
-  manager = checkpoint.Manager(workdir, scores={}, read_only=True)
+  manager = checkpoint.Manager(folder, scores={}, read_only=True)
   found = manager.restore(vars(task.abstract_state))
   manager.close()
   return found
@@ -68,9 +69,9 @@ def _final_state(workdir):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   """A run of 6 steps that nothing interrupted."""
-  workdir = tmp_path_factory.mktemp('whole')
-  assert _run(workdir) == 0
-  return workdir
+  folder = tmp_path_factory.mktemp('whole')
+  assert _run(folder) == 0
+  return folder
 
 
 def test_files_of_a_run(whole):
@@ -189,9 +190,13 @@ def test_crash_without_a_save_loses_and_doubles_no_row(
       loop.run.flush()
       raise Killed
 
+  for name in (workdir.EVAL, workdir.PREDICTIONS):
+    (tmp_path / name).write_text('{}')  # of an earlier, shorter end
   with monkeypatch.context() as patch, pytest.raises(Killed):
     patch.setattr(train.Loop, '_after', after)
     _run(tmp_path)
+  assert not (tmp_path / workdir.EVAL).exists()
+  assert not (tmp_path / workdir.PREDICTIONS).exists()
   assert len((tmp_path / 'diagnostics.csv').read_text().splitlines()) == 4
   assert _run(tmp_path) == 0
   for name in ('diagnostics.csv', 'eval.json'):
@@ -312,6 +317,6 @@ def test_load_gives_the_evaluated_model(whole):
 def test_a_search_leaves_the_test_part_alone(tmp_path, capsys):
   assert _run(tmp_path, **{'eval.test': False}) == 0
   assert 'test part' not in capsys.readouterr().out
-  assert not (tmp_path / evaluate.EVAL).exists()
+  assert not (tmp_path / workdir.EVAL).exists()
   rows = _rows(tmp_path)
   assert [row['step'] for row in rows if 'val/top1' in row] == [4, 6]

@@ -13,8 +13,6 @@ from etils import epath
 from vit22b_jax import checkpoint, distributed, errors, workdir
 from vit22b_jax.tasks import base
 
-EVAL = 'eval.json'
-
 
 def scores(task: base.Task, path: epath.PathLike) -> dict[int, float]:
   """How good each evaluated step of a run is, more being better.
@@ -88,5 +86,5 @@ def finish(
     'weights': kind,
     'checkpoint': which if step == wanted else f'another than the {which}',
   }
-  run.write_json(EVAL, content)
+  run.write_json(workdir.EVAL, content)
   return content

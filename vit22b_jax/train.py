@@ -427,6 +427,8 @@ def _train_and_evaluate(loop: Loop) -> None:
   task = loop.task
   try:
     state = loop.restore()
+    if int(state.step) < task.total_steps:
+      loop.run.forget_evaluation()
     _introduce(task, state)
     loop.fit(state)
     loop.manager.wait()

@@ -39,6 +39,8 @@ CLASSES = 'classes.json'
 METRICS = 'metrics.jsonl'
 DIAGNOSTICS = 'diagnostics.csv'
 EVENTS = 'events.jsonl'
+EVAL = 'eval.json'
+PREDICTIONS = 'predictions.npz'
 SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
 
 
@@ -218,6 +220,13 @@ class Workdir:
         number = picture.stem.rpartition('_')[2]
         if number.isdecimal() and int(number) > step:
           picture.unlink()
+
+  def forget_evaluation(self) -> None:
+    """Drops what was evaluated at an earlier end: the run goes on."""
+    if self._writer:
+      with _explained(self.path):
+        for name in (EVAL, PREDICTIONS):
+          (self.path / name).unlink(missing_ok=True)
 
   def _keep(self, name: str, lines: list[str]) -> None:
     if lines or (self.path / name).exists():

@@ -16,7 +16,7 @@ def accuracy(rows: Rows) -> figure.Figure:
   for panel, metric in zip(panels, _TITLES, strict=True):
     for place, blocks in enumerate(groups.values()):
       for side, block in enumerate(cells.BLOCKS):
-        values = [row[metric] for row in blocks.get(block, [])]
+        values = tables.known(blocks.get(block, []), metric)
         if not values:
           continue
         x = place + 0.3 * (side - 0.5)

@@ -3,6 +3,7 @@
 python -m experiments.figure2_classification.run --scale=cpu
 """
 
+import math
 import pathlib
 from typing import Any
 
@@ -16,16 +17,24 @@ _KEPT = ('split', 'num_examples', 'top1', 'top5', 'auroc', 'loss')
 def measure(
   cell: runner.Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
-  """The final evaluation, and where the training loss came to."""
+  """The final evaluation, and where the training loss came to.
+
+  None stands for what isn't finite, and for all of a run that stopped early.
+  """
   del cell, results
   run = workdir_lib.read(workdir)
   _, losses = run.metric('train/loss')
   return {
-    **{key: run.evaluation[key] for key in _KEPT},
-    'last_train_loss': float(losses[-1]),
+    **{key: _known(run.evaluation.get(key)) for key in _KEPT},
+    'last_train_loss': _known(losses[-1]) if len(losses) else None,
     'explosions': sum(e['kind'] != 'transient' for e in run.events),
     'parameters': run.versions['parameters'],
   }
+
+
+def _known(value: Any) -> Any:
+  is_number = isinstance(value, float)
+  return None if is_number and not math.isfinite(value) else value
 
 
 def render(

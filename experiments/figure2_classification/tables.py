@@ -1,7 +1,5 @@
 """Figure 2's rows in Markdown: means over seeds, and differences of blocks."""
 
-from typing import Any
-
 import numpy as np
 
 from experiments import documents
@@ -57,7 +55,7 @@ def means(rows: Rows) -> str:
           NAMES[block],
           f'{chosen[0]["parameters"] / 1e6:.1f}M',
           _budget(chosen[0]),
-          len(chosen),
+          _seeds(chosen),
           *(_spread(chosen, metric) for metric in (*METRICS, 'loss')),
           *published[:2],
         ]
@@ -106,11 +104,24 @@ def differences(rows: Rows) -> str:
 
 def difference(a: list[Row], b: list[Row], metric: str) -> str:
   """Mean of `a` less that of `b`, with its interval where there are seeds."""
-  first, second = ([row[metric] for row in rows] for rows in (a, b))
+  first, second = (known(rows, metric) for rows in (a, b))
+  if not first or not second:
+    return '-'
   value, interval = intervals.welch(second, first)
   if interval is None:
     return f'{value:+.3f} (too few seeds)'
   return f'{value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]'
+
+
+def known(rows: list[Row], metric: str) -> list[float]:
+  """The values of the runs that came to an evaluation."""
+  return [row[metric] for row in rows if row[metric] is not None]
+
+
+def _seeds(rows: list[Row]) -> str:
+  """How many there are, of how many that were run."""
+  done = len(known(rows, 'top1'))
+  return str(done) if done == len(rows) else f'{done} of {len(rows)}'
 
 
 def _budget(row: Row) -> str:
@@ -120,7 +131,9 @@ def _budget(row: Row) -> str:
 
 
 def _spread(rows: list[Row], metric: str) -> str:
-  values: list[Any] = [row[metric] for row in rows]
+  values = known(rows, metric)
+  if not values:
+    return '-'
   text = f'{np.mean(values):.3f}'
   if len(values) < 2:
     return text

@@ -127,13 +127,16 @@ def _verdicts(found: list[groups.Group]) -> list[story.Verdict]:
     said.append(f'and {len(bad) - _NAMED} more')
   if unknown:
     said.append(f'{unknown} without diagnostics')
+  answer = 'Unknown' if unknown == len(members) else 'No'
+  if bad:
+    answer = f'{len(bad)} of {len(members)} runs'
   states = [story.progress(m.run).answer.lower() for m in members]
   others = sorted({state for state in states if state != 'finished'})
   return [
     _best(found),
     story.Verdict(
       'Did anything explode?',
-      f'{len(bad)} of {len(members)} runs' if bad else 'No',
+      answer,
       ', '.join(said),
       'bad' if bad else 'good' if not unknown else 'plain',
     ),

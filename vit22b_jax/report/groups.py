@@ -31,7 +31,6 @@ ASIDE = (
   'model.remat',
   'model.scan_layers',
 )
-_SEED = re.compile(r'(^|[-_./])(seed|s)?[-_.=]*\d*$')
 
 
 class Member(NamedTuple):
@@ -179,12 +178,24 @@ def _common(members: list[Member]) -> str:
   names = [member.name for member in members]
   if len(names) == 1:
     return names[0]
-  # Letter by letter is what is meant: these are no paths.
-  shared = _SEED.sub('', os.path.commonprefix(names))  # noqa: RUF071
+  bare = {_without_seed(member) for member in members}
+  if len(bare) == 1:
+    shared = bare.pop()
+  else:
+    # Letter by letter is what is meant: these are no paths.
+    shared = os.path.commonprefix(names)  # noqa: RUF071
+    shared = shared if shared in names else shared.rstrip('-_./=')
   if not shared:  # seed_0, seed_1, ...: what their folder is called
     parents = {member.run.path.parent.name for member in members}
     shared = parents.pop() if len(parents) == 1 else ''
   return shared.strip('/') or f'{names[0]} and {len(names) - 1} more'
+
+
+def _without_seed(member: Member) -> str:
+  """Its name but for its own seed at the end: a of a_seed1, a_s1 and a_1."""
+  seed = re.escape(str(member.run.config.get('seed')))
+  end = rf'(^|[-_./])(seed[-_.=]*|s)?0*{seed}$'
+  return re.sub(end, '', member.name)
 
 
 def _unlike(names: list[str]) -> list[str]:

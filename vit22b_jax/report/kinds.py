@@ -20,14 +20,25 @@ kind.yardstick(run)  # what it was measured with; others' numbers don't compare
 import types
 from collections.abc import Iterable
 
+from vit22b_jax import errors
 from vit22b_jax.report import classification, translation, workdir
 
 _KINDS = {'classification': classification, 'translation': translation}
 
 
 def of(run: workdir.Run) -> types.ModuleType:
-  """The module that tells of runs of this task."""
-  return _KINDS[run.config['task']]
+  """The module that tells of runs of this task.
+
+  Raises:
+    errors.UserError: there is none.
+  """
+  task = run.config['task']
+  if task not in _KINDS:
+    raise errors.UserError(
+      f'{run.path} is of the task {task!r}, of which no report is written:'
+      f' there are {" and ".join(_KINDS)}. Leave it out.'
+    )
+  return _KINDS[task]
 
 
 def agreed(titles: Iterable[str], key: str) -> str:

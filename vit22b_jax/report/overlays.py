@@ -123,12 +123,14 @@ def _group(
   length = next(filter(None, lengths), None)
   if not recorded or length is None:
     return []
-  shared = together([(s, v) for _, s, v in recorded])
-  several = len(recorded) > 1 and len(shared.steps) > 1
+  banded = _lasting(recorded)
+  shared = together([(s, v) for _, s, v in banded])
+  several = len(banded) > 1 and len(shared.steps) > 1
   points = max(_POINTS // count // 3, 40)
   traces = _band(number, group, shared, length, points) if several else []
-  after = shared.steps[-1] if several else -1
   for member, steps, values in recorded:
+    in_band = several and any(member is one for one, _, _ in banded)
+    after = shared.steps[-1] if in_band else -1
     rest = steps >= after
     if (steps > after).any():
       line = _line(number, member.name, steps[rest], values[rest], points)
@@ -139,6 +141,17 @@ def _group(
       member.name, steps / length, values, look(number)[0]
     )
   return [trace | {'legendgroup': str(number)} for trace in traces]
+
+
+def _lasting(recorded: list[tuple[groups.Member, Any, Any]]) -> list[Any]:
+  """Those whose values reach half as far as is usual in the group.
+
+  A run that has just begun, or broke early, would cut the band of the others.
+  """
+  ends = [max(_finite(s, v), default=0) for _, s, v in recorded]
+  enough = np.median(ends) / 2
+  kept = [one for one, e in zip(recorded, ends, strict=True) if e >= enough]
+  return kept if len(kept) > 1 else recorded
 
 
 def _band(

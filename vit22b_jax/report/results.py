@@ -215,13 +215,15 @@ def _events(runs: list[workdir.Run]) -> Cell:
   serious = count['explosion'] + count['non_finite']
   hit = sum(run.onset is not None for run in runs)
   notes = [f'in {hit} of {len(runs)}'] if serious and len(runs) > 1 else []
-  words = {'non_finite': 'not finite', 'transient': 'transient'}
-  notes += [f'{count[k]:,} {word}' for k, word in words.items() if count[k]]
-  if not count['explosion']:
-    return Cell('none' if not serious else '0', ', '.join(notes), serious)
   plural = 's' if count['explosion'] > 1 else ''
-  text = f'{count["explosion"]:,} explosion{plural}'
-  return Cell(text, ', '.join(notes), serious, 'bad')
+  words = {
+    'explosion': f'explosion{plural}',
+    'non_finite': 'not finite',
+    'transient': 'transient',
+  }
+  said = [f'{count[k]:,} {word}' for k, word in words.items() if count[k]]
+  text = said.pop(0) if serious else 'none'
+  return Cell(text, ', '.join(notes + said), serious, 'bad' if serious else '')
 
 
 def _rate(runs: list[workdir.Run]) -> Cell:

@@ -1,13 +1,14 @@
 """Which runs a command means: `read(['runs/a', 'runs/figure2*'])`."""
 
 import itertools
+import json
 import os
 from collections.abc import Iterable
 
 from etils import epath
 
 from vit22b_jax import errors
-from vit22b_jax.report import workdir
+from vit22b_jax.report import kinds, workdir
 
 _CONFIG = 'config.json'
 
@@ -64,7 +65,7 @@ def _matches(entry: str) -> list[epath.Path]:
     _check_workdir(path)
     return [path]
   root, pattern = _split(entry)
-  found = sorted(p for p in root.glob(pattern) if (p / _CONFIG).exists())
+  found = sorted(p for p in root.glob(pattern) if _is_run(p))
   if not found:
     raise errors.UserError(
       f'--workdirs={entry}: no folder there holds a run (a {_CONFIG}).'
@@ -80,6 +81,20 @@ def _split(entry: str) -> tuple[epath.Path, str]:
   )
   root = '/'.join(kept) or ('/' if entry.startswith('/') else '.')
   return epath.Path(root).expanduser(), '/'.join(parts[len(kept) :])
+
+
+def _is_run(path: epath.Path) -> bool:
+  """Whether a folder's config.json is a run's, and not another program's.
+
+  A damaged one counts: it is told of when it is read.
+  """
+  config = path / _CONFIG
+  if not config.exists():
+    return False
+  try:
+    return workdir.is_config(json.loads(config.read_text()))
+  except ValueError:
+    return True
 
 
 def _check_workdir(path: epath.Path) -> None:
@@ -98,6 +113,7 @@ def _check_workdir(path: epath.Path) -> None:
 def _check_tasks(runs: list[workdir.Run]) -> None:
   tasks: dict[str, list[str]] = {}
   for run in runs:
+    kinds.of(run)
     tasks.setdefault(run.config['task'], []).append(str(run.path))
   if len(tasks) > 1:
     commands = [f'{task}: {",".join(paths)}' for task, paths in tasks.items()]

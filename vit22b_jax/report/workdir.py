@@ -4,10 +4,13 @@ A run may have stopped anywhere, so every file but config.json is optional, a
 half-written last line is dropped, and values may be NaN or infinite.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import re
+import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,7 +99,8 @@ def read(workdir: epath.PathLike) -> Run:
   """Reads a workdir, local or remote.
 
   Raises:
-    errors.UserError: `workdir` has no config.json, or a JSON file is damaged.
+    errors.UserError: `workdir` has no config.json of a run, or a file is
+      damaged.
   """
   path = epath.Path(workdir)
   if not (path / 'config.json').exists():
@@ -104,9 +108,15 @@ def read(workdir: epath.PathLike) -> Run:
       f'{path} is not a workdir: it has no config.json. Give the folder that'
       ' a run wrote, such as runs/cifar100_vit22b_s.'
     )
+  config = _read_json(path / 'config.json')
+  if not is_config(config):
+    raise errors.UserError(
+      f'{path} is not a workdir: its config.json has no task, so it is of'
+      ' another program. Leave it out.'
+    )
   return Run(
     path=path,
-    config=_read_json(path / 'config.json'),
+    config=config,
     versions=_read_json(path / 'versions.json'),
     metrics=_read_rows(path / 'metrics.jsonl'),
     diagnostics=_read_csv(path / 'diagnostics.csv'),
@@ -116,6 +126,11 @@ def read(workdir: epath.PathLike) -> Run:
     names=_read_json(path / 'classes.json') or [],
     samples=_samples(path / 'samples'),
   )
+
+
+def is_config(content: Any) -> bool:
+  """Whether this is what a config.json of a run holds."""
+  return isinstance(content, dict) and 'task' in content
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -180,14 +195,21 @@ def _samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
   return grids
 
 
-def _read_json(path: epath.Path) -> Any:
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+  """What goes wrong in a file becomes an error that names it."""
   try:
-    return _parse(path.read_text()) if path.exists() else {}
-  except ValueError as error:
+    yield
+  except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
     raise errors.UserError(
-      f'{path} is damaged ({error}): put a backup in its place, or leave its'
-      ' run out.'
+      f'{path} is damaged ({e}): put a backup in its place, or leave its run'
+      ' out.'
     ) from None
+
+
+def _read_json(path: epath.Path) -> Any:
+  with _reading(path):
+    return _parse(path.read_text()) if path.exists() else {}
 
 
 def _complete_lines(path: epath.Path) -> list[str]:
@@ -197,8 +219,9 @@ def _complete_lines(path: epath.Path) -> list[str]:
 
 
 def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
-  rows = [_parse(line) for line in _complete_lines(path) if line]
-  return sorted(rows, key=lambda row: row['step'])
+  with _reading(path):
+    rows = [_parse(line) for line in _complete_lines(path) if line]
+    return sorted(rows, key=lambda row: row['step'])
 
 
 def _read_csv(path: epath.Path) -> dict[str, Float[np.ndarray, 'rows']]:
@@ -207,11 +230,12 @@ def _read_csv(path: epath.Path) -> dict[str, Float[np.ndarray, 'rows']]:
     return {}
   header, rows = lines[0].split(','), lines[1:]
   text = io.StringIO('\n'.join(rows))
-  table = np.loadtxt(
-    text, delimiter=',', ndmin=2, converters=_number, encoding=None
-  )
-  table = table[np.argsort(table[:, 0], kind='stable')]
-  return dict(zip(header, table.T, strict=True))
+  with _reading(path):
+    table = np.loadtxt(
+      text, delimiter=',', ndmin=2, converters=_number, encoding=None
+    )
+    table = table[np.argsort(table[:, 0], kind='stable')]
+    return dict(zip(header, table.T, strict=True))
 
 
 def _number(field: str) -> float:
@@ -222,5 +246,6 @@ def _number(field: str) -> float:
 def _read_npz(path: epath.Path) -> dict[str, np.ndarray]:
   if not path.exists():
     return {}
-  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+  content = io.BytesIO(path.read_bytes())
+  with _reading(path), np.load(content, allow_pickle=False) as arrays:
     return dict(arrays)

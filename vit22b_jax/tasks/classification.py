@@ -33,8 +33,6 @@ from vit22b_jax.data import facts, pipeline, sources, splits
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.tasks import base, gradients, objective, scoring
 
-PREDICTIONS = 'predictions.npz'
-
 
 @flax.struct.dataclass
 class State(base.State):
@@ -502,7 +500,8 @@ class Classification(base.Task):
     name = 'test' if self.data.test is not None else 'val'
     split = getattr(self.data, name)
     result = self.evaluate(variables, split, check)
-    run.write_bytes(PREDICTIONS, scoring.predictions(split, result, self.names))
+    predictions = scoring.predictions(split, result, self.names)
+    run.write_bytes(workdir_lib.PREDICTIONS, predictions)
     return {'split': name, **result.values}
 
   @staticmethod

@@ -3,16 +3,23 @@
   const all = (selector, within = document) =>
     [...within.querySelectorAll(selector)];
 
-  // Numbers by value, texts in the language's order; what is missing comes last.
+  // A cell's number, its text if that is none, null if it is missing.
+  function valued(cell) {
+    const { dataset, textContent } = cell;
+    if (dataset.value !== undefined && dataset.value !== 'nan')
+      return parseFloat(dataset.value.replace('inf', 'Infinity'));
+    if (cell.matches('.number')) return null;
+    const text = textContent.trim();
+    return text === '' || isNaN(text) ? text : Number(text);
+  }
+
+  // Numbers by value, then texts in the language's order, then what is missing.
   function compared(a, b, column, sign) {
-    const [left, right] = [a, b].map((row) => {
-      const { dataset, textContent } = row.cells[column];
-      if (dataset.value !== undefined && dataset.value !== 'nan')
-        return parseFloat(dataset.value.replace('inf', 'Infinity'));
-      return row.cells[column].matches('.number') ? null : textContent.trim();
-    });
+    const [left, right] = [a, b].map((row) => valued(row.cells[column]));
     if (left === null || right === null)
       return (left === null) - (right === null);
+    if (typeof left !== typeof right)
+      return typeof left === 'number' ? -1 : 1;
     if (typeof left === 'number') return sign * (left - right);
     return sign * left.localeCompare(right, 'en', { numeric: true });
   }
