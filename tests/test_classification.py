@@ -159,7 +159,7 @@ def _same_weights(expected, found):
 @pytest.mark.parametrize(
   ('form', 'preset', 'sizes'),
   [
-    ('vit22b', 'data', {}),
+    pytest.param('vit22b', 'data', {}, marks=pytest.mark.slow),
     ('vit22b', 'fsdp+tensor', {}),
     ('vit', 'fsdp', {}),
     pytest.param('vit22b', 'fsdp', {'data': 2}, marks=pytest.mark.slow),

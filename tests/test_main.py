@@ -465,6 +465,7 @@ def test_the_result_says_which_checkpoint_it_is_of(trained, capsys):
   assert (found['checkpoint'], found['step']) == ('another than the last', 2)
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_checkpoints_before_it(trained):
   """No file may grow beyond 16 kB: tables fit, checkpoints don't."""
   before = snapshot(trained / 'checkpoints')

@@ -451,6 +451,7 @@ def test_samples_of_both_directions_are_written(task_of):
   assert run.files == [f'samples/{d}_00000000.png' for d in ('a2b', 'b2a')]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*images for 64 features')
 def test_distances_count_what_entered_them_and_look_up_real_images(
   task_of, monkeypatch, tmp_path

@@ -75,10 +75,13 @@ def paths(tree):
       'released_vitunet',
       'released_vit',
       'default',
-      marks=pytest.mark.skipif(
-        jax.__version_info__ >= (0, 11),
-        reason="a CPU's products at 'default' are coarser there (1.5e-3)",
-      ),
+      marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(
+          jax.__version_info__ >= (0, 11),
+          reason="a CPU's products at 'default' are coarser there (1.5e-3)",
+        ),
+      ],
     ),
     ('released_vit22bunet', 'released', 'highest'),
   ],
