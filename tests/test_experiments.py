@@ -106,6 +106,19 @@ def test_an_early_transient_is_told_from_a_late_explosion(tmp_path):
   json.dumps(row, allow_nan=False)
 
 
+def test_a_stream_that_overflows_behind_a_final_norm_is_an_explosion(tmp_path):
+  rms = np.array([[1, 1], [50, np.inf]])
+  folder = _workdir(tmp_path / 'a', np.ones(2), rms)
+  assert measure.measure(None, folder, tmp_path)['explosion'] is None
+  event = {'step': 2, 'kind': 'non_finite'}
+  (folder / 'events.jsonl').write_text(f'{json.dumps(event)}\n')
+  row = measure.measure(None, folder, tmp_path)
+  assert row['explosion'] == 2
+  origin = row['origin']['residual_rms']
+  assert (origin['step'], origin['layer']) == (2, 1)
+  json.dumps(row, allow_nan=False)
+
+
 def test_curves_with_and_without_a_value_are_drawn(tmp_path):
   logits = np.linspace(1, 5000, 200)
   folder = _workdir(tmp_path / 'a', logits, np.ones((200, 2)))

@@ -30,7 +30,9 @@ def measure(
   beyond = np.zeros(len(steps), bool)
   for column in JUDGED:
     beyond |= ~(table[column] < CAP)  # NaN counts as beyond
-  found = steps[beyond]
+  # With a final norm the stream overflows before a logit or gradient is large.
+  broken = [e['step'] for e in run.events if e['kind'] == 'non_finite']
+  found = np.union1d(steps[beyond], np.array(broken, int))
   return {
     'explosion': int(found[0]) if len(found) else None,
     'finite': bool(np.isfinite(table['loss']).all()),
@@ -72,7 +74,7 @@ def _origin(run: workdir_lib.Run, name: str) -> dict[str, Any] | None:
   if not reached.any():
     return None
   at = int(np.argmax(reached.any(0)))
-  worst = np.nan_to_num(factors[:, at], nan=np.inf)
+  worst = np.where(np.isnan(factors[:, at]), np.inf, factors[:, at])
   return {
     'step': int(steps[at]),
     'layer': int(np.argmax(worst)),

@@ -33,9 +33,10 @@ def sections(rows: Rows, size: str) -> list[str]:
   if 'bisect' in stages:
     parts += [
       f'Size {size}: the highest rate without and the lowest with an explosion '
-      f'(a logit or gradient entry of {cells.CAP:,.0f}) within {cells.STEPS} '
-      'steps, rates doubling; and, in the runs that exploded, where a signal '
-      'of a block first was ten times what it was at the first step.',
+      f'(a logit or gradient entry of {cells.CAP:,.0f}, or a value that is not '
+      f'finite) within {cells.STEPS} steps, rates doubling; and, in the runs '
+      'that exploded, where a signal of a block first was ten times what it '
+      'was at the first step.',
       rates(rows, size),
     ]
   titles = {
@@ -54,7 +55,8 @@ def summary(rows: Rows) -> list[str]:
     "The authors' first block with one change each, size S on CIFAR-10 (32 px, "
     'patch 16, batch 64): the highest rate without and the lowest with an '
     f'explosion (a logit or gradient entry of {cells.CAP:,.0f}, where the '
-    f"paper's Figure 1 cuts its plots) within {cells.STEPS} steps.",
+    "paper's Figure 1 cuts its plots, or a value that is not finite) within "
+    f'{cells.STEPS} steps.',
     rates(rows, 'S', columns=6),
   ]
 
