@@ -36,7 +36,8 @@ def sections(rows: Rows, size: str) -> list[str]:
       f'(a logit or gradient entry of {cells.CAP:,.0f}, or a value that is not '
       f'finite) within {cells.STEPS} steps, rates doubling; and, in the runs '
       'that exploded, where a signal of a block first was ten times what it '
-      'was at the first step.',
+      'was at the first step, beside how many runs at the stable rate come to '
+      'that as well.',
       rates(rows, size),
     ]
   titles = {
@@ -61,7 +62,7 @@ def summary(rows: Rows) -> list[str]:
   ]
 
 
-def rates(rows: Rows, size: str, columns: int = 11) -> str:
+def rates(rows: Rows, size: str, columns: int = 12) -> str:
   """The search: the lowest exploding rate of each variant, and where.
 
   Args:
@@ -87,6 +88,7 @@ def rates(rows: Rows, size: str, columns: int = 11) -> str:
       'attention logits x 10',
       'residual RMS x 10',
       'gradient norm x 10',
+      'the three in stable runs',
       '#loss when stable',
     )[:columns],
     lines,
@@ -102,6 +104,7 @@ def _rate_line(rows: Rows, size: str, variant: str) -> list[str] | None:
   at_low = [r for r in chosen if r['exponent'] == low]
   at_high = [r for r in chosen if r['exponent'] == high]
   exploded = [r for r in at_high if r['explosion'] is not None]
+  stable = [r for r in at_low if r['explosion'] is None]
   return [
     name_of(variant),
     _rate(low) if at_low else f'below {_rate(low + 1)}',
@@ -111,8 +114,18 @@ def _rate_line(rows: Rows, size: str, variant: str) -> list[str] | None:
     _share(at_low),
     _span([r['explosion'] for r in exploded]),
     *(_origins(exploded, signal) for signal in measure.SIGNALS),
-    _span([r['last_loss'] for r in at_low if r['explosion'] is None], 2),
+    _reached(stable),
+    _span([r['last_loss'] for r in stable], 2),
   ]
+
+
+def _reached(stable: list[Row]) -> str:
+  """How many runs reach ten times their start without an explosion."""
+  counts = [
+    sum(row['origin'][signal] is not None for row in stable)
+    for signal in measure.SIGNALS
+  ]
+  return f'{", ".join(map(str, counts))} of {len(stable)}' if stable else '-'
 
 
 def watched(rows: Rows, stage: str) -> str:
