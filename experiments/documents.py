@@ -62,10 +62,28 @@ def panels(
 
 
 def save(
-  picture: figure.Figure, path: pathlib.Path, results: pathlib.Path
-) -> None:
-  """Writes a PNG that tells which results it shows, see `is_of`."""
-  picture.savefig(path, dpi=150, metadata={_SOURCE: _digest(results)})
+  picture: figure.Figure,
+  folder: pathlib.Path,
+  name: str,
+  words: str,
+  results: pathlib.Path,
+) -> str:
+  """Writes a PNG that tells which results it shows, see `is_of`.
+
+  Args:
+    picture: what to write.
+    folder: where to.
+    name: of the file: NAME.png of results.json, NAME_full.png of
+      results_full.json.
+    words: what the picture shows, for those who don't see it.
+    results: what it was drawn from.
+
+  Returns:
+    The Markdown that shows it.
+  """
+  file = f'{name}{results.stem.removeprefix("results")}.png'
+  picture.savefig(folder / file, dpi=150, metadata={_SOURCE: _digest(results)})
+  return f'![{words}]({file})'
 
 
 def is_of(path: pathlib.Path, results: pathlib.Path) -> bool:

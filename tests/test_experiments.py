@@ -119,6 +119,19 @@ def test_a_stream_that_overflows_behind_a_final_norm_is_an_explosion(tmp_path):
   json.dumps(row, allow_nan=False)
 
 
+def test_a_signal_that_begins_with_zero_is_measured_by_its_first_value(
+  tmp_path,
+):
+  rms = np.array([[0, 1], [2, 1], [5, 1], [21, 1]])
+  folder = _workdir(tmp_path / 'a', np.ones(4), rms)
+  origin = measure.measure(None, folder, tmp_path)['origin']['residual_rms']
+  assert (origin['step'], origin['layer']) == (4, 0)
+  folder = _workdir(tmp_path / 'b', np.ones(4), np.zeros((4, 2)))
+  assert (
+    measure.measure(None, folder, tmp_path)['origin']['residual_rms'] is None
+  )
+
+
 def test_curves_with_and_without_a_value_are_drawn(tmp_path):
   logits = np.linspace(1, 5000, 200)
   folder = _workdir(tmp_path / 'a', logits, np.ones((200, 2)))

@@ -94,6 +94,12 @@ def test_later_cells_may_depend_on_rows(tmp_path):
   assert [row['value'] for row in rows.values()] == [1, 2, 4]
 
 
+def test_rows_come_as_the_cells_do(tmp_path):
+  _run(_experiment([2]), tmp_path)
+  rows = _run(_experiment([3, 1, 2]), tmp_path, '--jobs=2')
+  assert list(rows) == ['cell3', 'cell1', 'cell2']
+
+
 def test_a_failed_run_is_named_and_what_was_done_stays(tmp_path):
   with pytest.raises(SystemExit, match=r'cell8 ended with code 5') as error:
     _run(_experiment([1, 8, 2]), tmp_path)
@@ -144,10 +150,15 @@ def test_a_picture_tells_its_results(tmp_path):
   results.write_text('[]')
   picture, (panel,) = documents.panels(2, 2, ['Title'], 'step')
   panel.plot([1, 2])
-  documents.save(picture, tmp_path / 'x.png', results)
+  shown = documents.save(picture, tmp_path, 'x', 'A line', results)
+  assert shown == '![A line](x.png)'
   assert documents.is_of(tmp_path / 'x.png', results)
   results.write_text('[1]')
   assert not documents.is_of(tmp_path / 'x.png', results)
+  full = tmp_path / 'results_full.json'
+  full.write_text('[]')
+  assert 'x_full.png' in documents.save(picture, tmp_path, 'x', '', full)
+  assert documents.is_of(tmp_path / 'x_full.png', full)
 
 
 def test_a_table_and_its_place_in_a_page():

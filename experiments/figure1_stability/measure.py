@@ -61,6 +61,8 @@ def _peak(
 def _origin(run: workdir_lib.Run, name: str) -> dict[str, Any] | None:
   """Where a signal first was ten times what it was at the first step.
 
+  Gradients below a head of zeros begin at the second step.
+
   Returns:
     `step`, the first such; `layer`, that of the largest factor then; `factor`;
     `layers`, how many had reached it. None when none did.
@@ -69,7 +71,9 @@ def _origin(run: workdir_lib.Run, name: str) -> dict[str, Any] | None:
   if found is None:
     return None
   steps, values = found
-  factors = values / values[:, :1]
+  first = np.argmax(values > 0, axis=1)[:, None]
+  start = np.take_along_axis(values, first, axis=1)
+  factors = np.divide(values, start, out=np.zeros_like(values), where=start > 0)
   reached = ~(factors < _FACTOR)
   if not reached.any():
     return None

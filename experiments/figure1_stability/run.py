@@ -8,7 +8,7 @@ import pathlib
 from experiments import documents, runner
 from experiments.figure1_stability import cells, measure, plots, tables
 
-WATCHED = ('large', 'long')
+SIZE = 'S'  # that of the search
 
 
 def render(
@@ -16,15 +16,16 @@ def render(
 ) -> None:
   """Writes results.md, rates.png and a picture of each watched stage."""
   source = runner.results_file(results, scale)
-  size = 'S'
-  pictures = {
-    'rates': plots.rates(rows, size),
-    **{stage: plots.curves(rows, stage) for stage in WATCHED},
-  }
-  for name, picture in pictures.items():
-    if picture is not None:
-      documents.save(picture, folder / f'{name}.png', source)
-  documents.write(folder, scale, tables.sections(rows, size))
+  shown = [
+    documents.save(picture, folder, name, words, source)
+    for name, words, picture in (
+      ('rates', 'Rates at which runs exploded', plots.rates(rows, SIZE)),
+      ('large', 'B: logit and gradient by step', plots.curves(rows, 'large')),
+      ('long', '3,000 steps: the same', plots.curves(rows, 'long')),
+    )
+    if picture is not None
+  ]
+  documents.write(folder, scale, [*shown, *tables.sections(rows, SIZE)])
 
 
 EXPERIMENT = runner.Experiment(

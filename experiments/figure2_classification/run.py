@@ -42,8 +42,10 @@ def render(
 ) -> None:
   """Writes results.md and accuracy.png."""
   source = runner.results_file(results, scale)
-  documents.save(plots.accuracy(rows), folder / 'accuracy.png', source)
-  documents.write(folder, scale, tables.sections(rows))
+  words = 'Top-1, top-5 and AUROC of every run, by size and block'
+  picture = plots.accuracy(rows)
+  shown = documents.save(picture, folder, 'accuracy', words, source)
+  documents.write(folder, scale, [shown, *tables.sections(rows)])
 
 
 EXPERIMENT = runner.Experiment(

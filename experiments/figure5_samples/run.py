@@ -24,9 +24,9 @@ def render(
   for data in dict.fromkeys(row['data'] for row in rows.values()):
     name = data.removeprefix('cycle_gan/')
     chosen = [row for row in rows.values() if row['data'] == data]
-    file = f'{name}.png' if scale == 'cpu' else f'{name}_{scale}.png'
-    documents.save(picture(results, chosen), folder / file, source)
-    parts.append(f'![{name}: real images and their translations]({file})')
+    words = f'{name}: real images and their translations'
+    drawn = picture(results, chosen)
+    parts.append(documents.save(drawn, folder, name, words, source))
   documents.write(folder, scale, parts)
 
 

@@ -14,8 +14,10 @@ def render(
 ) -> None:
   """Writes results.md and fid.png."""
   source = runner.results_file(results, scale)
-  documents.save(plots.distances(rows, 'paper'), folder / 'fid.png', source)
-  documents.write(folder, scale, tables.sections(rows))
+  words = "FID of every generator, the paper's preset"
+  picture = plots.distances(rows, 'paper')
+  shown = documents.save(picture, folder, 'fid', words, source)
+  documents.write(folder, scale, [shown, *tables.sections(rows)])
 
 
 EXPERIMENT = runner.Experiment(
