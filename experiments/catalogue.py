@@ -21,11 +21,15 @@ def status(experiment: runner.Experiment, scale: str) -> str:
   known = len(experiment.cells(scale, rows))
   done = known - len(experiment.missing(scale, rows))
   if not done:
-    return f'no results, {known} runs to do'
+    return f'no results, {_runs(known)} to do'
   hours = sum(row['seconds'] * row['cores'] for row in rows.values()) / 3600
   cost = f'{hours:.1f} core hours' if scale == 'cpu' else ''
   left = '' if done == known else f', {known - done} to do'
-  return ', '.join(filter(None, (f'{done} runs done{left}', cost)))
+  return ', '.join(filter(None, (f'{_runs(done)} done{left}', cost)))
+
+
+def _runs(number: int) -> str:
+  return f'{number} run{"" if number == 1 else "s"}'
 
 
 def main() -> None:
