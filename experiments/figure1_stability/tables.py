@@ -142,7 +142,7 @@ def watched(rows: Rows, stage: str) -> str:
       *(_late(row, column) for column in ('max_logit', 'max_abs_grad')),
       row['steps_beyond'] - row['steps_beyond_late'],
       row['steps_beyond_late'],
-      '-' if row['last_loss'] is None else f'{row["last_loss"]:.2f}',
+      _loss(row['last_loss']),
     ]
     for row in chosen
   ]
@@ -201,6 +201,12 @@ def _origins(rows: list[Row], signal: str) -> str:
 def _peak(row: Row, column: str) -> str:
   value, step = row['peak'][column]
   return f'{value:,.4g} ({step:,})'
+
+
+def _loss(value: float | None) -> str:
+  if value is None:
+    return '-'
+  return f'{value:.2f}' if value < 1000 else f'{value:.3g}'
 
 
 def _late(row: Row, column: str) -> str:
