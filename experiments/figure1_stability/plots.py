@@ -5,7 +5,7 @@ from matplotlib import figure
 
 from experiments import documents
 from experiments.figure1_stability import cells, tables
-from experiments.runner import Rows
+from experiments.runner import Row, Rows
 
 _TITLES = {
   'max_logit': 'Largest logit',
@@ -21,7 +21,7 @@ def curves(rows: Rows, stage: str) -> figure.Figure | None:
   chosen = [row for row in rows.values() if row['stage'] == stage]
   if not chosen:
     return None
-  variants = list(dict.fromkeys(row['variant'] for row in chosen))
+  labels = list(dict.fromkeys(map(_label, chosen)))
   picture, panels = documents.panels(10, 3.6, list(_TITLES.values()), 'step')
   for panel, column in zip(panels, _TITLES, strict=True):
     panel.set_yscale('log')
@@ -30,19 +30,23 @@ def curves(rows: Rows, stage: str) -> figure.Figure | None:
     for row in chosen:
       steps, values = row['curve'][column]
       drawn = [np.nan if v is None or v <= 0 else v for v in values]
-      at = variants.index(row['variant'])
-      label = f'{row["size"]}, {tables.name_of(row["variant"])}'
+      label = _label(row)
+      at = labels.index(label)
       panel.plot(
         steps,
         drawn,
         color=documents.COLOURS[at % len(documents.COLOURS)],
         linestyle=('-', '--')[at // len(documents.COLOURS) % 2],
         linewidth=1.2,
-        label=None if label in seen else label.replace('`', ''),
+        label=None if label in seen else label,
       )
       seen.add(label)
   panels[-1].legend(frameon=False, fontsize=8)
   return picture
+
+
+def _label(row: Row) -> str:
+  return f'{row["size"]}, {tables.name_of(row["variant"])}'.replace('`', '')
 
 
 def rates(rows: Rows, size: str) -> figure.Figure | None:
