@@ -258,9 +258,9 @@ def test_python_in_the_documents_runs(document, block, stand_ins):
   del document
   run = stand_ins.runs['classification']
   block = re.sub(r"'runs/\w+'", repr(str(run)), block)
-  found = {'images': jax.numpy.zeros((2, 32, 32, 3))}
+  found = {}
   exec(block, found)
-  assert found['logits'].shape == (2, 10)
+  assert found['logits'].shape == (len(found['images']), 10)
   assert np.isfinite(found['logits']).all()
 
 
