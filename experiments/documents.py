@@ -33,11 +33,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   return '\n'.join([text[0], f'|{"|".join(rules)}|', *text[1:]])
 
 
-def write(folder: pathlib.Path, scale: str, parts: Iterable[str]) -> None:
-  """Writes an experiment's results.md (results_full.md at full scale)."""
-  name = 'results.md' if scale == 'cpu' else f'results_{scale}.md'
+def write(
+  folder: pathlib.Path, results: pathlib.Path, parts: Iterable[str]
+) -> None:
+  """Writes results.md of results.json, results_full.md of results_full.json."""
   text = '\n\n'.join(part for part in parts if part)
-  (folder / name).write_text(f'{text}\n')
+  (folder / f'{results.stem}.md').write_text(f'{text}\n')
 
 
 def fill(page: str, text: str, start: str = _START) -> str:

@@ -96,13 +96,10 @@ class Experiment:
   def results(self) -> pathlib.Path:
     return self.folder.with_name(self.runs_of or self.name)
 
-  def ordered(self, scale: str, rows: Rows) -> list[Row]:
+  def ordered(self, scale: str, rows: Rows) -> Rows:
     """Rows as the cells come, whatever ended first; strangers come last."""
     names = [cell.name for cell in self.cells(scale, rows)]
-    places = {name: place for place, name in enumerate(names)}
-    return sorted(
-      rows.values(), key=lambda row: places.get(row['name'], len(places))
-    )
+    return {name: rows[name] for name in (*names, *rows) if name in rows}
 
   def missing(self, scale: str, rows: Rows) -> list[Cell]:
     """The known cells that have no row yet, in order."""
@@ -212,7 +209,8 @@ class Sweep:
       'versions': workdir_lib.read_json(workdir, workdir_lib.VERSIONS),
       **self._experiment.measure(cell, workdir, self._results),
     }
-    write(self._path, self._experiment.ordered(self._scale, self.rows))
+    self.rows = self._experiment.ordered(self._scale, self.rows)
+    write(self._path, self.rows.values())
     shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
     run.forget()
     print(
@@ -342,5 +340,4 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> None:
   except RuntimeError as error:
     sys.exit(f'error: {error}')
   folder = given.results or experiment.folder
-  rows = read(results_file(results, given.scale))
-  experiment.render(results, folder, given.scale, rows)
+  experiment.render(results, folder, given.scale, sweep.rows)

@@ -114,6 +114,7 @@ def test_a_stream_that_overflows_behind_a_final_norm_is_an_explosion(tmp_path):
   (folder / 'events.jsonl').write_text(f'{json.dumps(event)}\n')
   row = measure.measure(None, folder, tmp_path)
   assert row['explosion'] == 2
+  assert not row['recovered']
   origin = row['origin']['residual_rms']
   assert (origin['step'], origin['layer']) == (2, 1)
   json.dumps(row, allow_nan=False)

@@ -7,8 +7,8 @@ variants share every initial weight.
 
 Stages: `bisect` looks for the lowest exploding rate of each variant in short
 runs that stop at an explosion, `seeds` repeats that rate and half of it,
-`large` watches size B at the code's rate without stopping (two seeds where it
-explodes), `long` runs 3,000 steps.
+`large` watches size B at the code's rate without stopping (two seeds of the
+variants that come near an explosion), `long` runs 3,000 steps.
 """
 
 from typing import Any

@@ -32,7 +32,8 @@ def measure(
     beyond |= ~(table[column] < CAP)  # NaN counts as beyond
   # With a final norm the stream overflows before a logit or gradient is large.
   broken = [e['step'] for e in run.events if e['kind'] == 'non_finite']
-  found = np.union1d(steps[beyond], np.array(broken, int))
+  beyond |= np.isin(steps, broken)
+  found = steps[beyond]
   return {
     'explosion': int(found[0]) if len(found) else None,
     'finite': bool(np.isfinite(table['loss']).all()),

@@ -25,7 +25,7 @@ def render(
     )
     if picture is not None
   ]
-  documents.write(folder, scale, [*shown, *tables.sections(rows, SIZE)])
+  documents.write(folder, source, [*shown, *tables.sections(rows, SIZE)])
 
 
 EXPERIMENT = runner.Experiment(

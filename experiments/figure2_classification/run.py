@@ -45,7 +45,7 @@ def render(
   words = 'Top-1, top-5 and AUROC of every run, by size and block'
   picture = plots.accuracy(rows)
   shown = documents.save(picture, folder, 'accuracy', words, source)
-  documents.write(folder, scale, [shown, *tables.sections(rows)])
+  documents.write(folder, source, [shown, *tables.sections(rows)])
 
 
 EXPERIMENT = runner.Experiment(

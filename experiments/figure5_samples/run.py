@@ -27,7 +27,7 @@ def render(
     words = f'{name}: real images and their translations'
     drawn = picture(results, chosen)
     parts.append(documents.save(drawn, folder, name, words, source))
-  documents.write(folder, scale, parts)
+  documents.write(folder, source, parts)
 
 
 def picture(results: pathlib.Path, rows: list[runner.Row]) -> figure.Figure:

@@ -30,8 +30,8 @@ def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
   """Writes results.md."""
-  del results
-  documents.write(folder, scale, tables.sections(rows['parameters']))
+  source = runner.results_file(results, scale)
+  documents.write(folder, source, tables.sections(rows['parameters']))
 
 
 EXPERIMENT = runner.Experiment(

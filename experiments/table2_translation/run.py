@@ -17,7 +17,7 @@ def render(
   words = "FID of every generator, the paper's preset"
   picture = plots.distances(rows, 'paper')
   shown = documents.save(picture, folder, 'fid', words, source)
-  documents.write(folder, scale, [shown, *tables.sections(rows)])
+  documents.write(folder, source, [shown, *tables.sections(rows)])
 
 
 EXPERIMENT = runner.Experiment(

@@ -124,13 +124,12 @@ def _group(
   if not recorded or length is None:
     return []
   banded = _lasting(recorded)
-  shared = together([(s, v) for _, s, v in banded])
+  shared = together([(s, v) for m, s, v in recorded if m.name in banded])
   several = len(banded) > 1 and len(shared.steps) > 1
   points = max(_POINTS // count // 3, 40)
   traces = _band(number, group, shared, length, points) if several else []
   for member, steps, values in recorded:
-    in_band = several and any(member is one for one, _, _ in banded)
-    after = shared.steps[-1] if in_band else -1
+    after = shared.steps[-1] if several and member.name in banded else -1
     rest = steps >= after
     if (steps > after).any():
       line = _line(number, member.name, steps[rest], values[rest], points)
@@ -143,15 +142,15 @@ def _group(
   return [trace | {'legendgroup': str(number)} for trace in traces]
 
 
-def _lasting(recorded: list[tuple[groups.Member, Any, Any]]) -> list[Any]:
-  """Those whose values reach half as far as is usual in the group.
+def _lasting(recorded: list[tuple[groups.Member, Any, Any]]) -> set[str]:
+  """Names of those whose values reach half as far as is usual in the group.
 
   A run that has just begun, or broke early, would cut the band of the others.
   """
-  ends = [max(_finite(s, v), default=0) for _, s, v in recorded]
-  enough = np.median(ends) / 2
-  kept = [one for one, e in zip(recorded, ends, strict=True) if e >= enough]
-  return kept if len(kept) > 1 else recorded
+  ends = {m.name: s[np.isfinite(v)].max(initial=0) for m, s, v in recorded}
+  enough = np.median(list(ends.values())) / 2
+  kept = {name for name, end in ends.items() if end >= enough}
+  return kept if len(kept) > 1 else set(ends)
 
 
 def _band(

@@ -103,7 +103,7 @@ def _check_workdir(path: epath.Path) -> None:
   if not path.exists():
     raise errors.UserError(f'--workdirs: there is no folder {path}.')
   hint = 'Give the folder that a run wrote.'
-  if path.is_dir() and any((p / _CONFIG).exists() for p in path.iterdir()):
+  if path.is_dir() and any(_is_run(p) for p in path.iterdir()):
     hint = f'It holds runs, though: give "{path}/*".'
   raise errors.UserError(
     f'{path} is not a workdir: it has no {_CONFIG}. {hint}'
@@ -113,7 +113,7 @@ def _check_workdir(path: epath.Path) -> None:
 def _check_tasks(runs: list[workdir.Run]) -> None:
   tasks: dict[str, list[str]] = {}
   for run in runs:
-    kinds.of(run)
+    kinds.of(run)  # refuses tasks without a report
     tasks.setdefault(run.config['task'], []).append(str(run.path))
   if len(tasks) > 1:
     commands = [f'{task}: {",".join(paths)}' for task, paths in tasks.items()]
