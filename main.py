@@ -31,7 +31,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vit22b_jax import errors, host, preemption
+from vit22b_jax import errors
+from vit22b_jax.runtime import host, preemption
 
 _MODES = (
   'train',
@@ -124,10 +125,10 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
   """Parses the command line; a mistake in it ends the process with code 2."""
-  from vit22b_jax import configuration
+  from vit22b_jax import config as config_lib
 
   try:
-    return configuration.parse_flags(argv, values)
+    return config_lib.parse_flags(argv, values)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -141,7 +142,8 @@ def run(values: flags.FlagValues) -> int:
     # The CPU compiles; libtpu must not look for TPUs.
     os.environ['JAX_PLATFORMS'] = 'cpu'
   # jax starts here
-  from vit22b_jax import command, console, distributed, links
+  from vit22b_jax import cli
+  from vit22b_jax.runtime import console, distributed, links
 
   name = None
   if values.config is not None:
@@ -155,7 +157,7 @@ def run(values: flags.FlagValues) -> int:
     )
     distributed.start(job)
     console.hush_others()
-    code = command.run(
+    code = cli.run(
       values.mode,
       config=values.config,
       workdir=values.workdir or (name and os.path.join('runs', name)),
@@ -195,7 +197,7 @@ def _report(values: flags.FlagValues) -> int:
 
 def main(argv: list[str]) -> int:
   del argv
-  from vit22b_jax import console
+  from vit22b_jax.runtime import console
 
   console.show_log()
   return run(flags.FLAGS)

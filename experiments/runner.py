@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from vit22b_jax import workdir as workdir_lib
+from vit22b_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCALES = ('cpu', 'full')

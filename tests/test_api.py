@@ -10,8 +10,9 @@ import pytest
 
 import vit22b_jax
 from configs import folder
-from tests import data_fixtures
-from vit22b_jax import api, command, errors, evaluate
+from tests.helpers import data_fixtures
+from vit22b_jax import api, cli, errors
+from vit22b_jax.modes import evaluate
 
 
 def test_create_gives_a_module_by_name():
@@ -59,7 +60,7 @@ def run(tmp_path_factory):
   config.data.image_size = 16
   config.optim.ema = 0.5
   workdir = root / 'workdir'
-  assert command.run('train', config=config, workdir=str(workdir)) == 0
+  assert cli.run('train', config=config, workdir=str(workdir)) == 0
   shutil.rmtree(data)
   return workdir
 

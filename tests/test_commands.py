@@ -19,8 +19,9 @@ import pytest
 
 import main
 from experiments import catalogue, runner
-from tests import data_fixtures, test_main, test_readme
-from vit22b_jax import command
+from tests import test_main, test_readme
+from tests.helpers import data_fixtures
+from vit22b_jax import cli
 
 ROOT = test_readme.ROOT
 # Flags of machines that aren't here: TPUs to compile for, other processes.
@@ -238,7 +239,7 @@ def test_every_run_of_an_experiment_builds_its_config(experiment, scale):
   for cell in experiment.cells(scale, {}):
     if cell.config and cell.facts.get('seed', 0) == 0:
       values = test_readme.parsed(cell.arguments())
-      command.check(values.config)
+      cli.check(values.config)
 
 
 def _blocks():

@@ -7,7 +7,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import cifar10_vit22b_ti, common
-from vit22b_jax import command, configuration, errors
+from vit22b_jax import cli, errors
+from vit22b_jax import config as config_lib
 
 FILE = 'configs/cifar10_vit22b_ti.py'
 
@@ -20,7 +21,7 @@ def parse(*arguments):
   config_flags.DEFINE_config_file(
     'config', None, 'Config file.', flag_values=values, sys_argv=argv
   )
-  configuration.parse_flags(argv, values)
+  config_lib.parse_flags(argv, values)
   return values.config
 
 
@@ -40,7 +41,7 @@ def test_overrides_of_every_type():
     '--config.data.mean=(0.5, 0.5, 0.25)',
     '--noconfig.log.tensorboard',
   )
-  configuration.validate(got)
+  config_lib.validate(got)
   assert got.duration == '7 steps'
   assert got.optim.learning_rate == 1e-3
   assert (got.model.depth, got.model.width) == (3, 32)
@@ -116,12 +117,12 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
 )
 def test_values_are_judged_early(key, value, message):
   with pytest.raises(errors.UserError, match=message):
-    command.check(config(**{key: value}))
+    cli.check(config(**{key: value}))
 
 
 def test_json_keeps_tuples_placeholders_and_the_lock():
   old = cifar10_vit22b_ti.get_config('tiny')
-  new = configuration.from_json(configuration.to_json(old))
+  new = config_lib.from_json(config_lib.to_json(old))
   assert new.to_dict() == old.to_dict()
   assert isinstance(new.data.mean, tuple)
   new.eval.batch_size = 4
@@ -130,7 +131,7 @@ def test_json_keeps_tuples_placeholders_and_the_lock():
 
 
 def test_a_run_stays_itself_but_may_grow_and_move():
-  old = configuration.from_json(configuration.to_json(config()))
+  old = config_lib.from_json(config_lib.to_json(config()))
   moved = config(
     **{
       'duration': '300 epochs',
@@ -140,7 +141,7 @@ def test_a_run_stays_itself_but_may_grow_and_move():
       'sharding': 'fsdp',
     }
   )
-  identity, free = configuration.diff(old, moved)
+  identity, free = config_lib.diff(old, moved)
   assert not identity
   assert free == [
     ('data.dir', '', 'gs://bucket/tfds'),
@@ -150,11 +151,11 @@ def test_a_run_stays_itself_but_may_grow_and_move():
     ('sharding', 'data', 'fsdp'),
   ]
   old, new = {'data.name': 'folder:old'}, {'data.name': 'folder:/disk/new'}
-  assert configuration.diff(old, new) == (
+  assert config_lib.diff(old, new) == (
     [],
     [('data.name', *old.values(), *new.values())],
   )
-  assert configuration.diff(old, {'data.name': 'cifar10'})[0]
+  assert config_lib.diff(old, {'data.name': 'cifar10'})[0]
 
 
 @pytest.mark.parametrize(
@@ -172,21 +173,21 @@ def test_a_run_stays_itself_but_may_grow_and_move():
 )
 def test_other_changes_make_another_run(key, value):
   old, new = config(), config(**{key: value})
-  identity, free = configuration.diff(old, new)
-  assert identity == [(key, configuration.flatten(old)[key], value)]
+  identity, free = config_lib.diff(old, new)
+  assert identity == [(key, config_lib.flatten(old)[key], value)]
   assert not free
 
 
 def test_a_key_of_another_version_makes_another_run():
   old = config().to_dict()
   del old['optim']['ema']
-  identity, _ = configuration.diff(old, config())
+  identity, _ = config_lib.diff(old, config())
   assert identity == [('optim.ema', '(absent)', 0.0)]
 
 
 def test_a_key_that_came_later_and_is_left_alone_is_the_same_run():
   old = config().to_dict()
   del old['model']['head_bias']
-  assert configuration.diff(old, config()) == ([], [])
-  identity, _ = configuration.diff(old, config(**{'model.head_bias': -10.0}))
-  assert identity == [('model.head_bias', configuration.ABSENT, -10.0)]
+  assert config_lib.diff(old, config()) == ([], [])
+  identity, _ = config_lib.diff(old, config(**{'model.head_bias': -10.0}))
+  assert identity == [('model.head_bias', config_lib.ABSENT, -10.0)]

@@ -22,9 +22,11 @@ import pytest
 from absl import flags
 
 import main
-from tests import data_fixtures
-from vit22b_jax import api, preemption, weights
+from tests.helpers import data_fixtures
+from vit22b_jax import api
+from vit22b_jax.runtime import preemption
 from vit22b_jax.tasks import classification
+from vit22b_jax.weights import pretrained
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT}/configs/digits_vit22b_ti.py:tiny'
@@ -190,7 +192,7 @@ def test_export_is_read_again_and_starts_other_runs(trained, tmp_path, capsys):
   model, variables = api.load(trained)
   expected = leaves(variables['params'])
   empty = jax.tree.map(np.zeros_like, variables['params'])
-  found = leaves(weights.load_pretrained(file, model, empty, 8))
+  found = leaves(pretrained.load_pretrained(file, model, empty, 8))
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array, name)
   other = tmp_path / 'other'

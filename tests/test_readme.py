@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 import main
-from vit22b_jax import command
+from vit22b_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -65,4 +65,4 @@ def test_a_command_parses_and_its_config_builds(document, arguments):
   config = values.config
   with config.unlocked():  # files that the reader brings
     config.init_from = ''
-  command.check(config)
+  cli.check(config)

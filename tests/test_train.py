@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 
 from configs import digits_vit22b_ti
-from vit22b_jax import (
-  api,
-  checkpoint,
-  errors,
-  evaluate,
-  train,
-  workdir,
-)
+from vit22b_jax import api, errors, train
+from vit22b_jax.modes import evaluate
+from vit22b_jax.runtime import checkpoint, workdir
 from vit22b_jax.tasks import classification, objective
 
 

@@ -21,18 +21,12 @@ import jax
 from etils import epath
 from ml_collections import config_dict
 
-from vit22b_jax import (
-  checkpoint,
-  configuration,
-  errors,
-  evaluate,
-  sharding,
-  tasks,
-)
-from vit22b_jax import (
-  workdir as workdir_lib,
-)
+from vit22b_jax import config as config_lib
+from vit22b_jax import errors, tasks
 from vit22b_jax.models import vit
+from vit22b_jax.modes import evaluate
+from vit22b_jax.runtime import checkpoint, sharding
+from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
 
 
@@ -103,7 +97,7 @@ def read_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
       f'{workdir} is not the folder of a run: it has no config.json. Give the '
       '--workdir of a training run.'
     )
-  return configuration.from_json(text)
+  return config_lib.from_json(text)
 
 
 def open_run(

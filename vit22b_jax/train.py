@@ -24,26 +24,22 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit22b_jax import (
+from vit22b_jax import config as config_lib
+from vit22b_jax import errors, report, tasks
+from vit22b_jax.modes import evaluate
+from vit22b_jax.runtime import (
   checkpoint,
-  configuration,
   console,
-  diagnostics,
   distributed,
-  errors,
-  evaluate,
   host,
   links,
   preemption,
+  profiling,
   records,
-  report,
-  tasks,
-  tracing,
 )
-from vit22b_jax import (
-  workdir as workdir_lib,
-)
+from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
+from vit22b_jax.training import diagnostics
 
 _SAVE = 1  # a process's vote for a save; those to stop are signals' numbers
 
@@ -57,7 +53,7 @@ def compare(
     UserError: model, optimiser, data order or seed differ, so that it would be
       another run; the message lists the differences.
   """
-  identity, changes = configuration.diff(old, new)
+  identity, changes = config_lib.diff(old, new)
   if identity:
     rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity)
     raise errors.UserError(
@@ -91,7 +87,7 @@ def open_workdir(
   old = workdir_lib.read_text(path, workdir_lib.CONFIG)
   if old is None or not (run.path / workdir_lib.DIAGNOSTICS).exists():
     return run, []
-  return run, compare(configuration.from_json(old), config, run.path)
+  return run, compare(config_lib.from_json(old), config, run.path)
 
 
 class Loop:
@@ -113,7 +109,7 @@ class Loop:
     self.config = task.config
     self.run = run
     self.watcher = watcher
-    self.window = tracing.Window.parse(self.config.profile, task.total_steps)
+    self.window = profiling.Window.parse(self.config.profile, task.total_steps)
     self.recorder = records.Recorder(task, run)
     self.scores: dict[int, float] = {}
     self.manager = checkpoint.Manager(
@@ -394,7 +390,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
   """
   with preemption.Watcher() as watcher:
     check_alike(config)
-    tracing.Window.parse(config.profile)
+    profiling.Window.parse(config.profile)
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
@@ -412,7 +408,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
       stack.callback(loop.window.close)
       stack.callback(loop.data.close)
       folder.write_bytes(
-        workdir_lib.CONFIG, configuration.to_json(config).encode()
+        workdir_lib.CONFIG, config_lib.to_json(config).encode()
       )
       folder.write_json(workdir_lib.CLASSES, names)
       folder.write_json(workdir_lib.VERSIONS, _environment(task))
@@ -463,9 +459,9 @@ def check_alike(config: Any) -> None:
   Raises:
     UserError: in every process, if one of them has another.
   """
-  first = distributed.share(configuration.to_json(config))
+  first = distributed.share(config_lib.to_json(config))
   here, theirs = (
-    configuration.flatten(c) for c in (config, configuration.from_json(first))
+    config_lib.flatten(c) for c in (config, config_lib.from_json(first))
   )
   rows = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]
   different = distributed.gather(int(bool(rows)))

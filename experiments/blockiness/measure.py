@@ -16,8 +16,11 @@ import sys
 
 import numpy as np
 
-from vit22b_jax import api, blockiness, evaluate, tasks, workdir
+from experiments.blockiness import blockiness
+from vit22b_jax import api, tasks
 from vit22b_jax.fid import sources
+from vit22b_jax.modes import evaluate
+from vit22b_jax.runtime import workdir
 
 HERE = pathlib.Path(__file__).parent
 

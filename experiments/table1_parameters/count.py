@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit22b_jax import workdir as workdir_lib
 from vit22b_jax.models import vit
+from vit22b_jax.runtime import workdir as workdir_lib
 
 COUNTS = 'counts.json'
 # What the released code counts by, and what the literature does.

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments import documents, runner
 from experiments.table1_parameters import count, tables
-from vit22b_jax import workdir as workdir_lib
+from vit22b_jax.runtime import workdir as workdir_lib
 
 
 def cells(scale: str, rows: runner.Rows) -> list[runner.Cell]:

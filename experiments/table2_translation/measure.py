@@ -7,12 +7,14 @@ from typing import Any
 import jax
 
 from configs import common
+from experiments.blockiness import blockiness
 from experiments.blockiness import measure as images
 from experiments.runner import Cell
-from vit22b_jax import api, blockiness, evaluate, tasks
-from vit22b_jax import workdir as workdir_lib
+from vit22b_jax import api, tasks
 from vit22b_jax.fid import sources
+from vit22b_jax.modes import evaluate
 from vit22b_jax.report import workdir as report_workdir
+from vit22b_jax.runtime import workdir as workdir_lib
 
 SAMPLES = 'samples'  # folder of CELL_DIRECTION.png beside the results
 # Of patches of 32 px in an image of 256, the grid that all generators share.

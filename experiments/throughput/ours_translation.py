@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from configs import common
-from vit22b_jax import sharding
 from vit22b_jax.data import domains, splits
+from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import translation
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from vit22b_jax import host
+from vit22b_jax.runtime import host
 
 host.prepare()
 
@@ -26,9 +26,11 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import common  # noqa: E402
-from vit22b_jax import preemption, sharding, train, workdir  # noqa: E402
+from vit22b_jax import train  # noqa: E402
 from vit22b_jax.data import sources, splits  # noqa: E402
-from vit22b_jax.tasks import classification, gradients  # noqa: E402
+from vit22b_jax.runtime import preemption, sharding, workdir  # noqa: E402
+from vit22b_jax.tasks import classification  # noqa: E402
+from vit22b_jax.training import gradients  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -44,7 +44,7 @@ def serve(
     arguments: of that function.
   """
   if side == 'ours':
-    from vit22b_jax import host
+    from vit22b_jax.runtime import host
 
     host.prepare()  # as main.py does, before jax starts
   build = importlib.import_module(f'experiments.throughput.{module}')

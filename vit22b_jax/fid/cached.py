@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit22b_jax import console
 from vit22b_jax.data import cache
 from vit22b_jax.fid import extractor, statistics
+from vit22b_jax.runtime import console
 
 
 def compute(

@@ -1,6 +1,6 @@
 """Names of the logical axes of parameters and activations.
 
-Models name axes; `vit22b_jax.sharding` maps names to mesh axes in one table.
+Models name axes; `runtime.sharding` maps names to mesh axes in one table.
 Axes that are never worth splitting over devices are `None` in the models.
 """
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from vit22b_jax import console, workdir
 from vit22b_jax.plan import planner, table, topologies
 from vit22b_jax.plan import search as search_lib
+from vit22b_jax.runtime import console, workdir
 
 PLAN = 'plan.json'
 

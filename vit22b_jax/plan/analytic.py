@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from vit22b_jax import durations, errors, flops, optim, sharding
+from vit22b_jax import durations, errors
 from vit22b_jax.models import vit
 from vit22b_jax.plan import roofline, topologies
 from vit22b_jax.plan.collectives import Collective
+from vit22b_jax.runtime import flops, sharding
 from vit22b_jax.tasks import classification
+from vit22b_jax.training import optim
 
 # float32 products cost so many bfloat16 ones: TensorFloat-32, or the vector
 # units (H100: 495 and 67 TFLOP/s beside 989).

@@ -19,8 +19,9 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from vit22b_jax import errors, sharding, tasks
+from vit22b_jax import errors, tasks
 from vit22b_jax.plan import analytic, hlo, roofline, topologies
+from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import base
 
 PUBLISHED_MFU = 0.549  # ViT-22B on 1,024 TPU v4, arXiv:2302.05442

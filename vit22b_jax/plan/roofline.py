@@ -13,8 +13,8 @@ import collections
 import dataclasses
 from collections.abc import Callable
 
-from vit22b_jax import chips
 from vit22b_jax.plan import collectives, costs, hlo
+from vit22b_jax.runtime import chips
 
 
 @dataclasses.dataclass(frozen=True)

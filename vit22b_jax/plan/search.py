@@ -13,9 +13,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vit22b_jax import errors, sharding
+from vit22b_jax import errors
 from vit22b_jax.models import memory
 from vit22b_jax.plan import planner, topologies
+from vit22b_jax.runtime import sharding
 
 _TENSOR = (1, 2, 4)
 _REPLICAS = (1, 8)  # of groups that hold the model once; and all devices

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from vit22b_jax import chips, errors, flops
+from vit22b_jax import errors
+from vit22b_jax.runtime import chips, flops
 
 LOCAL = 'local'
 # Chips of one host's board along each axis of the slice, as jax assumes.

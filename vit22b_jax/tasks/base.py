@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from flax.training import dynamic_scale
 from jaxtyping import Array, Float, Int, UInt32
 
-from vit22b_jax import console, diagnostics, durations, sharding
-from vit22b_jax import workdir as workdir_lib
+from vit22b_jax import durations
 from vit22b_jax.data import pipeline
+from vit22b_jax.runtime import console, sharding
+from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.training import diagnostics
 
 
 @flax.struct.dataclass

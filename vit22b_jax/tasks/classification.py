@@ -20,18 +20,14 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Float
 
-from vit22b_jax import (
-  diagnostics,
-  errors,
-  flops,
-  optim,
-  sharding,
-  weights,
-)
-from vit22b_jax import workdir as workdir_lib
+from vit22b_jax import errors
 from vit22b_jax.data import facts, pipeline, sources, splits
 from vit22b_jax.models import stacking, vit
-from vit22b_jax.tasks import base, gradients, objective, scoring
+from vit22b_jax.runtime import flops, sharding
+from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.tasks import base, objective, scoring
+from vit22b_jax.training import diagnostics, gradients, optim
+from vit22b_jax.weights import pretrained
 
 
 @flax.struct.dataclass
@@ -252,7 +248,7 @@ class Classification(base.Task):
     whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))(
       state.params
     )
-    params = weights.load_pretrained(
+    params = pretrained.load_pretrained(
       path,
       self.model,
       jax.device_get(whole),

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vit22b_jax import losses_gan
+from vit22b_jax.training import losses_gan
 
 GENERATORS = ('gen_ab', 'gen_ba')
 DISCRIMINATORS = ('disc_a', 'disc_b')

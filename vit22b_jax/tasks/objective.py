@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from vit22b_jax import diagnostics, losses
 from vit22b_jax.data import transforms
 from vit22b_jax.models import vit
-from vit22b_jax.tasks import gradients
+from vit22b_jax.training import diagnostics, gradients, losses
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from vit22b_jax import sharding
+from vit22b_jax.runtime import sharding
 
 
 @flax.struct.dataclass

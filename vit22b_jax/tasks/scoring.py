@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vit22b_jax import losses, metrics, sharding
 from vit22b_jax.data import pipeline, splits
+from vit22b_jax.runtime import sharding
+from vit22b_jax.training import losses, metrics
 
 _SAMPLES = 48  # images kept with their predictions, for the report
 

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from vit22b_jax import checkpoint, errors
-from vit22b_jax import workdir as workdir_lib
+from vit22b_jax import errors
+from vit22b_jax.runtime import checkpoint
+from vit22b_jax.runtime import workdir as workdir_lib
 
 
 def check(path: epath.PathLike) -> None:

@@ -20,29 +20,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
-from vit22b_jax import (
-  console,
-  diagnostics,
-  errors,
-  flops,
-  losses_gan,
-  optim,
-  samples,
-  sharding,
-)
-from vit22b_jax import workdir as workdir_lib
+from vit22b_jax import errors
 from vit22b_jax.data import domains, facts, pipeline, splits, transforms
 from vit22b_jax.fid import sources
 from vit22b_jax.models import generators, patchgan, vit
-from vit22b_jax.tasks import (
-  base,
-  cyclegan,
-  gradients,
-  pools,
-  quality,
-  starts,
-  updates,
-)
+from vit22b_jax.report import samples
+from vit22b_jax.runtime import console, flops, sharding
+from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.tasks import base, cyclegan, pools, quality, starts, updates
+from vit22b_jax.training import diagnostics, gradients, losses_gan, optim
 
 # Columns and signals: the gradient norm of each network.
 _NORMS = tuple(f'grad_norm/{name}' for name in cyclegan.NETWORKS)

@@ -16,7 +16,7 @@ import optax
 from flax.training import dynamic_scale
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from vit22b_jax import sharding
+from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import cyclegan, pools
 
 FIRST = ('generators', 'discriminators')

@@ -1,0 +1,486 @@
+"""Tests of two domains: where they come from, sizes, unpaired batches."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from PIL import Image
+
+from tests.helpers import data_fixtures
+from vit22b_jax import errors
+from vit22b_jax.data import domains, pipeline, splits
+
+COUNTS = data_fixtures.DOMAINS
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path, monkeypatch):
+  path = tmp_path / 'cache'
+  monkeypatch.setenv('VIT22B_JAX_CACHE', str(path))
+  return path
+
+
+@pytest.fixture
+def root(tmp_path):
+  return data_fixtures.make_domains(tmp_path / 'dark2bright')
+
+
+def _load(path, **options):
+  return domains.load(f'folder:{path}', **({'image_size': 13} | options))
+
+
+def _rows(split):
+  """The split's images as a set of bytes: unique, since they are noise."""
+  return {split[i]['image'].tobytes() for i in range(len(split))}
+
+
+def _files(path):
+  return [np.asarray(Image.open(file)) for file in sorted(path.iterdir())]
+
+
+def _pair(a, b):
+  """A pair of splits whose images are the numbers of their records."""
+
+  def numbered(count):
+    images = np.zeros((count, 2, 2, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    return splits.ArraySplit(images)
+
+  return domains.Pair(numbered(a), numbered(b))
+
+
+def _train(pair, steps, batch_size=4, **options):
+  """Numbers of the first batches of a and b, each [steps, B]."""
+  iterator = domains.train_iterator(
+    pair, batch_size=batch_size, **({'seed': 0} | options)
+  )
+  batches = [next(iterator) for _ in range(steps)]
+  iterator.close()
+  return (np.stack([b[k][:, 0, 0, 0] for b in batches]) for k in 'ab')
+
+
+# Where domains come from.
+
+
+def test_a_folder(root):
+  data = _load(root, seed=1)
+  assert data.names == ('dark', 'bright')
+  assert [len(data.train.a), len(data.val.a), len(data.test.a)] == [21, 2, 3]
+  assert [len(data.train.b), len(data.val.b), len(data.test.b)] == [37, 4, 5]
+  for letter, domain in (('A', 'a'), ('B', 'b')):
+    train, val, test = (
+      getattr(pair, domain) for pair in (data.train, data.val, data.test)
+    )
+    assert not _rows(train) & _rows(val)
+    expected = {image.tobytes() for image in _files(root / f'train{letter}')}
+    assert _rows(train) | _rows(val) == expected
+    np.testing.assert_array_equal(test.images, _files(root / f'test{letter}'))
+    assert set(train[0]) == {'image'}
+
+
+def test_val_follows_the_seed(root):
+  first, again, other = (_rows(_load(root, seed=s).val.b) for s in (1, 1, 2))
+  assert first == again
+  assert first != other
+
+
+def test_test_folders_are_optional_but_not_one_of_them(root):
+  shutil.rmtree(root / 'testA')
+  with pytest.raises(errors.UserError, match='has no testA'):
+    _load(root)
+  shutil.rmtree(root / 'testB')
+  assert _load(root).test is None
+
+
+@pytest.mark.parametrize('kind', ['tfrecord', 'array_record'])
+def test_a_tfds_set(tmp_path, kind):
+  data_fixtures.make_tfds(
+    tmp_path,
+    'cycle_gan',
+    config='monet2photo',
+    version='3.0.0',
+    num_classes=2,
+    counts=COUNTS,
+    shape=(None, None, 3),
+    file_format=kind,
+    labelled=tuple(COUNTS),
+  )
+  data = domains.load('cycle_gan/monet2photo', dir=str(tmp_path), image_size=32)
+  assert data.names == ('monet', 'photo')
+  assert len(data.train.a) + len(data.val.a) == COUNTS['trainA']
+  assert len(data.train.b) + len(data.val.b) == COUNTS['trainB']
+  expected = data_fixtures.images(np.arange(5) % 2, seed=3)
+  np.testing.assert_array_equal(data.test.b.images, expected)
+  options = {'dir': str(tmp_path), 'image_size': 32, 'cache_max_gb': 0}
+  if kind == 'tfrecord':
+    with pytest.raises(errors.UserError, match='convert_format'):
+      domains.load('cycle_gan/monet2photo', **options)
+  else:
+    lazy = domains.load('cycle_gan/monet2photo', **options)
+    assert isinstance(lazy.test.b, splits.LazySplit)
+    batch = lazy.test.b.gather(np.arange(5))
+    np.testing.assert_array_equal(batch['image'], expected)
+
+
+def test_the_second_start_decodes_nothing_and_none_needs_tensorflow(root):
+  code = f"""
+import sys
+from vit22b_jax.data import domains, images
+for _ in range(2):
+  data = domains.load({f'folder:{root}'!r}, image_size=9, load_size=11)
+  images.decode_resized = None
+print(len(data.train.a), 'tensorflow' in sys.modules)
+"""
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    check=True,
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+    env=dict(os.environ),
+  ).stdout
+  assert out.split()[-2:] == ['21', 'False']
+
+
+def test_every_choice_has_its_own_cache(root):
+  _load(root, load_size=17)
+  for options in (
+    {'load_size': 19},
+    {'load_size': 17, 'seed': 1},
+    {'load_size': 17, 'val_fraction': 0.5},
+    {'image_size': 11, 'load_size': 17},
+    {'preprocess': 'scale_width', 'load_size': 17},
+  ):
+    _load(root, load_size=17)
+    data = _load(root, **options)
+    assert data.train.a[0]['image'].shape[0] == options.get('load_size')
+    assert data.val.a[0]['image'].shape[0] == options.get('image_size', 13)
+    assert not _rows(data.train.a) & _rows(data.val.a)
+    if 'val_fraction' in options:
+      assert len(data.val.a) == 12
+
+
+# Sizes.
+
+
+def test_training_images_are_larger_than_those_of_an_evaluation(root):
+  data = _load(root, load_size=(19, 17), image_size=(16, 12))
+  assert data.train.a[0]['image'].shape == (19, 17, 3)
+  assert data.val.b[0]['image'].shape == (16, 12, 3)
+  file = Image.open(root / 'testB' / '002.png')
+  np.testing.assert_array_equal(
+    data.test.b[2]['image'], file.resize((12, 16), Image.Resampling.BICUBIC)
+  )
+
+
+def test_scale_width_keeps_the_proportions(tmp_path):
+  root = data_fixtures.make_domains(tmp_path / 'data', sizes=((10, 20),))
+  data = _load(
+    root, preprocess='scale_width', load_size=30, image_size=(12, 26)
+  )
+  assert data.train.a[0]['image'].shape == (15, 30, 3)
+  file = Image.open(root / 'testA' / '001.png')
+  resized = np.asarray(file.resize((30, 15), Image.Resampling.BICUBIC))
+  np.testing.assert_array_equal(data.test.a[1]['image'], resized[1:13, 2:28])
+
+
+def test_images_of_one_size_are_kept_whole_for_the_crop(root):
+  data = _load(root, preprocess='crop', image_size=8)
+  assert isinstance(data.train.a, splits.ArraySplit)
+  assert data.train.a[0]['image'].shape == (13, 13, 3)
+  np.testing.assert_array_equal(
+    data.test.a[1]['image'], _files(root / 'testA')[1][2:10, 2:10]
+  )
+
+
+def _is_part(image, whole):
+  height, width = image.shape[:2]
+  windows = np.lib.stride_tricks.sliding_window_view(whole, (height, width, 3))[
+    ..., 0, :, :, :
+  ]
+  return bool(np.all(windows == image, axis=(-3, -2, -1)).any())
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_images_of_own_sizes_are_cropped_at_random(tmp_path, workers):
+  sizes = ((13, 17), (11, 11), (9, 23))
+  root = data_fixtures.make_domains(tmp_path / 'data', sizes=sizes)
+  data = _load(root, preprocess='crop', image_size=(8, 10))
+  assert isinstance(data.train.a, splits.LazySplit)
+  assert isinstance(data.val.a, splits.ArraySplit)
+  files = _files(root / 'trainA')
+
+  def crops(**options):
+    iterator = domains.train_iterator(
+      data.train, seed=0, **({'batch_size': 7} | options)
+    )
+    out = [next(iterator)['a'] for _ in range(6)]
+    iterator.close()
+    return np.stack(out)
+
+  found = crops(workers=workers).reshape(-1, 8, 10, 3)
+  assert len({image.tobytes() for image in found}) > len(data.train.a)
+  for image in found[:9]:
+    assert any(_is_part(image, file) for file in files)
+  if not workers:
+    whole = crops(batch_size=4).reshape(6, 4, -1)
+    part = crops(batch_size=4, rows=np.array([1, 2])).reshape(6, 2, -1)
+    np.testing.assert_array_equal(whole[:, [1, 2]], part)
+  else:
+    np.testing.assert_array_equal(found, crops().reshape(-1, 8, 10, 3))
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'preprocess': 'crop', 'image_size': 14}, r'23 image\(s\) are smaller'),
+    (
+      {'preprocess': 'scale_width', 'image_size': (14, 13)},
+      'lower than the crop once 13 wide',
+    ),
+    ({'preprocess': 'none', 'image_size': 12}, 'of another size'),
+    ({'load_size': 12}, 'load_size=12x12 is smaller'),
+    ({'image_size': (13, 13, 3)}, r'image_size=.*expected a side'),
+    ({'image_size': -1}, 'image_size=-1'),
+    ({'preprocess': 'resize'}, "Did you mean 'resize_and_crop'"),
+    ({'val_fraction': 1}, 'val_fraction=1'),
+  ],
+)
+def test_mistakes_in_sizes(root, options, message):
+  with pytest.raises(errors.UserError, match=message):
+    _load(root, **options)
+
+
+def test_a_single_small_image_is_named(root):
+  Image.new('RGB', (13, 7)).save(root / 'trainB' / '005.png')
+  with pytest.raises(errors.UserError, match=r'(?s)1 image.*7x13') as caught:
+    _load(root, preprocess='crop', image_size=8)
+  assert 'trainB/005.png' in str(caught.value)
+  assert _load(root, image_size=8).train.b[0]['image'].shape == (8, 8, 3)
+
+
+# Bad files.
+
+
+def _mistakes():
+  def missing(root):
+    shutil.rmtree(root)
+
+  def empty_domain(root):
+    shutil.rmtree(root / 'trainB')
+    (root / 'trainB').mkdir()
+    (root / 'trainB' / 'README.txt').write_text('about')
+
+  def empty_test(root):
+    shutil.rmtree(root / 'testA')
+    (root / 'testA').mkdir()
+
+  def no_domain(root):
+    shutil.rmtree(root / 'trainA')
+
+  def classes(root):
+    for name in COUNTS:
+      shutil.rmtree(root / name)
+    (root / 'train').mkdir()
+
+  def two_images(root):
+    for file in list((root / 'trainA').iterdir())[2:]:
+      file.unlink()
+
+  def one_of_test(root):
+    for file in list((root / 'testB').iterdir())[1:]:
+      file.unlink()
+
+  def unreadable_domain(root):
+    for file in (root / 'trainA').iterdir():
+      file.write_bytes(b'')
+
+  return [
+    (missing, 'does not exist; expected PATH/trainA'),
+    (empty_domain, 'no image in domain folder .*trainB'),
+    (empty_test, 'no image in domain folder .*testA'),
+    (no_domain, 'has no trainA, only trainB'),
+    (classes, 'has no trainA and no trainB'),
+    (two_images, r'has 2 image\(s\) in trainA; 3 are the least'),
+    (one_of_test, r'has 1 image\(s\) in testB; 2 are the least'),
+    (unreadable_domain, r'0 image\(s\) in val_a \(readable\)'),
+  ]
+
+
+@pytest.mark.parametrize(
+  ('break_it', 'message'), _mistakes(), ids=lambda p: getattr(p, '__name__', '')
+)
+def test_mistakes_in_folders(root, break_it, message):
+  break_it(root)
+  with pytest.raises(errors.UserError, match=message):
+    _load(root, max_corrupt=99)
+
+
+def test_three_images_are_enough(tmp_path):
+  counts = {'trainA': 3, 'trainB': 3}
+  data = _load(data_fixtures.make_domains(tmp_path / 'data', counts=counts))
+  assert (len(data.train.a), len(data.val.a)) == (1, 2)
+
+
+@pytest.mark.parametrize('preprocess', ['resize_and_crop', 'crop'])
+def test_unreadable_files_are_counted(root, preprocess):
+  (root / 'trainA' / '004.png').write_bytes(b'not an image')
+  path = root / 'testB' / '001.png'
+  path.write_bytes(path.read_bytes()[:200])
+  options = {'preprocess': preprocess, 'image_size': 8, 'val_fraction': 0.3}
+  for _ in range(2):  # Decoded, then from the cache.
+    data = _load(root, **options, max_corrupt=2)
+    assert len(data.train.a) + len(data.val.a) == COUNTS['trainA'] - 1
+    assert len(data.test.b) == COUNTS['testB'] - 1
+    assert len(data.skipped) == 2
+    assert data.skipped[0].endswith(
+      '004.png (no image format that Pillow knows)'
+    )
+  with pytest.raises(errors.UserError, match='2 corrupt image') as caught:
+    _load(root, **options)
+  assert 'trainA/004.png' in str(caught.value)
+  assert 'testB/001.png' in str(caught.value)
+
+
+def test_unreadable_files_met_while_training_are_replaced(root):
+  for number in range(0, 23, 4):
+    (root / 'trainA' / f'{number:03}.png').write_bytes(b'not an image')
+  # Three are in train; what is in val isn't met.
+  options = {'cache_max_gb': 0, 'max_corrupt': 6}
+  iterator = domains.train_iterator(
+    _load(root, **options).train, batch_size=10, seed=0
+  )
+  for _ in range(4):
+    batch = next(iterator)
+    assert np.all(batch['a'].max(axis=(1, 2, 3)) > 0)
+  iterator.close()
+
+
+def test_a_folder_may_be_remote(root, tmp_path, monkeypatch):
+  here = _load(root)
+  data_fixtures.make_remote(monkeypatch, tmp_path)
+  there = _load('s3://dark2bright')
+  np.testing.assert_array_equal(there.train.b.images, here.train.b.images)
+  assert there.names == ('dark', 'bright')
+
+
+# Batches.
+
+
+def test_unpaired_domains_follow_their_own_permutations():
+  pair = _pair(12, 20)
+  a, b = _train(pair, 15)
+  for epoch in b.reshape(3, 20):  # An epoch is the larger domain's.
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
+  passes = a.reshape(5, 12)
+  for row in passes:
+    np.testing.assert_array_equal(np.sort(row), np.arange(12))
+  assert len({tuple(row) for row in passes}) == 5
+  assert domains.steps_per_epoch(pair, 4, 'unpaired') == 5
+
+
+def test_domains_of_one_size_are_not_shuffled_alike():
+  a, b = _train(_pair(24, 24), 6)
+  assert not np.array_equal(a, b)
+
+
+def test_pairs_by_index_stay_together():
+  pair = _pair(12, 20)
+  a, b = _train(pair, 6, pairing='index')
+  np.testing.assert_array_equal(a, b)
+  first, second = a.reshape(2, 12)
+  np.testing.assert_array_equal(np.sort(first), np.arange(12))
+  np.testing.assert_array_equal(np.sort(second), np.arange(12))
+  assert not np.array_equal(first, second)
+  assert domains.steps_per_epoch(pair, 4, 'index') == 3
+
+
+def test_order_follows_the_seed():
+  one, two, again = (
+    np.stack(list(_train(_pair(24, 28), 7, seed=seed))) for seed in (0, 1, 0)
+  )
+  np.testing.assert_array_equal(one, again)
+  assert not np.array_equal(one[0], two[0])
+  assert not np.array_equal(one[1], two[1])
+
+
+@pytest.mark.parametrize('pairing', domains.PAIRINGS)
+def test_processes_partition_the_batches_of_one(pairing):
+  pair, options = _pair(14, 23), {'pairing': pairing}
+  whole = _train(pair, 9, batch_size=6, **options)
+  whole = list(whole)
+  for rows in ([0, 1], [2, 5], [3, 4]):
+    part = _train(pair, 9, batch_size=6, rows=np.array(rows), **options)
+    for one, some in zip(whole, part, strict=True):
+      np.testing.assert_array_equal(one[:, rows], some)
+
+
+def test_batches_larger_than_a_domain_and_unknown_pairings_are_mistakes():
+  pair = _pair(12, 20)
+  with pytest.raises(errors.UserError, match=r'12 and 20 images.*size=13'):
+    domains.steps_per_epoch(pair, 13, 'unpaired')
+  with pytest.raises(errors.UserError, match='batch_size=14'):
+    domains.train_iterator(pair, batch_size=14, seed=0)
+  with pytest.raises(errors.UserError, match="Did you mean 'unpaired'"):
+    domains.steps_per_epoch(pair, 2, 'paired')
+
+
+def _both(iterator, steps):
+  batches = [next(iterator) for _ in range(steps)]
+  return [{k: np.asarray(v).tolist() for k, v in b.items()} for b in batches]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_batches_resume_from_a_position(root, workers):
+  pair = _load(root, cache_max_gb=0, image_size=8).train
+
+  def make():
+    return domains.train_iterator(pair, batch_size=5, seed=3, workers=workers)
+
+  iterator = make()
+  _both(iterator, 3)
+  state = iterator.get_state()
+  assert state == {'next_index': 3}
+  expected = _both(iterator, 7)
+  iterator.close()
+  fresh = make()
+  fresh.set_state(state)
+  assert _both(fresh, 7) == expected
+  fresh.close()
+  with pytest.raises(ValueError, match='closed'):
+    next(fresh)
+
+
+def test_batches_go_to_devices_and_resume_there():
+  mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))
+  sharding = NamedSharding(mesh, PartitionSpec('data'))
+
+  def make():
+    host = domains.train_iterator(_pair(20, 31), batch_size=8, seed=1)
+    return pipeline.DeviceIterator(host, sharding)
+
+  iterator = make()
+  batch = next(iterator)
+  assert set(batch) == {'a', 'b'}
+  assert batch['a'].sharding.is_equivalent_to(sharding, 4)
+  state = iterator.get_state()
+  assert state == {'next_index': 1}
+  expected = _both(iterator, 9)
+  fresh = make()
+  fresh.set_state(state)
+  assert _both(fresh, 9) == expected
+
+
+def test_every_image_of_a_domain_is_evaluated_once(root):
+  test = _load(root).test
+  batches = list(pipeline.eval_batches(test.b, batch_size=3))
+  assert [b['mask'].tolist() for b in batches] == [[1, 1, 1], [1, 1, 0]]
+  assert set(batches[0]) == {'image', 'mask', 'index'}
+  images = np.concatenate([b['image'] for b in batches])[:5]
+  np.testing.assert_array_equal(images, test.b.images)

@@ -1,0 +1,181 @@
+"""Folders of images: names, sizes, the page, and what can't be read.
+
+The generator inverts colours: which image became which can be seen.
+"""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import common
+from vit22b_jax import errors
+from vit22b_jax.models import generators
+from vit22b_jax.modes import translate
+from vit22b_jax.tasks import translation
+
+
+class Task(translation.Translation):
+  """A translation that was told what its networks do."""
+
+  def __init__(self, generator):
+    words = 'resnet,tiny' if generator == 'resnet' else 'tiny'
+    config = common.finish(common.translation(), words)
+    model = generators.build(dict(config.model), config.data.image_size)
+    self.config = config
+    self.networks = types.SimpleNamespace(generator=model)
+    self.names = ['day', 'night']
+    self.eval_batch_size = 3
+    self.batches = []
+
+  def translate(self, variables, images, direction):
+    assert images.dtype == np.uint8
+    self.batches.append((images.shape, direction))
+    return 255 - images
+
+
+def save(path, size, seed=0, **kwargs):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+  Image.fromarray(pixels).save(path, **kwargs)
+  return pixels
+
+
+def opened(path):
+  return np.asarray(Image.open(path))
+
+
+def test_every_image_becomes_a_png_of_its_name_and_size(tmp_path):
+  source, target = tmp_path / 'in', tmp_path / 'out'
+  sizes = {'a.png': (24, 32), 'b/c.png': (16, 8), 'd.webp': (24, 32)}
+  saved = {
+    name: save(source / name, size, i, lossless=True)
+    for i, (name, size) in enumerate(sizes.items())
+  }
+  task = Task('resnet')
+  done = translate.run(task, {}, source, 'a2b', target)
+  assert done.files == ['a.png', 'b/c.png', 'd.png']
+  assert done.unreadable == []
+  for name, png in zip(saved, done.files, strict=True):
+    np.testing.assert_array_equal(opened(target / png), 255 - saved[name])
+  # Images of a size go together.
+  assert task.batches == [((2, 24, 32, 3), 'a2b'), ((1, 16, 8, 3), 'a2b')]
+
+
+def test_sizes_that_do_not_divide_come_back_as_they_were(tmp_path):
+  save(tmp_path / 'in/odd.png', (31, 17))
+  task = Task('resnet')
+  translate.run(task, {}, tmp_path / 'in', 'b2a', tmp_path / 'out')
+  assert task.batches == [((1, 28, 16, 3), 'b2a')]
+  assert opened(tmp_path / 'out/odd.png').shape == (31, 17, 3)
+
+
+def test_a_generator_of_one_size_gets_that_and_the_original_size_returns(
+  tmp_path,
+):
+  for i in range(4):
+    save(tmp_path / f'in/{i}.png', (40 + i, 60), i)
+  flat = np.full((50, 20, 3), 200, np.uint8)
+  Image.fromarray(flat).save(tmp_path / 'in/flat.png')
+  task = Task('vitunet')
+  done = translate.run(task, {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+  # Batches of 3; the rest of 2 needs no padding to a power of 2.
+  assert [shape for shape, _ in task.batches] == [
+    (4, 32, 32, 3),
+    (2, 32, 32, 3),
+  ]
+  assert done.files == ['0.png', '1.png', '2.png', '3.png', 'flat.png']
+  assert opened(tmp_path / 'out/3.png').shape == (43, 60, 3)
+  np.testing.assert_array_equal(opened(tmp_path / 'out/flat.png'), 255 - flat)
+
+
+def test_unreadable_files_are_listed_and_not_fatal(tmp_path):
+  save(tmp_path / 'in/good.jpg', (16, 16))
+  (tmp_path / 'in/bad.jpg').write_bytes(b'not an image')
+  done = translate.run(
+    Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
+  )
+  assert (done.files, done.unreadable) == (['good.png'], ['bad.jpg'])
+  assert 'bad.jpg' in done.page.read_text()
+
+
+def test_two_inputs_never_share_an_output(tmp_path):
+  for name in ('x.jpg', 'x.png', 'y.bmp'):
+    save(tmp_path / 'in' / name, (16, 16))
+  done = translate.run(
+    Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
+  )
+  assert done.files == ['x.jpg.png', 'x.png.png', 'y.png']
+
+
+def test_results_within_the_input_folder_are_not_translated_again(tmp_path):
+  save(tmp_path / 'x.png', (16, 16))
+  for _ in range(2):
+    done = translate.run(
+      Task('resnet'), {}, tmp_path, 'a2b', tmp_path / 'translated'
+    )
+    assert done.files == ['x.png']
+
+
+def test_a_folder_holds_what_the_last_call_made(tmp_path):
+  source, target = tmp_path / 'in', tmp_path / 'out'
+  for name in ('a.png', 'b/c.png', 'd.png'):
+    save(source / name, (16, 16))
+  translate.run(Task('resnet'), {}, source, 'a2b', target)
+  save(target / 'mine.png', (8, 8))
+  save(tmp_path / 'other.png', (8, 8))
+  names = json.loads((target / 'files.json').read_text())
+  assert names == ['a.png', 'b/c.png', 'd.png']
+  outside = [*names, '../other.png', str(tmp_path / 'other.png')]
+  (target / 'files.json').write_text(json.dumps(outside))
+  (source / 'a.png').unlink()
+  (source / 'd.png').write_bytes(b'no image any more')
+  save(source / 'e.png', (16, 16))
+  done = translate.run(Task('resnet'), {}, source, 'a2b', target)
+  assert done.files == ['b/c.png', 'e.png']
+  there = {str(p.relative_to(target)) for p in target.rglob('*.png')}
+  assert there == {*done.files, 'mine.png'}  # what others put there stays
+  text = done.page.read_text()
+  assert 'e.png before' in text and 'a.png' not in text
+  assert (tmp_path / 'other.png').exists()
+  # A call that finds nothing leaves everything.
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(errors.UserError, match='no readable image'):
+    translate.run(Task('resnet'), {}, tmp_path / 'empty', 'a2b', target)
+  assert opened(target / 'e.png').shape == (16, 16, 3)
+  assert done.page.read_text() == text
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path):
+  save(tmp_path / 'in/<b>.png', (600, 300))
+  page = translate.run(
+    Task('resnet'), {}, tmp_path / 'in', 'b2a', tmp_path / 'out'
+  ).page
+  text = page.read_text()
+  assert 'night to day' in text
+  assert text.count('src="data:image/jpeg;base64,') == 2
+  assert 'http://' not in text.replace('http-equiv', '')
+  assert 'https://' not in text
+  assert '<b>' not in text
+  assert len(text) < 60_000  # pictures are shrunk
+
+
+def test_what_can_not_be_translated_is_refused(tmp_path):
+  task = Task('resnet')
+  run = translate.run
+  classifier = types.SimpleNamespace(config=common.classification())
+  with pytest.raises(errors.UserError, match='of a classification'):
+    run(classifier, {}, tmp_path, 'a2b', tmp_path / 'out')
+  with pytest.raises(errors.UserError, match=r"--direction='a2c'.*a2b"):
+    run(task, {}, tmp_path, 'a2c', tmp_path / 'out')
+  with pytest.raises(errors.UserError, match='not a folder'):
+    run(task, {}, tmp_path / 'missing', 'a2b', tmp_path / 'out')
+  (tmp_path / 'bad.png').write_bytes(b'')
+  with pytest.raises(errors.UserError, match=r'no readable image \(1 files'):
+    run(task, {}, tmp_path, 'a2b', tmp_path / 'out')
+  save(tmp_path / 'x.png', (16, 16))
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UserError, match='Could not write'):
+    run(task, {}, tmp_path, 'a2b', tmp_path / 'file/out')

@@ -1,0 +1,372 @@
+"""report: readable pages from whole, partial, broken and long runs."""
+
+import ast
+import json
+import pathlib
+import re
+import resource
+
+import numpy as np
+import pytest
+
+from tests.helpers import chromium, report_fixtures
+from vit22b_jax import errors, report
+from vit22b_jax.report import (
+  charts,
+  classification,
+  maps,
+  page,
+  story,
+  thin,
+  workdir,
+)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  return report_fixtures.make(
+    tmp_path_factory.mktemp('runs') / 'whole', steps=700, depth=5
+  )
+
+
+@pytest.fixture(scope='module')
+def exploded(tmp_path_factory):
+  return report_fixtures.make(
+    tmp_path_factory.mktemp('runs') / 'exploded', explode_at=4_000
+  )
+
+
+def _figures(html: str) -> list[dict]:
+  found = re.findall(r"data-chart='([^']*)'", html)
+  return [json.loads(figure) for figure in found]
+
+
+def test_never_imports_jax():
+  folder = pathlib.Path(report.__file__).parent
+  for path in folder.glob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = [n.name for n in getattr(node, 'names', [])]
+      names.append(getattr(node, 'module', None) or '')
+      assert not any(name.split('.')[0] in ('jax', 'flax') for name in names)
+
+
+def test_whole_run_shows_every_part(whole):
+  path = report.write(whole)
+  assert path == whole / 'report.html'
+  html = path.read_text()
+  for text in (
+    '63.1\u202f%',
+    '96.4\u202f%',
+    '0.9377',
+    '10,000',
+    '5.41 M',
+    'vit22b Ti, patch 4, on cifar10 at 32 px',
+    'Largest absolute gradient',
+    'Residual stream RMS',
+    'Confused most often',
+    'data:image/png;base64,',
+    'optim.learning_rate',
+    '0123abc',
+  ):
+    assert text in html
+  assert len(_figures(html)) == 3 + 3 + 4 + 1
+  assert path.stat().length < 4e6
+
+
+def test_page_asks_the_network_for_nothing(whole):
+  html = report.write(whole).read_text()
+  assert "default-src 'none'" in html
+  assert not re.search(r'(src|href)=["\']?(?!data:)\w', html)
+  assert not re.search(r'@import|url\(|fetch\(|https?://', html)
+
+
+def test_output_elsewhere(whole, tmp_path):
+  path = report.write(whole, tmp_path / 'other.html')
+  assert path.read_text().startswith('<!doctype html>')
+
+
+def test_bare_workdir_says_what_is_missing(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(report_fixtures.CONFIG))
+  html = report.write(tmp_path).read_text()
+  for text in ('No row of metrics yet', 'No diagnostics', 'Not finished'):
+    assert text in html
+  assert report.plots(tmp_path, tmp_path / 'plots') == []
+
+
+def test_not_a_workdir(tmp_path):
+  with pytest.raises(errors.UserError, match=r'config\.json'):
+    report.write(tmp_path)
+
+
+def test_unwritable_output(whole, tmp_path):
+  with pytest.raises(errors.UserError, match='Could not write the report'):
+    report.write(whole, tmp_path / 'missing' / 'report.html')
+
+
+def test_a_full_disk_leaves_the_page_that_was_there(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
+  before = report.write(run).read_text()
+  files = sorted(p.name for p in run.iterdir())
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+  try:
+    with pytest.raises(errors.UserError, match='Free some space'):
+      report.write(run)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert (run / 'report.html').read_text() == before
+  assert sorted(p.name for p in run.iterdir()) == files
+
+
+def test_half_written_last_lines_are_dropped(tmp_path):
+  path = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
+  with (path / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 150, "train/lo')
+  with (path / 'diagnostics.csv').open('a') as file:
+    file.write('100,2.3,1')
+  run = workdir.read(path)
+  assert run.last_step == 100
+  assert run.diagnostics['step'][-1] == 99
+  assert 'Step 100' in report.write(path).read_text()
+
+
+def test_blank_columns_before_a_resume_are_not_drawn(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(report_fixtures.CONFIG))
+  (tmp_path / 'diagnostics.csv').write_text(
+    'step,loss,grad_norm/00,grad_norm/01\n0,1,,\n1,1,,\n2,1,5,6\n3,1,7,8\n'
+  )
+  (figure,) = maps.layers(workdir.read(tmp_path)).values()
+  assert figure['data'][0]['x'] == [2, 3]
+  np.testing.assert_allclose(
+    figure['data'][0]['z'], np.log10([[5, 7], [6, 8]]), rtol=1e-4
+  )
+
+
+def test_non_finite_values_reach_the_page_as_text(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(report_fixtures.CONFIG))
+  (tmp_path / 'metrics.jsonl').write_text(
+    '{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": NaN}\n'
+  )
+  (tmp_path / 'diagnostics.csv').write_text(
+    'step,loss,max_logit,max_abs_grad,grad_norm/00\n'
+    '0,2,1,9000,1\n1,inf,inf,2,nan\n2,nan,-3,3,1\n'
+  )
+  html = report.write(tmp_path).read_text()
+  curve, logit, gradient, heat = _figures(html)
+  assert curve['data'][0]['y'] == [2.0, None]
+  assert logit['data'][0]['y'] == [1.0, None, -3.0]
+  assert logit['data'][0]['customdata'] == ['1', 'inf', '-3']
+  assert gradient['data'][0]['y'] == [charts.CAP, 2.0, 3.0]
+  assert gradient['data'][0]['customdata'][0] == '9,000'
+  assert heat['data'][0]['z'] == [[0.0, None, 0.0]]
+  assert 'Not finite, first at step 1' in html
+  assert len(report.plots(tmp_path, tmp_path / 'plots')) == 3
+
+
+def test_a_constant_rate_is_not_drawn_at_zero(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(report_fixtures.CONFIG))
+  rows = [{'step': step, 'train/learning_rate': 2e-4} for step in (1, 2, 3)]
+  report_fixtures.write_lines(tmp_path / 'metrics.jsonl', rows)
+  (figure,) = _figures(report.write(tmp_path).read_text())
+  low, high = figure['layout']['yaxis']['range']
+  assert low == 0
+  assert 2e-4 < high < 3e-4
+
+
+def test_explosion_is_the_headline(exploded):
+  answer = page.verdicts(workdir.read(exploded))[1]
+  assert answer.mood == 'bad'
+  assert answer.answer == 'Yes, first at step 4,280'
+  assert 'In block 03' in answer.detail
+  assert 'attn_logit_max/03' in answer.detail
+
+
+def test_start_up_transients_are_not_explosions(whole):
+  report_fixtures.write_lines(
+    whole / 'events.jsonl', report_fixtures.events(100)[:1]
+  )
+  answer = page.verdicts(workdir.read(whole))[1]
+  (whole / 'events.jsonl').unlink()
+  assert (answer.answer, answer.mood) == ('No', 'good')
+  assert '1 start-up transient' in answer.detail
+
+
+def test_halted_run_says_so(tmp_path):
+  path = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
+  event = report_fixtures.events(50)[1] | {'action': 'halt', 'step': 101}
+  report_fixtures.write_lines(path / 'events.jsonl', [event])
+  progress = page.verdicts(workdir.read(path))[2]
+  assert (progress.answer, progress.mood) == ('Halted', 'bad')
+  assert progress.detail.startswith('Step 101 of 7,000: explosion.')
+
+
+def test_envelope_keeps_every_spike():
+  values = np.random.default_rng(0).normal(size=200_003)
+  values[[77_777, 133_333]] = 50.0, -50.0
+  values[150_001] = np.nan
+  keep = thin.envelope(values, 400)
+  assert {0, 77_777, 133_333, 150_001, 200_002} <= set(keep)
+  assert len(keep) <= 3 * 400 + 2
+  assert (np.diff(keep) > 0).all()
+
+
+def test_envelope_leaves_short_series_alone():
+  np.testing.assert_array_equal(thin.envelope(np.ones(7), 5), np.arange(7))
+
+
+def test_buckets():
+  values = np.array([[1.0, 9, 2, 3, 4, 5, 6], [0, 0, 0, np.inf, 0, -7, 0]])
+  starts, high = thin.buckets(values, 3, 'max')
+  np.testing.assert_array_equal(starts, [0, 2, 4])
+  np.testing.assert_array_equal(high, [[9, 3, 6], [0, np.nan, 0]])
+  _, low = thin.buckets(values, 3, 'min')
+  np.testing.assert_array_equal(low, [[1, 2, 4], [0, np.nan, -7]])
+
+
+def test_confused_pairs_leave_out_the_diagonal():
+  counts = np.array([[90, 3, 7], [0, 50, 0], [1, 0, 9]])
+  pairs = classification.confused(counts, ['a', 'b', 'c'])
+  assert [(p['true'], p['predicted'], p['count']) for p in pairs] == [
+    ('a', 'c', 7),
+    ('a', 'b', 3),
+    ('c', 'a', 1),
+  ]
+  assert pairs[0]['part'] == '7.0\u202f%'
+
+
+def test_class_names_can_not_inject_html(tmp_path):
+  path = report_fixtures.make(
+    tmp_path / 'run', steps=100, classes=['<script>alert(1)</script>', "o'b"]
+  )
+  html = report.write(path).read_text()
+  assert '<script>alert' not in html
+  assert _figures(html)
+
+
+def test_thousand_classes_are_listed_not_drawn(tmp_path):
+  path = report_fixtures.make(
+    tmp_path / 'run', steps=100, classes=[f'class {i}' for i in range(1_000)]
+  )
+  path = report.write(path)
+  assert 'too large to draw' in path.read_text()
+  assert path.stat().length < 4e6
+
+
+@pytest.mark.slow
+def test_long_run_stays_small(tmp_path):
+  path = report_fixtures.make(tmp_path / 'run', steps=200_000, depth=12)
+  assert report.write(path).stat().length < 4e6
+
+
+@pytest.mark.parametrize(
+  'number, text', [(5_628_490, '5.63 M'), (21.7e9, '21.7 G'), (999, '999')]
+)
+def test_si(number, text):
+  assert story.si(number) == text
+
+
+@pytest.mark.parametrize(
+  'seconds, text',
+  [(3_725, '1 h 02 min'), (119.6, '2 min 00 s'), (59.4, '59 s')],
+)
+def test_duration(seconds, text):
+  assert story.duration(seconds) == text
+
+
+def test_plots_are_pictures(exploded, tmp_path):
+  paths = report.plots(exploded, tmp_path / 'plots')
+  assert [path.name for path in paths] == [
+    'curves.png',
+    'stability.png',
+    'layers.png',
+  ]
+  assert all(path.read_bytes().startswith(b'\x89PNG') for path in paths)
+
+
+def test_markdown_table(whole, tmp_path):
+  partial = report_fixtures.make(
+    tmp_path / 'partial', steps=100, finished=False
+  )
+  lines = report.markdown_table([whole, partial]).splitlines()
+  assert lines[2] == (
+    '| whole | cifar10 | vit22b | Ti | 700 | 0.631 | 0.964 | 0.938 | 1.123 |'
+  )
+  assert lines[3].endswith('| 100 | – | – | – | – |')
+
+
+def test_ended_early(whole):
+  progress = page.verdicts(workdir.read(whole))[2]
+  assert progress.answer == 'Ended early'
+  assert progress.detail == 'Step 700 of 7,000, then tested.'
+
+
+def test_a_run_that_wants_no_test_finishes_without(tmp_path):
+  path = report_fixtures.make(tmp_path / 'run', steps=700, finished=False)
+  changed = {'duration': '2 epochs', 'eval': {'test': False}}
+  config = json.dumps(report_fixtures.CONFIG | changed)
+  (path / 'config.json').write_text(config)
+  progress = page.verdicts(workdir.read(path))[2]
+  assert (progress.answer, progress.mood) == ('Finished', 'good')
+  assert progress.detail == 'Step 700 of 700; eval.test is off.'
+
+
+_PROBE = """
+const timer = setInterval(() => {
+  const charts = document.querySelectorAll('.chart').length;
+  const drawn = document.querySelectorAll('.main-svg .xtick').length;
+  if (!charts || !document.querySelector('.toggle [aria-pressed]') || !drawn)
+    return;
+  document.querySelector('[data-axis=log]')?.click();
+  const range = document.querySelector('.player input');
+  if (range) {
+    range.value = 0;
+    range.dispatchEvent(new Event('input'));
+    const shown = [...document.querySelectorAll('.frame')]
+      .filter((frame) => frame.offsetHeight);
+    say('shows ' + shown.map((frame) => frame.dataset.step) +
+      ' by ' + document.querySelector('.player output').textContent);
+  }
+  clearInterval(timer);
+  setTimeout(() => say('width ' + document.documentElement.scrollWidth +
+    ' plots ' + document.querySelectorAll('.plot .plot-container').length +
+    ' of ' + charts), 1000);
+}, 100);
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize('finished', [True, False])
+def test_chromium_slides_through_samples(finished, width, tmp_path):
+  path = report_fixtures.make_translation(
+    tmp_path / 'run',
+    steps=800,
+    finished=finished,
+    images=8 if finished else 4,
+    names=('monet', 'a' * 30),
+  )
+  html = report.write(path).read_text()
+  count = len(_figures(html))
+  assert chromium.says(html, tmp_path, width, _PROBE) == [
+    'shows step 0 by step 0',
+    f'width {width} plots {count} of {count}',
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize('kind', ['exploded', 'partial', 'hundred'])
+def test_chromium(kind, width, tmp_path):
+  options = {
+    'exploded': {'explode_at': 4_000},
+    'partial': {'steps': 500, 'finished': False, 'per_layer': False},
+    'hundred': {
+      'steps': 700,
+      'classes': [f'a rather long name {i}' for i in range(100)],
+    },
+  }[kind]
+  path = report_fixtures.make(tmp_path / 'run', **options)
+  html = report.write(path).read_text()
+  charts_count = len(_figures(html))
+  said = chromium.says(html, tmp_path, width, _PROBE)
+  assert said == [f'width {width} plots {charts_count} of {charts_count}']

@@ -1,0 +1,80 @@
+"""Cross entropies by hand, and the penalty against a known gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit22b_jax import errors
+from vit22b_jax.training import losses
+
+
+def test_softmax_equals_the_golden_cross_entropy(golden):
+  data = golden('metrics')
+  got = losses.cross_entropy(jnp.asarray(data['logits']), data['label'])
+  assert got.shape == data['label'].shape
+  np.testing.assert_allclose(got.mean(), data['cross_entropy'], rtol=1e-6)
+
+
+def test_label_smoothing_by_hand():
+  logits, label, s = np.array([2.0, -1.0, 0.5]), 0, 0.3
+  target = np.array([1 - s + s / 3, s / 3, s / 3])
+  expected = -(target * (logits - np.log(np.exp(logits).sum()))).sum()
+  got = losses.cross_entropy(
+    jnp.asarray(logits)[None], jnp.array([label]), label_smoothing=s
+  )
+  np.testing.assert_allclose(got, [expected], rtol=1e-6)
+
+
+def test_sigmoid_sums_a_binary_cross_entropy_for_each_class():
+  logits = np.array([2.0, -1.0, 0.5])
+  p = 1 / (1 + np.exp(-logits))
+  expected = -(np.log(1 - p[0]) + np.log(p[1]) + np.log(1 - p[2]))
+  got = losses.cross_entropy(
+    jnp.asarray(logits)[None], jnp.array([1]), kind='sigmoid'
+  )
+  np.testing.assert_allclose(got, [expected], rtol=1e-6)
+
+
+def test_half_precision_logits_give_a_float32_loss():
+  logits = jnp.full((2, 7), 3.0, jnp.bfloat16)
+  got = losses.cross_entropy(logits, jnp.array([0, 6]))
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, np.log(7), rtol=1e-6)
+
+
+def test_unknown_kind():
+  with pytest.raises(errors.UserError, match=r"loss\.kind='hinge'.*softmax"):
+    losses.cross_entropy(jnp.zeros((1, 2)), jnp.array([0]), kind='hinge')
+
+
+def test_penalty_is_the_squared_norm_of_each_examples_gradient():
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((5, 3, 2, 3)).astype(np.float32)
+  w = rng.standard_normal((3, 2, 3)).astype(np.float32)
+
+  def loss_fn(images):  # the gradient with respect to image i is w * y_i
+    y = jnp.einsum('bhwc,hwc->b', images, w)
+    return y**2 / 2, y
+
+  got, aux = losses.penalised(loss_fn, images, strength=0.1)
+  y = np.einsum('bhwc,hwc->b', images, w)
+  expected = y**2 / 2 + 0.1 * y**2 * (w**2).sum()
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+  np.testing.assert_allclose(aux, y, rtol=1e-5)
+
+
+def test_penalty_trains_the_weights():
+  images = jnp.ones((2, 1, 1, 3))
+
+  def mean_loss(w, strength):
+    def loss_fn(images):
+      return (images * w).sum((1, 2, 3)), None
+
+    return losses.penalised(loss_fn, images, strength)[0].mean()
+
+  w = jnp.array([1.0, -2.0, 0.5])
+  without = jax.grad(mean_loss)(w, 0.0)
+  np.testing.assert_allclose(without, 1)
+  with_penalty = jax.grad(mean_loss)(w, 0.5)
+  np.testing.assert_allclose(with_penalty - without, w, rtol=1e-6)

@@ -1,0 +1,129 @@
+"""Model FLOPs utilisation: useful arithmetic over what the chips could do.
+
+    work = flops.training_flops(depth=12, width=384, mlp_dim=1536, tokens=65)
+    flops.mfu(images_per_second * work, jax.devices()[0], num_devices=8)
+
+ViT-22B's published utilisation, from its 1,150 tokens a second on each v4 chip:
+
+    >>> work = training_flops(depth=48, width=6144, mlp_dim=24576, tokens=256)
+    >>> round(work * 1150 / 256 / chips.named('v4').flops, 3)
+    0.549
+
+Useful means what the model's definition asks for (Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B): recomputed activations, diagnostics and the input
+gradient's second pass count as time, not as work.
+"""
+
+import functools
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit22b_jax.models import convolutions, stages
+from vit22b_jax.runtime import chips
+
+_PROBE_SIZE = 1536
+_PROBE_REPEATS = 5
+
+
+def training_flops(
+  *, depth: int, width: int, mlp_dim: int, tokens: int
+) -> float:
+  """FLOPs of one training step for one image: forward and backward.
+
+  6 FLOPs for each matrix weight and token, and 12 * depth * width * tokens^2
+  for the two products inside attention, whose mask is full, so nothing is
+  halved. The weights are those of the blocks, 4 width^2 + 2 width mlp_dim each.
+  Patch embedding, head, norms and softmax are left out, as in the published
+  54.9 % of ViT-22B (arXiv:2302.05442): under 2 % of the work from S/16 on.
+
+  Args:
+    depth: blocks.
+    width: of the residual stream.
+    mlp_dim: hidden units of an MLP.
+    tokens: patches of an image, plus one for a class token.
+  """
+  weights = depth * (4 * width**2 + 2 * width * mlp_dim)
+  return 6.0 * weights * tokens + 12.0 * depth * width * tokens**2
+
+
+def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:
+  """FLOPs of one pass forward of a generator or discriminator, for one image.
+
+  Those of its convolutions, two for each product of a weight and a pixel (a
+  transposed one's pixels are its input's), and of its blocks, as in
+  `training_flops`. A formulation that needs fewer counts as a faster one.
+
+  Args:
+    module: takes images [B, H, W, 3].
+    image_size: H and W in pixels.
+  """
+  total = 0.0
+
+  def count(call, args, kwargs, context):
+    nonlocal total
+    out = call(*args, **kwargs)
+    layer = context.module
+    if context.method_name != '__call__':
+      return out
+    if isinstance(layer, convolutions.Conv | convolutions.ConvTranspose):
+      pixels = out if isinstance(layer, convolutions.Conv) else args[0]
+      height, width = pixels.shape[1:3]
+      weights = layer.kernel_size**2 * args[0].shape[-1] * layer.features
+      total += 2.0 * weights * height * width
+    elif isinstance(layer, stages.Stage):
+      work = training_flops(
+        depth=layer.depth,
+        width=layer.width,
+        mlp_dim=layer.mlp_dim,
+        tokens=args[0].shape[1],
+      )
+      total += work / 3
+    return out
+
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  with nn.intercept_methods(count):
+    jax.eval_shape(module.init, jax.random.key(0), images)
+  return total
+
+
+def mfu(flops_per_second: float, device: jax.Device, num_devices: int) -> float:
+  """Model FLOPs utilisation in [0, 1]: the rate over the devices' peak.
+
+  Args:
+    flops_per_second: `training_flops` times images a second, over all devices.
+    device: any of them; all are of one kind.
+    num_devices: how many share the work.
+  """
+  return flops_per_second / (peak(device) * num_devices)
+
+
+@functools.cache
+def peak(device: jax.Device) -> float:
+  """Peak FLOP/s of one device: from the table, else from a timed product.
+
+  The peaks of `chips` are for bfloat16 whatever a run computes in. A CPU, or a
+  chip that isn't listed, is timed on one float32 matrix product, so there the
+  utilisation is relative to what the machine does in fact reach. Simulated CPU
+  devices share one machine and its peak.
+  """
+  chip = chips.of_device(device.device_kind)
+  if chip is not None:
+    return chip.flops
+  sharing = jax.local_device_count() if device.platform == 'cpu' else 1
+  return _probe(device) / sharing
+
+
+def _probe(device: jax.Device) -> float:
+  """FLOP/s of the fastest of a few square float32 matrix products."""
+  a = jax.device_put(jnp.ones((_PROBE_SIZE, _PROBE_SIZE)), device)
+  product = jax.jit(jnp.matmul)
+  product(a, a).block_until_ready()
+  seconds = []
+  for _ in range(_PROBE_REPEATS):
+    start = time.perf_counter()
+    product(a, a).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2.0 * _PROBE_SIZE**3 / min(seconds)

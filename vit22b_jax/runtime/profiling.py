@@ -1,0 +1,96 @@
+"""A window of steps whose every operation is traced, to see where time goes.
+
+    window = tracing.Window.parse('10-15', total_steps)
+    window.before(step, folder)     # around each step
+    window.after(step, state)
+
+    >>> window = Window.parse('10-15', total_steps=100)
+    >>> window.first, window.last
+    (10, 15)
+
+Writes an xplane trace, as TensorBoard's profiler (xprof) and Perfetto read it:
+https://docs.jax.dev/en/latest/profiling.html
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+from etils import epath
+
+from vit22b_jax import errors
+from vit22b_jax.runtime import console
+
+FOLDER = 'profile'
+
+
+@dataclasses.dataclass
+class Window:
+  """Steps to trace.
+
+  Attributes:
+    first: step.
+    last: step; below `first`, nothing is traced.
+    folder: where the trace is being written; None outside of the window.
+  """
+
+  first: int = 1
+  last: int = 0
+  folder: epath.Path | None = None
+
+  @classmethod
+  def parse(cls, text: str, total_steps: int | None = None) -> 'Window':
+    """The steps that the config's `profile` names; '' for none.
+
+    Args:
+      text: 'FIRST-LAST', or one step.
+      total_steps: of the run, where they are known.
+
+    Raises:
+      UserError: not a range, or not within the run.
+    """
+    if not text:
+      return cls()
+    problem = (
+      f'profile={text!r}: expected the first and the last step to trace, as in '
+      "profile='10-15', or '' for none. Steps count from 1; the first one of a "
+      'start compiles.'
+    )
+    found = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
+    if not found:
+      raise errors.UserError(problem)
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last:
+      raise errors.UserError(problem)
+    if total_steps is not None and last > total_steps:
+      raise errors.UserError(
+        f'profile={text!r} is not within the {total_steps} steps of the run.'
+      )
+    return cls(first, last)
+
+  def before(self, step: int, workdir: epath.Path) -> None:
+    """Starts tracing in the first process, if `step` is the first to trace."""
+    inside = self.first <= step <= self.last
+    if inside and self.folder is None and jax.process_index() == 0:
+      self.folder = workdir / FOLDER
+      jax.profiler.start_trace(self.folder)
+
+  def after(self, step: int, state: Any) -> None:
+    """Ends tracing, once the last step has; says how to look at it."""
+    if self.folder is None or step < self.last:
+      return
+    jax.block_until_ready(state)
+    self.close()
+
+  def close(self) -> None:
+    """Ends tracing, however many steps there were."""
+    if self.folder is None:
+      return
+    jax.profiler.stop_trace()
+    console.say(
+      f'Trace of steps {self.first} to {self.last}: {self.folder}. To look at '
+      f'it: pip install xprof tensorboard; tensorboard --logdir={self.folder}; '
+      'or open its *.trace.json.gz at https://ui.perfetto.dev.'
+    )
+    self.folder, self.last = None, 0

@@ -1,0 +1,352 @@
+"""Public weights: read timm, Hugging Face and Google files; write timm's names.
+
+    params = weights.load_pretrained('vit_s16.safetensors', model, params, 224)
+    weights.export('out.safetensors', model, params, {'classes': 'a,b'}, 224)
+
+Every file is turned into arrays under timm's names first. Only safetensors and
+`.npz` without pickled objects are read: neither can run code.
+"""
+
+import io
+import math
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+
+from vit22b_jax import errors
+from vit22b_jax.models import embeddings, stacking, vit
+from vit22b_jax.weights import timm
+
+Arrays = dict[str, np.ndarray]
+_DTYPES = {  # of weights; other tensors are counters and the like
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': jnp.bfloat16,
+}
+_ZERO = 1e-6  # largest entry of a tensor that counts as zero
+_HALF = 0.01  # a sine in half precision is closer than this
+
+
+# --- Files -----------------------------------------------------------------
+
+
+def read(path: epath.PathLike) -> Arrays:
+  """Reads a file of weights as arrays under timm's names.
+
+  Args:
+    path: `.safetensors` (timm's or Hugging Face's names) or `.npz` (Google's
+      ViT and AugReg checkpoints); `gs://` works.
+
+  Raises:
+    UserError: when there is no such file, or none that can be read safely.
+  """
+  path = epath.Path(path)
+  if not path.is_file():
+    raise errors.UserError(f'No file of weights at {path}.')
+  readers = {'.safetensors': _read_safetensors, '.npz': _read_npz}
+  if path.suffix not in readers:
+    raise errors.UserError(
+      f'{path} is not a .safetensors or .npz file, and other formats may run '
+      'code when they are opened: convert it, or download its safetensors.'
+    )
+  return readers[path.suffix](path)
+
+
+def _read_safetensors(path: epath.Path) -> Arrays:
+  try:
+    tensors = safetensors.deserialize(path.read_bytes())
+  except safetensors.SafetensorError as error:
+    raise errors.UserError(
+      f'{path} is damaged or no safetensors file: {error}'
+    ) from error
+  # safetensors.numpy.load has no bfloat16.
+  arrays = {
+    name: np.frombuffer(tensor['data'], _DTYPES[tensor['dtype']]).reshape(
+      tensor['shape']
+    )
+    for name, tensor in tensors
+    if tensor['dtype'] in _DTYPES
+  }
+  names = arrays.keys()
+  if any('attention.attention.query' in name for name in names):
+    return dict(_from_hugging_face(arrays))
+  return arrays
+
+
+def _read_npz(path: epath.Path) -> Arrays:
+  try:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+      arrays = dict(file)
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise errors.UserError(
+      f'{path} is damaged, no .npz file, or holds objects that only '
+      f'unpickling, which is unsafe, would read: {error}'
+    ) from error
+  return dict(_from_google(arrays))
+
+
+# --- Other names -> timm's -------------------------------------------------
+
+_HUGGING_FACE = (
+  (r'^vit\.', ''),
+  (r'^embeddings\.cls_token', 'cls_token'),
+  (r'^embeddings\.position_embeddings', 'pos_embed'),
+  (r'^embeddings\.patch_embeddings\.projection', 'patch_embed.proj'),
+  (r'^encoder\.layer\.', 'blocks.'),
+  (r'\.layernorm_before\.', '.norm1.'),
+  (r'\.layernorm_after\.', '.norm2.'),
+  (r'\.attention\.attention\.query\.', '.attn.qkv.'),
+  (r'\.attention\.output\.dense\.', '.attn.proj.'),
+  (r'\.intermediate\.dense\.', '.mlp.fc1.'),
+  (r'\.output\.dense\.', '.mlp.fc2.'),
+  (r'^layernorm\.', 'norm.'),
+  (r'^classifier\.', 'head.'),
+)
+_GOOGLE = (
+  (r'^cls$', 'cls_token'),
+  (r'^Transformer/posembed_input/pos_embedding$', 'pos_embed'),
+  (r'^embedding/', 'patch_embed.proj/'),
+  (r'^Transformer/encoderblock_', 'blocks/'),
+  (r'/LayerNorm_0/', '/norm1/'),
+  (r'/LayerNorm_2/', '/norm2/'),
+  (r'/MultiHeadDotProductAttention_1/query/', '/attn.qkv/'),
+  (r'/MultiHeadDotProductAttention_1/out/', '/attn.proj/'),
+  (r'/MlpBlock_3/Dense_0/', '/mlp.fc1/'),
+  (r'/MlpBlock_3/Dense_1/', '/mlp.fc2/'),
+  (r'^Transformer/encoder_norm/', 'norm/'),
+  (r'/(kernel|scale)$', '/weight'),
+  (r'/', '.'),
+)
+
+
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+  for pattern, replacement in rules:
+    name = re.sub(pattern, replacement, name)
+  return name
+
+
+def _with_keys_and_values(arrays: Arrays, query: str) -> list[np.ndarray]:
+  names = [query.replace('query', part) for part in ('query', 'key', 'value')]
+  missing = [name for name in names if name not in arrays]
+  if missing:
+    raise errors.UserError(f'The file of weights lacks {", ".join(missing)}.')
+  return [arrays[name] for name in names]
+
+
+def _from_hugging_face(arrays: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+  """transformers' `ViTForImageClassification` and `ViTModel`."""
+  for name, array in arrays.items():
+    # A pooler is not on the way to a classifier's logits.
+    if re.search(r'(^|\.)pooler\.|\.attention\.attention\.(key|value)\.', name):
+      continue
+    if '.attention.attention.query.' in name:
+      array = np.concatenate(_with_keys_and_values(arrays, name))
+    yield _rename(name, _HUGGING_FACE), array
+
+
+def _from_google(arrays: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+  """github.com/google-research/vision_transformer: kernels are [in, out]."""
+  for name, array in arrays.items():
+    if re.search('Attention_1/(key|value)/', name):
+      continue
+    if '/query/' in name:
+      array = np.stack(_with_keys_and_values(arrays, name))  # [3, (D,) N, K]
+      if name.endswith('kernel'):
+        array = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
+      else:
+        array = array.ravel()
+    elif name == 'embedding/kernel':
+      array = array.transpose(3, 2, 0, 1)
+    elif name.endswith('kernel'):
+      array = array.reshape(-1, array.shape[-1]).T
+    yield _rename(name, _GOOGLE), array
+
+
+# --- Into a model ----------------------------------------------------------
+
+
+def load_pretrained(
+  path: epath.PathLike,
+  model: vit.ViT,
+  params: Mapping[str, Any],
+  image_size: int,
+) -> dict[str, Any]:
+  """Parameters of a model, from a file of public weights.
+
+  What the file has no use for stays as it is in `params`: the head, when the
+  number of classes differs, the head is an MLP or the pool is 'map' (then the
+  pool too). Learned positions are resampled to `image_size`; those of a class
+  token are dropped when the model has none. Where the model's positions are
+  fixed, the file's must be the same function of theirs.
+
+  Args:
+    path: see `read`.
+    model: the `vit` or the `vit22b` block's model.
+    params: its (unboxed) parameters, freshly initialised.
+    image_size: height and width of its images in pixels.
+
+  Returns:
+    A new tree like `params`; what was loaded is float32 numpy arrays.
+
+  Raises:
+    UserError: when the file lacks a parameter, has one that the model lacks, or
+      one of another shape.
+  """
+  timm.check(model)
+  flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
+  arrays = {k: np.asarray(a, np.float32) for k, a in read(path).items()}
+  if 'pos_embed' in arrays:
+    _fit_positions(arrays, model, image_size, path)
+  if model.pool != 'cls':
+    arrays.pop('cls_token', None)
+  fresh_head = _drop_unfit_head(arrays, model, flat)
+  for entry in timm.entries(model):
+    missing = [name for name in entry.names if name not in arrays]
+    is_head = (entry.path or '').startswith(timm.HEAD)
+    if missing and (entry.path is None or (is_head and fresh_head)):
+      continue
+    if missing:
+      raise errors.UserError(
+        f'{path} lacks {missing[0]}, which the model needs: is model.block, '
+        'model.variant or model.pool another than the file was made with?'
+      )
+    _set(flat, entry, [arrays.pop(name) for name in entry.names], path)
+  if arrays:
+    raise errors.UserError(
+      f'{path} has {len(arrays)} tensors that the model has no use for, such '
+      f'as {min(arrays)}: is model.block or model.variant another than the '
+      'file was made with?'
+    )
+  tree = traverse_util.unflatten_dict(flat, sep='/')
+  return stacking.stack(tree, model.depth) if model.scan_layers else tree
+
+
+def _drop_unfit_head(
+  arrays: Arrays, model: vit.ViT, flat: Mapping[str, Any]
+) -> bool:
+  """Removes a head that the model's is not like; whether there is none now."""
+  bias = arrays.get('head.bias')
+  has_head = model.head == 'linear' and model.pool != 'map'
+  ours = flat[f'{timm.HEAD}/bias'] if has_head else None
+  if bias is not None and ours is not None and bias.shape == ours.shape:
+    return False
+  for name in list(arrays):
+    if name.startswith(('head.', 'pre_logits.')):
+      del arrays[name]
+  return True
+
+
+def _set(
+  flat: dict[str, Any],
+  entry: timm.Entry,
+  arrays: list[np.ndarray],
+  path: epath.PathLike,
+) -> None:
+  """Puts one parameter into a flat tree, or checks that it is zero."""
+  names = ' and '.join(entry.names)
+  if entry.path is None:
+    if np.abs(arrays[0]).max() > _ZERO:
+      raise errors.UserError(
+        f'{names} in {path} is not zero, and the model has no such bias: set '
+        'model.norm_bias=True.'
+      )
+    return
+  expected = flat[entry.path].shape
+  try:
+    array = entry.load(*arrays)
+  except ValueError:
+    array = None
+  if array is None or array.shape != expected:
+    shapes = ' and '.join(str(list(a.shape)) for a in arrays)
+    raise errors.UserError(
+      f'{names} in {path} has the shape {shapes}, which does not fit '
+      f'{entry.path} {list(expected)}: check model.variant and '
+      'model.patch_size.'
+    )
+  flat[entry.path] = np.ascontiguousarray(array)
+
+
+def _fit_positions(
+  arrays: Arrays, model: vit.ViT, image_size: int, path: epath.PathLike
+) -> None:
+  """Makes `pos_embed` what the model has, in place."""
+  positions = arrays.pop('pos_embed')
+  positions = positions.reshape(-1, positions.shape[-1])
+  old = math.isqrt(len(positions))
+  extra = len(positions) - old**2
+  if extra > 1:
+    raise errors.UserError(
+      f'pos_embed has {len(positions)} positions, which is no square grid with '
+      'at most one class token.'
+    )
+  if model.pos_embedding == 'sincos':
+    fixed = embeddings.fixed_positions(old, old, model.width, extra)
+    same = positions.shape == fixed.shape  # else other tensors say so
+    if same and not np.allclose(positions, fixed, atol=_HALF):
+      raise errors.UserError(
+        f'pos_embed in {path} is not the table of sines and cosines that the '
+        "model adds: set model.pos_embedding='learned'."
+      )
+    return
+  new = image_size // model.patch_size
+  positions = embeddings.resample_positions(positions, (old, old), (new, new))
+  arrays['pos_embed'] = np.asarray(
+    positions if model.pool == 'cls' else positions[extra:]
+  )
+
+
+# --- Out of a model --------------------------------------------------------
+
+
+def export(
+  path: epath.PathLike,
+  model: vit.ViT,
+  params: Mapping[str, Any],
+  metadata: Mapping[str, str],
+  image_size: int,
+) -> None:
+  """Writes parameters as safetensors under timm's names.
+
+  timm's counterpart is `VisionTransformer` with `class_token` and `global_pool`
+  as the pool says, `final_norm=True` and `fc_norm=False`; for `vit22b` also
+  `block_fn=ParallelScalingBlock`, `qk_norm=True` and `qkv_bias=False`. Fixed
+  positions are written as if they had been learned.
+
+  Args:
+    path: file to write; `gs://` works.
+    model: the `vit` or the `vit22b` block's model.
+    params: its (unboxed) parameters.
+    metadata: strings stored in the file's header.
+    image_size: height and width of its images in pixels, which fixed positions
+      follow from.
+
+  Raises:
+    UserError: when timm has no counterpart.
+  """
+  timm.check(model)
+  if model.head != 'linear' or model.pool == 'map':
+    raise errors.UserError(
+      f'model.head={model.head!r} with model.pool={model.pool!r}: only a '
+      "linear head on the pool 'cls' or 'mean' has names in timm."
+    )
+  flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
+  arrays = {}
+  for entry in timm.entries(model):
+    array = np.asarray(flat[entry.path]) if entry.path else np.empty(0)
+    for name, tensor in zip(entry.names, entry.save(array), strict=True):
+      arrays[name] = np.ascontiguousarray(tensor, np.float32)
+  if model.pos_embedding == 'sincos':
+    side, extra = image_size // model.patch_size, int(model.pool == 'cls')
+    fixed = embeddings.fixed_positions(side, side, model.width, extra)
+    arrays['pos_embed'] = fixed[None]
+  header = {'format': 'pt', **metadata}
+  epath.Path(path).write_bytes(safetensors.numpy.save(arrays, header))
