@@ -14,6 +14,6 @@ from vit22b_jax import errors
     (7, ''),
   ],
 )
-def test_closest(value, expected):
+def test_did_you_mean(value, expected):
   known = (name for name in ('constant', 'cosine', 'rsqrt'))
-  assert errors.closest(value, known) == expected
+  assert errors.did_you_mean(value, known) == expected

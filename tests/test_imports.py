@@ -73,7 +73,7 @@ def test_the_package_imports_downward(path):
 
 
 def test_report_never_imports_jax():
-  """Not even through others: a comparison starts in a moment, on any machine."""
+  """Not even through others: a comparison starts at once, on any machine."""
   names = [
     '.'.join(path.relative_to(ROOT).with_suffix('').parts)
     for path in sorted((ROOT / PACKAGE / 'report').glob('*.py'))

@@ -144,7 +144,7 @@ def _config_of(mode: str, workdir: str, config: Any | None) -> Any:
   """
   saved = api.read_config(workdir)
   if config is not None:
-    train.compare(saved, config, workdir)
+    config_lib.compare(saved, config, workdir)
   config = config or saved
   needed = _TASK_OF.get(mode, config.task)
   if config.task != needed:

@@ -98,7 +98,7 @@ CADENCES = (
 # What a resumed run may change: length, cadences, paths, machines and how
 # they share the work, alarms.
 # Every other key must stay, so that the run is one run.
-FREE = (
+MUTABLE_ON_RESUME = (
   'duration',
   'init_from',
   'profile',
@@ -121,6 +121,9 @@ FREE = (
   'diagnostics.ignore',
 )
 ABSENT = '(absent)'
+
+# Old name -> new name, for config.json files written before a key was renamed.
+RENAMED_KEYS: dict[str, str] = {}
 
 Change = tuple[str, Any, Any]
 
@@ -185,7 +188,7 @@ def _unknown_key(argv: list[str]) -> str:
     flag = argument.lstrip('-').partition('=')[0]
     prefix, _, key = flag.partition('.')
     if prefix in ('config', 'noconfig') and key and key not in known:
-      hint = errors.closest(key, known)
+      hint = errors.did_you_mean(key, known)
       return f'--config.{key}: there is no such key in {spec}.{hint}'
   raise AssertionError(f'no unknown key in {argv}')
 
@@ -196,7 +199,7 @@ def _unknown_file(spec: str) -> str:
   files = os.listdir(folder) if os.path.isdir(folder) else []
   known = [os.path.join(os.path.dirname(path), f) for f in files]
   known = [f for f in known if f.endswith('.py')]
-  return f'--config={path}: no such file.{errors.closest(path, known)}'
+  return f'--config={path}: no such file.{errors.did_you_mean(path, known)}'
 
 
 def _explain(error: flags.Error, argv: list[str]) -> str:
@@ -245,8 +248,19 @@ def from_json(text: str) -> config_dict.ConfigDict:
       f"The run's config.json is damaged ({error}): put a backup in its place, "
       'or use another --workdir.'
     ) from None
-  config = config_dict.ConfigDict(_with_tuples(values))
-  return config.lock()
+  return config_dict.ConfigDict(rename_keys(_with_tuples(values))).lock()
+
+
+def rename_keys(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns nested values with each key of RENAMED_KEYS under its new name."""
+  renamed = {}
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      renamed[key] = rename_keys(value, f'{prefix}{key}.')
+    else:
+      new = RENAMED_KEYS.get(f'{prefix}{key}', key)
+      renamed[new.rpartition('.')[2]] = value
+  return renamed
 
 
 def _with_tuples(value: Any) -> Any:
@@ -268,7 +282,7 @@ def validate(config: config_dict.ConfigDict) -> None:
     if values[key] not in CHOICES[key]:
       raise errors.UserError(
         f'{key}={values[key]!r} is not one of {", ".join(CHOICES[key])}.'
-        f'{errors.closest(values[key], CHOICES[key])}'
+        f'{errors.did_you_mean(values[key], CHOICES[key])}'
       )
   for key in filter(values.__contains__, RANGES):
     value, (low, high) = values[key], RANGES[key]
@@ -313,9 +327,37 @@ def diff(
     # A key that came later and is left to its default changes nothing.
     unset = ABSENT in change and None in change
     if change[1] != change[2] and not unset:
-      same_run = key.startswith(FREE) or _moved_folder(*change)
+      same_run = key.startswith(MUTABLE_ON_RESUME) or _moved_folder(*change)
       (free if same_run else identity).append(change)
   return identity, free
+
+
+def compare(
+  old: Mapping[str, Any], new: Mapping[str, Any], workdir: Any
+) -> list[Change]:
+  """Compares a run's saved config with the one it is resumed with.
+
+  Args:
+    old: the config that the run was made with.
+    new: the config of this start.
+    workdir: the run's folder, for the message.
+
+  Returns:
+    The keys of MUTABLE_ON_RESUME that changed; (key, old, new) each.
+
+  Raises:
+    UserError: another key differs, so this would be another run; the message
+      lists the differences.
+  """
+  identity, changes = diff(old, new)
+  if identity:
+    rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity)
+    raise errors.UserError(
+      f'The workdir {workdir} belongs to a run with another configuration:\n'
+      f'{rows}\nUse another folder, as in --workdir={workdir}_2, or the same '
+      'configuration.'
+    )
+  return changes
 
 
 def _moved_folder(key: str, old: Any, new: Any) -> bool:

@@ -44,26 +44,6 @@ from vit22b_jax.training import diagnostics
 _SAVE = 1  # a process's vote for a save; those to stop are signals' numbers
 
 
-def compare(
-  old: Any, new: Any, path: epath.PathLike
-) -> list[tuple[str, Any, Any]]:
-  """What changed of the keys that a run may change: (key, old, new) each.
-
-  Raises:
-    UserError: model, optimiser, data order or seed differ, so that it would be
-      another run; the message lists the differences.
-  """
-  identity, changes = config_lib.diff(old, new)
-  if identity:
-    rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity)
-    raise errors.UserError(
-      f'The workdir {path} belongs to a run with another configuration:\n'
-      f'{rows}\nUse another folder, as in --workdir={path}_2, or the same '
-      'configuration.'
-    )
-  return changes
-
-
 def open_workdir(
   config: Any, path: epath.PathLike
 ) -> tuple[workdir_lib.Workdir, list[tuple[str, Any, Any]]]:
@@ -73,7 +53,7 @@ def open_workdir(
   doesn't stand in the way of the next.
 
   Returns:
-    The folder, and the changes since the last start; see `compare`.
+    The folder, and the changes since the last start; see `config.compare`.
 
   Raises:
     UserError: the folder can't be written, or is another run's.
@@ -87,7 +67,7 @@ def open_workdir(
   old = workdir_lib.read_text(path, workdir_lib.CONFIG)
   if old is None or not (run.path / workdir_lib.DIAGNOSTICS).exists():
     return run, []
-  return run, compare(config_lib.from_json(old), config, run.path)
+  return run, config_lib.compare(config_lib.from_json(old), config, run.path)
 
 
 class Loop:
@@ -138,7 +118,8 @@ class Loop:
     task, config = self.task, self.config
 
     def check(meta):
-      compare(meta['config'], config, self.run.path)
+      old = config_lib.rename_keys(meta['config'])
+      config_lib.compare(old, config, self.run.path)
 
     found = self.manager.restore(
       vars(task.abstract_state), data=self.data, check=check

@@ -133,7 +133,7 @@ def steps_per_epoch(pair: Pair, batch_size: int, pairing: str) -> int:
   if pairing not in PAIRINGS:
     raise errors.UserError(
       f'data.pairing={pairing!r}: expected one of {", ".join(PAIRINGS)}.'
-      f'{errors.closest(pairing, PAIRINGS)}'
+      f'{errors.did_you_mean(pairing, PAIRINGS)}'
     )
   smaller, larger = sorted((len(pair.a), len(pair.b)))
   if smaller < batch_size:

@@ -159,7 +159,7 @@ def _tfds(name: str, dir: str) -> tuple[Mapping[str, int], tuple[str, ...]]:
       f'the TFDS set {name!r} is not prepared in {_root(dir)}, and its size is '
       'not known here. Prepare it (a run does so where there is a network), '
       'pass --config.data.dir=FOLDER where it is, or take one of: '
-      f'{", ".join(KNOWN)}.{errors.closest(base, KNOWN)}'
+      f'{", ".join(KNOWN)}.{errors.did_you_mean(base, KNOWN)}'
     )
   counts, classes = KNOWN[base]
   return counts, _numbered(classes)

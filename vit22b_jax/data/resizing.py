@@ -56,7 +56,7 @@ class Resize:
     if mode not in MODES:
       raise errors.UserError(
         f'data.preprocess={mode!r}: expected one of {", ".join(MODES)}.'
-        f'{errors.closest(mode, MODES)}'
+        f'{errors.did_you_mean(mode, MODES)}'
       )
     crop = _size('image_size', image_size)
     load = _size('load_size', load_size or crop)

@@ -291,7 +291,7 @@ def _unknown(name: str, known: list[str]) -> str:
   return (
     f'unknown data.name {name!r}: expected a TFDS set of images, '
     "'folder:PATH', 'digits' or, for translation, 'fruit'."
-    f'{errors.closest(name, [*known, *embedded])}'
+    f'{errors.did_you_mean(name, [*known, *embedded])}'
   )
 
 

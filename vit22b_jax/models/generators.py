@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from vit22b_jax import errors
-from vit22b_jax.models import resnet_generator, vit, vitunet, vitunet_space
+from vit22b_jax.models import resnet_generator, vitunet, vitunet_space
 
 KINDS = ('vitunet', 'resnet')
 RESNET = ('blocks', 'width', 'dtype', 'precision')
@@ -30,7 +30,7 @@ def build(
   """
   fields = {k: v for k, v in model_section.items() if v is not None}
   generator = fields.pop('generator')
-  vit.choose('model.generator', generator, KINDS)
+  errors.validate_choice('model.generator', generator, KINDS)
   if generator == 'vitunet':
     if 'blocks' in fields:
       raise errors.UserError(

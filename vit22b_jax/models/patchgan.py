@@ -136,7 +136,7 @@ def build(
   Raises:
     UserError: for unknown names and values.
   """
-  vit.choose('discriminator.name', name, PRESETS)
-  vit.choose('model.dtype', dtype, vit.CHOICES['dtype'])
-  vit.choose('model.precision', precision, vit.CHOICES['precision'])
+  errors.validate_choice('discriminator.name', name, PRESETS)
+  errors.validate_choice('model.dtype', dtype, vit.CHOICES['dtype'])
+  errors.validate_choice('model.precision', precision, vit.CHOICES['precision'])
   return PatchGAN(preset=PRESETS[name], dtype=dtype, precision=precision)

@@ -142,8 +142,8 @@ def build(
   for name, value in {'blocks': blocks, 'width': width}.items():
     if value < 1:
       raise errors.UserError(f'model.{name}={value} must be at least 1.')
-  vit.choose('model.dtype', dtype, vit.CHOICES['dtype'])
-  vit.choose('model.precision', precision, vit.CHOICES['precision'])
+  errors.validate_choice('model.dtype', dtype, vit.CHOICES['dtype'])
+  errors.validate_choice('model.precision', precision, vit.CHOICES['precision'])
   return ResNetGenerator(
     blocks=blocks, width=width, dtype=dtype, precision=precision
   )

@@ -14,7 +14,6 @@ The model is a linen module, used as any other:
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -158,21 +157,10 @@ class ViT(encoder.Encoder, kw_only=True):
     return x[:, 0] if self.pool == 'cls' else x.mean(axis=1)
 
 
-def choose(field: str, value: Any, choices: Iterable[str]) -> None:
-  """Raises UserError, with what was probably meant, for an unknown value."""
-  choices = list(choices)
-  if value in choices:
-    return
-  raise errors.UserError(
-    f'{field}={value!r} is not one of {", ".join(choices)}.'
-    f'{errors.closest(value, choices)}'
-  )
-
-
 def _check(fields: dict[str, Any]) -> None:
   for name, choices in CHOICES.items():
     if name in fields:
-      choose(f'model.{name}', fields[name], choices)
+      errors.validate_choice(f'model.{name}', fields[name], choices)
   positive = ('depth', 'width', 'mlp_dim', 'num_heads', 'patch_size')
   for name in (*positive, 'num_classes'):
     if fields[name] < 1:
@@ -242,8 +230,8 @@ def build(
   Raises:
     UserError: for unknown names and values, and for impossible combinations.
   """
-  choose('model.block', block, PRESETS)
-  choose('model.variant', variant, VARIANTS)
+  errors.validate_choice('model.block', block, PRESETS)
+  errors.validate_choice('model.variant', variant, VARIANTS)
   fields = {
     **dataclasses.asdict(PRESETS[block]),
     **VARIANTS[variant],
@@ -255,7 +243,9 @@ def build(
   options += ('remat', 'scan_layers')
   known = {*fields, *options}
   for name in overrides:
-    choose('model key', name, sorted(known - {'form', 'fused_output'}))
+    errors.validate_choice(
+      'model key', name, sorted(known - {'form', 'fused_output'})
+    )
   fields.update({k: v for k, v in overrides.items() if v is not None})
   _check(fields)
   _check_combinations(fields)

@@ -187,12 +187,12 @@ def build(
     UserError: for unknown names and values, for impossible combinations, and
       for shapes that don't divide as the architecture has it.
   """
-  vit.choose('model.resample', resample, _RESAMPLING)
+  errors.validate_choice('model.resample', resample, _RESAMPLING)
   preset = {field.name for field in dataclasses.fields(blocks.Preset)}
   known = (preset - _CLASSIFIER) | vit.VARIANTS['S'].keys()
   known |= {'dropout', 'attention', 'dtype', 'precision'}
   for name in overrides:
-    vit.choose('model key', name, sorted(known))
+    errors.validate_choice('model key', name, sorted(known))
   # A classifier of the same fields, for its checks of each and of all.
   like = vit.build(
     block, variant, num_classes=1, patch_size=patch_size, **overrides

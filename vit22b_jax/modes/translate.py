@@ -23,7 +23,7 @@ from PIL import Image
 from vit22b_jax import errors
 from vit22b_jax.data import images as images_lib
 from vit22b_jax.fid import sources
-from vit22b_jax.models import generators, vit
+from vit22b_jax.models import generators
 from vit22b_jax.report import samples, templates
 from vit22b_jax.runtime import workdir
 from vit22b_jax.tasks import translation
@@ -89,7 +89,7 @@ def run(
       f'--mode=translate needs the --workdir of an image translation, and this '
       f'one is of a {task.config.task}: use --mode=predict with it.'
     )
-  vit.choose('--direction', direction, sources.DIRECTIONS)
+  errors.validate_choice('--direction', direction, sources.DIRECTIONS)
   source, target = (
     path if workdir.is_remote(path) else path.resolve()
     for path in map(epath.Path, (input_folder, out_folder))

@@ -81,7 +81,7 @@ def find(name: str) -> Topology:
   if chip is None or not all(p.isdigit() and int(p) for p in parts):
     raise errors.UserError(
       f'--topology={name} is not known. Known: {examples()}.'
-      + errors.closest(kind, [c.name for c in chips.CHIPS if c.is_planned])
+      + errors.did_you_mean(kind, [c.name for c in chips.CHIPS if c.is_planned])
     )
   shape = tuple(int(p) for p in parts)
   if not chip.torus:

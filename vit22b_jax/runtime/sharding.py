@@ -79,7 +79,7 @@ def mesh_shape(
   if preset not in PRESETS:
     raise errors.UserError(
       f'sharding={preset!r} is not one of {", ".join(PRESETS)}.'
-      f'{errors.closest(preset, PRESETS)}'
+      f'{errors.did_you_mean(preset, PRESETS)}'
     )
   given = {DATA: data, FSDP: fsdp, TENSOR: tensor}
   shape = {

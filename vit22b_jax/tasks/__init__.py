@@ -18,6 +18,6 @@ def named(name: str) -> type[base.Task]:
   if name not in TASKS:
     raise errors.UserError(
       f'task={name!r} is not one of {", ".join(TASKS)}.'
-      f'{errors.closest(name, TASKS)}'
+      f'{errors.did_you_mean(name, TASKS)}'
     )
   return TASKS[name]

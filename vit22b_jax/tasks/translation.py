@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from vit22b_jax import errors
 from vit22b_jax.data import domains, facts, pipeline, splits, transforms
 from vit22b_jax.fid import sources
-from vit22b_jax.models import generators, patchgan, vit
+from vit22b_jax.models import generators, patchgan
 from vit22b_jax.report import samples
 from vit22b_jax.runtime import console, flops, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
@@ -124,8 +124,8 @@ class Translation(base.Task):
         f'{config.discriminator.name!r} judges images of {smallest} pixels at '
         'least.'
       )
-    vit.choose('loss.gan', config.loss.gan, losses_gan.GANS)
-    vit.choose('optim.first', config.optim.first, updates.FIRST)
+    errors.validate_choice('loss.gan', config.loss.gan, losses_gan.GANS)
+    errors.validate_choice('optim.first', config.optim.first, updates.FIRST)
     quality.check(config.fid)
     if discriminator.sigmoid and config.loss.gan == 'vanilla':
       raise errors.UserError(

@@ -191,3 +191,11 @@ def test_a_key_that_came_later_and_is_left_alone_is_the_same_run():
   assert config_lib.diff(old, config()) == ([], [])
   identity, _ = config_lib.diff(old, config(**{'model.head_bias': -10.0}))
   assert identity == [('model.head_bias', config_lib.ABSENT, -10.0)]
+
+
+def test_keys_renamed_since_are_read_under_their_new_names(monkeypatch):
+  monkeypatch.setitem(config_lib.RENAMED_KEYS, 'optim.rate', 'optim.b1')
+  monkeypatch.setitem(config_lib.RENAMED_KEYS, 'name', 'seed')
+  text = '{"name": 3, "optim": {"rate": 0.5, "name": "sgd"}}'
+  new = config_lib.from_json(text)
+  assert new.to_dict() == {'seed': 3, 'optim': {'b1': 0.5, 'name': 'sgd'}}
