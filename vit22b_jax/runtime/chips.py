@@ -9,8 +9,11 @@
 Sources. TPU: cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; bandwidth
 of a link: the interconnect table of jax-ml.github.io/scaling-book/tpus. NVIDIA:
 data sheets and architecture white papers of each GPU, dense products without
-sparsity; NVLink in one direction is half of the sheet's figure; between nodes
-one 400 Gbit/s port for each GPU (200 for the A100), as in the DGX systems.
+sparsity that accumulate in float32; memory in units of 1e9 bytes as it is sold,
+which leaves the rest of a card (up to 7 %) to driver and libraries; NVLink in
+one direction is half of the sheet's figure, cards without it meet over PCIe
+x16; between nodes one 400 Gbit/s port for each GPU (200 for the A100), as in
+the DGX systems.
 """
 
 import dataclasses
@@ -93,11 +96,16 @@ CHIPS = (
   Chip(name='v100', kind='V100', flops=125e12),
   Chip(name='t4', kind='T4', flops=65e12),
   _gpu('a100', 'A100', 312e12, 80, 2039e9, 300e9, 25e9),
-  Chip(name='a10g', kind='A10G', flops=70e12),
+  _gpu('a6000', 'RTX A6000', 155e12, 48, 768e9, 25e9, 12.5e9),
+  _gpu('a10g', 'A10G', 70e12, 24, 600e9, 25e9, 12.5e9),
   Chip(name='a10', kind='A10', flops=125e12),
-  Chip(name='l40s', kind='L40S', flops=362e12),
+  _gpu('l40s', 'L40S', 362e12, 48, 864e9, 25e9, 25e9),
   Chip(name='l40', kind='L40', flops=181e12),
-  Chip(name='l4', kind='L4', flops=121e12),
+  _gpu('l4', 'L4', 121e12, 24, 300e9, 25e9, 12.5e9),
+  # Not their Ti, D and laptop forms.
+  _gpu('rtx3090', 'RTX 3090$', 71e12, 24, 936e9, 25e9, 12.5e9),
+  _gpu('rtx4090', 'RTX 4090$', 165e12, 24, 1008e9, 25e9, 12.5e9),
+  _gpu('rtx5090', 'RTX 5090$', 209e12, 32, 1792e9, 50e9, 12.5e9),
   Chip(name='h100pcie', kind='H100 PCIe', flops=756e12),
   Chip(name='h100nvl', kind='H100 NVL', flops=835e12),
   _gpu('h100', 'H100', 989e12, 80, 3350e9, 450e9, 50e9),

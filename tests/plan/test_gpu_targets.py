@@ -1,0 +1,68 @@
+"""Described GPUs: the table is whole, and XLA compiles for its cards."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit22b_jax import errors
+from vit22b_jax.plan import gpu_targets
+from vit22b_jax.runtime import chips
+
+
+def test_every_card_is_a_chip_and_has_its_kind():
+  planned = {c.name for c in chips.CHIPS if c.is_planned and not c.torus}
+  assert set(gpu_targets.CARDS) == planned
+  for name, card in gpu_targets.CARDS.items():
+    assert chips.of_device(card.kind).name == name
+    assert int(chips.named(name).hbm_bytes) > 20e9
+
+
+def test_target_of_an_h100():
+  text = gpu_targets.target_config('h100')
+  found = dict(re.findall(r'(\w+): ([\d.]+)', text))
+  assert found['core_count'] == '132'
+  assert found['device_memory_size'] == '80000000000'
+  assert found['shared_memory_per_core'] == str(228 * 1024)
+  assert found['l2_cache_size'] == str(50 * 2**20)
+
+
+@pytest.mark.parametrize(
+  ('name', 'count', 'message'),
+  [
+    ('h100', 12, r'h100:12 is no whole number of nodes of 8'),
+    ('h100', 0, r'h100:0 is no whole number'),
+    ('v5e', 8, r"'v5e' is no described GPU; known: a100"),
+  ],
+)
+def test_devices_that_do_not_exist(name, count, message, monkeypatch):
+  monkeypatch.setattr(gpu_targets, 'plugin_version', lambda: '0')
+  with pytest.raises(errors.UserError, match=message):
+    gpu_targets.devices(name, count)
+
+
+def test_without_the_plugin_it_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(gpu_targets, 'plugin_version', lambda: None)
+  with pytest.raises(errors.UserError, match=r"pip install '\.\[plan-gpu\]'"):
+    gpu_targets.devices('h100', 8)
+
+
+@pytest.mark.skipif(
+  gpu_targets.plugin_version() is None, reason=gpu_targets.INSTALL
+)
+@pytest.mark.parametrize('name', ['h100', 'rtx4090'])
+def test_compiles_a_product(name):
+  devices = gpu_targets.devices(name, 16)
+  assert [d.process_index for d in devices] == [0] * 8 + [1] * 8
+  on_first = jax.sharding.SingleDeviceSharding(devices[0])
+  x = jax.ShapeDtypeStruct((8, 64), jnp.bfloat16, sharding=on_first)
+  w = jax.ShapeDtypeStruct((64, 32), jnp.bfloat16, sharding=on_first)
+  compiled = (
+    jax.jit(jnp.matmul)
+    .lower(x, w)
+    .compile(compiler_options=gpu_targets.COMPILER_OPTIONS)
+  )
+  assert '__cublas$' in compiled.as_text()
+  size = compiled.memory_analysis().argument_size_in_bytes
+  assert size == 2 * (8 * 64 + 64 * 32)
