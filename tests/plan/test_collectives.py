@@ -9,12 +9,11 @@ import importlib.util
 import flax.linen as nn
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.models import test_blocks
 from vit22b_jax.models import backend
-from vit22b_jax.plan import collectives, hlo, topologies
+from vit22b_jax.plan import ahead, collectives, hlo, topologies
 from vit22b_jax.runtime import sharding
 
 B, L, D, N, K, F = 8, 256, 512, 4, 128, 2048
@@ -41,7 +40,7 @@ def crossing(preset, devices, dtype):
     forward = jax.jit(
       lambda p, x: block.apply(p, x)[0], out_shardings=x.sharding
     )
-    compiled = forward.lower(params, x).compile()
+    compiled = ahead.compile_for(mesh.devices.flat[0], forward.lower(params, x))
   found = {}
   module = hlo.parse(compiled.as_text())
   for c in collectives.find(module, dict(mesh.shape)):
@@ -81,19 +80,7 @@ def test_simulated_devices(preset, monkeypatch):
   assert len(sent) == len(ins) + len(sums) and not found
 
 
-@pytest.fixture
-def no_cache():
-  """jax can write a TPU's program to its cache, and not read it here."""
-  before = jax.config.jax_enable_compilation_cache
-  jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # whether to use it is looked up once
-  yield
-  jax.config.update('jax_enable_compilation_cache', before)
-  compilation_cache.reset_cache()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures('no_cache')
 @pytest.mark.parametrize('preset', ['vit', 'vit22b', 'vit22b_mlp_norm'])
 def test_tpu(preset, monkeypatch):
   if importlib.util.find_spec('libtpu') is None:

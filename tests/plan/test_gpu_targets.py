@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit22b_jax import errors
-from vit22b_jax.plan import gpu_targets
+from vit22b_jax.plan import ahead, gpu_targets
 from vit22b_jax.runtime import chips
 
 
@@ -58,11 +58,7 @@ def test_compiles_a_product(name):
   on_first = jax.sharding.SingleDeviceSharding(devices[0])
   x = jax.ShapeDtypeStruct((8, 64), jnp.bfloat16, sharding=on_first)
   w = jax.ShapeDtypeStruct((64, 32), jnp.bfloat16, sharding=on_first)
-  compiled = (
-    jax.jit(jnp.matmul)
-    .lower(x, w)
-    .compile(compiler_options=gpu_targets.COMPILER_OPTIONS)
-  )
+  compiled = ahead.compile_for(devices[0], jax.jit(jnp.matmul).lower(x, w))
   assert '__cublas$' in compiled.as_text()
   size = compiled.memory_analysis().argument_size_in_bytes
   assert size == 2 * (8 * 64 + 64 * 32)

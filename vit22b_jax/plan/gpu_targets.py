@@ -1,7 +1,7 @@
 """Describes NVIDIA GPUs to XLA, so that programs compile without the cards.
 
     devices = gpu_targets.devices('h100', 8)
-    lowered.compile(compiler_options=gpu_targets.COMPILER_OPTIONS)
+    compiled = ahead.compile_for(devices[0], lowered)
 
 Needs jax's CUDA plugin, and cuDNN for its attention alone; no driver, no GPU.
 A program for devices described here can be read, not run: `memory_analysis()`
@@ -24,10 +24,6 @@ from jax.experimental import topologies
 
 from vit22b_jax import errors
 from vit22b_jax.runtime import chips
-
-# Without tuning on a card, XLA's Triton products end in "Couldn't find output
-# tile sizes"; cuBLAS, which a tuned program mostly calls, takes any shape.
-COMPILER_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 
 INSTALL = "pip install '.[plan-gpu]' (Linux; no GPU is needed)"
 _PLUGIN = re.compile(r'jax-cuda\d+-plugin')

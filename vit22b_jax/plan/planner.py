@@ -8,7 +8,6 @@ diagnostics, on the config's mesh. Nothing is computed and no data are read.
 """
 
 import collections
-import contextlib
 import functools
 import importlib.metadata
 import math
@@ -17,10 +16,9 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from vit22b_jax import errors, tasks
-from vit22b_jax.plan import analytic, hlo, roofline, topologies
+from vit22b_jax.plan import ahead, analytic, hlo, roofline, topologies
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import base
 
@@ -75,8 +73,7 @@ def plan(
   start = time.monotonic()
   lowered = task.lower_step()
   try:
-    with _no_cache():
-      compiled = lowered.compile()
+    compiled = ahead.compile_for(topology.devices[0], lowered)
   except jax.errors.JaxRuntimeError as error:
     return found | _too_large(found, error, time.monotonic() - start)
   found['compile_seconds'] = time.monotonic() - start
@@ -96,23 +93,6 @@ def plan(
   )
   time_ = roofline.predict(work, topology.chip, bandwidth, efficiency)
   return found | predicted(found, topology, time_)
-
-
-@contextlib.contextmanager
-def _no_cache():
-  """Without jax's cache of programs on disk.
-
-  It can't read those for devices that aren't here, and what it gives back would
-  say nothing of the compiler's time.
-  """
-  before = jax.config.jax_enable_compilation_cache
-  jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # whether to use it is looked up once
-  try:
-    yield
-  finally:
-    jax.config.update('jax_enable_compilation_cache', before)
-    compilation_cache.reset_cache()
 
 
 def make_task(config: Any, mesh: jax.sharding.Mesh) -> base.Task:
