@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 _SHOW = (
-  'from vit22b_jax import host; host.prepare(); import jax; '
+  'from vit22b_jax.runtime import host; host.prepare(); import jax; '
   'print(jax.config.jax_compilation_cache_dir)'
 )
 

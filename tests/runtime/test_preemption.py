@@ -56,7 +56,7 @@ def test_a_signal_before_it_ends_the_process_even_in_a_long_call(number, code):
   """As in a compilation: a minute in C code that returns to no byte code."""
   program = (
     'import hashlib\n'
-    'from vit22b_jax import preemption\n'
+    'from vit22b_jax.runtime import preemption\n'
     'with preemption.Watcher():\n'
     '  print("ready", flush=True)\n'
     '  hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)\n'
@@ -78,7 +78,7 @@ def test_a_signal_before_it_ends_the_process_even_in_a_long_call(number, code):
 
 def test_listening_starts_before_jax():
   program = (
-    'import sys; from vit22b_jax import preemption; assert "jax" not in '
+    'import sys; from vit22b_jax.runtime import preemption; assert "jax" not in '
     'sys.modules'
   )
   subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)

@@ -358,7 +358,7 @@ import jax
 index, count, port = map(int, sys.argv[1:4])
 jax.process_index, jax.process_count = lambda: index, lambda: count
 jax.distributed.shutdown = lambda: None
-from vit22b_jax import links
+from vit22b_jax.runtime import links
 token = 'token'
 if index == 0:
   links._links = links._First(links._serve(port, count), token)
