@@ -78,7 +78,7 @@ def test_a_signal_before_it_ends_the_process_even_in_a_long_call(number, code):
 
 def test_listening_starts_before_jax():
   program = (
-    'import sys; from vit22b_jax.runtime import preemption; assert "jax" not in '
-    'sys.modules'
+    'import sys; from vit22b_jax.runtime import preemption; '
+    'assert "jax" not in sys.modules'
   )
   subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
