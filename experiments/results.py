@@ -6,15 +6,13 @@ python -m experiments.results
 import json
 import pathlib
 
-from experiments import catalogue, documents, runner
-from experiments.figure1_stability import tables as figure1_tables
-from experiments.figure2_classification import tables as figure2_tables
-from experiments.table1_parameters import tables as table1_tables
-from experiments.table2_translation import tables as table2_tables
+from experiments import catalogue, documents, runner, summary
 from vit22b_jax import report
 
 ROOT = pathlib.Path(__file__).parent.parent
-_START = '<!-- results: python -m experiments.results -->'
+# Where the README's tables begin.
+_RECIPES = '<!-- recipes: python -m experiments.results -->'
+_RESULTS = '<!-- results: python -m experiments.results -->'
 
 
 # Tables that commands wrote: (file under experiments/, what stands above it).
@@ -46,38 +44,17 @@ TABLES = (
 )
 
 
-def section() -> str:
-  """The README's tables and pictures, as Markdown: each experiment in short."""
-  pictures = [_picture(run) for run in _finished('translation')]
-  return '\n\n'.join(
-    [*_paper(), '### Longer translations', *pictures, '### Speed', *_step()]
-  )
+def render(readme: str) -> str:
+  """Returns the README's text with its tables of recipes and results anew."""
+  folder = ROOT / 'experiments'
+  rows = {e.name: _rows(e) for e in catalogue.EXPERIMENTS}
+  readme = documents.fill(readme, summary.recipes(folder), _RECIPES)
+  return documents.fill(readme, summary.answers(rows, folder), _RESULTS)
 
 
 def others() -> str:
   """The tables of single runs and benchmarks, as Markdown."""
   return '\n\n'.join([*runs(), *_step(), *_speed()])
-
-
-def _paper() -> list[str]:
-  """The paper's figures and tables, each in short."""
-  rows = {e.name: _rows(e) for e in catalogue.EXPERIMENTS}
-  here = 'experiments'
-  return [
-    '### Stability (Figure 1)',
-    *figure1_tables.summary(rows['figure1_stability']),
-    f'![Rates at which training explodes]({here}/figure1_stability/rates.png)',
-    '### Classification (Figure 2)',
-    *figure2_tables.summary(rows['figure2_classification']),
-    '### Translation (Table 2, Figures 4 and 5)',
-    *table2_tables.summary(rows['table2_translation']),
-    *(
-      f'![Real images and their translations]({here}/figure5_samples/{name})'
-      for name in ('fruit.png', 'monet2photo.png')
-    ),
-    '### Parameters (Table 1)',
-    *table1_tables.summary(rows['table1_parameters']['parameters']),
-  ]
 
 
 def _rows(experiment: runner.Experiment) -> runner.Rows:
@@ -149,12 +126,6 @@ def _task(run: pathlib.Path) -> str:
   return json.loads((run / 'config.json').read_text())['task']
 
 
-def _picture(run: pathlib.Path) -> str:
-  """Samples of a translation: real, translated, and back again."""
-  path = (run / 'samples.png').relative_to(ROOT)
-  return f'![{run.name}: real, translated, translated back]({path})'
-
-
 def _throughput(rows: list[dict]) -> str:
   lines = ['| step | ms | peer | ms | ratio |', '|---|--:|---|--:|--:|']
   for row in rows:
@@ -163,11 +134,6 @@ def _throughput(rows: list[dict]) -> str:
       f'{row["peer_ms"]:.0f} | {row["ratio"]:.2f} |'
     )
   return '\n'.join(lines)
-
-
-def render(readme: str) -> str:
-  """The README's text with its results section made anew."""
-  return documents.fill(readme, section(), _START)
 
 
 def main() -> None:

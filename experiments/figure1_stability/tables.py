@@ -50,28 +50,15 @@ def sections(rows: Rows, size: str) -> list[str]:
   return parts
 
 
-def summary(rows: Rows) -> list[str]:
-  """The README's part: the search in short."""
-  return [
-    "The authors' first block with one change each, size S on CIFAR-10 (32 px, "
-    'patch 16, batch 64): the highest rate without and the lowest with an '
-    f'explosion (a logit or gradient entry of {cells.CAP:,.0f}, where the '
-    "paper's Figure 1 cuts its plots, or a value that is not finite) within "
-    f'{cells.STEPS} steps.',
-    rates(rows, 'S', columns=6),
-  ]
-
-
-def rates(rows: Rows, size: str, columns: int = 12) -> str:
+def rates(rows: Rows, size: str) -> str:
   """The search: the lowest exploding rate of each variant, and where.
 
   Args:
     rows: of all stages.
     size: of the model.
-    columns: how many, from the left.
   """
   lines = [
-    line[:columns]
+    line
     for variant in cells.VARIANTS
     for line in [_rate_line(rows, size, variant)]
     if line
@@ -90,7 +77,7 @@ def rates(rows: Rows, size: str, columns: int = 12) -> str:
       'gradient norm x 10',
       'the three in stable runs',
       '#loss when stable',
-    )[:columns],
+    ),
     lines,
   )
 

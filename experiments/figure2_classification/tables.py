@@ -33,11 +33,6 @@ def sections(rows: Rows) -> list[str]:
   ]
 
 
-def summary(rows: Rows) -> list[str]:
-  """The README's part."""
-  return sections(rows)
-
-
 def means(rows: Rows) -> str:
   """A line a set, setting, size and block."""
   lines = []

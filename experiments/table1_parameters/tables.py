@@ -68,11 +68,6 @@ def sections(row: Row) -> list[str]:
   ]
 
 
-def summary(row: Row) -> list[str]:
-  """The README's part."""
-  return sections(row)[:2]
-
-
 def _by_kind(terms: dict[str, int]) -> dict[str, int]:
   found: Counter[str] = Counter()
   for path, number in terms.items():

@@ -36,18 +36,12 @@ def sections(rows: Rows) -> list[str]:
   return parts
 
 
-def summary(rows: Rows) -> list[str]:
-  """The README's part: the paper's preset in short."""
-  return [sections(rows)[0], distances(rows, 'paper', columns=7)]
-
-
-def distances(rows: Rows, preset: str, columns: int = 10) -> str:
+def distances(rows: Rows, preset: str) -> str:
   """FID and KID of each run and direction, with both anchors.
 
   Args:
     rows: of the runs.
     preset: 'paper' or 'default', as the rows hold them.
-    columns: how many, from the left.
   """
   lines = []
   for row in rows.values():
@@ -69,7 +63,7 @@ def distances(rows: Rows, preset: str, columns: int = 10) -> str:
           _kid(found, direction),
           f'{found[f"identity_kid_{direction}"]:.4f}',
           published[number] if published and preset == 'paper' else '-',
-        ][:columns]
+        ]
       )
   return documents.table(
     (
@@ -83,7 +77,7 @@ def distances(rows: Rows, preset: str, columns: int = 10) -> str:
       '#KID',
       '#of untouched images',
       "#paper's FID",
-    )[:columns],
+    ),
     lines,
   )
 

@@ -1,0 +1,94 @@
+"""The README's sentences say what the rows say, and no more."""
+
+import json
+
+import pytest
+
+from experiments import summary
+
+
+def probe(variant, exponent, explosion):
+  return {
+    'stage': 'bisect',
+    'size': 'S',
+    'variant': variant,
+    'exponent': exponent,
+    'explosion': explosion,
+  }
+
+
+def named(rows):
+  return {str(i): row for i, row in enumerate(rows)}
+
+
+def test_stability_counts_doublings_of_the_lowest_exploding_rate():
+  rows = named(
+    [
+      probe('original', 0, None),
+      probe('original', 1, 40),
+      probe('pre_norm', 2, None),
+      probe('pre_norm', 3, 50),
+      probe('mlp_norm', 0, None),
+      probe('mlp_norm', 1, 60),
+      probe('sum_norm', 4, None),  # its rate isn't found yet
+    ]
+  )
+  text = summary.stability(rows)
+  assert 'from a learning rate of 0.002 on' in text
+  assert '4 times with pre-norm.' in text
+  assert 'stays the same with MLP-norm.' in text
+  assert 'sum-norm' not in text
+
+
+def run(block, seed, top1):
+  return {
+    'data': 'cifar10',
+    'setting': 'patch8',
+    'size': 'Ti',
+    'block': block,
+    'seed': seed,
+    'top1': top1,
+  }
+
+
+@pytest.mark.parametrize(
+  ('better', 'verdict'), [(0.0, 'Not settled'), (0.2, 'In part')]
+)
+def test_classification_is_settled_where_the_interval_leaves_out_zero(
+  better, verdict
+):
+  rows = named(
+    [
+      run(block, seed, 0.5 + 0.01 * seed + (block == 'vit22b') * better)
+      for block in ('vit', 'vit22b')
+      for seed in range(3)
+    ]
+  )
+  text = summary.classification(rows)
+  assert text.startswith(verdict)
+  assert f'Ti on cifar10 {better:+.3f} [' in text
+
+
+def test_translation_ranks_generators_with_untouched_images():
+  def row(generator, fid):
+    paper = {'fid': fid, 'identity_fid': 3.0, 'calibrated': False}
+    return {'data': 'cycle_gan/x', 'generator': generator, 'paper': paper}
+
+  text = summary.translation(named([row('ViT-B', 4.0), row('ResNet', 2.0)]))
+  assert 'Uncalibrated FID' in text
+  assert 'x: ResNet 2, untouched images 3, ViT-B 4.' in text
+
+
+def test_speed_leaves_out_our_own_models_and_names_the_processor(tmp_path):
+  files = {
+    'environment.json': {'cores': 2, 'cpu': 'X'},
+    'results.json': [
+      {'peer': 'timm ViT', 'ratio': 1.5},
+      {'peer': 'our vit S', 'ratio': 0.9},
+    ],
+    'translation.json': [{'peer': 'PyTorch', 'ratio': 1.25}],
+    'inception.json': [{'peer': 'torch-fidelity', 'ratio': 2.0}],
+  }
+  for name, content in files.items():
+    (tmp_path / name).write_text(json.dumps(content))
+  assert summary.speed(tmp_path).startswith('1.2 to 2.0 times PyTorch')
