@@ -11,7 +11,7 @@ import pytest
 import vit22b_jax
 from configs import folder
 from tests.helpers import data_fixtures
-from vit22b_jax import api, cli, errors
+from vit22b_jax import api, commands, errors
 from vit22b_jax.modes import evaluate
 
 
@@ -60,7 +60,7 @@ def run(tmp_path_factory):
   config.data.image_size = 16
   config.optim.ema = 0.5
   workdir = root / 'workdir'
-  assert cli.run('train', config=config, workdir=str(workdir)) == 0
+  assert commands.run('train', config=config, workdir=str(workdir)) == 0
   shutil.rmtree(data)
   return workdir
 

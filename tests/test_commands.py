@@ -17,11 +17,10 @@ import jax
 import numpy as np
 import pytest
 
-import main
 from experiments import catalogue, runner
 from tests import test_main, test_readme
 from tests.helpers import data_fixtures
-from vit22b_jax import cli
+from vit22b_jax import cli, commands
 
 ROOT = test_readme.ROOT
 # Flags of machines that aren't here: TPUs to compile for, other processes.
@@ -239,7 +238,7 @@ def test_every_run_of_an_experiment_builds_its_config(experiment, scale):
   for cell in experiment.cells(scale, {}):
     if cell.config and cell.facts.get('seed', 0) == 0:
       values = test_readme.parsed(cell.arguments())
-      cli.check(values.config)
+      commands.validate(values.config)
 
 
 def _blocks():
@@ -267,4 +266,4 @@ def test_python_in_the_documents_runs(document, block, stand_ins):
 
 def test_the_documented_modes_are_those_of_main():
   modes = {_flag(a, '--mode', 'train') for _, a in test_readme.COMMANDS}
-  assert modes == set(main._MODES)
+  assert modes == set(cli.MODES)

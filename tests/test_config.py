@@ -1,14 +1,22 @@
 """Command lines, early checks, JSON and what a resumed run may change."""
 
+import dataclasses
+import json
+import math
+import random
 import sys
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from configs import cifar10_vit22b_ti, common
-from vit22b_jax import cli, errors
+from vit22b_jax import cli, commands, errors, rules, tasks
 from vit22b_jax import config as config_lib
+from vit22b_jax.data import domains, resizing, transforms
+from vit22b_jax.fid import extractor, resize
+from vit22b_jax.models import patchgan, vit
+from vit22b_jax.runtime import sharding
+from vit22b_jax.training import losses, optim
 
 FILE = 'configs/cifar10_vit22b_ti.py'
 
@@ -18,10 +26,8 @@ def parse(*arguments):
   argv = ['main.py', *arguments]
   sys.modules.pop('config_config', None)  # what config_flags loaded last
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config', None, 'Config file.', flag_values=values, sys_argv=argv
-  )
-  config_lib.parse_flags(argv, values)
+  cli.define_flags(values, argv)
+  cli.parse(argv, values)
   return values.config
 
 
@@ -41,7 +47,7 @@ def test_overrides_of_every_type():
     '--config.data.mean=(0.5, 0.5, 0.25)',
     '--noconfig.log.tensorboard',
   )
-  config_lib.validate(got)
+  config_lib.validate_config(got)
   assert got.duration == '7 steps'
   assert got.optim.learning_rate == 1e-3
   assert (got.model.depth, got.model.width) == (3, 32)
@@ -99,7 +105,7 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
     ('data.augment', 'flip', 'none, paper, crop, standard, randaugment'),
     ('diagnostics.on_explosion', 'skip', "mean 'skip_step'"),
     ('task', 'classify', "mean 'classification'"),
-    ('batch_size', 0, 'batch_size=0 must be at least 1'),
+    ('batch_size', 0, 'batch_size=0 must be a whole number of at least 1'),
     ('loss.label_smoothing', 1.0, 'at least 0 and below 1'),
     ('optim.learning_rate', 0.0, 'above 0'),
     ('optim.learning_rate', float('nan'), 'above 0'),
@@ -117,7 +123,7 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
 )
 def test_values_are_judged_early(key, value, message):
   with pytest.raises(errors.UserError, match=message):
-    cli.check(config(**{key: value}))
+    commands.validate(config(**{key: value}))
 
 
 def test_json_keeps_tuples_placeholders_and_the_lock():
@@ -174,7 +180,7 @@ def test_a_run_stays_itself_but_may_grow_and_move():
 def test_other_changes_make_another_run(key, value):
   old, new = config(), config(**{key: value})
   identity, free = config_lib.diff(old, new)
-  assert identity == [(key, config_lib.flatten(old)[key], value)]
+  assert identity == [(key, rules.flatten(old)[key], value)]
   assert not free
 
 
@@ -190,12 +196,169 @@ def test_a_key_that_came_later_and_is_left_alone_is_the_same_run():
   del old['model']['head_bias']
   assert config_lib.diff(old, config()) == ([], [])
   identity, _ = config_lib.diff(old, config(**{'model.head_bias': -10.0}))
-  assert identity == [('model.head_bias', config_lib.ABSENT, -10.0)]
+  assert identity == [('model.head_bias', None, -10.0)]
 
 
 def test_keys_renamed_since_are_read_under_their_new_names(monkeypatch):
   monkeypatch.setitem(config_lib.RENAMED_KEYS, 'optim.rate', 'optim.b1')
   monkeypatch.setitem(config_lib.RENAMED_KEYS, 'name', 'seed')
-  text = '{"name": 3, "optim": {"rate": 0.5, "name": "sgd"}}'
-  new = config_lib.from_json(text)
-  assert new.to_dict() == {'seed': 3, 'optim': {'b1': 0.5, 'name': 'sgd'}}
+  old = {'name': 3, 'optim': {'rate': 0.5, 'name': 'sgd'}}
+  new = {'seed': 3, 'optim': {'b1': 0.5, 'name': 'sgd'}}
+  assert config_lib.upgrade(old) == rules.flatten(new)
+  assert config_lib.diff(old, new) == ([], [])
+
+
+def test_a_key_that_came_later_means_what_its_absence_did(monkeypatch):
+  known = rules.RULES['classification']
+  later = dataclasses.replace(known['optim.ema'], absent=0.5)
+  monkeypatch.setitem(known, 'optim.ema', later)
+  values = config().to_dict()
+  del values['optim']['ema'], values['model']['depth']
+  new = config_lib.from_json(json.dumps(values))
+  assert (new.optim.ema, new.model.depth) == (0.5, None)
+  assert config_lib.diff(values, config(**{'optim.ema': 0.5})) == ([], [])
+
+
+# --- Every key -------------------------------------------------------------
+
+TASKS = {
+  'classification': common.classification,
+  'translation': common.translation,
+  'fid': common.comparison,
+}
+KEYS = [(task, key) for task in TASKS for key in rules.RULES[task]]
+NUMBERS = (-1, -0.5, 0, 0.0, 1e300, 10**400, math.nan, math.inf, -math.inf)
+OTHERS = ('', ' ', 'no such', (), (1.0,), [1], {}, None, object(), b'x', True)
+
+
+def accepted(task, key):
+  """Those of NUMBERS and OTHERS that the key takes."""
+  rule = rules.RULES[task][key]
+  found = []
+  for value in (*NUMBERS, *OTHERS, 7, '7 steps', 0.25):
+    try:
+      rule.validate(key, value)
+      found.append(value)
+    except errors.UserError as error:
+      message = str(error)
+      assert key in message and len(message) < 700 and '\n' not in message
+  return found
+
+
+@pytest.mark.parametrize(('task', 'key'), KEYS)
+def test_every_key_refuses_what_it_can_not_hold(task, key):
+  rule, found = rules.RULES[task][key], accepted(task, key)
+  kinds = (int, float) if rule.kind is float else rule.kind
+  if rule.check:  # durations may be numbers of steps
+    kinds = (str, int)
+  for value in found:
+    assert value is None or isinstance(value, kinds), value
+    assert rule.kind is bool or value is not True
+    if isinstance(value, float | int):
+      assert -1e6 < value < 1e31
+  assert (None in found) == rule.optional
+  default = rules.flatten(TASKS[task]())[key]
+  rule.validate(key, default)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_every_key_has_a_rule_and_every_rule_a_key(task):
+  values = rules.flatten(TASKS[task]())
+  assert values.pop('task') == task
+  assert values.keys() == rules.RULES[task].keys()
+
+
+def test_numbers_at_the_ends_of_their_ranges():
+  known = rules.RULES['classification']
+  for key, good, bad in (
+    ('optim.b1', (0, 0.999), (1, -1e-9)),
+    ('optim.learning_rate', (1e-30, 1), (0,)),
+    ('model.eps', (1e-6, None), (0, -1, 1.0)),
+    ('model.head_bias', (-10.0, None, 0), (float('inf'), 1e30)),
+    ('diagnostics.window', (1, 200), (0, 10**12, 1e12)),
+    ('seed', (0, 2**32 - 1), (2**32, -1, 0.5)),
+    ('mesh.data', (None, -1, 1, 4096), (0, -2)),
+    ('data.std', ((1.0, 0.5, 1),), (('a', 'b', 'c'), (1.0, 1.0), (1, 1, 0))),
+    ('profile', ('', '3', '10-15'), ('a', '1-', '²')),
+    ('duration', ('3 epochs', 5, '5'), ('9' * 400, '10%', '²', 0, '1e3')),
+  ):
+    for value in good:
+      known[key].validate(key, value)
+    for value in bad:
+      with pytest.raises(errors.UserError, match=key):
+        known[key].validate(key, value)
+  weights = rules.RULES['fid']['fid.weights']
+  for value in ('', 'a/file.pth', 'random:0'):
+    weights.validate('fid.weights', value)
+  for value in ('random:²', 'random:', 'random:-1', 'random:x'):
+    with pytest.raises(errors.UserError, match='random:SEED'):
+      weights.validate('fid.weights', value)
+
+
+def test_choices_are_those_that_the_code_knows():
+  known = rules.RULES['translation'] | rules.RULES['classification']
+  both = rules.RULES['translation']['optim.schedule'].choices
+  for choices, key in (
+    (sharding.PRESETS, 'sharding'),
+    (transforms.PRESETS, 'data.augment'),
+    (domains.PAIRINGS, 'data.pairing'),
+    (resizing.MODES, 'data.preprocess'),
+    (losses.KINDS, 'loss.kind'),
+    (vit.PRESETS, 'model.block'),
+    (vit.VARIANTS, 'model.variant'),
+    (patchgan.PRESETS, 'discriminator.name'),
+    (extractor.TAPS, 'fid.tap'),
+    (resize.MODES, 'fid.resize'),
+    (tasks.TASKS.keys() | {'fid'}, None),
+  ):
+    expected = known[key].choices if key else rules.RULES
+    assert set(choices) == set(expected), key
+  assert set(optim.SCHEDULES) == set(both)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda v: v['eval'].update(checkpoint='worst'), "checkpoint='worst' is"),
+    (lambda v: v['optim'].update(b1='0.9'), "optim.b1='0.9' must be a number"),
+    (lambda v: v['optim'].pop('b1'), 'the key optim.b1 is missing'),
+    (lambda v: v.pop('optim'), r'the key optim\.\w+ is missing'),
+    (lambda v: v.update(optim=3), 'there is no key optim in'),
+    (lambda v: v.update(optim=None), 'there is no key optim in'),
+    (lambda v: v.pop('task'), 'task=None is not one of'),
+    (lambda v: v.update(task=['x']), r"task=\('x',\) is not one of"),
+    (lambda v: v.update(task='translation'), "task='translation': there is no"),
+    (lambda v: v['data'].update(std=[1, 2]), 'must be three numbers'),
+    (lambda v: v['model'].update(depht=2), "depht .*mean 'model.depth'"),
+    (lambda v: v.update(duration={}), 'there is no key|is missing'),
+  ],
+)
+def test_a_saved_config_is_judged_like_a_given_one(change, message):
+  values = config().to_dict()
+  change(values)
+  with pytest.raises(errors.UserError, match=f'^w/config.json: .*{message}'):
+    config_lib.from_json(json.dumps(values), 'w/config.json')
+
+
+@pytest.mark.parametrize(
+  'text', ['', '[]', '3', 'null', '"x"', '{', '[' * 100_000, '\0', '{"a": 1}x']
+)
+def test_a_file_that_holds_no_config_is_damaged(text):
+  with pytest.raises(errors.UserError, match=r'^config\.json is damaged'):
+    config_lib.from_json(text)
+
+
+def test_any_json_gives_a_config_or_one_message():
+  rng = random.Random(0)
+  whole = config_lib.to_json(config())
+  pieces = ('', '{', '}', '[]', ':', ',', '-', '1e999', 'null', '"', 'NaN', '[')
+  refused = 0
+  for _ in range(200):
+    at = rng.randrange(len(whole))
+    text = whole[:at] + rng.choice(pieces) + whole[at + rng.randrange(9) :]
+    try:
+      config_lib.from_json(text)
+    except errors.UserError as error:
+      refused += 1
+      assert str(error).startswith('config.json')
+  assert refused > 100

@@ -14,8 +14,7 @@ import pytest
 from ml_collections import config_dict
 
 from configs import common
-from vit22b_jax import cli, train
-from vit22b_jax import config as config_lib
+from vit22b_jax import commands, rules, train
 from vit22b_jax.data import sources, splits
 from vit22b_jax.models import heads, vit
 from vit22b_jax.runtime import sharding
@@ -99,7 +98,7 @@ def test_docstring_gives_command_time_and_result(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_values_are_sound_and_locked(name, words):
   config = load(name, words)
-  cli.check(config)
+  commands.validate(config)
   assert config.is_locked
   if words == 'paper':
     assert (config.data.image_size, config.model.patch_size) == (224, 16)
@@ -221,8 +220,8 @@ def test_every_key_is_read(run):
   config = recorded(load('cifar10_vit22b_ti', 'tiny').to_dict(), reads)
   assert not reads
   run(config)
-  cli.make_mesh(config)
+  commands.make_mesh(config)
   config.optim.name = 'sgd'  # alone has momentum
   optim.make(config.optim, steps_per_epoch=1, total_steps=1)
-  unread = set(config_lib.flatten(config)) - reads
+  unread = set(rules.flatten(config)) - reads
   assert sorted(unread) == []

@@ -57,11 +57,11 @@ def test_the_length_of_the_run_is_not_a_part_of_itself():
 
 
 def test_check_names_the_key():
-  durations.check('50%', 'eval.every', positive=True)
-  durations.check('0 epochs', 'optim.warmup')
+  durations.validate('50%', 'eval.every', positive=True)
+  durations.validate('0 epochs', 'optim.warmup')
   with pytest.raises(errors.UserError, match=r"eval\.every: duration 'soon'"):
-    durations.check('soon', 'eval.every')
+    durations.validate('soon', 'eval.every')
   with pytest.raises(errors.UserError, match=r"duration: .*'200 epochs'"):
-    durations.check('50%', 'duration', percent=False)
+    durations.validate('50%', 'duration', percent=False)
   with pytest.raises(errors.UserError, match="every='0%' must be above 0"):
-    durations.check('0%', 'eval.every', positive=True)
+    durations.validate('0%', 'eval.every', positive=True)

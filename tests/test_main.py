@@ -21,9 +21,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-import main
 from tests.helpers import data_fixtures
-from vit22b_jax import api
+from vit22b_jax import api, cli
 from vit22b_jax.runtime import preemption
 from vit22b_jax.tasks import classification
 from vit22b_jax.weights import pretrained
@@ -44,12 +43,12 @@ def call(*arguments):
   argv = ['main.py', *map(str, arguments)]
   sys.modules.pop('config_config', None)  # the file that was loaded last
   values = flags.FlagValues()
-  main.define_flags(values, argv)
+  cli.define_flags(values, argv)
   try:
-    main.parse(argv, values)
+    cli.parse_or_exit(argv, values)
   except SystemExit as end:
     return end.code
-  return main.run(values)
+  return cli.run_flags(values)
 
 
 def start(*arguments, cwd=None, start_new_session=False, **variables):

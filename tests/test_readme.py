@@ -8,8 +8,8 @@ import sys
 import pytest
 from absl import flags
 
-import main
 from vit22b_jax import cli
+from vit22b_jax import commands as commands_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -40,8 +40,8 @@ def parsed(arguments):
   sys.modules.pop('config_config', None)  # what config_flags loaded last
   argv = ['main.py', *arguments]
   values = flags.FlagValues()
-  main.define_flags(values, argv)
-  main.parse(argv, values)
+  cli.define_flags(values, argv)
+  cli.parse_or_exit(argv, values)
   return values
 
 
@@ -65,4 +65,4 @@ def test_a_command_parses_and_its_config_builds(document, arguments):
   config = values.config
   with config.unlocked():  # files that the reader brings
     config.init_from = ''
-  cli.check(config)
+  commands_lib.validate(config)

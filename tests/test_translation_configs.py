@@ -16,8 +16,7 @@ import pytest
 from configs import common
 from tests import test_configs
 from tests.tasks import test_translation
-from vit22b_jax import cli, train
-from vit22b_jax import config as config_lib
+from vit22b_jax import commands, rules, train
 from vit22b_jax.data import domains, splits
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import translation
@@ -61,7 +60,7 @@ def test_docstring_gives_command_time_and_result(name):
 def test_values_are_sound_and_locked_with_every_word(name):
   for words in WORDS:
     config = load(name, words)
-    cli.check(config)
+    commands.validate(config)
     assert config.is_locked
     if 'tiny' in words:
       assert config.data.image_size == 32
@@ -110,7 +109,7 @@ FID = ('fid.tap', 'fid.resize', 'fid.quantise', 'fid.num')
 def test_words_set_all_of_their_recipe_whatever_a_file_changed(word, recipe):
   config = common.translation()
   kept = {'model.dtype', 'model.precision'} if word == 'resnet' else set()
-  keys = {k for k in config_lib.flatten(config) if k.startswith(recipe)}
+  keys = {k for k in rules.flatten(config) if k.startswith(recipe)}
   for key in keys - kept:
     section, _, name = key.rpartition('.')
     section = config[section] if section else config
@@ -118,7 +117,7 @@ def test_words_set_all_of_their_recipe_whatever_a_file_changed(word, recipe):
   config.model.generator = 'vitunet'
   common.finish(config, word)
   expected = common.finish(common.translation(), word)
-  got, expected = map(config_lib.flatten, (config, expected))
+  got, expected = map(rules.flatten, (config, expected))
   assert {k: got[k] for k in keys} == {k: expected[k] for k in keys}
 
 
@@ -188,11 +187,11 @@ def test_a_run_writes_its_files_and_reads_every_key(monkeypatch, tmp_path):
     assert f'samples/a2b_{step:08d}.png' in files
     assert f'samples/b2a_{step:08d}.png' in files
   assert {'eval.json', 'metrics.jsonl', 'diagnostics.csv'} <= files
-  cli.make_mesh(config)
+  commands.make_mesh(config)
   config.optim.name = 'sgd'  # alone has momentum
   config.optim.schedule = 'linear'  # alone has a start
   optim.make(config.optim, steps_per_epoch=1, total_steps=1)
-  unread = set(config_lib.flatten(config)) - reads
+  unread = set(rules.flatten(config)) - reads
   assert sorted(unread) == []
 
 

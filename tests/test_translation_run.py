@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs import fid as fid_config
 from configs import fruit_vitunet_ti
-from vit22b_jax import api, cli, errors, train
+from vit22b_jax import api, cli, commands, errors, train
 from vit22b_jax.runtime import checkpoint
 
 pytestmark = [
@@ -96,7 +96,7 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
 def test_evaluation_again_gives_the_same(whole):
   before = json.loads((whole / 'eval.json').read_text())
   (whole / 'eval.json').unlink()
-  assert cli.run('eval', config=None, workdir=str(whole)) == 0
+  assert commands.run('eval', config=None, workdir=str(whole)) == 0
   after = json.loads((whole / 'eval.json').read_text())
   assert after.keys() == before.keys()
   for key, value in before.items():
@@ -114,7 +114,7 @@ def test_translates_and_compares(whole, tmp_path, direction, capsys):
     pixels = rng.integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(photos / f'{i}.png')
   (photos / 'broken.jpg').write_bytes(b'no image')
-  cli.run(
+  commands.run(
     'translate',
     config=None,
     workdir=str(whole),
@@ -130,18 +130,18 @@ def test_translates_and_compares(whole, tmp_path, direction, capsys):
   comparison.a, comparison.b = f'{whole}:{direction}', str(made)
   comparison.fid.weights = 'random:0'
   out = tmp_path / 'fid'
-  assert cli.run('fid', config=comparison, workdir=str(out)) == 0
+  assert commands.run('fid', config=comparison, workdir=str(out)) == 0
   assert 'uncalibrated' in capsys.readouterr().out
   result = json.loads((out / 'fid.json').read_text())
   assert result['num_a'] == result['num_b'] == 3 and result['fid'] > 0
   comparison.a = str(whole)
   with pytest.raises(errors.UserError, match='a2b or'):
-    cli.run('fid', config=comparison, workdir=str(out))
+    commands.run('fid', config=comparison, workdir=str(out))
 
 
 def test_what_only_classifiers_do_is_refused(whole):
   with pytest.raises(errors.UserError, match="task 'classification'"):
-    cli.run('export', config=None, workdir=str(whole))
+    commands.run('export', config=None, workdir=str(whole))
 
 
 def test_the_generator_from_python(whole):

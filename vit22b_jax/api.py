@@ -97,7 +97,8 @@ def read_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
       f'{workdir} is not the folder of a run: it has no config.json. Give the '
       '--workdir of a training run.'
     )
-  return config_lib.from_json(text)
+  path = epath.Path(workdir) / workdir_lib.CONFIG
+  return config_lib.from_json(text, path)
 
 
 def open_run(

@@ -1,216 +1,284 @@
-"""The command line's modes, after its flags are parsed.
+"""Trains, evaluates and uses models: the command line of vit22b_jax.
 
-code = command.run('train', config=config, workdir='runs/x')
+python main.py --config=configs/cifar100_vit22b_s.py
+python main.py --config=configs/cifar100_vit22b_s.py --config.seed=1 --workdir=W
+python main.py --mode=eval --workdir=W
+python main.py --mode=predict --workdir=W --input=FOLDER --top_k=3
+python main.py --mode=export --workdir=W
+
+python main.py --config=configs/monet2photo_vitunet_s.py
+python main.py --mode=translate --workdir=W --input=FOLDER --direction=b2a
+python main.py --mode=fid --config=configs/fid.py --config.a=A --config.b=B
+
+python main.py --mode=report --workdirs=runs/a,runs/b
+python main.py --mode=report --workdirs="runs/figure2*" --workdir=FOLDER
+
+python main.py --mode=plan --config=configs/vit22b_22b.py --topology=v4:8x8x16
+python main.py --mode=plan --config=configs/vit22b_22b.py --search \
+  --topology=v5e:16x16
+
+Exit codes: 0 done; 2 a mistake in the input, with one message that says how to
+mend it; 3 training stopped (a loss that isn't finite, or an explosion under
+diagnostics.on_explosion=halt); 130 SIGINT and 143 SIGTERM, with everything
+saved, so that the same command resumes; 4 one of several processes was lost:
+the same command in every process resumes (experiments/scaling/README.md).
 """
 
-import functools
+import os
+import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-import jax
-from etils import epath
+from absl import app, flags
+from ml_collections import config_flags
 
-from vit22b_jax import api, errors, plan, tasks, train
-from vit22b_jax import config as config_lib
-from vit22b_jax.fid import sources as fid_sources
-from vit22b_jax.modes import evaluate, predict, translate
-from vit22b_jax.modes import fid as fid_mode
-from vit22b_jax.runtime import checkpoint, console, distributed, sharding
-from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax import errors, rules
 
-# Modes that only one task has.
-_TASK_OF = {
-  'predict': 'classification',
-  'export': 'classification',
-  'translate': 'translation',
-  'fid': 'translation',  # of a set that a generator makes
-}
+MODES = (
+  *('train', 'eval', 'predict', 'export', 'translate', 'fid', 'report', 'plan'),
+)
 
 
-def run(
-  mode: str,
-  *,
-  config: Any | None,
-  workdir: str | None,
-  input_folder: str | None = None,
-  top_k: int = 1,
-  direction: str = 'a2b',
-  topology: str | None = None,
-  search: bool = False,
-  efficiency: float = 1.0,
-  workdirs: Sequence[str] = (),
-) -> int:
-  """Runs one mode of the command line.
+# --- Flags -----------------------------------------------------------------
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  """Declares the flags; a config file's keys become flags when it is named."""
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'A file of configs/, with words after a colon: configs/x.py:tiny. '
+    '--config.KEY=VALUE changes a key.',
+    flag_values=values,
+    sys_argv=argv,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    "The run's folder, local or gs://; runs/<config name>. report: where "
+    'comparison.html goes; runs.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
+  flags.DEFINE_multi(
+    flags.ListParser(),
+    flags.CsvListSerializer(','),
+    'workdirs',
+    [],
+    'report: the folders of the runs to compare, or patterns of them.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'direction',
+    'a2b',
+    ('a2b', 'b2a'),
+    'translate: from domain a to b, or from b to a.',
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'matmul_efficiency',
+    1.0,
+    'plan: the part of the peak that matrix products are taken to reach.',
+    lower_bound=0.01,
+    upper_bound=1.0,
+    flag_values=values,
+  )
+  for define, name, default, text in (
+    (flags.DEFINE_string, 'input', None, 'predict, translate: images.'),
+    (flags.DEFINE_integer, 'top_k', 1, 'predict: classes for each image.'),
+    (
+      flags.DEFINE_string,
+      'topology',
+      None,
+      'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8; local by '
+      'default.',
+    ),
+    (
+      flags.DEFINE_bool,
+      'search',
+      False,
+      'plan: try meshes, rematerialization and microbatches.',
+    ),
+    (
+      flags.DEFINE_string,
+      'coordinator',
+      None,
+      'Several processes that train as one: HOST:PORT of process 0. TPU pod '
+      'slices, SLURM and Open MPI need no flag.',
+    ),
+    (flags.DEFINE_integer, 'num_processes', None, 'How many processes.'),
+    (flags.DEFINE_integer, 'process_id', None, 'Which one this is, from 0 on.'),
+  ):
+    define(name, default, text, flag_values=values)
+
+
+def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
+  """Parses the command line, for absl's `app.run(flags_parser=...)`.
 
   Args:
-    mode: 'train', 'eval', 'predict', 'export', 'translate', 'fid' or 'plan'.
-    config: the run's configuration; may be left out where the workdir has one.
-    workdir: the run's folder.
-    input_folder: predict, translate: the images.
-    top_k: predict: classes for each image.
-    direction: translate: 'a2b' or 'b2a'.
-    topology: plan: the hardware, see `plan.topologies`.
-    search: plan: look for the fastest way.
-    efficiency: plan: part of the peak that products reach, in (0, 1].
-    workdirs: what only a report, which needs no jax, is given.
+    argv: the program's name and its arguments.
+    values: where `define_flags` declared the flags.
 
   Returns:
-    The process's exit code.
+    The program's name alone: there are no other arguments than flags.
 
   Raises:
-    UserError: something is missing or doesn't fit; the message says what.
-    TrainingStopped: see `train.run`.
+    UserError: a flag, key or word doesn't exist, or a value has the wrong type;
+      the message names the closest that exists.
   """
-  if mode != 'plan' and (topology or search):
+  try:
+    rest = values(argv)
+    if values['config'].value is not None:
+      values['config'].value.keys()  # fails if there was no such file
+  except (AttributeError, KeyError):
+    raise errors.UserError(_unknown_key(argv)) from None
+  except OSError:
+    raise errors.UserError(_unknown_file(_spec(argv))) from None
+  except flags.Error as error:
+    raise errors.UserError(_explain(error, argv)) from None
+  if len(rest) > 1:
     raise errors.UserError(
-      '--topology and --search plan a run: add --mode=plan.'
+      f'unexpected argument {rest[1]!r}: flags are --name=value'
     )
-  if workdirs:
-    raise errors.UserError('--workdirs compares runs: add --mode=report.')
-  if mode == 'fid':
-    return _fid(config, workdir)
-  if workdir is None:
-    raise errors.UserError(
-      'Give --config=FILE, such as configs/digits_vit22b_ti.py, or the '
-      '--workdir of a run (with --mode=eval, predict, export or translate). '
-      'python main.py --help tells more.'
+  return rest
+
+
+def _spec(argv: list[str]) -> str | None:
+  """Returns FILE[:words] of --config=FILE[:words] or --config FILE[:words]."""
+  for i, argument in enumerate(argv):
+    name, _, value = argument.partition('=')
+    if name in ('--config', '-config'):
+      return value or ''.join(argv[i + 1 : i + 2])
+  return None
+
+
+def _unknown_key(argv: list[str]) -> str:
+  """Names the first override of a key that the config file doesn't have."""
+  spec = _spec(argv)
+  argv_without = [argv[0], f'--config={spec}']
+  values = flags.FlagValues()
+  try:
+    define_flags(values, argv_without)
+    values(argv_without)
+    known = rules.flatten(values.config)
+  except AttributeError:
+    return f'{spec} is not a config file: it has no get_config()'
+  for argument in argv:
+    flag = argument.lstrip('-').partition('=')[0]
+    prefix, _, key = flag.partition('.')
+    if prefix in ('config', 'noconfig') and key and key not in known:
+      hint = errors.did_you_mean(key, known)
+      return f'--config.{key}: there is no such key in {spec}.{hint}'
+  raise AssertionError(f'no unknown key in {argv}')
+
+
+def _unknown_file(spec: str) -> str:
+  path = spec.partition(':')[0]
+  folder = os.path.dirname(path) or '.'
+  files = os.listdir(folder) if os.path.isdir(folder) else []
+  known = [os.path.join(os.path.dirname(path), f) for f in files]
+  known = [f for f in known if f.endswith('.py')]
+  return f'--config={path}: no such file.{errors.did_you_mean(path, known)}'
+
+
+def _explain(error: flags.Error, argv: list[str]) -> str:
+  """Returns one line: what a parser said, or get_config of a word."""
+  spec = _spec(argv)
+  unknown = getattr(error, 'flagname', '')
+  if spec is None and unknown.startswith('config.'):
+    return f'--{unknown}: give --config=FILE before it'
+  if f'--config={spec}: ' in str(error):  # wrapped in a traceback
+    while error.__context__ is not None:
+      error = error.__context__
+    return f'--config={spec}: {error}'
+  return str(error).removeprefix('flag ')
+
+
+# --- Process ---------------------------------------------------------------
+
+
+def main() -> None:
+  """Runs the command line of this process and ends it with an exit code."""
+  from vit22b_jax.runtime import host, preemption
+
+  host.prepare()  # before jax
+  with preemption.Watcher():
+    define_flags(flags.FLAGS, sys.argv)
+    app.run(_main, flags_parser=lambda argv: parse_or_exit(argv, flags.FLAGS))
+
+
+def parse_or_exit(argv: list[str], values: flags.FlagValues) -> list[str]:
+  """Parses the command line; a mistake in it ends the process with code 2."""
+  try:
+    return parse(argv, values)
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _main(argv: list[str]) -> int:
+  del argv
+  from vit22b_jax.runtime import console
+
+  console.show_log()
+  return run_flags(flags.FLAGS)
+
+
+def run_flags(values: flags.FlagValues) -> int:
+  """Does what the parsed flags say; returns the exit code."""
+  if values.mode == 'report':
+    return _report(values)
+  if values.mode == 'plan' and values.topology not in (None, 'local'):
+    # The CPU compiles; libtpu must not look for TPUs.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+  # jax starts here
+  from vit22b_jax import commands
+  from vit22b_jax.runtime import console, distributed, links
+
+  name = None
+  if values.config is not None:
+    name = pathlib.Path(values['config'].config_filename).stem
+  try:
+    job = distributed.find(
+      values.coordinator,
+      values.num_processes,
+      values.process_id,
+      mode=values.mode,
     )
-  if config is not None:
-    check(config)
-  if mode == 'train':
-    if config is None:
-      config = _saved_config(workdir)
-    return train.run(config, workdir, make_mesh(config))
-  if mode == 'plan':
-    if config is None:
-      config = api.read_config(workdir)
-    return plan.run(config, workdir, topology or 'local', search, efficiency)
-  if mode in ('predict', 'translate') and not input_folder:
-    raise errors.UserError(f'--mode={mode} needs --input=FOLDER of images.')
-  config = _config_of(mode, workdir, config)
-  task, manager = _open(workdir, config, with_data=mode == 'eval')
-  folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
-  if mode == 'eval':
-    console.say(task.summary(evaluate.finish(task, manager, folder)))
-    train.write_report(folder)
-    return 0
-  _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
-  if mode == 'export':
-    console.say(f'Wrote {predict.export(task, variables, folder)}')
-  elif mode == 'predict':
-    _predict(task, variables, folder, input_folder, top_k)
-  else:
-    out = folder.path / f'translated_{direction}'
-    done = translate.run(task, variables, input_folder, direction, out)
-    _complain_of(done.unreadable)
-    console.say(f'Wrote {len(done.files)} images to {out}; see {done.page}')
+    distributed.start(job)
+    console.hush_others()
+    code = commands.run(
+      values.mode,
+      config=values.config,
+      workdir=values.workdir or (name and os.path.join('runs', name)),
+      input_folder=values.input,
+      top_k=values.top_k,
+      direction=values.direction,
+      topology=values.topology,
+      search=values.search,
+      efficiency=values.matmul_efficiency,
+      workdirs=values.workdirs,
+    )
+  except errors.UserError as error:
+    links.complain(f'error: {error}', code := 2)
+  except errors.TrainingStopped as error:
+    links.complain(f'stopped: {error}', code := 3)
+  except Exception as error:
+    links.give_up(error)
+    raise
+  links.finish(code)
+  return code
+
+
+def _report(values: flags.FlagValues) -> int:
+  """Compares runs by their files alone: no device is started."""
+  from vit22b_jax import report
+
+  folder = values.workdir or 'runs'
+  wanted = [workdir for given in values.workdirs for workdir in given]
+  try:
+    path = report.compare(wanted, os.path.join(folder, 'comparison.html'))
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print(f'Comparison: {path}')
   return 0
-
-
-def check(config: Any) -> None:
-  """Judges a config before data and devices are touched.
-
-  Raises:
-    UserError: naming the first key that is wrong.
-  """
-  if config.task == 'fid':
-    raise errors.UserError(
-      'This config compares two sets of images: add --mode=fid.'
-    )
-  config_lib.validate(config)
-  tasks.named(config.task).check(config)
-
-
-def make_mesh(config: Any) -> jax.sharding.Mesh:
-  """The mesh of the config's `sharding` and `mesh` section."""
-  return sharding.make_mesh(config.sharding, **sharding.sizes(config.mesh))
-
-
-def _saved_config(workdir: str) -> Any:
-  """The config of the run to resume, when the command gives none."""
-  if not (epath.Path(workdir) / workdir_lib.CONFIG).exists():
-    raise errors.UserError(
-      f'{workdir} holds no run to resume: give --config=FILE.'
-    )
-  return api.read_config(workdir)
-
-
-def _config_of(mode: str, workdir: str, config: Any | None) -> Any:
-  """The configuration of a run that is used, from a workdir alone.
-
-  A config may be given as well, to change what a run may change: where the
-  data are, the size of batches.
-  """
-  saved = api.read_config(workdir)
-  if config is not None:
-    config_lib.compare(saved, config, workdir)
-  config = config or saved
-  needed = _TASK_OF.get(mode, config.task)
-  if config.task != needed:
-    raise errors.UserError(
-      f'--mode={mode} needs the folder of a run of the task {needed!r}, and '
-      f'{workdir} is of {config.task!r}.'
-    )
-  return config
-
-
-def _open(
-  workdir: str, config: Any, with_data: bool
-) -> tuple[Any, checkpoint.Manager]:
-  data = None
-  if with_data:
-    train.check_alike(config)
-    task_type = tasks.named(config.task)
-    data = distributed.first(lambda: task_type.load_data(config))
-  return api.open_run(workdir, config, data)
-
-
-def _predict(
-  task: Any,
-  variables: Any,
-  folder: workdir_lib.Workdir,
-  images: str,
-  top_k: int,
-) -> None:
-  """Prints the table alone on stdout, for pipes, and writes it."""
-  text, unreadable = predict.predict(task, variables, images, top_k)
-  folder.write_bytes('predictions.csv', text.encode())
-  console.say(text.rstrip('\n'))
-  _complain_of(unreadable)
-  print(f'Wrote {folder.path / "predictions.csv"}', file=sys.stderr)
-
-
-def _complain_of(unreadable: list[str]) -> None:
-  for file in unreadable:
-    print(f'could not be read, left out: {file}', file=sys.stderr)
-
-
-def _fid(config: Any | None, workdir: str) -> int:
-  """Compares two sets of images, which may be what a run's generator makes."""
-  if config is None or config.task != 'fid':
-    raise errors.UserError(
-      '--mode=fid needs --config=configs/fid.py (or configs/fid.py:paper) with '
-      '--config.a=... and --config.b=...; each a folder of images, a split '
-      'such as tfds:cycle_gan/monet2photo:testA, FILE.npz or WORKDIR:a2b.'
-    )
-  fid_mode.run(config, workdir, functools.partial(_open_generator, config.dir))
-  return 0
-
-
-def _open_generator(
-  dir: str, workdir: str, direction: str
-) -> fid_sources.Batches:
-  """What a run's generator makes of its test part (or val, without one).
-
-  Args:
-    dir: where its data set lies now; '' for where it lay in training.
-    workdir: the run's folder.
-    direction: 'a2b' or 'b2a'.
-  """
-  config = _config_of('fid', workdir, None)
-  if dir:
-    config.data.dir = dir
-  task, manager = _open(workdir, config, with_data=True)
-  _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
-  return task.generated(variables, direction)

@@ -15,10 +15,11 @@ import re
 
 from vit22b_jax import errors
 
-_FORM = re.compile(r'(\d+(?:\.\d*)?|\.\d+)\s*(steps?|epochs?|%|)')
+_FORM = re.compile(r'([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(steps?|epochs?|%|)')
 _EXPECTED = (
   "expected steps, epochs or percent: 500, '500 steps', '3 epochs' or '10%'"
 )
+_MOST = 2**31 - 1  # the step counter is an int32
 
 
 def steps(
@@ -27,21 +28,22 @@ def steps(
   steps_per_epoch: int,
   total_steps: int | None = None,
 ) -> int:
-  """Number of optimiser steps that `value` stands for, rounded to the nearest.
+  """Returns the optimizer steps that `value` stands for, rounded.
 
   Args:
     value: a number of steps, or text as above; '1.5 epochs' is fine too.
-    steps_per_epoch: optimiser steps in one pass over the training part.
+    steps_per_epoch: optimizer steps in one pass over the training part.
     total_steps: length of the run; None where a percentage makes no sense,
       as in the length of the run itself.
 
   Returns:
-    Steps, at least 0. A duration above nothing is at least one step, so that
-    '1%' of a short run isn't never.
+    Steps, at least 0. A duration above 0 is at least one step, so that '1%' of
+    a short run isn't never.
 
   Raises:
-    errors.UserError: `value` doesn't parse, is negative or a fraction of a
-      step, or is a percentage without `total_steps` or above 100 %.
+    UserError: `value` doesn't parse, is negative or a fraction of a step, is a
+      percentage without `total_steps` or above 100 %, or is more than an int32
+      counts.
   """
   number, unit = _parse(value)
   if unit == 'epoch':
@@ -55,10 +57,13 @@ def steps(
     if number > 100:
       raise errors.UserError(f'duration {value!r}: at most 100 % of the run')
     number *= total_steps / 100
+  if number > _MOST:
+    shown = f'{value!s:.40}'
+    raise errors.UserError(f'duration {shown!r}: at most {_MOST} steps')
   return max(round(number), int(number > 0))
 
 
-def check(
+def validate(
   value: int | str, name: str, *, percent: bool = True, positive: bool = False
 ) -> None:
   """Judges a duration before the length of an epoch is known.
@@ -70,8 +75,7 @@ def check(
     positive: whether 0 is refused, as for how often something happens.
 
   Raises:
-    errors.UserError: `value` can't be turned into steps, or is 0 where it
-      must not be.
+    UserError: `value` can't be turned into steps, or is 0 where it must not be.
   """
   try:
     found = steps(value, steps_per_epoch=1, total_steps=1 if percent else None)
@@ -84,10 +88,10 @@ def check(
 def _parse(value: int | str) -> tuple[float, str]:
   """Splits `value` into a number and 'step', 'epoch' or '%'."""
   match = _FORM.fullmatch(str(value).strip())
-  if not match or isinstance(value, bool):
+  if not match or type(value) not in (int, str):
     raise errors.UserError(f'duration {value!r}: {_EXPECTED}')
   number = float(match[1])
   unit = match[2].rstrip('s') or 'step'
-  if unit == 'step' and number != int(number):
+  if unit == 'step' and not number.is_integer() and number <= _MOST:
     raise errors.UserError(f'duration {value!r}: steps are whole numbers')
   return number, unit

@@ -13,7 +13,7 @@ class TrainingStopped(RuntimeError):
   """A step that must not be applied; the state before it is saved."""
 
 
-def did_you_mean(value: Any, known: Iterable[str]) -> str:
+def did_you_mean(value: Any, known: Iterable[Any]) -> str:
   """Suggests the name that `value` may be a typo of, to end a message with.
 
   Returns:
@@ -22,15 +22,16 @@ def did_you_mean(value: Any, known: Iterable[str]) -> str:
   >>> did_you_mean('learning_rat', ['learning_rate', 'warmup'])
   " Did you mean 'learning_rate'?"
   """
-  near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.5)
+  names = [str(name) for name in known]
+  near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
   return f' Did you mean {near[0]!r}?' if near else ''
 
 
-def validate_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def validate_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
   """Raises UserError, with a suggestion, for a value not in `choices`."""
   choices = list(choices)
   if value not in choices:
     raise UserError(
-      f'{name}={value!r} is not one of {", ".join(choices)}.'
+      f'{name}={value!r} is not one of {", ".join(map(str, choices))}.'
       f'{did_you_mean(value, choices)}'
     )

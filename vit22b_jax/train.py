@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from vit22b_jax import config as config_lib
-from vit22b_jax import errors, report, tasks
+from vit22b_jax import errors, report, rules, tasks
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import (
   checkpoint,
@@ -67,7 +67,8 @@ def open_workdir(
   old = workdir_lib.read_text(path, workdir_lib.CONFIG)
   if old is None or not (run.path / workdir_lib.DIAGNOSTICS).exists():
     return run, []
-  return run, config_lib.compare(config_lib.from_json(old), config, run.path)
+  saved = config_lib.from_json(old, run.path / workdir_lib.CONFIG)
+  return run, config_lib.compare(saved, config, run.path)
 
 
 class Loop:
@@ -118,8 +119,7 @@ class Loop:
     task, config = self.task, self.config
 
     def check(meta):
-      old = config_lib.rename_keys(meta['config'])
-      config_lib.compare(old, config, self.run.path)
+      config_lib.compare(meta['config'], config, self.run.path)
 
     found = self.manager.restore(
       vars(task.abstract_state), data=self.data, check=check
@@ -442,7 +442,7 @@ def check_alike(config: Any) -> None:
   """
   first = distributed.share(config_lib.to_json(config))
   here, theirs = (
-    config_lib.flatten(c) for c in (config, config_lib.from_json(first))
+    rules.flatten(c) for c in (config, config_lib.from_json(first))
   )
   rows = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]
   different = distributed.gather(int(bool(rows)))

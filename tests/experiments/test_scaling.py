@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.scaling import plans, sweep, tables
-from vit22b_jax import cli
+from vit22b_jax import commands
 
 
 def test_every_size_and_preset_is_planned():
@@ -18,7 +18,7 @@ def test_every_size_and_preset_is_planned():
   strong = [c for c in cells if c['scaling'] == 'strong']
   assert {c['batch_size'] for c in strong} == {sweep.BATCH}
   for cell in cells:
-    cli.check(sweep.config_of(cell))
+    commands.validate(sweep.config_of(cell))
 
 
 def row(cell, **values):

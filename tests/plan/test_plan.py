@@ -16,7 +16,7 @@ from configs import (
   imagenet_vit22b_l,
   vit22b_22b,
 )
-from vit22b_jax import cli, errors, plan
+from vit22b_jax import commands, errors, plan
 from vit22b_jax.plan import (
   collectives,
   costs,
@@ -508,7 +508,7 @@ def test_search_is_for_classifiers():
 def test_flags_of_a_plan_need_its_mode():
   config = digits_vit22b_ti.get_config('tiny')
   with pytest.raises(errors.UserError, match='--mode=plan'):
-    cli.run('train', config=config, workdir='w', topology='v5e:2x4')
+    commands.run('train', config=config, workdir='w', topology='v5e:2x4')
 
 
 def test_a_gpus_library_calls_count():

@@ -12,9 +12,8 @@ import pytest
 from absl import flags
 from scipy import stats
 
-import main
 from tests.helpers import chromium, report_fixtures
-from vit22b_jax import errors, report
+from vit22b_jax import cli, errors, report
 from vit22b_jax.report import (
   comparison,
   groups,
@@ -508,9 +507,9 @@ def test_a_damaged_file_is_named(name, content, tmp_path):
 def call(*arguments):
   """What main.py does with its arguments; the exit code."""
   values = flags.FlagValues()
-  main.define_flags(values, ['main.py'])
-  main.parse(['main.py', *arguments], values)
-  return main.run(values)
+  cli.define_flags(values, ['main.py'])
+  cli.parse_or_exit(['main.py', *arguments], values)
+  return cli.run_flags(values)
 
 
 def test_command_line(seeds, tmp_path, capsys):

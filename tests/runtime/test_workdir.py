@@ -222,12 +222,12 @@ def bucket(tmp_path, monkeypatch):
 def test_a_whole_run_on_a_remote_disk(bucket, capsys):
   """Train, start again, evaluate and load, all at a gs:// address."""
   from configs import digits_vit22b_ti
-  from vit22b_jax import cli
+  from vit22b_jax import commands
 
   config = digits_vit22b_ti.get_config('tiny')
   config.log.tensorboard = False
   config.duration = '2 steps'
-  mesh = cli.make_mesh(config)
+  mesh = commands.make_mesh(config)
   assert train.run(config, 'gs://bucket/run', mesh) == 0
   assert train.run(config, 'gs://bucket/run', mesh) == 0
   assert 'Resuming from checkpoint 2 of 2' in capsys.readouterr().out

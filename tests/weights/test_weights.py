@@ -14,7 +14,7 @@ import safetensors.numpy
 from tests.helpers import golden_params
 from vit22b_jax import errors
 from vit22b_jax.models import vit
-from vit22b_jax.weights import pretrained
+from vit22b_jax.weights import export, pretrained
 
 SIZE = 16
 
@@ -188,7 +188,7 @@ def test_export_and_import_give_back_every_parameter(
 ):
   model, path = build(block, **overrides), tmp_path / 'out.safetensors'
   params = random_params(model)
-  pretrained.export(path, model, params, {'dataset': 'none'}, SIZE)
+  export.write(path, model, params, {'dataset': 'none'}, SIZE)
   assert_equal(
     pretrained.load_pretrained(path, model, zeros(model), SIZE), params
   )
@@ -199,7 +199,7 @@ def test_fixed_positions_are_written_as_learned_ones(pool, tmp_path):
   fixed = build(pool=pool, pos_embedding='sincos')
   path = tmp_path / 'out.safetensors'
   params = random_params(fixed)
-  pretrained.export(path, fixed, params, {}, SIZE)
+  export.write(path, fixed, params, {}, SIZE)
   learned = build(pool=pool)
   loaded = pretrained.load_pretrained(path, learned, zeros(learned), SIZE)
   images = np.random.default_rng(0).standard_normal((2, SIZE, SIZE, 3))
@@ -225,7 +225,7 @@ def test_export_of_vit22b_has_timm_names_and_layout(tmp_path):
   model, path = build('vit22b', depth=1), tmp_path / 'out.safetensors'
   block = golden_params.parallel_block(expected, config, norm_bias=False)
   params = dict(random_params(model), block_00=block)
-  pretrained.export(path, model, params, {'dataset': 'none'}, SIZE)
+  export.write(path, model, params, {'dataset': 'none'}, SIZE)
   written = safetensors.numpy.load_file(path)
   actual = {
     name.removeprefix('blocks.0.'): array
@@ -304,7 +304,7 @@ def test_half_precision_files_become_float32(timm, timm_file, tmp_path):
 def test_norm_bias_that_a_model_lacks_must_be_zero(tmp_path):
   path = tmp_path / 'biased.safetensors'
   biased = build('vit22b', norm_bias=True)
-  pretrained.export(path, biased, random_params(biased), {}, SIZE)
+  export.write(path, biased, random_params(biased), {}, SIZE)
   model = build('vit22b')
   with pytest.raises(errors.UserError, match=r'in_norm\.bias.*norm_bias=True'):
     pretrained.load_pretrained(path, model, zeros(model), SIZE)
@@ -370,7 +370,7 @@ def test_unsafe_and_damaged_files_are_refused(timm_file, tmp_path):
 def test_models_without_timm_names_are_not_exported(overrides, tmp_path):
   model, path = build(**overrides), tmp_path / 'out.safetensors'
   with pytest.raises(errors.UserError, match=r'timm has|in timm'):
-    pretrained.export(path, model, {}, {}, SIZE)
+    export.write(path, model, {}, {}, SIZE)
   assert not path.exists()
 
 
@@ -437,7 +437,7 @@ def test_exported_weights_give_the_same_function_in_timm(
 
   model = build(block, pool=pool, pos_embedding=pos_embedding)
   path = tmp_path / 'ours.safetensors'
-  pretrained.export(path, model, random_params(model), {}, SIZE)
+  export.write(path, model, random_params(model), {}, SIZE)
   state = safetensors.numpy.load_file(path)
   theirs.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
   expected = timm_logits(theirs, IMAGES)

@@ -1,7 +1,6 @@
-"""What a trained classifier is used for: predictions and export.
+"""`--mode=predict`: a classifier's classes for a folder of images, as CSV.
 
 text, unreadable = predict.predict(task, variables, folder, top_k)
-path = predict.export(task, variables, run)
 """
 
 import csv
@@ -16,9 +15,8 @@ from etils import epath
 from vit22b_jax import errors
 from vit22b_jax.data import images as images_lib
 from vit22b_jax.data import pipeline
-from vit22b_jax.runtime import sharding, workdir
+from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
-from vit22b_jax.weights import pretrained
 
 
 def predict(
@@ -95,18 +93,3 @@ def _batches(
       files, images = [], []
   if files:
     yield files, placed()
-
-
-def export(
-  task: classification.Classification, variables: Any, run: workdir.Workdir
-) -> epath.Path:
-  """Writes model.safetensors under timm's names, and says where."""
-  path = run.path / 'model.safetensors'
-  pretrained.export(
-    path,
-    task.model,
-    jax.device_get(variables['params']),
-    {'class_names': ','.join(task.names)},
-    task.config.data.image_size,
-  )
-  return path

@@ -1,7 +1,6 @@
-"""Public weights: read timm, Hugging Face and Google files; write timm's names.
+"""Public weights of timm, Hugging Face and Google, read into a model.
 
-    params = weights.load_pretrained('vit_s16.safetensors', model, params, 224)
-    weights.export('out.safetensors', model, params, {'classes': 'a,b'}, 224)
+    params = pretrained.load_pretrained('vit_s16.npz', model, params, 224)
 
 Every file is turned into arrays under timm's names first. Only safetensors and
 `.npz` without pickled objects are read: neither can run code.
@@ -9,23 +8,21 @@ Every file is turned into arrays under timm's names first. Only safetensors and
 
 import io
 import math
-import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
 from vit22b_jax import errors
 from vit22b_jax.models import embeddings, stacking, vit
-from vit22b_jax.weights import timm
+from vit22b_jax.weights import layouts, timm
 
-Arrays = dict[str, np.ndarray]
+Arrays = layouts.Arrays
 _DTYPES = {  # of weights; other tensors are counters and the like
   'F64': np.float64,
   'F32': np.float32,
@@ -78,7 +75,7 @@ def _read_safetensors(path: epath.Path) -> Arrays:
   }
   names = arrays.keys()
   if any('attention.attention.query' in name for name in names):
-    return dict(_from_hugging_face(arrays))
+    return dict(layouts.from_hugging_face(arrays))
   return arrays
 
 
@@ -91,84 +88,7 @@ def _read_npz(path: epath.Path) -> Arrays:
       f'{path} is damaged, no .npz file, or holds objects that only '
       f'unpickling, which is unsafe, would read: {error}'
     ) from error
-  return dict(_from_google(arrays))
-
-
-# --- Other names -> timm's -------------------------------------------------
-
-_HUGGING_FACE = (
-  (r'^vit\.', ''),
-  (r'^embeddings\.cls_token', 'cls_token'),
-  (r'^embeddings\.position_embeddings', 'pos_embed'),
-  (r'^embeddings\.patch_embeddings\.projection', 'patch_embed.proj'),
-  (r'^encoder\.layer\.', 'blocks.'),
-  (r'\.layernorm_before\.', '.norm1.'),
-  (r'\.layernorm_after\.', '.norm2.'),
-  (r'\.attention\.attention\.query\.', '.attn.qkv.'),
-  (r'\.attention\.output\.dense\.', '.attn.proj.'),
-  (r'\.intermediate\.dense\.', '.mlp.fc1.'),
-  (r'\.output\.dense\.', '.mlp.fc2.'),
-  (r'^layernorm\.', 'norm.'),
-  (r'^classifier\.', 'head.'),
-)
-_GOOGLE = (
-  (r'^cls$', 'cls_token'),
-  (r'^Transformer/posembed_input/pos_embedding$', 'pos_embed'),
-  (r'^embedding/', 'patch_embed.proj/'),
-  (r'^Transformer/encoderblock_', 'blocks/'),
-  (r'/LayerNorm_0/', '/norm1/'),
-  (r'/LayerNorm_2/', '/norm2/'),
-  (r'/MultiHeadDotProductAttention_1/query/', '/attn.qkv/'),
-  (r'/MultiHeadDotProductAttention_1/out/', '/attn.proj/'),
-  (r'/MlpBlock_3/Dense_0/', '/mlp.fc1/'),
-  (r'/MlpBlock_3/Dense_1/', '/mlp.fc2/'),
-  (r'^Transformer/encoder_norm/', 'norm/'),
-  (r'/(kernel|scale)$', '/weight'),
-  (r'/', '.'),
-)
-
-
-def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-  for pattern, replacement in rules:
-    name = re.sub(pattern, replacement, name)
-  return name
-
-
-def _with_keys_and_values(arrays: Arrays, query: str) -> list[np.ndarray]:
-  names = [query.replace('query', part) for part in ('query', 'key', 'value')]
-  missing = [name for name in names if name not in arrays]
-  if missing:
-    raise errors.UserError(f'The file of weights lacks {", ".join(missing)}.')
-  return [arrays[name] for name in names]
-
-
-def _from_hugging_face(arrays: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-  """transformers' `ViTForImageClassification` and `ViTModel`."""
-  for name, array in arrays.items():
-    # A pooler is not on the way to a classifier's logits.
-    if re.search(r'(^|\.)pooler\.|\.attention\.attention\.(key|value)\.', name):
-      continue
-    if '.attention.attention.query.' in name:
-      array = np.concatenate(_with_keys_and_values(arrays, name))
-    yield _rename(name, _HUGGING_FACE), array
-
-
-def _from_google(arrays: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-  """github.com/google-research/vision_transformer: kernels are [in, out]."""
-  for name, array in arrays.items():
-    if re.search('Attention_1/(key|value)/', name):
-      continue
-    if '/query/' in name:
-      array = np.stack(_with_keys_and_values(arrays, name))  # [3, (D,) N, K]
-      if name.endswith('kernel'):
-        array = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
-      else:
-        array = array.ravel()
-    elif name == 'embedding/kernel':
-      array = array.transpose(3, 2, 0, 1)
-    elif name.endswith('kernel'):
-      array = array.reshape(-1, array.shape[-1]).T
-    yield _rename(name, _GOOGLE), array
+  return dict(layouts.from_google(arrays))
 
 
 # --- Into a model ----------------------------------------------------------
@@ -201,7 +121,7 @@ def load_pretrained(
     UserError: when the file lacks a parameter, has one that the model lacks, or
       one of another shape.
   """
-  timm.check(model)
+  timm.validate(model)
   flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
   arrays = {k: np.asarray(a, np.float32) for k, a in read(path).items()}
   if 'pos_embed' in arrays:
@@ -302,51 +222,3 @@ def _fit_positions(
   arrays['pos_embed'] = np.asarray(
     positions if model.pool == 'cls' else positions[extra:]
   )
-
-
-# --- Out of a model --------------------------------------------------------
-
-
-def export(
-  path: epath.PathLike,
-  model: vit.ViT,
-  params: Mapping[str, Any],
-  metadata: Mapping[str, str],
-  image_size: int,
-) -> None:
-  """Writes parameters as safetensors under timm's names.
-
-  timm's counterpart is `VisionTransformer` with `class_token` and `global_pool`
-  as the pool says, `final_norm=True` and `fc_norm=False`; for `vit22b` also
-  `block_fn=ParallelScalingBlock`, `qk_norm=True` and `qkv_bias=False`. Fixed
-  positions are written as if they had been learned.
-
-  Args:
-    path: file to write; `gs://` works.
-    model: the `vit` or the `vit22b` block's model.
-    params: its (unboxed) parameters.
-    metadata: strings stored in the file's header.
-    image_size: height and width of its images in pixels, which fixed positions
-      follow from.
-
-  Raises:
-    UserError: when timm has no counterpart.
-  """
-  timm.check(model)
-  if model.head != 'linear' or model.pool == 'map':
-    raise errors.UserError(
-      f'model.head={model.head!r} with model.pool={model.pool!r}: only a '
-      "linear head on the pool 'cls' or 'mean' has names in timm."
-    )
-  flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
-  arrays = {}
-  for entry in timm.entries(model):
-    array = np.asarray(flat[entry.path]) if entry.path else np.empty(0)
-    for name, tensor in zip(entry.names, entry.save(array), strict=True):
-      arrays[name] = np.ascontiguousarray(tensor, np.float32)
-  if model.pos_embedding == 'sincos':
-    side, extra = image_size // model.patch_size, int(model.pool == 'cls')
-    fixed = embeddings.fixed_positions(side, side, model.width, extra)
-    arrays['pos_embed'] = fixed[None]
-  header = {'format': 'pt', **metadata}
-  epath.Path(path).write_bytes(safetensors.numpy.save(arrays, header))

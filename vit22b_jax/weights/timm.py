@@ -174,7 +174,7 @@ def _parallel(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
   )
 
 
-def check(model: vit.ViT) -> None:
+def validate(model: vit.ViT) -> None:
   """Makes sure that timm has a model with this one's function.
 
   Raises:

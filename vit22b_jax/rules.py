@@ -1,0 +1,332 @@
+"""The rule of every key of every config: type, range, choices.
+
+    RULES['classification']['optim.b1'].validate('optim.b1', 0.9)
+
+A key is judged here and nowhere else; `tasks` judges how keys fit together.
+`configs/common.py` says what each key means and has its default. A new key's
+rule needs `absent`, or a run whose config.json lacks it can't be resumed.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from vit22b_jax import durations, errors
+
+ABSENT = '(absent)'
+_HUGE = 1e30  # float32 overflows at 3e38
+
+
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns nested values by dotted key; lists become tuples.
+
+  >>> flatten({'optim': {'b1': 0.9}})
+  {'optim.b1': 0.9}
+  """
+  if isinstance(values, config_dict.ConfigDict):
+    values = values.to_dict()
+  flat = {}
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+  return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """The values that a key takes.
+
+  Attributes:
+    kind: type of a value.
+    expected: the values in words, as in "must be EXPECTED".
+    accepts: judges a value of any type.
+    choices: all values, where they can be listed.
+    check: raises UserError(key, value) instead, with more to say.
+    optional: None is a value too, and what an absent key means.
+    absent: what a config.json means that was written before the key existed.
+  """
+
+  kind: type
+  expected: str
+  accepts: Callable[[Any], bool] = lambda value: True
+  choices: tuple[Any, ...] = ()
+  check: Callable[[Any, str], None] | None = None
+  optional: bool = False
+  absent: Any = ABSENT
+
+  def validate(self, key: str, value: Any) -> None:
+    """Raises UserError unless the key takes the value."""
+    if value is None and self.optional:
+      return
+    if self.choices:
+      errors.validate_choice(key, value, self.choices)
+    elif self.check:
+      self.check(value, key)
+    elif not self.accepts(value):
+      raise errors.UserError(f'{key}={value!r} must be {self.expected}.')
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _int(low: int, high: int = 2**31, *, rest: bool = False) -> Rule:
+  """At least `low` and below `high`; -1 too where it stands for the rest."""
+
+  def accepts(value):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and (low <= value < high or (rest and value == -1))
+
+  below = f' and below {high}' if high != 2**31 else ''
+  devices = ', or -1 for all the devices that the other axes leave'
+  expected = f'a whole number of at least {low}{below}{devices * rest}'
+  return Rule(int, expected, accepts)
+
+
+def _float(low: float, high: float = _HUGE) -> Rule:
+  """At least `low` and below `high`."""
+  expected = f'a number of at least {low:g} and below {high:g}'
+  return Rule(float, expected, lambda x: _is_number(x) and low <= x < high)
+
+
+def _positive(high: float = _HUGE) -> Rule:
+  """Above 0 and below `high`."""
+  expected = f'a number above 0 and below {high:g}'
+  return Rule(float, expected, lambda x: _is_number(x) and 0 < x < high)
+
+
+def _choice(*choices: Any) -> Rule:
+  listed = ', '.join(map(str, choices))
+  return Rule(type(choices[0]), f'one of {listed}', choices=choices)
+
+
+def _text(expected: str = 'text', pattern: str = r'[^\0]*') -> Rule:
+  def accepts(value):
+    return isinstance(value, str) and bool(re.fullmatch(pattern, value, re.S))
+
+  return Rule(str, expected, accepts)
+
+
+def _rgb(rule: Rule) -> Rule:
+  """Three numbers, for red, green and blue."""
+
+  def accepts(value):
+    numbers = isinstance(value, tuple) and len(value) == 3
+    return numbers and all(map(rule.accepts, value))
+
+  expected = f'three numbers, for red, green and blue, each {rule.expected}'
+  return Rule(tuple, expected, accepts)
+
+
+def _duration(*, percent: bool = True, positive: bool = False) -> Rule:
+  check = functools.partial(
+    durations.validate, percent=percent, positive=positive
+  )
+  return Rule(str, 'steps, epochs or percent, as text', check=check)
+
+
+def _optional(rule: Rule) -> Rule:
+  expected = f'None or {rule.expected}'
+  return dataclasses.replace(rule, optional=True, expected=expected)
+
+
+_FLAG = Rule(bool, 'True or False', lambda value: isinstance(value, bool))
+_PATH = _text('a path')
+_COUNT = _int(1)
+_FRACTION = _float(0, 1)
+_WEIGHT = _float(0)
+_CADENCE = _duration(positive=True)
+
+_RUN = {
+  'seed': _int(0, 2**32),
+  'batch_size': _COUNT,
+  'duration': _duration(percent=False, positive=True),
+  'sharding': _choice('data', 'fsdp', 'fsdp+tensor'),
+  'init_from': _PATH,
+  'profile': _text("'' or steps, as '10' or '10-15'", r'([0-9]+(-[0-9]+)?)?'),
+  'checkpoint': {
+    'every': _CADENCE,
+    'minutes': _WEIGHT,
+    'keep': _COUNT,
+    'keep_best': _int(0),
+  },
+  'eval': {
+    'every': _CADENCE,
+    'batch_size': _optional(_COUNT),
+    'early_stop': _int(0),
+    'checkpoint': _choice('best', 'last'),
+    'test': _FLAG,
+  },
+  'diagnostics': {
+    'per_layer': _FLAG,
+    'on_explosion': _choice('record', 'skip_step', 'halt'),
+    'max_logit': _positive(),
+    'max_abs_grad': _positive(),
+    'zscore': _positive(),
+    'window': _int(1, 100_000),
+    'ignore': _duration(),
+  },
+  'log': {'every': _CADENCE, 'tensorboard': _FLAG},
+  'mesh': {
+    **dict.fromkeys(('data', 'fsdp', 'tensor'), _optional(_int(1, rest=True))),
+    'max_replicated': _WEIGHT,
+  },
+}
+_SOURCE = {
+  'name': _text("a TFDS name, 'folder:PATH', 'digits' or 'fruit'", r'[^\0]+'),
+  'dir': _PATH,
+  'image_size': _int(1, 65_536),
+  'val_fraction': _FRACTION,
+  'cache_max_gb': _WEIGHT,
+  'max_corrupt': _int(0),
+  'workers': _int(0, 1024),
+}
+_COMPUTE = {
+  'dtype': _choice('float32', 'bfloat16', 'float16'),
+  'precision': _choice('default', 'highest'),
+}
+_BLOCK = {
+  **dict.fromkeys(('depth', 'num_heads'), _optional(_int(1, 10_000))),
+  **dict.fromkeys(('width', 'mlp_dim'), _optional(_int(1, 10_000_000))),
+  **dict.fromkeys(
+    ('pre_norm', 'qk_norm', 'mlp_norm', 'sum_norm', 'norm_scale', 'norm_bias'),
+    _optional(_FLAG),
+  ),
+  'qkv_bias': _optional(_FLAG),
+  'norm': _optional(_choice('layer', 'rms')),
+  'eps': _optional(_positive(1)),
+  'softmax_scale': _optional(_choice('head', 'width')),
+  'init': _optional(_choice('vit', 'torch')),
+  **_COMPUTE,
+}
+_BLOCKS = _choice(
+  *('vit', 'vit22b', 'vit22b_mlp_norm'),
+  *('released_vit', 'released', 'released_unnormed'),
+)
+_VARIANTS = _choice('Ti', 'S', 'B', 'L', 'H', '22B')
+_PATCH = _int(1, 65_536)
+_ATTENTION = _choice('xla', 'cudnn')
+_OPTIM = {
+  'name': _choice('adamw', 'adam', 'sgd', 'adagrad'),
+  'learning_rate': _positive(),
+  **dict.fromkeys(('b1', 'b2', 'momentum'), _FRACTION),
+  'eps': _positive(),
+  'weight_decay': _WEIGHT,
+  'decay': _choice('matrices', 'all'),
+  'clip_norm': _WEIGHT,
+  'schedule': _choice('multistep', 'cosine', 'rsqrt', 'constant'),
+  'warmup': _duration(),
+}
+_FID = {
+  'weights': _text(
+    "'', a file or 'random:SEED' with a whole number",
+    r'(?!random:)[^\0]*|random:[0-9]{1,9}',
+  ),
+  'tap': _choice(2048, 768, 192, 64),
+  'resize': _choice('clean', 'tf1', 'torch'),
+  'quantise': _choice('round', 'truncate', 'none'),
+  'num': _choice('all', 'min'),
+  'batch_size': _COUNT,
+  'kid_subsets': _int(2, 100_000),
+  'kid_subset_size': _int(2),
+}
+
+
+# Every key of every config, by task.
+RULES: dict[str, dict[str, Rule]] = {
+  'classification': flatten(
+    {
+      **_RUN,
+      'data': {
+        **_SOURCE,
+        'augment': _choice('none', 'paper', 'crop', 'standard', 'randaugment'),
+        'mean': _rgb(_float(-1000, 1000)),
+        'std': _rgb(_positive(1000)),
+      },
+      'model': {
+        **_BLOCK,
+        'block': _BLOCKS,
+        'variant': _VARIANTS,
+        'patch_size': _PATCH,
+        'final_norm': _optional(_FLAG),
+        'head': _optional(_choice('linear', 'mlp', 'mlp_bn')),
+        'head_bias': _optional(_float(-10_000, 10_000)),
+        'pool': _choice('cls', 'mean', 'map'),
+        'pos_embedding': _choice('learned', 'sincos'),
+        'dropout': _FRACTION,
+        'stochastic_depth': _FRACTION,
+        'remat': _choice('none', 'projections', 'hidden', 'full'),
+        'scan_layers': _FLAG,
+        'attention': _ATTENTION,
+      },
+      'optim': {
+        **_OPTIM,
+        'head_weight_decay': _optional(_WEIGHT),
+        'accumulate': _COUNT,
+        'ema': _FRACTION,
+      },
+      'loss': {
+        'kind': _choice('softmax', 'sigmoid'),
+        'label_smoothing': _FRACTION,
+        'input_gradient_penalty': _WEIGHT,
+      },
+    }
+  ),
+  'translation': flatten(
+    {
+      **_RUN,
+      'data': {
+        **_SOURCE,
+        'load_size': _int(1, 65_536),
+        'preprocess': _choice('resize_and_crop', 'crop', 'scale_width', 'none'),
+        'flip': _FLAG,
+        'pairing': _choice('unpaired', 'index'),
+      },
+      'model': {
+        **_BLOCK,
+        'generator': _choice('vitunet', 'resnet'),
+        'block': _optional(_BLOCKS),
+        'variant': _optional(_VARIANTS),
+        'patch_size': _optional(_PATCH),
+        'resample': _optional(_choice('channels', 'space')),
+        'dropout': _optional(_FRACTION),
+        'attention': _optional(_ATTENTION),
+        'blocks': _optional(_int(1, 10_000)),
+      },
+      'discriminator': {'name': _choice('patchgan70', 'released')},
+      'optim': {
+        **_OPTIM,
+        'schedule': _choice(
+          *_OPTIM['schedule'].choices, 'linear', 'linear_released'
+        ),
+        'decay_start': _duration(),
+        'first': _choice('generators', 'discriminators'),
+        'pool_size': _int(0, 1_000_000),
+      },
+      'loss': {
+        'gan': _choice('lsgan', 'vanilla'),
+        **dict.fromkeys(('lambda_cycle', 'lambda_identity'), _WEIGHT),
+        'discriminator_factor': _WEIGHT,
+      },
+      'fid': _FID,
+      'log': {
+        **_RUN['log'],
+        'samples': _CADENCE,
+        'num_samples': _int(1, 10_000),
+      },
+    }
+  ),
+  'fid': flatten(
+    {
+      **dict.fromkeys(('a', 'b', 'dir'), _PATH),
+      **dict.fromkeys(('infinity', 'save_statistics'), _FLAG),
+      'fid': _FID,
+    }
+  ),
+}
