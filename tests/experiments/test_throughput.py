@@ -108,13 +108,15 @@ def test_translation_peer_is_of_the_same_size_and_steps():
   import jax.numpy as jnp
 
   from experiments.throughput import peers_translation
-  from vit22b_jax.models import patchgan, vitunet
+  from vit22b_jax.models import generators, patchgan
 
   arguments = (2, 24, 4, 'contiguous_format', 1)
   step, theirs = peers_translation.training_step(*arguments)
   losses = [step() for _ in range(2)]
   assert np.isfinite(losses).all() and losses[0] != losses[1]
-  generator = vitunet.build('released_vit', 'S', image_size=24, patch_size=4)
+  generator = generators.build_vitunet(
+    'released_vit', 'S', image_size=24, patch_size=4
+  )
   total = 0
   image = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
   for model in (generator, patchgan.build('patchgan70')):

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from tests.helpers import golden_params
 from vit22b_jax import errors
-from vit22b_jax.models import backend, blocks, ops
+from vit22b_jax.models import blocks, kernels, layers
 
 # Primes where a grouping by head allows them: batch, tokens, heads.
 B, L, N, K, J = 2, 11, 3, 7, 5
@@ -25,7 +26,7 @@ def relative(actual, expected):
 
 def make(preset, *, width=N * K, num_heads=N, mlp_dim=N * J, **overrides):
   """One block of a preset, with overrides."""
-  names = {f.name for f in dataclasses.fields(blocks.Transformer)}
+  names = {f.name for f in dataclasses.fields(layers.Transformer)}
   fields = dataclasses.asdict(blocks.PRESETS[preset])
   form, init_kind = fields['form'], fields['init']
   fields = {k: v for k, v in fields.items() if k in names} | overrides
@@ -105,13 +106,19 @@ def test_fused_and_split_projections_agree(qkv_bias, monkeypatch):
   out_bias = jax.random.normal(keys[3], (N * K,))
 
   def project():
-    (q, k, v), h = ops.project_in(tokens(), kernel, bias, K, 'highest')
+    (q, k, v), h = kernels.project_in(tokens(), kernel, bias, K, 'highest')
     assert q.shape == k.shape == v.shape == (B, N, L, K)
     assert h.shape == (B, L, N, J)
-    return q, k, v, h, ops.project_out(q, h, out_kernel, out_bias, 'highest')
+    return (
+      q,
+      k,
+      v,
+      h,
+      kernels.project_out(q, h, out_kernel, out_bias, 'highest'),
+    )
 
   split = project()
-  monkeypatch.setattr(backend, 'on_cpu', lambda: False)
+  monkeypatch.setenv(kernels.VARIABLE, 'reference')
   for actual, expected in zip(project(), split, strict=True):
     assert relative(actual, expected) <= 1e-5
 
@@ -254,7 +261,7 @@ def test_precision_reaches_every_product(block, precision):
 
 def test_norms():
   x = 10 + tokens()
-  make_norm = functools.partial(blocks.Norm, use_scale=True, use_bias=False)
+  make_norm = functools.partial(layers.Norm, use_scale=True, use_bias=False)
   layer, rms = make_norm('layer', eps=1e-6), make_norm('rms', eps=0.5)
   params = {'params': {'scale': jnp.arange(1.0, 1 + N * K)}}
   exact = np.asarray(x, np.float64)
@@ -270,27 +277,57 @@ def test_norms():
 def test_gelu_is_exact():
   x = np.linspace(-6, 6, 97, dtype=np.float32)  # Exact in bfloat16.
   expected = [t * statistics.NormalDist().cdf(t) for t in x.tolist()]
-  np.testing.assert_allclose(ops.gelu(x), expected, rtol=1e-5, atol=1e-6)
-  half = np.asarray(ops.gelu(x.astype(jnp.bfloat16)), np.float32)
+  np.testing.assert_allclose(kernels.gelu(x), expected, rtol=1e-5, atol=1e-6)
+  half = np.asarray(kernels.gelu(x.astype(jnp.bfloat16)), np.float32)
   np.testing.assert_allclose(half, expected, rtol=0.02, atol=1e-3)
 
 
-def test_flash_attention_is_the_same_function(monkeypatch):
-  """The call to cuDNN, computed by XLA: layout and scale are as ours."""
-  q, k, v = (tokens(i, (B, N, L, K)) for i in range(3))
+@pytest.mark.parametrize('length', [11, 12])
+def test_flash_attention_is_the_same_function(length, monkeypatch):
+  """The call to cuDNN, computed by XLA: layout, scale and mask are right."""
+  q, k, v, g = (tokens(i, (B, N, length, K)) for i in range(4))
   real = jax.nn.dot_product_attention
-  monkeypatch.setattr(backend, 'name', lambda: 'gpu')
-  monkeypatch.setattr(
-    jax.nn,
-    'dot_product_attention',
-    lambda *a, implementation, **kw: real(*a, implementation='xla', **kw),
+
+  def checked(*args, implementation, **lengths):
+    assert implementation == 'cudnn' and args[0].shape == (B, 12, N, K)
+    return real(*args, implementation='xla', **lengths)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', checked)
+
+  def explicit(q, k, v):
+    return kernels.attention(q, k, v, 0.3, 'highest')[0]
+
+  flash = functools.partial(kernels.cudnn.attention, scale=0.3)
+  (actual, pull), (expected, their_pull) = (
+    jax.vjp(f, q, k, v) for f in (flash, explicit)
   )
-  flash = ops.flash_attention(q, k, v, 0.3)
-  explicit, _, _ = ops.attention(q, k, v, 0.3, 'highest')
-  np.testing.assert_allclose(flash, explicit, rtol=1e-4, atol=1e-5)
+  for a, b in zip((actual, *pull(g)), (expected, *their_pull(g)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'dtype', 'head_dim', 'expected'),
+  [
+    ('auto', 'bfloat16', 64, True),
+    ('auto', 'float16', 128, True),
+    ('auto', 'float32', 64, False),
+    ('auto', 'bfloat16', 60, False),
+    ('auto', 'bfloat16', 136, False),
+    ('xla', 'bfloat16', 64, False),
+    ('cudnn', 'bfloat16', 64, True),
+  ],
+)
+def test_cudnn_is_taken_on_gpus_where_it_can_be(
+  kind, dtype, head_dim, expected
+):
+  device = AbstractDevice(device_kind='H100', num_cores=None, platform='gpu')
+  gpus = AbstractMesh((2,), ('data',), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(gpus):
+    assert kernels.takes_cudnn(kind, dtype, head_dim) == expected
+  if kind != 'cudnn':
+    assert not kernels.takes_cudnn(kind, dtype, head_dim)
 
 
 def test_flash_attention_needs_a_gpu():
-  q = tokens(0, (B, N, L, K))
-  with pytest.raises(errors.UserError, match=r"use 'xla'"):
-    ops.flash_attention(q, q, q, 1.0)
+  with pytest.raises(errors.UserError, match=r"runs on cpu: use 'auto'"):
+    kernels.takes_cudnn('cudnn', 'bfloat16', 64)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit22b_jax.models import axes, backend, convolutions
+from vit22b_jax.models import axes, convolutions, kernels
 from vit22b_jax.runtime import sharding
 
 
@@ -68,7 +68,7 @@ def loop_conv_transpose(x, kernel, strides, pad, output_pad):
 def test_conv_is_its_definition(size, strides, pad, pad_mode):
   x, kernel = normal(0, 2, 11, 13, 3), normal(1, size, size, 3, 5)
   how = {'strides': strides, 'pad': pad, 'pad_mode': pad_mode}
-  y = convolutions.conv(x, kernel, precision='highest', **how)
+  y = kernels.conv(x, kernel, precision='highest', **how)
   np.testing.assert_allclose(y, loop_conv(x, kernel, **how), rtol=0, atol=2e-6)
 
 
@@ -76,7 +76,7 @@ def test_conv_is_its_definition(size, strides, pad, pad_mode):
 def test_conv_transpose_is_its_definition(output_pad):
   x, kernel = normal(0, 2, 5, 7, 3), normal(1, 3, 3, 3, 5)
   how = {'strides': 2, 'pad': 1, 'output_pad': output_pad}
-  y = convolutions.conv_transpose(x, kernel, precision='highest', **how)
+  y = kernels.conv_transpose(x, kernel, precision='highest', **how)
   expected = loop_conv_transpose(x, kernel, **how)
   assert y.shape == (2, 9 + output_pad, 13 + output_pad, 5)
   np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6)
@@ -84,7 +84,7 @@ def test_conv_transpose_is_its_definition(output_pad):
 
 def test_instance_norm_is_each_channel_s_of_each_image():
   x = 3 + normal(0, 2, 5, 7, 3) * jnp.array([1.0, 10.0, 1e-3])
-  y = convolutions.instance_norm(x, 1e-5)
+  y = kernels.instance_norm(x, 1e-5)
   flat = np.asarray(x, np.float64).reshape(2, 35, 3)
   flat -= flat.mean(axis=1, keepdims=True)
   flat /= np.sqrt((flat**2).mean(axis=1, keepdims=True) + 1e-5)
@@ -133,12 +133,12 @@ def test_fsdp_splits_output_channels():
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
-  """Runs a function as it is traced for a backend that isn't a CPU."""
+def by_reference(monkeypatch):
+  """Runs a function with the reference formulas."""
 
   def run(function, *args):
     with monkeypatch.context() as patch:
-      patch.setattr(backend, 'on_cpu', lambda: False)
+      patch.setenv(kernels.VARIABLE, 'reference')
       return function(*args)
 
   return run
@@ -179,13 +179,13 @@ SHAPES = {
 }
 
 
-def run_shape(name, dtype, precision, elsewhere):
-  """What a CPU and what other backends make of a row of `SHAPES`."""
+def run_shape(name, dtype, precision, by_reference):
+  """What both sets of formulas make of a row of `SHAPES`."""
   b, h, w, inputs, outputs, size, strides, pad, pad_mode = SHAPES[name]
   x = (10 / 3 * normal(0, b, h, w, inputs)).astype(dtype)
   kernel = normal(1, size, size, inputs, outputs) / size / inputs**0.5
   conv = functools.partial(
-    convolutions.conv,
+    kernels.conv,
     strides=strides,
     pad=pad,
     pad_mode=pad_mode,
@@ -193,22 +193,22 @@ def run_shape(name, dtype, precision, elsewhere):
   )
   actual = jax.jit(value_and_gradients, static_argnums=0)(conv, x, kernel)
   # Not jitted: jax would find the same function compiled already.
-  return actual, elsewhere(value_and_gradients, conv, x, kernel)
+  return actual, by_reference(value_and_gradients, conv, x, kernel)
 
 
 @pytest.mark.parametrize('name', SHAPES)
-def test_a_cpu_computes_the_same(name, elsewhere):
-  assert_close(*run_shape(name, 'float32', 'default', elsewhere), 1e-5)
+def test_a_cpu_computes_the_same(name, by_reference):
+  assert_close(*run_shape(name, 'float32', 'default', by_reference), 1e-5)
 
 
 @pytest.mark.parametrize('name', ['tiles overhang', 'a ViTUnet ends'])
-def test_a_cpu_computes_half_precisions(name, elsewhere):
-  assert_close(*run_shape(name, 'bfloat16', 'default', elsewhere), 0.02)
+def test_a_cpu_computes_half_precisions(name, by_reference):
+  assert_close(*run_shape(name, 'bfloat16', 'default', by_reference), 0.02)
 
 
-def test_highest_precision_takes_no_tiles(elsewhere):
+def test_highest_precision_takes_no_tiles(by_reference):
   actual, expected = run_shape(
-    'a ViTUnet widens', 'float32', 'highest', elsewhere
+    'a ViTUnet widens', 'float32', 'highest', by_reference
   )
   assert_close(actual, expected, 1e-6)
 
@@ -216,28 +216,28 @@ def test_highest_precision_takes_no_tiles(elsewhere):
 @pytest.mark.parametrize(
   ('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.02)]
 )
-def test_a_cpu_normalises_the_same(dtype, tolerance, elsewhere):
+def test_a_cpu_normalizes_the_same(dtype, tolerance, by_reference):
   scale = jnp.array([1.0, 10.0, 1e-3, 0.0])
   x = (1 + normal(0, 2, 5, 7, 4) * scale).astype(dtype)
-  norm = convolutions.instance_norm
+  norm = kernels.instance_norm
   actual = jax.jit(value_and_gradients, static_argnums=0)(norm, x)
-  expected = elsewhere(value_and_gradients, norm, x)
+  expected = by_reference(value_and_gradients, norm, x)
   assert_close(actual, expected, tolerance)
 
 
 @pytest.mark.parametrize('outputs', [64, 41, 3])
-def test_gradients_of_gradients_agree(outputs, elsewhere):
+def test_gradients_of_gradients_agree(outputs, by_reference):
   x = normal(0, 1, 16, 16, 37)
   kernel = normal(1, 3, 3, 37, outputs) / 18
 
   def penalty(kernel):
     def loss(x):
-      y = convolutions.conv(x, kernel, pad=1, pad_mode='reflect')
-      return jnp.sum(jnp.sin(convolutions.instance_norm(y)))
+      y = kernels.conv(x, kernel, pad=1, pad_mode='reflect')
+      return jnp.sum(jnp.sin(kernels.instance_norm(y)))
 
     return jnp.sum(jax.grad(loss)(x) ** 2)
 
-  expected = elsewhere(jax.jit(jax.grad(penalty)), kernel)
+  expected = by_reference(jax.jit(jax.grad(penalty)), kernel)
   assert_close(jax.jit(jax.grad(penalty))(kernel), expected, 1e-4)
 
 
@@ -245,7 +245,7 @@ def test_devices_agree_with_one():
   """Batch over 4 devices, output channels over 2."""
   mesh = sharding.make_mesh(data=4, fsdp=2)
   x, kernel = normal(0, 4, 16, 16, 37), normal(1, 3, 3, 37, 64) / 18
-  conv = functools.partial(convolutions.conv, pad=1, pad_mode='reflect')
+  conv = functools.partial(kernels.conv, pad=1, pad_mode='reflect')
   expected = value_and_gradients(conv, x, kernel)
   x = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
   spec = PartitionSpec(None, None, None, 'fsdp')

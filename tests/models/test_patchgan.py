@@ -48,7 +48,7 @@ def test_parameter_counts(name, count):
 )
 def test_a_score_sees_as_many_pixels_as_its_name_says(name, field, monkeypatch):
   """Without norms, which let every score see every pixel."""
-  monkeypatch.setattr(patchgan.convolutions, 'instance_norm', lambda x: x)
+  monkeypatch.setattr(patchgan.kernels, 'instance_norm', lambda x: x)
   model = patchgan.build(name)
   images = jnp.full((1, 160, 160, 3), 0.5)
   shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images))

@@ -11,7 +11,8 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit22b_jax import errors
-from vit22b_jax.models import memory, stacking, vit
+from vit22b_jax.models import remat as remat_lib
+from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import checkpoint, sharding
 from vit22b_jax.training import diagnostics
 from vit22b_jax.weights import export, pretrained
@@ -151,7 +152,7 @@ def test_gradients_of_all_remat_policies_are_equal(block, scan):
   model = build(block, scan_layers=scan, **fields)
   params = init(model)
   expected = value_and_gradients(model, params, train=True, capture=False)
-  for remat in memory.REMAT:
+  for remat in remat_lib.REMAT:
     if remat != 'none':
       found = model.clone(remat=remat)
       found = value_and_gradients(found, params, train=True, capture=False)
@@ -170,7 +171,9 @@ def test_policies_compute_again_what_they_say():
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
     return str(jaxpr).count(' dot_general[')
 
-  more = {remat: products(remat) - products('none') for remat in memory.REMAT}
+  more = {
+    remat: products(remat) - products('none') for remat in remat_lib.REMAT
+  }
   # q, k and v; with them q k' and the sum of values; with the MLP's input.
   assert more['none'] == 0 and more['projections'] == 2
   assert more['hidden'] == 3 and more['full'] == 4

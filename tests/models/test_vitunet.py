@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from tests.helpers import golden_generators, golden_params, quick
 from vit22b_jax import errors
-from vit22b_jax.models import blocks, generators, vitunet
+from vit22b_jax.models import blocks, generators
 
 # Five heads of a prime width are left in the middle of the narrowest stage.
 TINY = {'depth': 6, 'num_heads': 5, 'mlp_dim': 40}
@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize(
 
 
 def build(block='vit22b', shape=CHANNELS, **overrides):
-  return vitunet.build(block, 'Ti', **{**TINY, **shape, **overrides})
+  return generators.build_vitunet(block, 'Ti', **{**TINY, **shape, **overrides})
 
 
 def make_images(model, batch=2, seed=0):
@@ -88,7 +88,7 @@ def paths(tree):
 )
 def test_generator_agrees_with_reference(name, block, precision):
   arrays, config = golden_params.load(name)
-  model = vitunet.build(
+  model = generators.build_vitunet(
     block,
     'S',
     image_size=config['image_size'],
@@ -127,7 +127,9 @@ def test_every_block_is_counted():
 @pytest.mark.parametrize('block', COUNTS)
 def test_parameter_counts(block):
   for variant, count in zip(('Ti', 'S', 'B'), COUNTS[block], strict=True):
-    model = vitunet.build(block, variant, image_size=256, patch_size=32)
+    model = generators.build_vitunet(
+      block, variant, image_size=256, patch_size=32
+    )
     leaves = jax.tree.leaves(abstract(model))
     assert sum(a.size for a in leaves) == count, variant
 
@@ -148,7 +150,7 @@ SPACE_COUNTS = {
 @pytest.mark.parametrize('block', SPACE_COUNTS)
 def test_parameter_counts_of_the_spatial_generator(block):
   for variant, count in zip(('Ti', 'S', 'B'), SPACE_COUNTS[block], strict=True):
-    model = vitunet.build(
+    model = generators.build_vitunet(
       block, variant, image_size=64, patch_size=8, resample='space'
     )
     leaves = jax.tree.leaves(abstract(model))
@@ -327,7 +329,7 @@ def test_section_of_a_config():
 def test_mistakes_are_named(shape, changes, message):
   fields = {'block': 'vit22b', 'variant': 'Ti', **TINY, **shape, **changes}
   with pytest.raises(errors.UserError, match=message):
-    vitunet.build(**fields)
+    generators.build_vitunet(**fields)
 
 
 @BOTH

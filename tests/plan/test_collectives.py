@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.models import test_blocks
-from vit22b_jax.models import backend
+from vit22b_jax.models import kernels
 from vit22b_jax.plan import ahead, collectives, hlo, topologies
 from vit22b_jax.runtime import sharding
 
@@ -69,7 +69,7 @@ def expected(preset, itemsize):
 @pytest.mark.parametrize('preset', ['vit22b', 'vit22b_mlp_norm'])
 def test_simulated_devices(preset, monkeypatch):
   """A CPU's reduce-scatter is an all-reduce of which each keeps its part."""
-  monkeypatch.setattr(backend, 'on_cpu', lambda: False)
+  monkeypatch.setenv(kernels.VARIABLE, 'reference')
   found = crossing(preset, jax.devices(), 'float32')
   ins, outs, gathered = expected(preset, 4)
   assert found.pop(('fsdp',)) == gathered

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vit22b_jax.models import patchgan, resnet_generator, vitunet
+from vit22b_jax.models import generators, patchgan, resnet_generator
 from vit22b_jax.runtime import flops
 
 
@@ -86,7 +86,9 @@ def test_image_flops_of_cyclegans_networks_by_hand():
 
 def test_image_flops_of_a_vitunet_count_its_blocks_and_its_convolutions():
   fields = {'width': 48, 'mlp_dim': 96, 'num_heads': 2, 'depth': 6}
-  model = vitunet.build('vit', 'S', image_size=24, patch_size=4, **fields)
+  model = generators.build_vitunet(
+    'vit', 'S', image_size=24, patch_size=4, **fields
+  )
   stages = zip((1, 2, 4, 8, 4, 2, 1), (1, 1, 1, 1, 2, 3, 4), strict=True)
   expected = sum(
     flops.training_flops(

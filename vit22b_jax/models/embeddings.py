@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import axes, inits, memory
+from vit22b_jax.models import axes, inits, kernels
 
 POSITIONS = ('learned', 'sincos')
 
@@ -92,5 +92,5 @@ class Positions(nn.Module):
       names = (axes.POSITION, axes.EMBED)
       init = nn.with_logical_partitioning(inits.position(self.init_kind), names)
       positions = self.param('pos_embedding', init, (length, dim), jnp.float32)
-      positions = memory.weight(positions, names, x.dtype)
+      positions = kernels.gather_for_compute(positions, names, x.dtype)
     return x + jnp.asarray(positions, x.dtype)

@@ -1,23 +1,93 @@
-"""The generator that a config's `model` section asks for.
+"""Builds the generator that a config's `model` section describes.
 
 model = generators.build(config.model.to_dict(), image_size=256)
+
+>>> import jax, jax.numpy as jnp
+>>> model = build_vitunet('released', 'S', image_size=256, patch_size=32)
+>>> images = jnp.zeros((2, 256, 256, 3))
+>>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+>>> sum(x.size for x in jax.tree.leaves(params))
+13086083
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 
 from vit22b_jax import errors
-from vit22b_jax.models import resnet_generator, vitunet, vitunet_space
+from vit22b_jax.models import (
+  blocks,
+  resnet_generator,
+  vit,
+  vitunet,
+  vitunet_spatial,
+)
 
 KINDS = ('vitunet', 'resnet')
 RESNET = ('blocks', 'width', 'dtype', 'precision')
 
 
+# Fields of a classifier that a generator lacks.
+_CLASSIFIER = {'form', 'fused_output', 'final_norm', 'head'}
+_RESAMPLING = {
+  'channels': vitunet.ViTUnet,
+  'space': vitunet_spatial.SpatialViTUnet,
+}
+
+
+def build_vitunet(
+  block: str = 'vit22b',
+  variant: str = 'S',
+  *,
+  image_size: int | tuple[int, int],
+  patch_size: int,
+  resample: str = 'channels',
+  **overrides: Any,
+) -> vitunet.StagedGenerator:
+  """Returns a ViTUnet from the names of a block and of a size.
+
+  Args:
+    block: a key of `vit.PRESETS`.
+    variant: a key of `vit.VARIANTS`.
+    image_size: side of a square image in pixels, or height and width.
+    patch_size: height and width of a patch in pixels.
+    resample: what stages resample: 'channels' (released) or 'space'.
+    **overrides: any field of `blocks.Preset` that concerns blocks, of a
+      variant, and `dropout`, `attention`, `dtype`, `precision`. None stands
+      for the default.
+
+  Raises:
+    UserError: for unknown names and values, for impossible combinations, and
+      for shapes that don't divide as the architecture has it.
+  """
+  errors.validate_choice('model.resample', resample, _RESAMPLING)
+  preset = {field.name for field in dataclasses.fields(blocks.Preset)}
+  known = (preset - _CLASSIFIER) | vit.VARIANTS['S'].keys()
+  known |= {'dropout', 'attention', 'dtype', 'precision'}
+  for name in overrides:
+    errors.validate_choice('model key', name, sorted(known))
+  # A classifier of the same fields, for its checks of each and of all.
+  like = vit.build(
+    block, variant, num_classes=1, patch_size=patch_size, **overrides
+  )
+  if isinstance(image_size, int):
+    image_size = (image_size, image_size)
+  model = _RESAMPLING[resample](
+    **like.shared_fields(),
+    image_size=tuple(image_size),
+    patch_size=patch_size,
+    form=like.form,
+    depth=like.depth,
+  )
+  model.validate()
+  return model
+
+
 def build(
   model_section: dict[str, Any], image_size: int | tuple[int, int]
 ) -> nn.Module:
-  """A generator: `vitunet.build` or `resnet_generator.build`.
+  """Returns a generator, by `build_vitunet` or `resnet_generator.build`.
 
   Args:
     model_section: `generator` ('vitunet' or 'resnet') and the arguments of
@@ -34,10 +104,10 @@ def build(
   if generator == 'vitunet':
     if 'blocks' in fields:
       raise errors.UserError(
-        f'model.blocks={fields["blocks"]} is of a ResNet alone: a ViTUnet has '
+        f'model.blocks={fields["blocks"]} is for a ResNet only: a ViTUnet has '
         'model.depth.'
       )
-    return vitunet.build(image_size=image_size, **fields)
+    return build_vitunet(image_size=image_size, **fields)
   others = [f'{k}={v!r}' for k, v in fields.items() if k not in RESNET]
   if others:
     raise errors.UserError(
@@ -52,7 +122,7 @@ def build(
 
 
 def fitting_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-  """The size in pixels to which an image is brought to be translated.
+  """Returns the size in pixels to which an image is brought for translation.
 
   Args:
     model: a generator from `build`.
@@ -66,7 +136,7 @@ def fitting_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
   if isinstance(model, vitunet.ViTUnet):
     return model.image_size
   unit, smallest = 4, 8  # of a ResNet
-  if isinstance(model, vitunet_space.SpatialViTUnet):
+  if isinstance(model, vitunet_spatial.SpatialViTUnet):
     unit = smallest = model.patch_size * model.cells
   height, width = (
     max(side // unit * unit, smallest) for side in (height, width)

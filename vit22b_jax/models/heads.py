@@ -4,13 +4,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax.models import axes, blocks, inits, ops
+from vit22b_jax.models import axes, inits, kernels, layers
 
 POOLS = ('cls', 'mean', 'map')
 HEADS = ('linear', 'mlp', 'mlp_bn')
 
 
-class MapPool(blocks.Transformer, kw_only=True):
+class MapPool(layers.Transformer, kw_only=True):
   """Multihead attention pooling: one learned query looks at all tokens.
 
   x = Attn(probe, tokens), then x + MLP(n x). "Scaling Vision Transformers",
@@ -28,21 +28,20 @@ class MapPool(blocks.Transformer, kw_only=True):
     probe = self.param('probe', init, (d,), jnp.float32)
     probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, d))
     weights = self.projection('query', (d, n, k), names, d, (n, k))
-    (q,) = ops.project_heads_in(probe, *weights, 1, self.precision)
+    (q,) = kernels.project_heads_in(probe, *weights, 1, self.precision)
     weights = self.projection('key_value', (d, n, 2 * k), names, d, (n, 2 * k))
     x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
-    keys, values = ops.project_heads_in(x, *weights, 2, self.precision)
-    o, _, _ = ops.attention(q, keys, values, k**-0.5, self.precision)
+    keys, values = kernels.project_heads_in(x, *weights, 2, self.precision)
+    o, _, _ = kernels.attention(q, keys, values, k**-0.5, self.precision)
     names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     weights = self.projection('out', (n, k, d), names, d, (d,))
-    x = ops.project_heads_out(o, *weights, self.precision)[:, 0]
+    x = kernels.project_heads_out(o, *weights, self.precision)[:, 0]
 
     y = self.make_norm('mlp_in_norm')(x)
-    names = (axes.EMBED, axes.MLP)
-    weights = self.projection('mlp_in', (d, f), names, d, (f,))
-    y = ops.gelu(ops.linear(y, *weights, self.precision))
-    weights = self.projection('mlp_out', (f, d), names[::-1], f, (d,))
-    return x + ops.linear(y, *weights, self.precision)
+    y = self.linear('mlp_in', y, f, (axes.EMBED, axes.MLP))
+    return x + self.linear(
+      'mlp_out', kernels.gelu(y), d, (axes.MLP, axes.EMBED)
+    )
 
 
 class BatchNorm(nn.Module):
@@ -110,7 +109,7 @@ class Head(nn.Module):
       bias = inits.bias(self.init_kind, x.shape[-1])
       x = self._linear('hidden', x, self.hidden, names, kernel, bias)
       x = BatchNorm(name='batch_norm')(x, train) if self.kind == 'mlp_bn' else x
-      x = ops.gelu(x)
+      x = kernels.gelu(x)
     inputs = axes.EMBED if self.kind == 'linear' else axes.MLP
     names = (inputs, axes.CLASSES)
     kernel = inits.head(self.init_kind, x.shape[-1])
@@ -120,7 +119,7 @@ class Head(nn.Module):
     return self._linear('logits', x, self.num_classes, names, kernel, bias)
 
   def _linear(self, name, x, features, names, kernel_init, bias_init):
-    kernel, bias = blocks.Projection(
+    kernel, bias = layers.Projection(
       (x.shape[-1], features),
       names,
       'float32',
@@ -129,4 +128,4 @@ class Head(nn.Module):
       bias_init,
       name=name,
     )()
-    return ops.linear(x, kernel, bias, self.precision)
+    return kernels.linear(x, kernel, bias, self.precision)

@@ -19,19 +19,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import convolutions, vit
+from vit22b_jax.models import convolutions, kernels, vit
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """What the name of a discriminator stands for.
+  """The properties of a named discriminator.
 
   Attributes:
     features: channels after each 4x4 convolution but the last, which has 1.
     strides: of these convolutions; the last one's is 1.
     pad: zeros around the input of each but the last, which has 1.
     normed: which of them an instance norm follows.
-    sigmoid: whether scores are probabilities.
+    sigmoid: scores are probabilities.
     smallest: side in pixels of the smallest image that gets a score.
   """
 
@@ -80,7 +80,7 @@ class PatchGAN(nn.Module, kw_only=True):
   def __call__(
     self, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B H2 W2 1']:
-    """Scores of patches.
+    """Scores patches.
 
     Args:
       images: float32 in [-1, 1].
@@ -102,7 +102,7 @@ class PatchGAN(nn.Module, kw_only=True):
     last = len(self.preset.features)
     for i in range(last):
       x = self._conv(i, self.preset.features[i], self.preset.strides[i])(x)
-      x = convolutions.instance_norm(x) if self.preset.normed[i] else x
+      x = kernels.instance_norm(x) if self.preset.normed[i] else x
       x = nn.leaky_relu(x, 0.2)
     x = self._conv(last, 1, 1, pad=1)(x).astype(jnp.float32)
     return nn.sigmoid(x) if self.preset.sigmoid else x
@@ -126,7 +126,7 @@ def build(
   dtype: str = 'float32',
   precision: str = 'highest',
 ) -> PatchGAN:
-  """A discriminator by name.
+  """Returns a discriminator by name.
 
   Args:
     name: a key of `PRESETS`.

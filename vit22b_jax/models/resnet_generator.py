@@ -19,14 +19,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.models import convolutions, vit
+from vit22b_jax.models import convolutions, kernels, vit
 
 Maps = Float[Array, 'B H W C']
 
 
 def norm_relu(x: Maps) -> Maps:
-  """Instance norm and ReLU, which follow all but the last convolution."""
-  return nn.relu(convolutions.instance_norm(x))
+  """Applies instance norm and ReLU, as after all but the last convolution."""
+  return nn.relu(kernels.instance_norm(x))
 
 
 def check_size(height: int, width: int) -> None:
@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
       precision=self.precision,
     )
     y = norm_relu(conv(name='conv_0')(x))
-    return x + convolutions.instance_norm(conv(name='conv_1')(y))
+    return x + kernels.instance_norm(conv(name='conv_1')(y))
 
 
 class ResNetGenerator(nn.Module, kw_only=True):
@@ -134,7 +134,7 @@ def build(
   dtype: str = 'float32',
   precision: str = 'highest',
 ) -> ResNetGenerator:
-  """The generator with checked fields: see `ResNetGenerator`.
+  """Returns a generator with checked fields: see `ResNetGenerator`.
 
   Raises:
     UserError: for values that no generator has.

@@ -25,11 +25,12 @@ from vit22b_jax.models import (
   axes,
   blocks,
   embeddings,
-  encoder,
   heads,
   inits,
-  memory,
-  ops,
+  kernels,
+  layers,
+  remat,
+  stacking,
 )
 
 PRESETS = blocks.PRESETS
@@ -51,17 +52,89 @@ CHOICES = {
   'init': inits.KINDS,
   'pool': heads.POOLS,
   'pos_embedding': embeddings.POSITIONS,
-  'attention': ('xla', 'cudnn'),
+  'attention': ('auto', 'xla', 'cudnn'),
   'dtype': ('float32', 'bfloat16', 'float16'),
   'precision': ('highest', 'default'),
-  'remat': tuple(memory.REMAT),
+  'remat': tuple(remat.REMAT),
 }
 
 
-class ViT(encoder.Encoder, kw_only=True):
+class Encoder(layers.Transformer, kw_only=True):
+  """A model whose blocks, unrolled or scanned, all have its own width.
+
+  Attributes beyond those of `layers.Transformer`:
+    form: 'sequential' or 'parallel' blocks.
+    depth: number of blocks.
+    stochastic_depth: chance of leaving out a branch of the last block, rising
+      linearly from 0 at the first.
+    remat: what stays stored for the backward pass, a key of `remat.REMAT`.
+    scan_layers: one traced block for all, with parameters [depth, ...] under
+      `blocks`, in place of `depth` traced ones with `block_NN` each. Random
+      numbers differ.
+  """
+
+  form: str
+  depth: int
+  stochastic_depth: float = 0.0
+  remat: str = 'none'
+  scan_layers: bool = False
+
+  def encode(
+    self, x: Float[Array, 'B L D'], train: bool, capture: bool
+  ) -> tuple[Float[Array, 'B L D'], dict[str, Array]]:
+    """Applies all blocks; with `capture` returns statistics [depth, ...]."""
+    if self.scan_layers:
+      return self._scanned(x, train, capture)
+    stats = []
+    for i in range(self.depth):
+      rate = self.stochastic_depth * i / max(self.depth - 1, 1)
+      name = stacking.block_name(i, self.depth)
+      block = self._block()(
+        **self.shared_fields(), stochastic_depth=rate, name=name
+      )
+      x, seen = block(x, train, capture)
+      stats.append(seen)
+    if not capture:
+      return x, {}
+    return x, {key: jnp.stack([s[key] for s in stats]) for key in stats[0]}
+
+  def _block(self) -> type[blocks.Block]:
+    block, policy = (
+      blocks.FORMS[self.form],
+      kernels.checkpoint_policy(self.remat),
+    )
+    if policy is None:
+      return block
+    return nn.remat(
+      block,
+      policy=policy,
+      # A scan's backward loop can't reuse what the forward loop computed.
+      prevent_cse=not self.scan_layers,
+      static_argnums=(2, 3),
+    )
+
+  def _scanned(
+    self, x: Float[Array, 'B L D'], train: bool, capture: bool
+  ) -> tuple[Float[Array, 'B L D'], dict[str, Array]]:
+    scanned = nn.scan(
+      self._block(),
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(nn.broadcast, nn.broadcast, 0),
+      length=self.depth,
+      metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+    )
+    rates = None
+    if self.stochastic_depth:
+      rates = jnp.linspace(0, self.stochastic_depth, self.depth)
+    block = scanned(**self.shared_fields(), name=stacking.BLOCKS)
+    return block(x, train, capture, rates)
+
+
+class ViT(Encoder, kw_only=True):
   """A classifier of images: patches, positions, blocks, pool, head.
 
-  Attributes beyond those of `encoder.Encoder`:
+  Attributes beyond those of `Encoder`:
     num_classes: C.
     patch_size: height and width of a patch in pixels.
     final_norm: whether the last block's output is normalised.
@@ -136,20 +209,13 @@ class ViT(encoder.Encoder, kw_only=True):
   def _embed(
     self, images: Float[Array, 'B H W 3']
   ) -> tuple[Float[Array, 'B L D'], tuple[int, int]]:
-    p, (height, width, channels) = self.patch_size, images.shape[1:]
+    p, (height, width) = self.patch_size, images.shape[1:3]
     if height % p or width % p:
       raise errors.UserError(
         f'images of {height} x {width} pixels do not divide into patches of '
         f'{p} x {p}: set data.image_size to a multiple of model.patch_size.'
       )
-    size = p * p * channels
-    names = (axes.PATCH, axes.EMBED)
-    weights = self.projection(
-      'patch_embedding', (size, self.width), names, size, (self.width,)
-    )
-    x = ops.patches(images, p, self.dtype)
-    x = ops.linear(x, *weights, self.precision)
-    return x, (height // p, width // p)
+    return self.embed_patches(images, p), (height // p, width // p)
 
   def _pool(self, x: Float[Array, 'B L D']) -> Float[Array, 'B D']:
     if self.pool == 'map':

@@ -1,24 +1,16 @@
-"""ViTUnet: an image-to-image generator over either block; and `build`.
+"""ViTUnet: an image-to-image generator over either block.
 
     params = model.init(key, images)['params']
     translated = model.apply({'params': params}, images)
 
-    >>> import jax
-    >>> model = build('released', 'S', image_size=256, patch_size=32)
-    >>> images = jnp.zeros((2, 256, 256, 3))
-    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
-    >>> sum(x.size for x in jax.tree.leaves(params))
-    13086083
-
 Seven stages of depth/6 blocks each: three that encode, a middle, three that
-decode, with a skip from each encoder to its decoder. `ViTUnet` is what the
-authors of "Deeper Inside Deep ViT" released (section 4.1), `resample='space'`
-is `vitunet_space.SpatialViTUnet`.
+decode, with a skip from each encoder to its decoder. `ViTUnet` is the released
+generator of "Deeper Inside Deep ViT" (section 4.1); `resample='space'` gives
+`vitunet_spatial.SpatialViTUnet`. `generators.build_vitunet` makes both.
 """
 
-import dataclasses
 import functools
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -30,15 +22,102 @@ from vit22b_jax.models import (
   blocks,
   convolutions,
   embeddings,
-  ops,
+  layers,
   resnet_generator,
-  stages,
-  vit,
-  vitunet_space,
+  stacking,
 )
 
-# Fields of a classifier that a generator lacks.
-_CLASSIFIER = {'form', 'fused_output', 'final_norm', 'head'}
+
+class Stage(layers.Transformer, kw_only=True):
+  """Blocks one after another.
+
+  Attributes beyond those of `layers.Transformer`:
+    form: 'sequential' or 'parallel' blocks.
+    depth: number of blocks.
+  """
+
+  form: str
+  depth: int
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B L D'], train: bool
+  ) -> Float[Array, 'B L D']:
+    """Applies the blocks."""
+    for i in range(self.depth):
+      name = stacking.block_name(i, self.depth)
+      block = blocks.FORMS[self.form](**self.shared_fields(), name=name)
+      x, _ = block(x, train)
+    return x
+
+
+class StagedGenerator(layers.Transformer, kw_only=True):
+  """Fields of a generator of seven stages: three in, a middle, three out.
+
+  Attributes beyond those of `layers.Transformer`:
+    image_size: height and width of its images in pixels.
+    patch_size: height and width of a patch in pixels.
+    form: 'sequential' or 'parallel' blocks.
+    depth: six times the number of blocks of a stage.
+  """
+
+  # What a subclass does with its fields: the narrowest stage's share of the
+  # width, and how many patches in a row become one.
+  narrowest: ClassVar[int]
+  cells: ClassVar[int]
+
+  image_size: tuple[int, int]
+  patch_size: int
+  form: str
+  depth: int
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    height, width = self.image_size
+    return height // self.patch_size, width // self.patch_size
+
+  def stage(self, name: str, divisor: int = 1) -> Stage:
+    """Blocks with this fraction of the width and of the MLP."""
+    fields = self.shared_fields()
+    fields['width'] //= divisor
+    fields['mlp_dim'] //= divisor
+    return Stage(**fields, form=self.form, depth=self.depth // 6, name=name)
+
+  def validate(self) -> None:
+    """Validates shapes.
+
+    Raises:
+      UserError: with the rule that is broken.
+    """
+    part, cells, heads = self.narrowest, self.cells, self.num_heads
+    stage = f'width/{part}' if part > 1 else 'width'
+    rules = [
+      ('depth', self.depth, 6, 'each of its stages has depth/6 blocks'),
+      ('width', self.width, part * heads, f'{heads} heads share {stage}'),
+    ]
+    if self.form == 'parallel':
+      reason = f'{heads} heads share {stage.replace("width", "mlp_dim")}'
+      rules.append(('mlp_dim', self.mlp_dim, part * heads, reason))
+    else:
+      reason = f'its narrowest stage has mlp_dim/{part}'
+      rules.append(('mlp_dim', self.mlp_dim, part, reason))
+    for name, value, divisor, reason in rules:
+      if value % divisor:
+        raise errors.UserError(
+          f'model.{name}={value} is not a multiple of {divisor}: in a ViTUnet '
+          f'{reason}.'
+        )
+    for side in self.image_size:
+      if side < 1 or side % (self.patch_size * cells):
+        halved = (
+          f' whose grid halves to {cells} times less' if cells > 1 else ''
+        )
+        raise errors.UserError(
+          f'data.image_size={side} is not a multiple of '
+          f'{self.patch_size * cells}: it is cut into patches of '
+          f'model.patch_size={self.patch_size}{halved}.'
+        )
 
 
 class Cnn(nn.Module, kw_only=True):
@@ -74,7 +153,7 @@ class Cnn(nn.Module, kw_only=True):
     return jnp.tanh(x.astype(jnp.float32))
 
 
-class ViTUnet(stages.Staged, kw_only=True):
+class ViTUnet(StagedGenerator, kw_only=True):
   """The released generator, which resamples the channels.
 
   Its stages have widths D, D/2, D/4, D/8, D/4, D/2, D (and MLPs in proportion)
@@ -134,77 +213,16 @@ class ViTUnet(stages.Staged, kw_only=True):
       )
 
   def _embed(self, images: Float[Array, 'B H W 3']) -> Float[Array, 'B L D']:
-    size = self.patch_size**2 * images.shape[-1]
-    names = (axes.PATCH, axes.EMBED)
-    weights = self.projection(
-      'patch_embedding', (size, self.width), names, size, (self.width,)
-    )
-    x = ops.patches(images, self.patch_size, self.dtype)
-    x = ops.linear(x, *weights, self.precision)
+    x = self.embed_patches(images, self.patch_size)
     positions = embeddings.Positions(
       'learned', self.init_kind, name='positions'
     )
     return positions(x, self.grid)
 
   def _images(self, x: Float[Array, 'B 4L D']) -> Float[Array, 'B H W 12']:
-    """Four images from four sets of tokens, as channels (image, colour)."""
+    """Turns four sets of tokens into four images, channels (image, color)."""
     p, (rows, columns) = self.patch_size, self.grid
-    names = (axes.EMBED, axes.PATCH)
-    weights = self.projection(
-      'to_pixels', (self.width, p * p * 3), names, self.width, (p * p * 3,)
-    )
-    x = ops.linear(x, *weights, self.precision)
+    x = self.linear('to_pixels', x, p * p * 3, (axes.EMBED, axes.PATCH))
     x = x.reshape(len(x), 4, rows, columns, p, p, 3)
     x = x.transpose(0, 2, 4, 3, 5, 1, 6)
     return x.reshape(len(x), rows * p, columns * p, 12)
-
-
-_RESAMPLING = {'channels': ViTUnet, 'space': vitunet_space.SpatialViTUnet}
-
-
-def build(
-  block: str = 'vit22b',
-  variant: str = 'S',
-  *,
-  image_size: int | tuple[int, int],
-  patch_size: int,
-  resample: str = 'channels',
-  **overrides: Any,
-) -> stages.Staged:
-  """A generator from the names of a block and of a size.
-
-  Args:
-    block: a key of `vit.PRESETS`.
-    variant: a key of `vit.VARIANTS`.
-    image_size: side of a square image in pixels, or height and width.
-    patch_size: height and width of a patch in pixels.
-    resample: what stages resample: 'channels' (released) or 'space'.
-    **overrides: any field of `blocks.Preset` that says something of blocks, of
-      a variant, and `dropout`, `attention`, `dtype`, `precision`. None stands
-      for the default.
-
-  Raises:
-    UserError: for unknown names and values, for impossible combinations, and
-      for shapes that don't divide as the architecture has it.
-  """
-  errors.validate_choice('model.resample', resample, _RESAMPLING)
-  preset = {field.name for field in dataclasses.fields(blocks.Preset)}
-  known = (preset - _CLASSIFIER) | vit.VARIANTS['S'].keys()
-  known |= {'dropout', 'attention', 'dtype', 'precision'}
-  for name in overrides:
-    errors.validate_choice('model key', name, sorted(known))
-  # A classifier of the same fields, for its checks of each and of all.
-  like = vit.build(
-    block, variant, num_classes=1, patch_size=patch_size, **overrides
-  )
-  if isinstance(image_size, int):
-    image_size = (image_size, image_size)
-  model = _RESAMPLING[resample](
-    **like.shared_fields(),
-    image_size=tuple(image_size),
-    patch_size=patch_size,
-    form=like.form,
-    depth=like.depth,
-  )
-  model.check()
-  return model

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vit22b_jax import errors
-from vit22b_jax.models import memory
+from vit22b_jax.models import remat as remat_lib
 from vit22b_jax.plan import planner, topologies
 from vit22b_jax.runtime import sharding
 
@@ -48,7 +48,7 @@ def fastest(
       'optim.accumulate): plan this config without it.'
     )
   for mesh in meshes(config, topology.size):
-    for remat in memory.REMAT:
+    for remat in remat_lib.REMAT:
       try:
         for plan in _fewest(config, topology, mesh, remat, efficiency):
           tried.append(plan)

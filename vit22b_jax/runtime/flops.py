@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit22b_jax.models import convolutions, stages
+from vit22b_jax.models import convolutions, vitunet
 from vit22b_jax.runtime import chips
 
 _PROBE_SIZE = 1536
@@ -73,7 +73,7 @@ def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:
       height, width = pixels.shape[1:3]
       weights = layer.kernel_size**2 * args[0].shape[-1] * layer.features
       total += 2.0 * weights * height * width
-    elif isinstance(layer, stages.Stage):
+    elif isinstance(layer, vitunet.Stage):
       work = training_flops(
         depth=layer.depth,
         width=layer.width,

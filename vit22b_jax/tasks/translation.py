@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from vit22b_jax import errors
 from vit22b_jax.data import domains, facts, pipeline, splits, transforms
 from vit22b_jax.fid import sources
-from vit22b_jax.models import generators, patchgan
+from vit22b_jax.models import generators, kernels, patchgan
 from vit22b_jax.report import samples
 from vit22b_jax.runtime import console, flops, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
@@ -235,9 +235,9 @@ class Translation(base.Task):
     arrays takes long to compile and no time to run.
     """
     keys = _init_keys(self.config.seed)
-    on_cpu = self.mesh.devices.flat[0].platform == 'cpu'
-    options = {'xla_backend_optimization_level': 0} if on_cpu else None
     placed = sharding.of_boxed(self.boxed_params, self.mesh)
+    with sharding.use(self.mesh):
+      options = kernels.run_once_options()
     params = {}
     for kind in (cyclegan.GENERATORS, cyclegan.DISCRIMINATORS):
       draw = self.in_mesh(

@@ -1,12 +1,23 @@
-"""What a CPU computes agrees with what other backends do: values, gradients."""
+"""Both sets of formulas: chosen in one place, equal in values and gradients."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractDevice,
+  AbstractMesh,
+  AxisType,
+  NamedSharding,
+  PartitionSpec,
+)
 
-from vit22b_jax.models import backend, ops
+from vit22b_jax import errors
+from vit22b_jax.models import kernels
+from vit22b_jax.models.kernels import cpu, reference
+from vit22b_jax.runtime import sharding
 
 # Batch, tokens, heads, head size, a head's share of the MLP: distinct primes,
 # but for those that devices divide.
@@ -21,22 +32,24 @@ def normal(key, *shape):
 
 def sequential(x, p, precision='highest'):
   """Every function that a sequential block calls."""
-  y = ops.norm(x, p['scale'], p['shift'], 1e-6, True)
-  q, k, v = ops.project_heads_in(y, p['qkv'], p['qkv_bias'], 3, precision)
-  o = ops.attention(q, k, v, 0.5, precision)[0]
-  x += ops.project_heads_out(o, p['attn_out'], p['bias'], precision)
-  y = ops.norm(x, None, None, 1e-6, False)
-  h = ops.gelu(ops.linear(y, p['mlp_in'], p['mlp_bias'], precision))
-  return x + ops.linear(h, p['mlp_out'], None, precision)
+  y = kernels.norm(x, p['scale'], p['shift'], 1e-6, True)
+  q, k, v = kernels.project_heads_in(y, p['qkv'], p['qkv_bias'], 3, precision)
+  o = kernels.attention(q, k, v, 0.5, precision)[0]
+  x += kernels.project_heads_out(o, p['attn_out'], p['bias'], precision)
+  y = kernels.norm(x, None, None, 1e-6, False)
+  h = kernels.gelu(kernels.linear(y, p['mlp_in'], p['mlp_bias'], precision))
+  return x + kernels.linear(h, p['mlp_out'], None, precision)
 
 
 def parallel(x, p, precision='highest'):
   """Every function that a parallel block calls."""
-  y = ops.norm(x, p['scale'], None, 1e-6, True)
-  (q, k, v), h = ops.project_in(y, p['in'], p['in_bias'], K, precision)
-  q = ops.norm(q, p['q_scale'], None, 1e-6, True)
-  o = ops.attention(q, k, v, 0.5, precision)[0]
-  return x + ops.project_out(o, ops.gelu(h), p['out'], p['bias'], precision)
+  y = kernels.norm(x, p['scale'], None, 1e-6, True)
+  (q, k, v), h = kernels.project_in(y, p['in'], p['in_bias'], K, precision)
+  q = kernels.norm(q, p['q_scale'], None, 1e-6, True)
+  o = kernels.attention(q, k, v, 0.5, precision)[0]
+  return x + kernels.project_out(
+    o, kernels.gelu(h), p['out'], p['bias'], precision
+  )
 
 
 PARAMS = {
@@ -83,12 +96,12 @@ def assert_close(actual, expected, tolerance):
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
-  """Runs a function as it is traced for a backend that isn't a CPU."""
+def by_reference(monkeypatch):
+  """Runs a function with the reference formulas."""
 
   def run(function, *args):
     with monkeypatch.context() as patch:
-      patch.setattr(backend, 'on_cpu', lambda: False)
+      patch.setenv(kernels.VARIABLE, 'reference')
       return function(*args)
 
   return run
@@ -98,20 +111,20 @@ def elsewhere(monkeypatch):
 @pytest.mark.parametrize(
   ('dtype', 'tolerance'), [('float32', 2e-6), ('bfloat16', 0.1)]
 )
-def test_values_and_gradients_agree(block, dtype, tolerance, elsewhere):
+def test_values_and_gradients_agree(block, dtype, tolerance, by_reference):
   args = block, X.astype(dtype), PARAMS[block]
   actual = jax.jit(value_and_gradients, static_argnums=0)(*args)
-  assert_close(actual, elsewhere(value_and_gradients, *args), tolerance)
+  assert_close(actual, by_reference(value_and_gradients, *args), tolerance)
 
 
 @pytest.mark.parametrize('block', PARAMS)
-def test_gradients_of_gradients_agree(block, elsewhere):
+def test_gradients_of_gradients_agree(block, by_reference):
   def penalty(params):
     gradient = jax.grad(lambda x: jnp.sum(jnp.sin(block(x, params))))(X)
     return jnp.sum(gradient**2)
 
   actual = jax.grad(penalty)(PARAMS[block])
-  assert_close(actual, elsewhere(jax.grad(penalty), PARAMS[block]), 1e-5)
+  assert_close(actual, by_reference(jax.grad(penalty), PARAMS[block]), 1e-5)
 
 
 @pytest.mark.parametrize('block', PARAMS)
@@ -140,11 +153,54 @@ def test_norm_of_rows_with_a_large_mean_keeps_its_digits():
   expected = np.asarray(x, np.float64)
   expected -= expected.mean(-1, keepdims=True)
   expected /= np.sqrt((expected**2).mean(-1, keepdims=True) + 1e-6)
-  actual = ops.norm(x, None, None, 1e-6, True)
+  actual = kernels.norm(x, None, None, 1e-6, True)
   np.testing.assert_allclose(actual, expected, atol=0.02)
 
 
 def test_gelu_is_the_exact_one():
   x = jnp.linspace(-6, 6, 1001)
   expected = jax.nn.gelu(x, approximate=False)
-  np.testing.assert_allclose(ops.gelu(x), expected, atol=1e-6)
+  np.testing.assert_allclose(kernels.gelu(x), expected, atol=1e-6)
+
+
+# --- The choice ------------------------------------------------------------
+
+
+def test_the_mesh_in_context_decides():
+  device = AbstractDevice(device_kind='TPU v4', num_cores=1, platform='tpu')
+  tpus = AbstractMesh((2,), ('data',), abstract_device=device)
+
+  @jax.jit  # traced anew for each mesh, also where a trace calls it
+  def inner(x):
+    return x if kernels.active() is cpu else 2 * x
+
+  def products():
+    x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    return str(jax.make_jaxpr(inner)(x)).count('mul')
+
+  assert kernels.platform() == 'cpu' and products() == 0
+  with jax.sharding.use_abstract_mesh(tpus):
+    assert kernels.platform() == 'tpu' and products() == 1
+  with sharding.use(sharding.make_mesh()):
+    assert kernels.platform() == 'cpu' and products() == 0
+
+
+def test_a_variable_forces_the_reference(monkeypatch):
+  assert kernels.active() is cpu
+  monkeypatch.setenv(kernels.VARIABLE, 'reference')
+  assert kernels.active() is reference
+  assert kernels.platform() == 'cpu'
+  monkeypatch.setenv(kernels.VARIABLE, 'cpu')
+  message = r"KERNELS='cpu' is not one of auto, reference"
+  with pytest.raises(errors.UserError, match=message):
+    kernels.linear(X, PARAMS[sequential]['mlp_in'], None, 'highest')
+
+
+def test_both_sets_have_the_same_signatures():
+  chosen = [f for f in vars(kernels).values() if hasattr(f, '__wrapped__')]
+  assert len(chosen) == 13
+  for function in chosen:
+    name = function.__name__
+    signature = inspect.signature(getattr(reference, name))
+    found = inspect.signature(getattr(cpu, name))
+    assert str(found) == str(signature), name

@@ -1,15 +1,14 @@
-"""Convolutions and instance norm in the forms that a CPU computes fastest.
+"""Convolutions and instance norm as XLA's CPU backend computes them fastest.
 
-`convolutions` calls these on a CPU; values and gradients are those of its own
-formulas. Everything ends in products of matrices, which XLA's CPU backend does
-at twice the rate of its convolutions and of their gradients:
+Everything ends in products of matrices, which XLA's CPU backend does at twice
+the rate of its convolutions and of their gradients:
 
     3x3, many channels   Winograd's tiles: a quarter of the multiplications
     few outputs          products first, windows of the few results after
     the rest             XLA's own, but for a gradient without strides
 
-experiments/throughput says what that is worth. Half precisions are computed in
-float32 and rounded.
+experiments/throughput measures what that is worth. Half precisions are computed
+in float32 and rounded.
 """
 
 import functools
@@ -22,7 +21,8 @@ from jaxtyping import Array, Float
 Maps = Float[Array, 'B H W C']
 Kernel = Float[Array, 'h w I O']
 
-hold = jax.lax.optimization_barrier  # an array, not a part of what reads it
+# Makes an array of what XLA would compute within whatever reads it.
+materialize = jax.lax.optimization_barrier
 
 _TILE = 4  # outputs of a Winograd tile, in each direction
 _SIZE = 6  # its products, which are also its inputs
@@ -32,21 +32,21 @@ _CHANNELS, _TILES = 32, 16
 
 
 def conv(
-  x: Maps, kernel: Kernel, strides: int, pad: int, pad_mode: str, exact: bool
+  x: Maps,
+  kernel: Kernel,
+  *,
+  strides: int = 1,
+  pad: int = 0,
+  pad_mode: str = 'zero',
+  precision: str = 'default',
 ) -> Maps:
-  """`convolutions.conv`, of a kernel of x's dtype.
+  """Computes `reference.conv`.
 
-  Args:
-    x: maps.
-    kernel: of the same dtype.
-    strides: step between windows.
-    pad: pixels added on each side.
-    pad_mode: 'zero' or 'reflect'.
-    exact: sums products of inputs and weights only, for the last digit:
-      Winograd's tiles have 5 times the rounding errors, 2e-6 of the largest
-      output.
+  At the precision 'highest' only products of inputs and weights are summed:
+  Winograd's tiles have 5 times the rounding errors, 2e-6 of the largest output.
   """
   dtype, size = x.dtype, kernel.shape[0]
+  kernel = kernel.astype(dtype)
   x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
   inputs, outputs = kernel.shape[2:]
   if pad_mode == 'reflect' and pad:
@@ -56,7 +56,7 @@ def conv(
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else x
   tiles = x.shape[0] * (x.shape[1] // _TILE) * (x.shape[2] // _TILE)
   many = min(inputs, outputs) >= _CHANNELS and tiles >= _TILES
-  if many and kernel.shape[:2] == (3, 3) and not exact:
+  if many and kernel.shape[:2] == (3, 3) and precision != 'highest':
     y = winograd(x, kernel)
   elif outputs <= _FEW < inputs and size > 1:
     y = few_outputs(x, kernel)
@@ -66,7 +66,7 @@ def conv(
 
 
 def plain(x: Maps, kernel: Kernel, strides: int = 1, pad: int = 0) -> Maps:
-  """XLA's own convolution."""
+  """Calls XLA's own convolution."""
   return jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -77,7 +77,7 @@ def plain(x: Maps, kernel: Kernel, strides: int = 1, pad: int = 0) -> Maps:
 
 
 def _product(a: Array, b: Array) -> Array:
-  return hold(jnp.matmul(hold(a), hold(b)))
+  return materialize(jnp.matmul(materialize(a), materialize(b)))
 
 
 # Winograd's tiles, "Fast Algorithms for Convolutional Neural Networks",
@@ -88,7 +88,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """B^T [6, 6], G [6, 3] and A [6, 4] of Cook and Toom's interpolation."""
+  """Returns B^T [6, 6], G [6, 3], A [6, 4] of Cook and Toom's interpolation."""
   points = np.array([0, 0.75, -0.75, 1.5, -1.5])
   bt, g, a = np.zeros((_SIZE, _SIZE)), np.zeros((_SIZE, 3)), np.zeros((6, 4))
   for i, point in enumerate(points):
@@ -107,7 +107,7 @@ _GG = np.einsum('ri,cj->crij', _G, _G).reshape(_SIZE**2, 9)
 
 
 def _combine(parts, row):
-  """Sum of arrays by the nonzero numbers of a matrix's row."""
+  """Sums arrays, weighted by the nonzero numbers of a matrix's row."""
   terms = [p if n == 1 else p * n for p, n in zip(parts, row, strict=True) if n]
   return functools.reduce(jnp.add, terms)
 
@@ -115,23 +115,23 @@ def _combine(parts, row):
 def _tiles(
   x: Float[Array, 'B H W C'], matrix: np.ndarray
 ) -> Float[Array, '36 M C']:
-  """Windows of x, `_TILE` apart, times the matrix [6, width] on both sides."""
+  """Multiplies windows of x, `_TILE` apart, by the matrix on both sides."""
   width = matrix.shape[1]
   b, h, w = len(x), *((n - width) // _TILE + 1 for n in x.shape[1:3])
   rows = [x[:, i : i + _TILE * (h - 1) + 1 : _TILE] for i in range(width)]
-  x = hold(jnp.stack([_combine(rows, m) for m in matrix]))
+  x = materialize(jnp.stack([_combine(rows, m) for m in matrix]))
   last = _TILE * (w - 1) + 1
   columns = [x[:, :, :, i : i + last : _TILE] for i in range(width)]
-  x = hold(jnp.stack([_combine(columns, m) for m in matrix]))
+  x = materialize(jnp.stack([_combine(columns, m) for m in matrix]))
   return x.reshape(_SIZE**2, b * h * w, -1)
 
 
 def _untile(
   t: Float[Array, '36 M C'], matrix: np.ndarray, b: int, h: int, w: int
 ) -> Float[Array, 'B H W C']:
-  """The transpose of `_tiles`: windows that overlap are added."""
+  """Transposes `_tiles`: adds windows where they overlap."""
   t = t.reshape(_SIZE, _SIZE, b, h, w, -1)
-  t = hold(_lay([_combine(t, m) for m in matrix.T], axis=3))
+  t = materialize(_lay([_combine(t, m) for m in matrix.T], axis=3))
   return _lay([_combine(t, m) for m in matrix.T], axis=1)
 
 
@@ -151,7 +151,7 @@ def _lay(parts: list[Array], axis: int) -> Array:
 
 
 def winograd(x: Maps, kernel: Float[Array, '3 3 I O']) -> Maps:
-  """Correlation with a 3x3 kernel, where it fits within x."""
+  """Correlates x with a 3x3 kernel, where it fits within x."""
   height, width = x.shape[1] - 2, x.shape[2] - 2
   x = jnp.pad(x, ((0, 0), (0, -height % _TILE), (0, -width % _TILE), (0, 0)))
   factors = _GG.astype(np.float32) @ kernel.reshape(9, -1)
@@ -165,20 +165,20 @@ def _winograd(x, factors):
 
 
 def _winograd_forward(x, factors):
-  x, factors = hold((x, factors))
+  x, factors = materialize((x, factors))
   b, h, w = len(x), x.shape[1] // _TILE, x.shape[2] // _TILE
   products = _product(_tiles(x, _BT), factors)
   return _untile(products, _A, b, h, w), (x, factors)
 
 
 def _winograd_backward(saved, g):
-  """Both gradients from one transform of g; x's tiles are computed anew."""
-  x, factors, g = hold((*saved, g))
+  """Computes both gradients from one transform of g, and x's tiles anew."""
+  x, factors, g = materialize((*saved, g))
   b, h, w = len(x), x.shape[1] // _TILE, x.shape[2] // _TILE
   g = _tiles(g, _A)
   dx = _product(g, jnp.swapaxes(factors, 1, 2))
   # Not a product with held tiles transposed: XLA would write them transposed.
-  dfactors = hold(jnp.einsum('tmi,tmo->tio', _tiles(x, _BT), g))
+  dfactors = materialize(jnp.einsum('tmi,tmo->tio', _tiles(x, _BT), g))
   return _untile(dx, _BT, b, h, w), dfactors
 
 
@@ -187,12 +187,12 @@ _winograd.defvjp(_winograd_forward, _winograd_backward)
 
 @jax.custom_vjp
 def few_outputs(x: Maps, kernel: Kernel) -> Maps:
-  """Correlation as products of every pixel with all weights, then shifts."""
+  """Correlates by products of every pixel with all weights, then shifts."""
   return _few_forward(x, kernel)[0]
 
 
 def _few_forward(x, kernel):
-  x = hold(x)
+  x = materialize(x)
   rows, columns, inputs, outputs = kernel.shape
   weights = kernel.transpose(2, 0, 1, 3).reshape(inputs, -1)
   z = _product(x.reshape(-1, inputs), weights)
@@ -213,7 +213,7 @@ def _few_backward(saved, g):
       jax.lax.slice_in_dim(g, size - 1 - i, size - 1 - i + length, axis=axis)
       for i in range(size)
     ]
-    g = hold(jnp.concatenate(parts, axis=-1))
+    g = materialize(jnp.concatenate(parts, axis=-1))
   g = g.reshape(-1, weights.shape[1])
   dx = _product(g, weights.T)
   dweights = _product(x.reshape(-1, x.shape[-1]).T, g)
@@ -226,7 +226,7 @@ few_outputs.defvjp(_few_forward, _few_backward)
 
 @jax.custom_vjp
 def unstrided(x: Maps, kernel: Kernel) -> Maps:
-  """XLA's convolution, with another gradient for x.
+  """Calls XLA's convolution, with another gradient for x.
 
   XLA correlates with the kernel flipped and transposed, a copy that takes
   longer than the convolution of a small map; this is the product of the
@@ -236,25 +236,25 @@ def unstrided(x: Maps, kernel: Kernel) -> Maps:
 
 
 def _unstrided_forward(x, kernel):
-  x = hold(x)
+  x = materialize(x)
   return plain(x, kernel), (x, kernel)
 
 
 def _unstrided_backward(saved, g):
   x, kernel = saved
   (rows, columns, inputs, outputs), (b, h, w, _) = kernel.shape, g.shape
-  g = hold(g)
+  g = materialize(g)
   (dkernel,) = jax.linear_transpose(lambda k: plain(x, k), kernel)(g)
   d = _product(g.reshape(-1, outputs), kernel.reshape(-1, outputs).T)
   d = d.reshape(b, h, w, rows, columns * inputs)
   d = _add_shifted([d[..., i, :] for i in range(rows)], axis=1)
-  d = hold(d).reshape(b, h + rows - 1, w, columns, inputs)
+  d = materialize(d).reshape(b, h + rows - 1, w, columns, inputs)
   d = _add_shifted([d[..., i, :] for i in range(columns)], axis=2)
   return d, dkernel
 
 
 def _add_shifted(parts: list[Array], axis: int) -> Array:
-  """Sum of the parts, part i shifted by i along an axis."""
+  """Sums the parts, part i shifted by i along an axis."""
   total = 0
   for i, part in enumerate(parts):
     sides = [(0, 0)] * part.ndim
@@ -267,7 +267,7 @@ unstrided.defvjp(_unstrided_forward, _unstrided_backward)
 
 
 def reflect(x: Maps, pad: int) -> Maps:
-  """x with `pad` reflected pixels on each side, without repeating the edge."""
+  """Adds `pad` reflected pixels on each side, without repeating the edge."""
   small = min(x.shape[1:3]) < 2 * pad + 2  # what is reflected overlaps
   return _pad_reflect(x, pad) if small else _reflect(x, pad)
 
@@ -303,20 +303,20 @@ _reflect.defvjp(_reflect_forward, _reflect_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def instance_norm(x: Maps, eps: float) -> Maps:
-  """`convolutions.instance_norm`, keeping x and two numbers a channel."""
+def instance_norm(x: Maps, eps: float = 1e-5) -> Maps:
+  """Computes `reference.instance_norm`; keeps x and two numbers a channel."""
   return _norm_forward(x, eps)[0]
 
 
 def _mean(x: Float[Array, 'B H W C']) -> Float[Array, 'B 1 1 C']:
-  """Over H W, as a product, which XLA spreads over the cores."""
+  """Averages over H W by a product, which XLA spreads over the cores."""
   b, h, w, c = x.shape
   total = jnp.ones((b, 1, h * w), x.dtype) @ x.reshape(b, h * w, c)
-  return hold(total / (h * w)).reshape(b, 1, 1, c)
+  return materialize(total / (h * w)).reshape(b, 1, 1, c)
 
 
 def _norm_forward(x, eps):
-  x = hold(x)
+  x = materialize(x)
   y = x.astype(jnp.float32)
   mean = _mean(y)
   y -= mean
@@ -325,9 +325,9 @@ def _norm_forward(x, eps):
 
 
 def _norm_backward(eps, saved, g):
-  """(g - mean(g) - y mean(g y)) root, with y the normalised x."""
+  """Computes (g - mean(g) - y mean(g y)) root, with y the normalized x."""
   del eps
-  x, mean, root, g = hold((*saved, g))
+  x, mean, root, g = materialize((*saved, g))
   y = (x.astype(jnp.float32) - mean) * root
   h = g.astype(jnp.float32)
   dx = (h - _mean(h) - y * _mean(h * y)) * root

@@ -1,12 +1,10 @@
-"""What crosses the wires and what is kept: weights gathered, outputs by name.
+"""Rematerialization: gathered weights, and what a backward pass finds stored.
 
-Off a CPU, a weight is cast to the compute dtype where it lives, then gathered;
-its gradient is summed straight into the parts that devices own, in that dtype
-too. A CPU's products cast for themselves, and nothing moves.
-
-REMAT says by name which arrays a block's backward pass finds stored; all else
-is computed again. Gathered weights never are: they are gathered again
-(https://docs.jax.dev/en/latest/gradient-checkpointing.html).
+On accelerators a weight is cast to the compute dtype where it lives, then
+gathered; its gradient is summed straight into the parts that devices own, in
+that dtype too. REMAT lists by name which arrays of a block stay stored for the
+backward pass; everything else is computed again. Gathered weights are always
+gathered again (https://docs.jax.dev/en/latest/gradient-checkpointing.html).
 """
 
 import functools
@@ -20,13 +18,13 @@ from jax import ad_checkpoint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit22b_jax.models import axes, backend
+from vit22b_jax.models import axes
 
 # Arrays of a block that may be kept.
-INPUT = 'block_input'  # what projections read: tokens, normalised, gathered
+INPUT = 'block_input'  # what projections read: tokens, normalized, gathered
 QKV = 'block_qkv'  # queries, keys, values
 LOGITS = 'block_logits'  # of attention
-ATTENDED = 'block_attended'  # what attention gives
+ATTENDED = 'block_attended'  # the result of attention
 HIDDEN = 'block_hidden'  # the MLP's hidden units before the GELU
 ACTIVATED = 'block_activated'  # and after it
 OUTPUT = 'block_output'  # of each branch, before a norm
@@ -41,46 +39,40 @@ REMAT = {
 
 
 def named(x: Any, name: str) -> Any:
-  """The array, or a tree of them, under a name that REMAT knows."""
+  """Returns the array, or a tree of them, under a name that REMAT knows."""
   return ad_checkpoint.checkpoint_name(x, name)
 
 
 def policy(remat: str) -> Callable[..., bool]:
-  """The policy for `jax.checkpoint` of a key of REMAT."""
+  """Returns the policy for `jax.checkpoint` of a key of REMAT."""
   return jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
 
 
-def weight(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather_for_compute(
   x: Float[Array, '*S'], names: tuple[str | None, ...], dtype: DTypeLike
 ) -> Float[Array, '*S']:
-  """A parameter as products take it: of their dtype, whole but for SPLIT axes.
+  """Casts a parameter for products and gathers all but its SPLIT axes.
 
   Args:
     x: the parameter, float32.
     names: its logical axes.
     dtype: of the products.
   """
-  if backend.on_cpu():
-    return x
-  return _gathered(x, names, dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x, names, dtype):
   whole = tuple(n if n in axes.SPLIT_IN_PRODUCTS else None for n in names)
   x = nn.with_logical_constraint(x.astype(dtype), names)
   return nn.with_logical_constraint(x, whole)
 
 
-def _gathered_forward(x, names, dtype):
-  return _gathered(x, names, dtype), None
+def _forward(x, names, dtype):
+  return gather_for_compute(x, names, dtype), None
 
 
-def _gathered_backward(names, dtype, nothing, g):
+def _backward(names, dtype, nothing, g):
   del dtype, nothing
-  # Said of the gradient alone, it lets the sum over devices be scattered.
+  # A constraint on the gradient alone lets the sum over devices be scattered.
   g = nn.with_logical_constraint(g, names)
   return (g.astype(jnp.float32),)
 
 
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+gather_for_compute.defvjp(_forward, _backward)

@@ -1,7 +1,6 @@
 """ViTUnet over space: tokens are resampled as the grid they are.
 
-`vitunet.build(..., resample='space')` makes it; the docstring of
-`SpatialViTUnet` says what it is and why.
+`generators.build_vitunet(..., resample='space')` makes it.
 """
 
 import flax.linen as nn
@@ -13,9 +12,9 @@ from vit22b_jax.models import (
   axes,
   convolutions,
   embeddings,
-  ops,
+  kernels,
   resnet_generator,
-  stages,
+  vitunet,
 )
 
 Maps = Float[Array, 'B H W C']
@@ -23,21 +22,22 @@ Maps = Float[Array, 'B H W C']
 # An output begins near this times its input: tanh leaves room on both sides.
 _CONTRAST = 0.9
 _FEWEST_CHANNELS = 16
+_CHANNELS = (axes.CHANNELS_IN, axes.CHANNELS)
 
 
 def double(x: Maps) -> Maps:
-  """Each pixel as 2 x 2."""
+  """Repeats each pixel as 2 x 2."""
   b, h, w, c = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
   return x.reshape(b, 2 * h, 2 * w, c)
 
 
 def pixel_norm_relu(x: Maps) -> Maps:
-  """LayerNorm of each pixel's channels, without learned terms, and ReLU."""
-  return nn.relu(ops.norm(x, None, None, 1e-5, centre=True))
+  """Normalizes each pixel's channels, without learned terms; then ReLU."""
+  return nn.relu(kernels.norm(x, None, None, 1e-5, True))
 
 
-class SpatialViTUnet(stages.Staged, kw_only=True):
+class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
   """A U-net of transformer blocks in a U-net of convolutions.
 
   The released ViTUnet cuts an image into patches and pastes it from patches,
@@ -54,7 +54,7 @@ class SpatialViTUnet(stages.Staged, kw_only=True):
     the map of the same size from the way down. What is finer than a patch thus
     never passes through a token.
   - The result is tanh(artanh(0.9 image) + change): a translation keeps most of
-    its image, so that it is the change that is learnt. It begins small.
+    its image, so that it is the change that is learned. It begins small.
 
   Fixed positions (sines and cosines) and convolutions know no image size, so
   images of any size that the grid divides are translated, of whatever size they
@@ -64,9 +64,9 @@ class SpatialViTUnet(stages.Staged, kw_only=True):
   narrowest = 1
   cells = 8
 
-  def check(self) -> None:
-    """As `Staged.check`, and for a power of two and for positions."""
-    super().check()
+  def validate(self) -> None:
+    """Also validates the power of two, and the width for positions."""
+    super().validate()
     if self.patch_size < 2 or self.patch_size.bit_count() != 1:
       raise errors.UserError(
         f'model.patch_size={self.patch_size} is not a power of two from 2, as '
@@ -114,7 +114,7 @@ class SpatialViTUnet(stages.Staged, kw_only=True):
       x = double(x.reshape(b, h, w, d))
       h, w = 2 * h, 2 * w
       x = jnp.concatenate([skips.pop(), x], axis=-1)
-      x = self._linear(x.reshape(b, h * w, 2 * d), d, f'fuse_{i}')
+      x = self.linear(f'fuse_{i}', x.reshape(b, h * w, 2 * d), d, _CHANNELS)
       x = self.stage(f'decoder_{i}')(x, train)
     x = self.make_norm('final_norm')(x)
     x = self._head(x.reshape(b, h, w, d), maps)
@@ -131,7 +131,7 @@ class SpatialViTUnet(stages.Staged, kw_only=True):
       )
 
   def _channels(self) -> list[int]:
-    """Channels of maps at 1, 1/2, ... of the resolution, to above a patch's."""
+    """Returns channels of maps at 1, 1/2, ... down to above a patch's size."""
     p = self.patch_size
     sizes = [2**i for i in range(p.bit_length() - 1)]
     return [max(_FEWEST_CHANNELS, self.width * s // p) for s in sizes]
@@ -148,19 +148,10 @@ class SpatialViTUnet(stages.Staged, kw_only=True):
       **fields,
     )
 
-  def _linear(
-    self, x: Float[Array, '*B D'], features: int, name: str, bias: bool = True
-  ) -> Float[Array, '*B F']:
-    size = x.shape[-1]
-    names = (axes.CHANNELS_IN, axes.CHANNELS)
-    bias_shape = (features,) if bias else None
-    weights = self.projection(name, (size, features), names, size, bias_shape)
-    return ops.linear(x, *weights, self.precision)
-
   def _stem(self, images: Float[Array, 'B H W 3']) -> tuple[Maps, list[Maps]]:
-    """Tokens as a map, and the larger maps from the largest on.
+    """Returns tokens as a map, and the larger maps from the largest on.
 
-    The first map isn't normalised, for colour and contrast would be lost.
+    The first map isn't normalized, for color and contrast would be lost.
     """
     first, *others = self._channels()
     init = nn.initializers.normal((3 * 9) ** -0.5)
@@ -172,14 +163,14 @@ class SpatialViTUnet(stages.Staged, kw_only=True):
     return x, maps
 
   def _head(self, x: Maps, maps: list[Maps]) -> Float[Array, 'B H W 3']:
-    """The change from tokens, joined with the maps from the smallest on.
+    """Computes the change from tokens, joined with maps from the smallest on.
 
-    Each pixel is normalised by itself, since an instance norm would take out
+    Each pixel is normalized by itself, since an instance norm would take out
     what tokens have in common, such as the light of the whole image.
     """
     for i, skip in reversed(list(enumerate(maps))):
       features = skip.shape[-1]
-      x = double(self._linear(x, features, f'narrow_{i}', bias=False))
+      x = double(self.linear(f'narrow_{i}', x, features, _CHANNELS, bias=False))
       x = jnp.concatenate([skip, x], axis=-1)
       x = pixel_norm_relu(self._conv(features, f'join_{i}')(x))
     return self._conv(3, 'to_pixels')(x).astype(jnp.float32)

@@ -1,0 +1,100 @@
+"""Products, norms and convolutions, with one set of formulas per backend.
+
+    y = kernels.linear(x, kernel, bias, precision)
+
+`reference` holds the definitions, which GPUs and TPUs run. `cpu` has the same
+functions with the same signatures, values and gradients, in the forms that
+XLA's CPU backend compiles best. Models call the functions of this module, which
+choose a set when they are traced: by the platform of the mesh in context (a
+TPU's topology on a machine without any), or by what jax runs on without a mesh.
+jax traces a jitted function anew for each mesh.
+
+The environment variable VIT22B_JAX_KERNELS=reference forces the reference on
+CPUs too; 'auto' is the default.
+
+`B L D` are batch, tokens and width, `N K` heads and head size, `J = F/N` a
+head's share of the MLP, and `E = 3K + J` a head's slice [q, k, v, mlp] of a
+fused input projection; maps are `B H W C`. Functions compute in the dtype of
+their first argument. Parameter layouts are fixed by the modules that call.
+"""
+
+import functools
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from vit22b_jax import errors
+from vit22b_jax.models.kernels import cpu, cudnn, reference
+
+VARIABLE = 'VIT22B_JAX_KERNELS'
+
+
+def platform() -> str:
+  """Returns what the trace is for: 'cpu', 'gpu' or 'tpu'."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return jax.default_backend()
+  return 'gpu' if device.platform in ('cuda', 'rocm') else device.platform
+
+
+def active() -> types.ModuleType:
+  """Returns the set of formulas for the trace: `cpu` or `reference`.
+
+  Raises:
+    UserError: VIT22B_JAX_KERNELS is neither 'auto' nor 'reference'.
+  """
+  wanted = os.environ.get(VARIABLE, 'auto')
+  errors.validate_choice(VARIABLE, wanted, ('auto', 'reference'))
+  return cpu if wanted == 'auto' and platform() == 'cpu' else reference
+
+
+def takes_cudnn(kind: str, dtype: str, head_dim: int) -> bool:
+  """Tells whether a trace computes attention by cuDNN or by XLA.
+
+  Args:
+    kind: 'xla', 'cudnn', or 'auto' for cuDNN wherever it can.
+    dtype: of queries, keys and values.
+    head_dim: K.
+
+  Raises:
+    UserError: 'cudnn' where there is no GPU.
+  """
+  on_gpu = platform() == 'gpu'
+  if kind == 'cudnn' and not on_gpu:
+    raise errors.UserError(
+      "model.attention='cudnn' needs an NVIDIA GPU, and this process runs on "
+      f"{platform()}: use 'auto' or 'xla'."
+    )
+  return kind != 'xla' and on_gpu and cudnn.supports(dtype, head_dim)
+
+
+def _dispatched(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Wraps a function of `reference` to call the active set's instead."""
+
+  @functools.wraps(function)
+  def call(*args, **kwargs):
+    return getattr(active(), function.__name__)(*args, **kwargs)
+
+  return call
+
+
+norm = _dispatched(reference.norm)
+linear = _dispatched(reference.linear)
+project_heads_in = _dispatched(reference.project_heads_in)
+project_in = _dispatched(reference.project_in)
+project_heads_out = _dispatched(reference.project_heads_out)
+project_units = _dispatched(reference.project_units)
+project_out = _dispatched(reference.project_out)
+conv = _dispatched(reference.conv)
+instance_norm = _dispatched(reference.instance_norm)
+gather_for_compute = _dispatched(reference.gather_for_compute)
+block_input = _dispatched(reference.block_input)
+checkpoint_policy = _dispatched(reference.checkpoint_policy)
+run_once_options = _dispatched(reference.run_once_options)
+# One formula suits all backends.
+gelu = reference.gelu
+attention = reference.attention
+conv_transpose = reference.conv_transpose

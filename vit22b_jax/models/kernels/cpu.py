@@ -1,0 +1,197 @@
+"""The operations of `reference` as XLA's CPU backend computes them fastest.
+
+Two habits of the compiler are worked around. It fuses elementwise arithmetic
+into whatever reads the result, so a GELU's gradient was computed once for each
+of the three products that read it, once of them element by element into a
+transposed copy (84 ms in place of 2): `materialize` makes it an array first.
+And it transposes the wider operand of a weight's gradient, where either will
+do. A CPU's products cast weights for themselves, and no weights are gathered.
+experiments/throughput measures what that is worth.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit22b_jax.models import remat
+from vit22b_jax.models.kernels import cpu_convolutions, reference
+from vit22b_jax.models.kernels.reference import Heads, Qkv
+
+materialize = jax.lax.optimization_barrier
+conv = cpu_convolutions.conv
+instance_norm = cpu_convolutions.instance_norm
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm(
+  x: Float[Array, '*B D'],
+  scale: Float[Array, ' D'] | None,
+  bias: Float[Array, ' D'] | None,
+  eps: float,
+  center: bool,
+) -> Float[Array, '*B D']:
+  """Computes `reference.norm`; the backward pass keeps x and two numbers a row.
+
+  With y the normalized row and h = g scale, the gradient for x is
+  (h - mean(h) - y mean(h y)) root, without mean(h) where nothing is centered.
+  """
+  return reference.norm(x, scale, bias, eps, center)
+
+
+def _norm_forward(x, scale, bias, eps, center):
+  y, mean, root = reference.normalize(x, eps, center)
+  y = y if scale is None else y * scale
+  y = y if bias is None else y + bias
+  return y.astype(x.dtype), (x, mean, root, scale, bias)
+
+
+def _norm_backward(eps, center, saved, g):
+  del eps
+  x, mean, root, scale, bias = saved
+  # Computes y anew from x; else the forward pass would write it out.
+  x, mean, root, g = materialize((x, mean, root, g))
+  y = (x.astype(jnp.float32) - mean) * root
+  g = g.astype(jnp.float32)
+  rows = tuple(range(x.ndim - 1))
+  dscale = None if scale is None else (g * y).sum(axis=rows)
+  dbias = None if bias is None else g.sum(axis=rows)
+  h = g if scale is None else g * scale
+  dx = h - y * (h * y).mean(axis=-1, keepdims=True)
+  dx = dx - h.mean(axis=-1, keepdims=True) if center else dx
+  return (dx * root).astype(x.dtype), dscale, dbias
+
+
+norm.defvjp(_norm_forward, _norm_backward)
+
+
+def linear(
+  x: Float[Array, '*B D'],
+  kernel: Float[Array, 'D F'],
+  bias: Float[Array, ' F'] | None,
+  precision: str,
+) -> Float[Array, '*B F']:
+  """Computes `reference.linear`."""
+  kernel = kernel.astype(x.dtype)
+  bias = None if bias is None else bias.astype(x.dtype)
+  y = _rows(x.reshape(-1, x.shape[-1]), kernel, bias, precision)
+  return y.reshape(*x.shape[:-1], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _rows(x, kernel, bias, precision):
+  """Computes `linear` of a matrix; all read its gradient in one shape."""
+  y = jnp.matmul(x, kernel, precision=precision)
+  return y if bias is None else y + bias
+
+
+def _rows_forward(x, kernel, bias, precision):
+  x = materialize(x)
+  return _rows(x, kernel, bias, precision), (x, kernel, bias)
+
+
+def _rows_backward(precision, saved, g):
+  x, kernel, bias = saved
+  product = functools.partial(jnp.matmul, precision=precision)
+  g = materialize(g)
+  if x.shape[1] <= g.shape[1]:
+    dkernel = product(materialize(x.T), g)
+  else:
+    dkernel = materialize(product(materialize(g.T), x)).T
+  dbias = None if bias is None else g.sum(axis=0)
+  return product(g, kernel.T), dkernel, dbias
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def project_heads_in(
+  x: Float[Array, 'B L D'],
+  kernel: Float[Array, 'D N E'],
+  bias: Float[Array, 'N E'] | None,
+  parts: int,
+  precision: str,
+) -> tuple[Heads, ...]:
+  """Computes `reference.project_heads_in`."""
+  bias = None if bias is None else bias.reshape(-1)
+  y = linear(x, kernel.reshape(len(kernel), -1), bias, precision)
+  y = jnp.split(y.reshape(*x.shape[:2], *kernel.shape[1:]), parts, axis=-1)
+  return tuple(materialize(jnp.swapaxes(t, 1, 2)) for t in y)
+
+
+def project_in(
+  x: Float[Array, 'B L D'],
+  kernel: Float[Array, 'D N E'],
+  bias: Float[Array, 'N _'],
+  head_dim: int,
+  precision: str,
+) -> tuple[Qkv, Float[Array, 'B L N J']]:
+  """Computes `reference.project_in`."""
+  (d, n, e), cut = kernel.shape, 3 * head_dim
+  mlp_kernel = kernel[:, :, cut:].reshape(d, n * (e - cut))
+  mlp_bias = bias[:, cut - e :].reshape(-1)
+  h = linear(x, mlp_kernel, mlp_bias, precision)
+  qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
+  qkv = project_heads_in(x, kernel[:, :, :cut], qkv_bias, 3, precision)
+  return qkv, h.reshape(*h.shape[:-1], n, e - cut)
+
+
+def project_heads_out(
+  o: Heads,
+  kernel: Float[Array, 'N K D'],
+  bias: Float[Array, ' D'] | None,
+  precision: str,
+) -> Float[Array, 'B L D']:
+  """Computes `reference.project_heads_out`."""
+  o = materialize(jnp.swapaxes(o, 1, 2))
+  return project_units(o, kernel, bias, precision)
+
+
+def project_units(
+  h: Float[Array, 'B L N J'],
+  kernel: Float[Array, 'N J D'],
+  bias: Float[Array, ' D'] | None,
+  precision: str,
+) -> Float[Array, 'B L D']:
+  """Computes `reference.project_units`."""
+  h = h.reshape(*h.shape[:2], -1)
+  return linear(h, kernel.reshape(-1, kernel.shape[-1]), bias, precision)
+
+
+def project_out(
+  o: Heads,
+  h: Float[Array, 'B L N J'],
+  kernel: Float[Array, 'N K+J D'],
+  bias: Float[Array, ' D'],
+  precision: str,
+) -> Float[Array, 'B L D']:
+  """Computes `reference.project_out` as the sum of two products."""
+  cut = o.shape[-1]
+  y = project_heads_out(o, kernel[:, :cut], None, precision)
+  return y + project_units(h, kernel[:, cut:], bias, precision)
+
+
+def gather_for_compute(
+  x: Float[Array, '*S'], names: tuple[str | None, ...], dtype: DTypeLike
+) -> Float[Array, '*S']:
+  """Returns the parameter as it is: products cast it, and nothing moves."""
+  del names, dtype
+  return x
+
+
+def block_input(x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
+  """Returns x unmarked: a mark changes the order in which gradients add up."""
+  return x
+
+
+def checkpoint_policy(name: str) -> Callable[..., bool] | None:
+  """Returns None for 'none': without gathered weights, everything is kept."""
+  return None if name == 'none' else remat.policy(name)
+
+
+def run_once_options() -> dict[str, int] | None:
+  """Leaves out LLVM's optimizations, which take longer than the program."""
+  return {'xla_backend_optimization_level': 0}

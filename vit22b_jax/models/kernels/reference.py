@@ -1,0 +1,303 @@
+"""The definitions of all operations, which GPUs and TPUs run as they are.
+
+The docstrings here hold for `cpu` too; `kernels` explains the letters.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit22b_jax.models import axes, remat
+
+Heads = Float[Array, 'B N L K']
+Qkv = tuple[Heads, Heads, Heads]
+Maps = Float[Array, 'B H W C']
+
+gather_for_compute = remat.gather_for_compute
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+
+def norm(
+  x: Float[Array, '*B D'],
+  scale: Float[Array, ' D'] | None,
+  bias: Float[Array, ' D'] | None,
+  eps: float,
+  center: bool,
+) -> Float[Array, '*B D']:
+  """Computes (x - mean) / sqrt(variance + eps) scale + bias by rows.
+
+  In float32, with the variance as a mean of squared differences, since a stream
+  with a large mean leaves nothing of a difference of squares.
+
+  Args:
+    x: tokens; the result has its dtype.
+    scale: None for 1.
+    bias: None for 0.
+    eps: added to the variance.
+    center: False leaves the mean out everywhere (RMSNorm).
+  """
+  y, _, _ = normalize(x, eps, center)
+  y = y if scale is None else y * scale
+  y = y if bias is None else y + bias
+  return y.astype(x.dtype)
+
+
+def normalize(
+  x: Float[Array, '*B D'], eps: float, center: bool
+) -> tuple[Float[Array, '*B D'], Array, Float[Array, '*B 1']]:
+  """Returns float32 rows of mean 0 and variance 1, their means and factors."""
+  y = x.astype(jnp.float32)
+  mean = y.mean(axis=-1, keepdims=True) if center else jnp.zeros(())
+  y -= mean
+  root = jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
+  return y * root, mean, root
+
+
+def gelu(x: Float[Array, '*B']) -> Float[Array, '*B']:
+  """Computes the exact GELU, x P(a standard normal number < x).
+
+  By erf, which costs a CPU half of the erfc in `jax.nn.gelu`; in float32, since
+  1 + erf loses all digits of a half precision for negative x.
+  """
+  y = x.astype(jnp.float32)
+  y = 0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+  return y.astype(x.dtype)
+
+
+def linear(
+  x: Float[Array, '*B D'],
+  kernel: Float[Array, 'D F'],
+  bias: Float[Array, ' F'] | None,
+  precision: str,
+) -> Float[Array, '*B F']:
+  """Computes x W + b."""
+  kernel = kernel.astype(x.dtype)
+  bias = None if bias is None else bias.astype(x.dtype)
+  y = jnp.matmul(x, kernel, precision=precision)
+  return y if bias is None else y + bias
+
+
+def project_heads_in(
+  x: Float[Array, 'B L D'],
+  kernel: Float[Array, 'D N E'],
+  bias: Float[Array, 'N E'] | None,
+  parts: int,
+  precision: str,
+) -> tuple[Heads, ...]:
+  """Projects tokens to `parts` arrays of heads: queries, keys, values.
+
+  They are equal slices, in this order, of each head's columns.
+  """
+  kernel = kernel.astype(x.dtype)
+  y = jnp.einsum('bld,dne->bnle', x, kernel, precision=precision)
+  if bias is not None:
+    y += bias.astype(x.dtype)[:, None, :]
+  return tuple(jnp.split(y, parts, axis=-1))
+
+
+def project_in(
+  x: Float[Array, 'B L D'],
+  kernel: Float[Array, 'D N E'],
+  bias: Float[Array, 'N _'],
+  head_dim: int,
+  precision: str,
+) -> tuple[Qkv, Float[Array, 'B L N J']]:
+  """Computes the fused input projection of the ViT-22B block.
+
+  As two products, so that either can be computed again without the other.
+
+  Args:
+    x: normalized tokens.
+    kernel: every head's [q, k, v, mlp] columns.
+    bias: of the MLP's J columns, or of all E.
+    head_dim: K.
+    precision: of the products.
+
+  Returns:
+    q, k, v [B, N, L, K], and the MLP's hidden units before the GELU.
+  """
+  e, cut = kernel.shape[-1], 3 * head_dim
+  qkv_kernel, mlp_kernel = jnp.split(kernel, [cut], axis=-1)
+  qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
+  qkv = project_heads_in(x, qkv_kernel, qkv_bias, 3, precision)
+  mlp_kernel = mlp_kernel.astype(x.dtype)
+  h = jnp.einsum('bld,dne->blne', x, mlp_kernel, precision=precision)
+  return qkv, h + bias[:, cut - e :].astype(x.dtype)
+
+
+def project_heads_out(
+  o: Heads,
+  kernel: Float[Array, 'N K D'],
+  bias: Float[Array, ' D'] | None,
+  precision: str,
+) -> Float[Array, 'B L D']:
+  """Computes the output projection of attention."""
+  kernel = kernel.astype(o.dtype)
+  y = jnp.einsum('bnlk,nkd->bld', o, kernel, precision=precision)
+  return y if bias is None else y + bias.astype(o.dtype)
+
+
+def project_units(
+  h: Float[Array, 'B L N J'],
+  kernel: Float[Array, 'N J D'],
+  bias: Float[Array, ' D'] | None,
+  precision: str,
+) -> Float[Array, 'B L D']:
+  """Computes the output projection of an MLP grouped by head."""
+  h = h.reshape(*h.shape[:2], -1)
+  return linear(h, kernel.reshape(-1, kernel.shape[-1]), bias, precision)
+
+
+def project_out(
+  o: Heads,
+  h: Float[Array, 'B L N J'],
+  kernel: Float[Array, 'N K+J D'],
+  bias: Float[Array, ' D'],
+  precision: str,
+) -> Float[Array, 'B L D']:
+  """Computes the fused output projection of the ViT-22B block.
+
+  Args:
+    o: attended values of every head.
+    h: the MLP's hidden units after the GELU.
+    kernel: every head's [attention, mlp] rows.
+    bias: the sum of the two projections' biases.
+    precision: of the products.
+  """
+  y = jnp.concatenate([jnp.swapaxes(o, 1, 2), h], axis=-1)
+  kernel = kernel.astype(y.dtype)
+  y = jnp.einsum('blne,ned->bld', y, kernel, precision=precision)
+  return y + bias.astype(y.dtype)
+
+
+def attention(
+  q: Heads, k: Heads, v: Heads, scale: float, precision: str
+) -> tuple[Heads, Float[Array, 'B N L M'], Float[Array, 'B N L M']]:
+  """Computes softmax(scale q k^T) v, with logits and softmax in float32.
+
+  Returns:
+    Attended values, and the float32 logits and attention map (which jit
+    removes when nobody uses them).
+  """
+  logits = jnp.einsum(
+    'bnlk,bnmk->bnlm',
+    q * jnp.asarray(scale, q.dtype),
+    k,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+  logits = remat.named(logits, remat.LOGITS)
+  weights = jax.nn.softmax(logits, axis=-1)
+  o = jnp.einsum(
+    'bnlm,bnmk->bnlk', weights.astype(v.dtype), v, precision=precision
+  )
+  return o, logits, weights
+
+
+def conv(
+  x: Maps,
+  kernel: Float[Array, 'h w I O'],
+  *,
+  strides: int = 1,
+  pad: int = 0,
+  pad_mode: str = 'zero',
+  precision: str = 'default',
+) -> Maps:
+  """Correlates x, padded on all four sides, with a kernel.
+
+  https://pytorch.org/docs/stable/generated/torch.nn.Conv2d.html
+
+  Args:
+    x: maps [B, H, W, I]; computed in their dtype.
+    kernel: cast to that dtype.
+    strides: step between windows, in both directions.
+    pad: pixels added on each side; reflected ones need more pixels than that.
+    pad_mode: 'zero' or 'reflect' (without repeating the edge).
+    precision: of the products; below 'highest' a CPU may take Winograd's tiles
+      for 3x3 kernels, with errors of 2e-6 of the largest output.
+
+  Returns:
+    Maps [B, H2, W2, O] with H2 = (H + 2 pad - h) // strides + 1, W2 likewise.
+  """
+  kernel = kernel.astype(x.dtype)
+  if pad_mode == 'reflect' and pad:
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode='reflect')
+    pad = 0
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (strides, strides),
+    ((pad, pad), (pad, pad)),
+    dimension_numbers=_LAYOUT,
+    precision=precision,
+  )
+
+
+def conv_transpose(
+  x: Maps,
+  kernel: Float[Array, 'h w I O'],
+  *,
+  strides: int,
+  pad: int,
+  output_pad: int,
+  precision: str = 'default',
+) -> Maps:
+  """Adds each pixel's multiple of the kernel to pixels `strides` apart.
+
+  The transpose, in x, of `conv` with these strides, pad and kernel (I and O
+  exchanged).
+  https://pytorch.org/docs/stable/generated/torch.nn.ConvTranspose2d.html
+
+  Args:
+    x: maps [B, H, W, I]; computed in their dtype.
+    kernel: cast to that dtype.
+    strides: distance in the output of neighbors in the input.
+    pad: pixels left out of the output on each side.
+    output_pad: pixels of those put back below and on the right.
+    precision: of the products.
+
+  Returns:
+    Maps [B, H2, W2, O], H2 = (H - 1) strides - 2 pad + h + output_pad.
+  """
+  rows, columns = kernel.shape[:2]
+  return jax.lax.conv_general_dilated(
+    x,
+    jnp.flip(kernel, (0, 1)).astype(x.dtype),
+    (1, 1),
+    [(n - 1 - pad, n - 1 - pad + output_pad) for n in (rows, columns)],
+    lhs_dilation=(strides, strides),
+    dimension_numbers=_LAYOUT,
+    precision=precision,
+  )
+
+
+def instance_norm(x: Maps, eps: float = 1e-5) -> Maps:
+  """Computes (x - mean) / sqrt(variance + eps) over each channel's H W.
+
+  In float32; no learned scale, no running statistics; biased variance.
+  https://pytorch.org/docs/stable/generated/torch.nn.InstanceNorm2d.html
+  """
+  y = x.astype(jnp.float32)
+  y -= y.mean(axis=(1, 2), keepdims=True)
+  y *= jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2), keepdims=True) + eps)
+  return y.astype(x.dtype)
+
+
+def block_input(x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
+  """Marks the tokens that a block's projections read, without a pre-norm."""
+  x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
+  return remat.named(x, remat.INPUT)
+
+
+def checkpoint_policy(name: str) -> Callable[..., bool] | None:
+  """Returns the policy of a key of `remat.REMAT`; None stores everything."""
+  return remat.policy(name)
+
+
+def run_once_options() -> dict[str, int] | None:
+  """Returns jit's `compiler_options` for a program that runs once."""
+  return None

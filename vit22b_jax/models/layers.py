@@ -1,0 +1,185 @@
+"""The layers of transformers, and the fields that blocks and models share."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit22b_jax.models import axes, inits, kernels
+
+
+class Projection(nn.Module):
+  """Kernel and bias of one projection; `kernels` multiplies them.
+
+  Attributes:
+    shape: of the kernel.
+    axes: its logical names.
+    dtype: of the products, see `kernels.gather_for_compute`.
+    kernel_init: of the kernel.
+    bias_shape: None for no bias.
+    bias_init: of the bias.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  dtype: str
+  kernel_init: inits.Initializer
+  bias_shape: tuple[int, ...] | None = None
+  bias_init: inits.Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self) -> tuple[Array, Array | None]:
+    """Returns kernel and bias (None without one)."""
+    init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+    kernel = self.param('kernel', init, self.shape, jnp.float32)
+    kernel = kernels.gather_for_compute(kernel, self.axes, self.dtype)
+    if self.bias_shape is None:
+      return kernel, None
+    names = self.axes[-len(self.bias_shape) :]
+    names = names if len(names) > 1 else (axes.NORM,)
+    init = nn.with_logical_partitioning(self.bias_init, names)
+    return kernel, self.param('bias', init, self.bias_shape, jnp.float32)
+
+
+class Norm(nn.Module):
+  """LayerNorm, or RMSNorm: no centering and no bias.
+
+  Attributes:
+    kind: 'layer' or 'rms'.
+    use_scale: adds a learned scale.
+    use_bias: adds a learned bias.
+    eps: added to the variance.
+  """
+
+  kind: str
+  use_scale: bool
+  use_bias: bool
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    """Normalizes the last axis, in float32; the result has x's dtype."""
+
+    def vector(name, init):
+      init = nn.with_logical_partitioning(init, (axes.NORM,))
+      return self.param(name, init, x.shape[-1:], jnp.float32)
+
+    scale = vector('scale', nn.initializers.ones) if self.use_scale else None
+    bias = vector('bias', nn.initializers.zeros) if self.use_bias else None
+    return kernels.norm(x, scale, bias, self.eps, self.kind == 'layer')
+
+
+class Transformer(nn.Module, kw_only=True):
+  """The fields that blocks, and models made of blocks, have in common.
+
+  Attributes:
+    width: D.
+    num_heads: N, a divisor of D.
+    mlp_dim: F, hidden units of the MLP; a multiple of N in a parallel block.
+    fused_output: attention and MLP leave through one projection with one bias,
+      unless there is an MLP norm.
+    pre_norm: normalize the residual stream before the branches.
+    qk_norm: normalize queries and keys of each head.
+    mlp_norm: normalize the MLP's output.
+    sum_norm: normalize the sum of both branches (parallel blocks only).
+    norm: 'layer' or 'rms'.
+    norm_scale: norms have a learned scale.
+    norm_bias: norms have a learned bias.
+    eps: of the norms.
+    qkv_bias: queries, keys and values have a bias.
+    softmax_scale: attention logits are divided by the root of the 'head'
+      dimension or of the 'width'.
+    init_kind: 'vit' or 'torch', see `inits`.
+    dropout: rate, on hidden units of the MLP and on each branch's output.
+    attention: 'auto', 'xla' or 'cudnn', see `kernels.takes_cudnn`.
+    dtype: of matrix products and the residual stream. Parameters, norms,
+      softmax and logits are float32.
+    precision: of matrix products, 'highest' or 'default'.
+  """
+
+  width: int
+  num_heads: int
+  mlp_dim: int
+  fused_output: bool
+  pre_norm: bool
+  qk_norm: bool
+  mlp_norm: bool
+  sum_norm: bool
+  norm: str
+  norm_scale: bool
+  norm_bias: bool
+  eps: float
+  qkv_bias: bool
+  softmax_scale: str
+  init_kind: str
+  dropout: float = 0.0
+  attention: str = 'auto'
+  dtype: str = 'float32'
+  precision: str = 'highest'
+
+  @property
+  def head_dim(self) -> int:
+    """K."""
+    return self.width // self.num_heads
+
+  def shared_fields(self) -> dict[str, Any]:
+    """Returns the fields above by name, for the parts of a larger model."""
+    fields = dataclasses.fields(Transformer)
+    names = [f.name for f in fields if f.name not in ('name', 'parent')]
+    return {name: getattr(self, name) for name in names}
+
+  def make_norm(self, name: str) -> Norm:
+    """Returns a norm over the last axis."""
+    return Norm(
+      kind=self.norm,
+      use_scale=self.norm_scale,
+      use_bias=self.norm_bias,
+      eps=self.eps,
+      name=name,
+    )
+
+  def projection(
+    self,
+    name: str,
+    shape: tuple[int, ...],
+    names: tuple[str, ...],
+    fan_in: int,
+    bias_shape: tuple[int, ...] | None = None,
+  ) -> tuple[Array, Array | None]:
+    """Returns kernel and bias of a projection that sums `fan_in` products."""
+    return Projection(
+      shape,
+      names,
+      self.dtype,
+      inits.kernel(self.init_kind, fan_in),
+      bias_shape,
+      inits.bias(self.init_kind, fan_in),
+      name=name,
+    )()
+
+  def linear(
+    self,
+    name: str,
+    x: Float[Array, '*B I'],
+    features: int,
+    names: tuple[str, str],
+    bias: bool = True,
+  ) -> Float[Array, '*B F']:
+    """Projects the last axis to `features`; `names` are the kernel's axes."""
+    size = x.shape[-1]
+    shape = (features,) if bias else None
+    weights = self.projection(name, (size, features), names, size, shape)
+    return kernels.linear(x, *weights, self.precision)
+
+  def embed_patches(
+    self, images: Float[Array, 'B H W C'], size: int
+  ) -> Float[Array, 'B L D']:
+    """Projects patches, row by row, each flattened as (row, column, C)."""
+    b, height, width, c = images.shape
+    x = images.astype(self.dtype)
+    x = x.reshape(b, height // size, size, width // size, size, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, size * size * c)
+    names = (axes.PATCH, axes.EMBED)
+    return self.linear('patch_embedding', x, self.width, names)
