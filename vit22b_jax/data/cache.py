@@ -5,19 +5,20 @@
 CACHE is $VIT22B_JAX_CACHE, by default ~/.cache/vit22b_jax; XDG_CACHE_HOME
 moves ~/.cache.
 
-KEY is a hash of the source's identity (files, sizes, times, image size), so
-changed data never meets an old cache. Arrays come back memory-mapped: processes
-of one host share them. A folder appears whole (it is renamed into place) or not
-at all. It lives on a local disk; deleting it costs only time.
+KEY is a hash of the source's identity (files, sizes, times, some content, image
+size), so changed data never meets an old cache. Arrays come back memory-mapped:
+processes of one host share them. A folder appears whole (it is synced and then
+renamed into place) or not at all, and every array is compared with its checksum
+when it is read. It lives on a local disk; deleting it costs only time.
 """
 
-import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,14 +26,16 @@ import numpy as np
 from absl import logging
 from jaxtyping import Shaped
 
+from vit22b_jax.data import records
+
 # Raise when the same files would decode to other pixels.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Arrays = Mapping[str, Shaped[np.ndarray, '...']]
 
 
 def folder(name: str, place: str, identity: Any) -> pathlib.Path:
-  """Where the arrays of a source belong.
+  """Returns where the arrays of a source belong.
 
   Args:
     name: readable start of the folder's name.
@@ -42,12 +45,12 @@ def folder(name: str, place: str, identity: Any) -> pathlib.Path:
   if '://' not in place:
     place = os.path.abspath(place)
   readable = re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-48:]
-  keys = f'{_key(place)}-{_key([FORMAT_VERSION, identity])}'
-  return root() / f'{readable}-{keys}'
+  key = records.digest([FORMAT_VERSION, identity])
+  return root() / f'{readable}-{records.digest(place)}-{key}'
 
 
 def root() -> pathlib.Path:
-  """The folder CACHE; need not exist."""
+  """Returns the folder CACHE, which need not exist."""
   found = os.environ.get('VIT22B_JAX_CACHE')
   if not found:
     home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
@@ -55,25 +58,29 @@ def root() -> pathlib.Path:
   return pathlib.Path(found).expanduser()
 
 
-def _key(value: Any) -> str:
-  text = json.dumps(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def read(path: pathlib.Path) -> tuple[Arrays, Any] | None:
-  """Arrays (memory-mapped) and meta of a folder; None without a whole one."""
+  """Returns the arrays (memory-mapped) and meta of a folder that `write` made.
+
+  Returns None without a folder, and deletes a damaged one.
+  """
   if not path.exists():
     return None
   try:
-    names, meta = json.loads((path / 'meta.json').read_text())
-    arrays = {
-      name: np.load(path / f'{name}.npy', mmap_mode='r') for name in names
-    }
-  except (OSError, ValueError) as error:
+    checksum, _, text = (path / 'meta.json').read_text().partition('\n')
+    if int(checksum) != zlib.crc32(text.encode()):
+      raise ValueError('meta.json differs from its checksum')
+    checksums, meta = json.loads(text)
+    arrays = {}
+    for name, checksum in checksums.items():
+      arrays[name] = np.load(path / f'{name}.npy', mmap_mode='r')
+      if _checksum(arrays[name]) != checksum:
+        raise ValueError(f'{name}.npy differs from its checksum')
+    return arrays, meta
+  # What a damaged file raises depends on the byte that is damaged.
+  except (OSError, ValueError, EOFError) as error:
     logging.warning('the cache %s is damaged and made anew: %s', path, error)
     shutil.rmtree(path, ignore_errors=True)
     return None
-  return arrays, meta
 
 
 def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
@@ -89,8 +96,14 @@ def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix='tmp-', dir=path.parent))
     for name, array in arrays.items():
-      np.save(temporary / f'{name}.npy', array)
-    (temporary / 'meta.json').write_text(json.dumps([list(arrays), meta]))
+      with open(temporary / f'{name}.npy', 'wb') as file:
+        np.save(file, array)
+        _sync(file)
+    checksums = {name: _checksum(array) for name, array in arrays.items()}
+    text = json.dumps([checksums, meta])
+    with open(temporary / 'meta.json', 'w') as file:
+      file.write(f'{zlib.crc32(text.encode())}\n{text}')
+      _sync(file)
     temporary.rename(path)
     for stale in path.parent.glob(path.name.rpartition('-')[0] + '-*'):
       if stale != path:  # The source has changed since.
@@ -101,3 +114,14 @@ def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
       logging.warning('decoded images are not cached in %s: %s', path, error)
     if temporary:
       shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _checksum(array: Shaped[np.ndarray, '...']) -> list[Any]:
+  """Returns the shape, the type and the CRC of an array."""
+  crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  return [list(array.shape), str(array.dtype), crc]
+
+
+def _sync(file: Any) -> None:
+  file.flush()
+  os.fsync(file.fileno())

@@ -1,28 +1,25 @@
-"""Splits -> batches on devices: shuffle, shard, gather, prefetch (Grain).
+"""Splits -> host batches: shuffle, shard, gather, prefetch (Grain).
 
 Indices are shuffled and batched, and each batch is gathered at once: from
 memory, where that is quick, or decoded by threads or worker processes. The
 batch of a position is the same for any number of workers and processes: each
-process makes the rows of it that its own devices hold (`local_rows`).
+process makes the rows of it that its own devices hold (`devices.local_rows`).
 """
 
-import collections
 import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 
 import grain
-import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from vit22b_jax import errors
-from vit22b_jax.data import splits
+from vit22b_jax.data import catalog, splits
 
 # {'image': uint8 [B, H, W, 3], 'label': int32 [B]}, eval: 'mask' float32 [B].
 # What has no classes has no 'label'.
@@ -31,12 +28,14 @@ Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 # Indices of a batch's records and where to crop them.
 _Choice = tuple[Int[np.ndarray, ' B'], Float[np.ndarray, 'B 2'] | None]
 
+PAIRINGS = ('unpaired', 'index')
+
 _AHEAD = 4  # Batches gathered ahead by each process.
 _MAX_THREADS = 16  # Each holds a batch.
 
 
 def steps_per_epoch(split: splits.Split, batch_size: int) -> int:
-  """Batches of an epoch; the remainder (other images each time) is left out.
+  """Counts the batches of an epoch; other images each time are left over.
 
   Args:
     split: what is trained on.
@@ -54,7 +53,7 @@ def steps_per_epoch(split: splits.Split, batch_size: int) -> int:
 
 
 class BatchIterator(grain.DatasetIterator):
-  """Batches of a split from a position on; Grain's checkpoint handlers take it.
+  """Yields batches of a split from a position on; Grain's checkpoint handlers take it.
 
   The state is {'next_index': number of batches yielded}: it doesn't depend on
   workers, threads or how far they have read ahead.
@@ -62,7 +61,7 @@ class BatchIterator(grain.DatasetIterator):
   Args:
     split: where records come from.
     batches: by position, the indices of each batch (-1 is padding) and where
-      to crop its images (see `LazySplit.gather`; None: in the centre).
+      to crop its images (see `LazySplit.gather`; None: in the center).
     workers: processes that decode a lazy split; 0 uses threads.
     keep_mask: whether batches have a 'mask', or (False) unreadable records are
       replaced with readable ones of the same batch.
@@ -93,7 +92,7 @@ class BatchIterator(grain.DatasetIterator):
       raise
     self._position += 1
     index = batch.pop('index')
-    self._split.check(np.maximum(index, 0), batch)
+    self._split.validate_batch(np.maximum(index, 0), batch)
     readable = batch.pop('readable')
     if self._keep_mask:
       mask = (readable & (index >= 0)).astype(np.float32)
@@ -103,11 +102,11 @@ class BatchIterator(grain.DatasetIterator):
     return batch if readable.all() else _replace(batch, readable)
 
   def _next_readable(self, index: Int[np.ndarray, ' B']) -> Batch:
-    """For a batch without a readable record: the records that follow them."""
+    """Returns, where no record of a batch is readable, those that follow."""
     for ahead in range(1, len(self._split)):
       following = (index + ahead) % len(self._split)
       batch = _gather(self._split, (following, None))
-      self._split.check(batch.pop('index'), batch)
+      self._split.validate_batch(batch.pop('index'), batch)
       readable = batch.pop('readable')
       if readable.any():
         return _replace(batch, readable)
@@ -117,7 +116,7 @@ class BatchIterator(grain.DatasetIterator):
     )
 
   def get_state(self) -> dict[str, int]:
-    """The position: how many batches have been yielded."""
+    """Returns the position: how many batches have been yielded."""
     return {'next_index': self._position}
 
   def set_state(self, state: dict[str, int]) -> None:
@@ -179,16 +178,17 @@ def train_iterator(
   workers: int = 0,
   rows: Int[np.ndarray, ' b'] | None = None,
 ) -> BatchIterator:
-  """Endless batches, reshuffled every epoch; a function of seed and position.
+  """Returns endless batches, reshuffled every epoch.
 
-  An epoch is `steps_per_epoch` batches in which no image comes twice.
+  A batch is a function of seed and position. An epoch is
+  `steps_per_epoch` batches in which no image comes twice.
 
   Args:
     split: records to train on.
     batch_size: images of a step, over all processes.
     seed: of the order.
     workers: processes that decode a lazy split; 0 uses threads.
-    rows: those of each batch that this process makes (`local_rows`); all by
+    rows: those of each batch that this process makes (`devices.local_rows`); all by
       default.
 
   Raises:
@@ -222,13 +222,13 @@ def eval_batches(
   workers: int = 0,
   rows: Int[np.ndarray, ' b'] | None = None,
 ) -> BatchIterator:
-  """Every image once, in order; the last batches are padded.
+  """Returns every image once, in order; the last batches are padded.
 
   Args:
     split: records to evaluate.
     batch_size: images of a batch over all processes, padding included.
     workers: processes that decode a lazy split; 0 uses threads.
-    rows: those of each batch that this process makes (`local_rows`); all by
+    rows: those of each batch that this process makes (`devices.local_rows`); all by
       default.
 
   Returns:
@@ -250,93 +250,95 @@ def eval_batches(
   )
 
 
-def local_rows(
-  sharding: jax.sharding.Sharding, batch_size: int
-) -> Int[np.ndarray, ' b']:
-  """Rows of a global batch that this process's devices hold, sorted.
-
-  They need not lie side by side: on a pod a mesh follows the network, not the
-  processes. Where a batch isn't split between two processes (their devices
-  share the `tensor` axis), both make the same rows.
+def pair_steps_per_epoch(
+  pair: catalog.Pair, batch_size: int, pairing: str
+) -> int:
+  """Counts the batches of an epoch: of the larger domain, or of the pairs.
 
   Args:
-    sharding: of the global batch.
-    batch_size: its images; the devices that share it divide it.
+    pair: what is trained on.
+    batch_size: images of each domain in a step, over all processes.
+    pairing: one of PAIRINGS.
+
+  Raises:
+    UserError: a domain is smaller than a batch.
   """
-  held = np.zeros(batch_size, bool)
-  for index in sharding.addressable_devices_indices_map((batch_size,)).values():
-    held[index] = True
-  return np.flatnonzero(held)
+  smaller, larger = sorted((len(pair.a), len(pair.b)))
+  if smaller < batch_size:
+    raise errors.UserError(
+      f'the training domains have {len(pair.a)} and {len(pair.b)} images, '
+      f'fewer than batch_size={batch_size}; choose a smaller batch_size.'
+    )
+  return (larger if pairing == 'unpaired' else smaller) // batch_size
 
 
-def place(
-  batch: Batch, sharding: jax.sharding.Sharding
-) -> dict[str, Shaped[Array, 'G ...']]:
-  """Puts this process's batch on the devices, as its part of the global one.
+def pair_iterator(
+  pair: catalog.Pair,
+  *,
+  batch_size: int,
+  seed: int,
+  pairing: str = 'unpaired',
+  workers: int = 0,
+  rows: Int[np.ndarray, ' b'] | None = None,
+) -> 'PairIterator':
+  """Returns endless {'a', 'b'} batches; a function of seed and position.
+
+  Each domain goes through its own permutations: `unpaired`, the smaller starts
+  over (in a new order) while the larger is on its way; `index`, image i of one
+  always comes with image i of the other, and the rest of the larger never.
 
   Args:
-    batch: arrays of this process: the `local_rows` of the global batch.
-    sharding: of the global batch of G images.
+    pair: records to train on.
+    batch_size: images of each domain in a step, over all processes.
+    seed: of the orders.
+    pairing: one of PAIRINGS.
+    workers: processes for each domain that decode a lazy split; 0: threads.
+    rows: those of each batch that this process makes (`devices.local_rows`);
+      all by default.
+
+  Raises:
+    UserError: a domain is smaller than a batch.
   """
-  return {
-    key: jax.make_array_from_process_local_data(sharding, value)
-    for key, value in batch.items()
-  }
+  pair_steps_per_epoch(pair, batch_size, pairing)
+  a, b = pair.a, pair.b
+  seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(2)]
+  if pairing == 'index':
+    both = np.arange(min(len(a), len(b)))
+    a, b, seeds = a.subset(both), b.subset(both), [seeds[0]] * 2
+  options = {'batch_size': batch_size, 'workers': workers, 'rows': rows}
+  return PairIterator(
+    *(
+      train_iterator(split, seed=order, **options)
+      for split, order in zip((a, b), seeds, strict=True)
+    )
+  )
 
 
-class DeviceIterator(grain.DatasetIterator):
-  """Batches on the devices, sent `ahead` batches before they are asked for.
+class PairIterator(grain.DatasetIterator):
+  """Yields {'a', 'b'} of two domains at the same position.
 
-  Its state counts the batches that were yielded, not those sent ahead.
-
-  Args:
-    iterator: host batches; is advanced by this one alone.
-    sharding: of the global batch.
-    ahead: batches on the devices beside the one in use.
-
-  Attributes:
-    seconds_waited: time spent in `next`, in all: waiting for the host's batch
-      and handing it to the devices.
+  The state is that of a BatchIterator: {'next_index': position}.
   """
 
-  def __init__(
-    self,
-    iterator: BatchIterator,
-    sharding: jax.sharding.Sharding,
-    ahead: int = 2,
-  ):
-    super().__init__(iterator)
-    self._sharding = sharding
-    self._ahead = ahead
-    self._sent = collections.deque()
-    self._state = iterator.get_state()
-    self.seconds_waited = 0.0
+  def __init__(self, a: BatchIterator, b: BatchIterator):
+    super().__init__((a, b))
 
-  def __next__(self) -> dict[str, Shaped[Array, 'G ...']]:
-    start = time.perf_counter()
-    while len(self._sent) < self._ahead:
-      batch = next(self._parent, None)
-      if batch is None:
-        break
-      placed = place(batch, self._sharding)
-      self._sent.append((placed, self._parent.get_state()))
-    if not self._sent:
-      raise StopIteration
-    batch, self._state = self._sent.popleft()
-    self.seconds_waited += time.perf_counter() - start
-    return batch
+  def __next__(self) -> dict[str, UInt8[np.ndarray, 'B H W 3']]:
+    self._assert_not_closed()
+    a, b = self._parents
+    return {'a': next(a)['image'], 'b': next(b)['image']}
 
   def get_state(self) -> dict[str, int]:
-    """The position: how many batches have been yielded."""
-    return dict(self._state)
+    """Returns the position: how many batches have been yielded."""
+    return self._parents[0].get_state()
 
   def set_state(self, state: dict[str, int]) -> None:
     """Continues from a position of `get_state`."""
-    self._sent.clear()
-    self._parent.set_state(state)
-    self._state = dict(state)
+    for domain in self._parents:
+      domain.set_state(state)
 
 
+# Not `MapDataset.shuffle`: it draws other orders, and runs resume in theirs.
 # Threads cross from one epoch to the next, in each of two domains.
 @functools.lru_cache(maxsize=4)
 def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
@@ -344,7 +346,7 @@ def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
 
 
 def _follow_main_process(index: int, count: int) -> None:
-  """A worker leaves signals to the main process, and ends when that does.
+  """Leaves signals to the main process, and ends when that does.
 
   Ctrl-C reaches every process of a terminal's group; the main one still needs
   the workers until its step is done.

@@ -5,9 +5,7 @@ Both give `split[i] -> {'image', 'label'}` (a Grain RandomAccessDataSource) and
 of image translation have no classes: their records are {'image'} alone.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from absl import logging
@@ -15,25 +13,10 @@ from jaxtyping import Float, Int, Int32, Shaped, UInt8
 from PIL import Image
 
 from vit22b_jax import errors
-from vit22b_jax.data import images as images_lib
+from vit22b_jax.data import decode, records
 
 # {'image': uint8 [B, H, W, 3], 'label': int32 [B], 'readable': bool [B]}
 Batch = dict[str, Shaped[np.ndarray, 'B ...']]
-
-
-class Records(Protocol):
-  """Encoded images with random access; picklable for worker processes."""
-
-  def __len__(self) -> int: ...
-
-  def read(self, index: int) -> tuple[bytes, int]:
-    """The image file's bytes and its label."""
-
-  def name(self, index: int) -> str:
-    """How to call the record in a message: a path, or a set and a number."""
-
-  def labels(self) -> Int32[np.ndarray, ' N']:
-    """Every label; may have to read every record."""
 
 
 class ArraySplit:
@@ -78,7 +61,7 @@ class ArraySplit:
 
   @property
   def images(self) -> UInt8[np.ndarray, 'N H W 3']:
-    """All images of the split, in order (a copy)."""
+    """Copies all images of the split, in order."""
     return self.gather(np.arange(len(self)))['image']
 
   def gather(
@@ -86,29 +69,29 @@ class ArraySplit:
     indices: Int[np.ndarray, ' B'],
     draws: Float[np.ndarray, 'B 2'] | None = None,
   ) -> Batch:
-    """The records at `indices`, in that order; `draws` is for other splits."""
+    """Returns the records at `indices`; `draws` is for other splits."""
     del draws
     images = self._images[self._indices[indices]]
-    if images.shape[1] != self.image_size:
-      images = _resize(images, self.image_size)
+    if self.decodes:
+      images = _enlarge(images, self.image_size)
     batch = {'image': images, 'readable': np.ones(len(indices), bool)}
     if self.labels is not None:
       batch['label'] = self.labels[indices]
     return batch
 
   def subset(self, indices: Int[np.ndarray, ' n']) -> 'ArraySplit':
-    """The split of these records; shares the images."""
+    """Returns the split of these records; it shares the images."""
     rows = self._indices[indices]
     return ArraySplit(self._images, self._all_labels, self.image_size, rows)
 
-  def check(self, indices: Int[np.ndarray, ' B'], batch: Batch) -> None:
-    """Nothing to check: images and labels were when they were decoded."""
+  def validate_batch(self, indices: Int[np.ndarray, ' B'], batch: Batch):
+    """Does nothing: images and labels were judged when they were decoded."""
 
 
 class Unreadable:
-  """The corrupt images that the lazily read splits of a data set have met.
+  """Counts the corrupt images that the lazily read splits of a data set meet.
 
-  They are counted from the start of the process, each once.
+  From the start of the process, each once.
 
   Args:
     max_corrupt: how many are accepted.
@@ -130,45 +113,43 @@ class Unreadable:
     if name not in self.names:
       self.names.append(name)
       logging.warning('skipped a corrupt image: %s', name)
-    check_corrupt(self.names, self._max_corrupt)
+    validate_corrupt(self.names, self._max_corrupt)
 
 
 class LazySplit:
   """Records decoded when they are read, by Grain's threads or processes.
 
   Args:
-    records: encoded images.
-    image_size: side of the decoded images, or their height and width.
+    images: encoded images.
+    decode_file: turns a file's bytes into an image of at least `shape`.
+    shape: height and width of the records.
     num_classes: labels are in [0, num_classes); None leaves labels out.
-    unreadable: where `check` counts corrupt images; the splits of a data set
-      share it.
+    unreadable: where `validate_batch` counts corrupt images; the splits of a
+      data set share it.
+    crops: whether decoded images may be larger than `shape`.
     indices: the records which belong to this split; all by default.
-    decode: turns a file's bytes into an image of that size or larger, which is
-      cropped; by default `images.decode`, which gives squares.
-
-  Attributes:
-    crops: whether `gather` looks at its draws.
-    unreadable: as given.
   """
 
   decodes = True
 
   def __init__(
     self,
-    records: Records,
-    image_size: int | tuple[int, int],
+    images: records.Records,
+    decode_file: Callable[[bytes], UInt8[np.ndarray, 'h w 3']],
+    shape: tuple[int, int],
     num_classes: int | None,
     unreadable: Unreadable,
+    *,
+    crops: bool = False,
     indices: Int[np.ndarray, ' N'] | None = None,
-    decode: Callable[[bytes], UInt8[np.ndarray, 'h w 3']] | None = None,
   ):
-    self._records = records
+    self._records = images
+    self._decode = decode_file
+    self._shape = shape
     self._num_classes = num_classes
-    self._indices = np.arange(len(records)) if indices is None else indices
-    self._decode = decode or functools.partial(_decode_square, image_size)
-    self.crops = decode is not None
-    self.image_size = image_size
+    self._indices = np.arange(len(images)) if indices is None else indices
     self.unreadable = unreadable
+    self.crops = crops
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -178,7 +159,7 @@ class LazySplit:
 
   @property
   def labels(self) -> Int32[np.ndarray, ' N']:
-    """Class of each record; may have to read them all."""
+    """Returns the class of each record; may have to read them all."""
     return self._records.labels()[self._indices]
 
   def gather(
@@ -186,16 +167,15 @@ class LazySplit:
     indices: Int[np.ndarray, ' B'],
     draws: Float[np.ndarray, 'B 2'] | None = None,
   ) -> Batch:
-    """The records at `indices`; black and not `readable` where corrupt.
+    """Returns the records at `indices`; black and not `readable` if corrupt.
 
     Args:
       indices: which records.
       draws: in [0, 1), where each is cropped (down, across) when it is larger
-        than `image_size`; None takes the centre.
+        than `shape`; None takes the center.
     """
-    height, width = np.broadcast_to(self.image_size, 2)
     batch = {
-      'image': np.zeros((len(indices), height, width, 3), np.uint8),
+      'image': np.zeros((len(indices), *self._shape, 3), np.uint8),
       'readable': np.ones(len(indices), bool),
     }
     labels = np.zeros(len(indices), np.int32)
@@ -204,23 +184,24 @@ class LazySplit:
       draw = None if draws is None else draws[row]
       try:
         image = self._decode(data)
-        batch['image'][row] = images_lib.crop(image, (height, width), draw)
-      except images_lib.CorruptImage:
+        batch['image'][row] = decode.crop(image, self._shape, draw)
+      except decode.CorruptImage:
         batch['readable'][row] = False
     return batch if self._num_classes is None else batch | {'label': labels}
 
   def subset(self, indices: Int[np.ndarray, ' n']) -> 'LazySplit':
-    """The split of these records."""
+    """Returns the split of these records."""
     return LazySplit(
       self._records,
-      self.image_size,
+      self._decode,
+      self._shape,
       self._num_classes,
       self.unreadable,
-      self._indices[indices],
-      self._decode if self.crops else None,
+      crops=self.crops,
+      indices=self._indices[indices],
     )
 
-  def check(self, indices: Int[np.ndarray, ' B'], batch: Batch) -> None:
+  def validate_batch(self, indices: Int[np.ndarray, ' B'], batch: Batch):
     """Judges a batch of `gather`; apart, since workers decode in processes.
 
     Raises:
@@ -231,7 +212,7 @@ class LazySplit:
       return self._records.name(int(self._indices[indices[row]]))
 
     if self._num_classes is not None:
-      check_labels(batch['label'], self._num_classes, name)
+      validate_labels(batch['label'], self._num_classes, name)
     for row in np.flatnonzero(~batch['readable']):
       self.unreadable.add(name(row))
 
@@ -239,7 +220,7 @@ class LazySplit:
 Split = ArraySplit | LazySplit
 
 
-def check_corrupt(names: Sequence[str], max_corrupt: int) -> None:
+def validate_corrupt(names: Sequence[str], max_corrupt: int) -> None:
   """Raises UserError when more images are corrupt than accepted."""
   if len(names) > max_corrupt:
     shown = '\n'.join(f'  {name}' for name in names[:20])
@@ -251,7 +232,7 @@ def check_corrupt(names: Sequence[str], max_corrupt: int) -> None:
     )
 
 
-def check_labels(
+def validate_labels(
   labels: Int[np.ndarray, ' N'], num_classes: int, name: Callable[[int], str]
 ) -> None:
   """Raises UserError for a label out of range; `name` calls the record."""
@@ -283,7 +264,8 @@ def hold_out(
     seed: chooses the records.
 
   Returns:
-    Sorted indices of the first (1 - fraction) and the second part (fraction).
+    Sorted indices of the first (1 - fraction) and the second part (fraction),
+    which is empty where every class has a single record.
   """
   classes, counts = np.unique(labels, return_counts=True)
   quota = counts * fraction
@@ -311,14 +293,10 @@ def _record(split: Split, index: int) -> dict[str, Shaped[np.ndarray, '...']]:
   return {key: batch[key][0] for key in batch if key != 'readable'}
 
 
-def _decode_square(side: int, data: bytes) -> UInt8[np.ndarray, 'S S 3']:
-  return images_lib.decode(data, side)
-
-
-def _resize(
+def _enlarge(
   images: UInt8[np.ndarray, 'B s s 3'], image_size: int
 ) -> UInt8[np.ndarray, 'B S S 3']:
   out = np.empty((len(images), image_size, image_size, 3), np.uint8)
   for row, image in enumerate(images):
-    out[row] = images_lib.fit(Image.fromarray(image), image_size)
+    out[row] = decode.fit(Image.fromarray(image), image_size)
   return out

@@ -1,25 +1,16 @@
 """Records -> arrays of decoded images, by threads and once: then cached."""
 
-import collections
 import dataclasses
-import itertools
-import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt8
 
-from vit22b_jax.data import cache, folder, splits, tfds_source
-from vit22b_jax.data import images as images_lib
-
-_CHUNK = 64
-AnyRecords = folder.FolderRecords | tfds_source.TfdsRecords
-_Result = TypeVar('_Result')
+from vit22b_jax.data import cache, decode, records, splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +24,7 @@ class Part:
     rows: the records which belong to the part, sorted; all by default.
   """
 
-  records: AnyRecords
+  records: records.Records
   decode: Callable[[bytes], UInt8[np.ndarray, 'H W 3']]
   shape: tuple[int, int]
   rows: Int[np.ndarray, ' n'] | None = None
@@ -47,10 +38,10 @@ class Part:
     return len(self) * self.shape[0] * self.shape[1] * 3
 
 
-def in_memory(
+def materialize(
   name: str, path: pathlib.Path, parts: Mapping[str, Part], max_corrupt: int
 ) -> tuple[cache.Arrays, dict[str, Any]]:
-  """Decoded parts, from the cache when it has them.
+  """Returns decoded parts, from the cache when it has them.
 
   Args:
     name: of the data set, for messages.
@@ -79,7 +70,7 @@ def in_memory(
   skipped = found[1]['skipped']
   for corrupt in skipped:
     logging.warning('skipped a corrupt image: %s', corrupt)
-  splits.check_corrupt(skipped, max_corrupt)
+  splits.validate_corrupt(skipped, max_corrupt)
   return found
 
 
@@ -91,9 +82,9 @@ def _decode_all(
     images = np.empty((len(part), *part.shape, 3), np.uint8)
     labels = np.empty(len(part), np.int32)
     readable = np.ones(len(part), bool)
-    decoded = apply(part.records, part.decode, part.rows)
+    decoded = records.apply(part.records, part.decode, part.rows)
     for row, (image, labels[row]) in enumerate(decoded):
-      if isinstance(image, images_lib.CorruptImage):
+      if isinstance(image, decode.CorruptImage):
         readable[row] = False
         number = row if part.rows is None else int(part.rows[row])
         skipped.append(f'{part.records.name(number)} ({image})')
@@ -104,45 +95,3 @@ def _decode_all(
       images, labels = images[readable], labels[readable]
     arrays |= {f'{key}_images': images, f'{key}_labels': labels}
   return arrays, {'skipped': skipped, 'lost': lost}
-
-
-def apply(
-  records: AnyRecords,
-  function: Callable[[bytes], _Result],
-  rows: Int[np.ndarray, ' n'] | None = None,
-) -> Iterator[tuple[_Result | images_lib.CorruptImage, int]]:
-  """What `function` makes of each file, or what is wrong with it, and labels.
-
-  In order. Threads read and decode, since Pillow releases the interpreter's
-  lock; they take a chunk at a time, for small images are as quick to decode as
-  to pass on.
-
-  Args:
-    records: encoded images.
-    function: may raise CorruptImage.
-    rows: which records, sorted; all by default.
-  """
-
-  def run(chunk: list[Callable[[], tuple[bytes, int]]]):
-    out = []
-    for read in chunk:
-      data, label = read()
-      try:
-        out.append((function(data), label))
-      except images_lib.CorruptImage as error:
-        out.append((error, label))
-    return out
-
-  threads = min(os.cpu_count() or 1, 32)
-  readers, pending = records.readers(), collections.deque()
-  if rows is not None:
-    chosen = np.zeros(len(records), bool)
-    chosen[rows] = True
-    readers = itertools.compress(readers, chosen)
-  with futures.ThreadPoolExecutor(threads) as pool:
-    while chunk := list(itertools.islice(readers, _CHUNK)):
-      pending.append(pool.submit(run, chunk))
-      if len(pending) > 2 * threads:
-        yield from pending.popleft().result()
-    while pending:
-      yield from pending.popleft().result()

@@ -1,6 +1,6 @@
 """`fruit`: apples and oranges drawn by a seeded generator, 64 px, no download.
 
-Two domains for image translation which differ in colour and texture, while
+Two domains for image translation which differ in color and texture, while
 places, sizes, light, shadows and backgrounds are alike. A picture is a function
 of its domain, split and number.
 
@@ -9,14 +9,14 @@ its own (u, v), in which it is about a unit circle, and a third one towards the
 viewer: the surface is shaded as a sphere's.
 """
 
-import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
+
+from vit22b_jax.data import records
 
 NAMES = ('apple', 'orange')
 SIZE = 64
@@ -27,14 +27,13 @@ _Y, _X = np.mgrid[1 : -1 : 1j * _FINE, -1 : 1 : 1j * _FINE].astype(np.float32)
 
 Plane = Float[np.ndarray, 'F F']
 Picture = Float[np.ndarray, 'F F 3']
-Colour = Float[np.ndarray, ' 3']
+Color = Float[np.ndarray, ' 3']
 
 
-class FruitRecords:
+class FruitRecords(records.Records):
   """The pictures of one split; drawn when they are read."""
 
   place = 'embedded://fruit'
-  random_access = True
 
   def __init__(self, kind: str, split: str):
     self._kind = kind
@@ -44,25 +43,29 @@ class FruitRecords:
     return COUNTS[self._split]
 
   def read(self, index: int) -> tuple[bytes, int]:
-    """A PPM file, and no label (0)."""
+    """Returns a PPM file, and no label (0)."""
     image = draw(self._kind, self._split, index)
     return b'P6 %d %d 255\n' % (SIZE, SIZE) + image.tobytes(), 0
 
   def name(self, index: int) -> str:
-    """The split and the number."""
+    """Names the split and the number."""
     return f'fruit {self._kind} {self._split}[{index}]'
 
-  def readers(self) -> Iterator[Callable[[], tuple[bytes, int]]]:
-    """What draws each picture, in order."""
-    return (functools.partial(self.read, row) for row in range(len(self)))
+  def labels(self) -> Int32[np.ndarray, ' N']:
+    """Returns zeros: domains have no classes."""
+    return np.zeros(len(self), np.int32)
 
   def identity(self) -> str:
-    """Changes when the generator does."""
+    """Returns a hash of the generator's code."""
     return hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
+
+  def listing(self) -> list[str]:
+    """Returns the kind and the number of pictures."""
+    return [f'{self._kind} {self._split} {len(self)}']
 
 
 def find() -> dict[str, FruitRecords]:
-  """Records of trainA and testA (apples), trainB and testB (oranges)."""
+  """Opens trainA and testA (apples), trainB and testB (oranges)."""
   return {
     f'{split}{letter}': FruitRecords(kind, split)
     for split in COUNTS
@@ -99,10 +102,10 @@ def draw(kind: str, split: str, index: int) -> UInt8[np.ndarray, '64 64 3']:
 
 
 def _background(rng: np.random.Generator) -> Picture:
-  """A wall above a table, both of muted colour, with soft blotches or grain."""
+  """A wall above a table, both of muted color, with soft blotches or grain."""
   horizon = rng.uniform(-0.35, 0.45) + rng.uniform(-0.08, 0.08) * _X
-  wall = _colour(rng, (0, 1), (0.05, 0.3), (0.35, 0.9))
-  table = _colour(rng, (0.05, 0.65), (0.05, 0.4), (0.3, 0.85))
+  wall = _color(rng, (0, 1), (0.05, 0.3), (0.35, 0.9))
+  table = _color(rng, (0.05, 0.65), (0.05, 0.4), (0.3, 0.85))
   below = _step(horizon - _Y, 0.04)[..., None]
   grain = 24 if rng.random() < 0.35 else 3  # Blotches, or the streaks of wood.
   texture = _smooth(rng, (grain, 3))
@@ -114,13 +117,13 @@ def _fruit(
   rng: np.random.Generator,
   picture: Picture,
   kind: str,
-  centre: tuple[float, float],
+  center: tuple[float, float],
   radius: float,
   light: Float[np.ndarray, ' 3'],
 ) -> Picture:
   """Puts a fruit and its shadow into a picture."""
   angle = rng.normal(0, 0.2)
-  x, y = (_X - centre[0]) / radius, (_Y - centre[1]) / radius
+  x, y = (_X - center[0]) / radius, (_Y - center[1]) / radius
   shadow_x = (x + 0.5 * light[0]) / 1.15
   shadow = np.exp(-((shadow_x**2 + ((y + 0.88) / 0.3) ** 2) ** 1.5))
   picture = picture * (1 - 0.6 * shadow)[..., None]
@@ -145,8 +148,8 @@ def _apple(
     edge = edge - depth * np.exp(-(((angle - pole) / 0.4) ** 2))
   u, v = u / edge, v / edge
   normal = _sphere(u, v)
-  red = _colour(rng, (-0.03, 0.015), (0.8, 0.95), (0.62, 0.85))
-  yellow = _colour(rng, (0.1, 0.17), (0.6, 0.8), (0.75, 0.95))
+  red = _color(rng, (-0.03, 0.015), (0.8, 0.95), (0.62, 0.85))
+  yellow = _color(rng, (0.1, 0.17), (0.6, 0.8), (0.75, 0.95))
   longitude = np.arctan2(u, normal[2] + 0.2)
   streaks = sum(
     np.sin(rng.uniform(3, 20) * longitude + rng.uniform(0, 7) + v)
@@ -171,7 +174,7 @@ def _orange(
 ) -> Picture:
   """Orange, dotted with pores, dull; a button where the stem was."""
   normal = _sphere(u, v)
-  skin = _colour(rng, (0.065, 0.095), (0.88, 1), (0.88, 1))
+  skin = _color(rng, (0.065, 0.095), (0.88, 1), (0.88, 1))
   pores = _pores(rng, u, v)
   skin = skin * (1 - 0.16 * pores + 0.05 * _smooth(rng, (4, 4)))[..., None]
   fruit = _lit(skin, normal, light, gloss=0.28, sharpness=9, bumps=pores)
@@ -192,7 +195,7 @@ def _stem(
   along = np.clip(v - base, 0, length)
   distance = np.hypot(u - lean * along * (1 + along), v - base - along)
   width = 0.055 if length else 0.085
-  brown = _colour(rng, (0.06, 0.25), (0.4, 0.6), (0.25, 0.4))
+  brown = _color(rng, (0.06, 0.25), (0.4, 0.6), (0.25, 0.4))
   picture = _over(picture, brown, _step(width - distance, 0.03))
   if rng.random() > (0.5 if length else 0.35):
     return picture
@@ -202,7 +205,7 @@ def _stem(
   a = cos * side * u + sin * height  # Along the leaf.
   b = cos * height - sin * side * u  # Across it.
   half = 0.17 * np.sin(np.pi * np.clip(a / 0.75, 0, 1)) - 0.02
-  green = _colour(rng, (0.25, 0.36), (0.5, 0.8), (0.35, 0.6))
+  green = _color(rng, (0.25, 0.36), (0.5, 0.8), (0.35, 0.6))
   leaf = green * (1.1 - 0.35 * _step(np.abs(b) - 0.015, 0.02) + b)[..., None]
   return _over(picture, leaf, _step(half - np.abs(b), 0.03))
 
@@ -268,8 +271,8 @@ def _sign(rng: np.random.Generator) -> int:
   return 1 if rng.random() < 0.5 else -1
 
 
-def _colour(rng: np.random.Generator, *ranges: tuple[float, float]) -> Colour:
-  """A colour drawn from ranges of hue (in turns), saturation and value."""
+def _color(rng: np.random.Generator, *ranges: tuple[float, float]) -> Color:
+  """A color drawn from ranges of hue (in turns), saturation and value."""
   hue, saturation, value = (rng.uniform(*limits) for limits in ranges)
   # https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
   k = (np.array([5, 3, 1], np.float32) + 6 * hue) % 6
@@ -281,5 +284,5 @@ def _step(distance: Plane, width: float) -> Plane:
   return np.clip(distance / width + 0.5, 0, 1)
 
 
-def _over(picture: Picture, top: Picture | Colour, opacity: Plane) -> Picture:
+def _over(picture: Picture, top: Picture | Color, opacity: Plane) -> Picture:
   return picture + opacity[..., None] * (top - picture)

@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vit22b_jax import errors
-from vit22b_jax.data import decoding
-from vit22b_jax.data import images as images_lib
+from vit22b_jax.data import decode, records
 
 MODES = ('resize_and_crop', 'crop', 'scale_width', 'none')
 Size = tuple[int, int]  # Height and width.
@@ -26,7 +25,7 @@ Size = tuple[int, int]  # Height and width.
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-  """What becomes of an image's size before it is cropped.
+  """Changes an image's size before it is cropped.
 
   Attributes:
     mode: one of MODES.
@@ -45,19 +44,14 @@ class Resize:
     load_size: int | Size | None,
     image_size: int | Size,
   ) -> 'Resize':
-    """From the configuration's `preprocess`, `load_size` and `image_size`.
+    """Reads the configuration's `preprocess`, `load_size` and `image_size`.
 
     Sizes are sides, or height and width; without a `load_size` it's image_size.
 
     Raises:
-      UserError: an unknown mode, sizes that aren't any, or a crop larger than
-        what it is taken from.
+      UserError: sizes that aren't any, or a crop larger than what it is taken
+        from.
     """
-    if mode not in MODES:
-      raise errors.UserError(
-        f'data.preprocess={mode!r}: expected one of {", ".join(MODES)}.'
-        f'{errors.did_you_mean(mode, MODES)}'
-      )
     crop = _size('image_size', image_size)
     load = _size('load_size', load_size or crop)
     axes = {'resize_and_crop': (0, 1), 'scale_width': (1,)}.get(mode, ())
@@ -69,7 +63,7 @@ class Resize:
     return cls(mode, load, crop)
 
   def __call__(self, size: Size) -> Size:
-    """Height and width of the resized image, given those of the original."""
+    """Returns the resized image's height and width, given the original's."""
     if self.mode == 'resize_and_crop':
       return self.load
     if self.mode == 'scale_width':
@@ -80,21 +74,21 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-  """Decodes and resizes an image and, if `centre`, crops its centre.
+  """Decodes and resizes an image and, if `center`, crops its center.
 
   Not a closure, since worker processes need it too.
   """
 
   resize: Resize
-  centre: bool
+  center: bool
 
   def __call__(self, data: bytes) -> UInt8[np.ndarray, 'H W 3']:
-    image = images_lib.decode_resized(data, self.resize)
-    return images_lib.crop(image, self.resize.crop) if self.centre else image
+    image = decode.resized(data, self.resize)
+    return decode.crop(image, self.resize.crop) if self.center else image
 
 
-def sizes(records: decoding.AnyRecords, resize: Resize) -> set[Size]:
-  """The sizes that the resized images have; unreadable ones are left out.
+def sizes(images: records.Records, resize: Resize) -> set[Size]:
+  """Returns the sizes of the resized images, without unreadable ones.
 
   Raises:
     UserError: images that don't hold the crop.
@@ -102,29 +96,38 @@ def sizes(records: decoding.AnyRecords, resize: Resize) -> set[Size]:
   if resize.mode == 'resize_and_crop':
     return {resize.load}
   found, wrong = set(), []
-  for row, (size, _) in enumerate(decoding.apply(records, images_lib.size)):
-    if isinstance(size, images_lib.CorruptImage):
+  for row, (size, _) in enumerate(records.apply(images, decode.size)):
+    if isinstance(size, decode.CorruptImage):
       continue
     resized = resize(size)
     found.add(resized)
     if min(np.subtract(resized, resize.crop)) < 0 or (
       resize.mode == 'none' and resized != resize.crop
     ):
-      wrong.append(f'  {records.name(row)} ({show(size)})')
+      wrong.append(f'  {images.name(row)} ({show(size)})')
   if wrong:
-    shown = '\n'.join(wrong[:10] + ['  ...'] * (len(wrong) > 10))
-    what = {
-      'crop': 'smaller than the crop',
-      'scale_width': f'lower than the crop once {resize.load[1]} wide',
-      'none': 'of another size',
-    }[resize.mode]
-    raise errors.UserError(
-      f'{len(wrong)} image(s) are {what}, data.image_size='
-      f'{show(resize.crop)} (height x width), and data.preprocess='
-      f'{resize.mode}:\n{shown}\nChoose another image_size, or '
-      '--config.data.preprocess=resize_and_crop.'
-    )
+    raise errors.UserError(_too_small(wrong, resize))
   return found
+
+
+def show(size: Size) -> str:
+  """Writes HEIGHTxWIDTH, for messages and file names."""
+  return f'{size[0]}x{size[1]}'
+
+
+def _too_small(wrong: list[str], resize: Resize) -> str:
+  shown = '\n'.join(wrong[:10] + ['  ...'] * (len(wrong) > 10))
+  what = {
+    'crop': 'smaller than the crop',
+    'scale_width': f'lower than the crop once {resize.load[1]} wide',
+    'none': 'of another size',
+  }[resize.mode]
+  return (
+    f'{len(wrong)} image(s) are {what}, data.image_size='
+    f'{show(resize.crop)} (height x width), and data.preprocess='
+    f'{resize.mode}:\n{shown}\nChoose another image_size, or '
+    '--config.data.preprocess=resize_and_crop.'
+  )
 
 
 def _size(key: str, value: int | Sequence[int]) -> Size:
@@ -134,8 +137,3 @@ def _size(key: str, value: int | Sequence[int]) -> Size:
       f'data.{key}={value!r}: expected a side in pixels, or (height, width).'
     )
   return sides
-
-
-def show(size: Size) -> str:
-  """HEIGHTxWIDTH, for messages and file names."""
-  return f'{size[0]}x{size[1]}'

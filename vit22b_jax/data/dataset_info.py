@@ -1,9 +1,9 @@
-"""How many images and which classes a data set has, without an image of it.
+"""Counts the images and names the classes of a data set, without an image.
 
-    data = facts.dataset('imagenet2012')              # like sources.load
-    data = facts.domains('cycle_gan/apple2orange')    # like domains.load
+    data = dataset_info.of_classes('imagenet2012')
+    data = dataset_info.of_domains('cycle_gan/apple2orange')
 
-    >>> data = domains('fruit')
+    >>> data = of_domains('fruit')
     >>> len(data.train.a), len(data.val.a), len(data.test.a)
     (360, 40, 64)
 
@@ -20,11 +20,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int
 
 from vit22b_jax import errors
-from vit22b_jax.data import digits, folder, fruit, sources, splits
-from vit22b_jax.data import domains as domains_lib
+from vit22b_jax.data import catalog, records
 
 # Images by split and number of classes, as https://www.tensorflow.org/datasets/
 # catalog/NAME lists them. ImageNet's test part has no labels: left aside.
@@ -45,8 +43,6 @@ KNOWN = {
     2,
   ),
 }
-_FOLDER = 'folder:'
-_VALIDATION = ('validation', 'val', 'valid', 'dev')
 
 
 class Counted:
@@ -59,10 +55,10 @@ class Counted:
     return self._count
 
 
-def dataset(
+def of_classes(
   name: str, *, dir: str = '', val_fraction: float = 0.1
-) -> sources.Dataset:
-  """The sizes and classes that `sources.load` would find.
+) -> catalog.Dataset:
+  """Finds the sizes and classes that `loader.load_classes` would.
 
   Args:
     name: a TFDS set, `folder:PATH` or `digits`.
@@ -73,31 +69,30 @@ def dataset(
   Raises:
     UserError: the set is neither there nor known.
   """
-  if name == 'digits':
-    counts = {split: len(part) for split, part in digits.load(8).items()}
-    class_names = digits.CLASS_NAMES
-  elif name.startswith(_FOLDER):
-    records, class_names = folder.find(name.removeprefix(_FOLDER))
-    counts = {split: len(part) for split, part in records.items()}
+  if catalog.is_embedded(name):
+    found, names, _ = catalog.find_classes(name, dir)
+    counts = {split: len(part) for split, part in found.items()}
   else:
-    counts, class_names = _tfds(name, dir)
+    counts, names = _count_tfds(name, dir)
   if 'train' not in counts:
     raise errors.UserError(
       f'{name!r} has no train split, only {", ".join(counts)}; choose another '
       'data.name.'
     )
   train = counts['train']
-  val = next((counts[s] for s in _VALIDATION if s in counts), None)
+  val = next(
+    (counts[s] for s in records.SPLIT_NAMES['val'] if s in counts), None
+  )
   if val is None:
-    train, val = _held_out(train, val_fraction)
+    train, val = _held_out(name, train, val_fraction)
   test = Counted(counts['test']) if 'test' in counts else None
-  return sources.Dataset(Counted(train), Counted(val), test, class_names)
+  return catalog.Dataset(Counted(train), Counted(val), test, tuple(names))
 
 
-def domains(
+def of_domains(
   name: str, *, dir: str = '', val_fraction: float = 0.1
-) -> domains_lib.Domains:
-  """The sizes and names that `domains.load` would find.
+) -> catalog.Dataset:
+  """Finds the sizes and names that `loader.load_domains` would.
 
   Args:
     name: a TFDS set with splits trainA and trainB, `folder:PATH` or `fruit`.
@@ -107,45 +102,46 @@ def domains(
   Raises:
     UserError: the set is neither there nor known, or has no two domains.
   """
-  if name == 'fruit':
-    counts = {split: len(part) for split, part in fruit.find().items()}
-  elif name.startswith(_FOLDER):
-    records = folder.find_domains(name.removeprefix(_FOLDER))
-    counts = {split: len(part) for split, part in records.items()}
+  if catalog.is_embedded(name):
+    found = catalog.find_domains(name, dir)
+    counts = {split: len(part) for split, part in found.items()}
   else:
-    counts, _ = _tfds(name, dir)
-  missing = [split for split in ('trainA', 'trainB') if split not in counts]
-  if missing:
-    raise errors.UserError(
-      f'{name!r} has no {" and no ".join(missing)}: choose a data.name with '
-      'two domains.'
-    )
+    counts, _ = _count_tfds(name, dir)
+  catalog.validate_domains(name, counts)
   held = [
-    _held_out(counts[s], max(val_fraction, domains_lib.LEAST / counts[s]))
+    _held_out(name, counts[s], max(val_fraction, catalog.LEAST / counts[s]))
     for s in ('trainA', 'trainB')
   ]
   train, val = (
-    domains_lib.Pair(*map(Counted, pair)) for pair in zip(*held, strict=True)
+    catalog.Pair(*map(Counted, pair)) for pair in zip(*held, strict=True)
   )
   test = None
-  if {'testA', 'testB'} <= set(counts):
-    test = domains_lib.Pair(Counted(counts['testA']), Counted(counts['testB']))
-  return domains_lib.Domains(domains_lib.names_of(name), train, val, test)
+  if 'testA' in counts:
+    test = catalog.Pair(Counted(counts['testA']), Counted(counts['testB']))
+  return catalog.Dataset(train, val, test, catalog.domain_names(name))
 
 
-def _held_out(count: int, fraction: float) -> tuple[int, int]:
-  first, second = splits.hold_out(_one_class(count), fraction, seed=0)
-  return len(first), len(second)
+def _held_out(name: str, count: int, fraction: float) -> tuple[int, int]:
+  """Counts both parts; they don't depend on the classes."""
+  parts = catalog.hold_out(name, np.zeros(count, np.int32), fraction, seed=0)
+  return len(parts[0]), len(parts[1])
 
 
-def _one_class(count: int) -> Int[np.ndarray, ' N']:
-  """Labels; how many are held out doesn't depend on the classes."""
-  return np.zeros(count, np.int32)
+def _count_tfds(
+  name: str, data_dir: str
+) -> tuple[Mapping[str, int], list[str]]:
+  """Counts a set's images by TFDS's splits, and names its classes.
 
+  Reads the metadata of a prepared set, or takes what KNOWN says; imports
+  nothing of TFDS, which takes seconds.
 
-def _tfds(name: str, dir: str) -> tuple[Mapping[str, int], tuple[str, ...]]:
-  """Images by split, and class names, of a set as prepared or else as known."""
-  place = _prepared(name, dir)
+  Raises:
+    UserError: the set is neither there nor known.
+  """
+  root = epath.Path(
+    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  ).expanduser()
+  place = _newest(root, name)
   if place is not None:
     info = json.loads((place / 'dataset_info.json').read_text())
     counts = {
@@ -156,7 +152,7 @@ def _tfds(name: str, dir: str) -> tuple[Mapping[str, int], tuple[str, ...]]:
   base = name.partition(':')[0]
   if base not in KNOWN:
     raise errors.UserError(
-      f'the TFDS set {name!r} is not prepared in {_root(dir)}, and its size is '
+      f'the TFDS set {name!r} is not prepared in {root}, and its size is '
       'not known here. Prepare it (a run does so where there is a network), '
       'pass --config.data.dir=FOLDER where it is, or take one of: '
       f'{", ".join(KNOWN)}.{errors.did_you_mean(base, KNOWN)}'
@@ -165,21 +161,14 @@ def _tfds(name: str, dir: str) -> tuple[Mapping[str, int], tuple[str, ...]]:
   return counts, _numbered(classes)
 
 
-def _root(dir: str) -> epath.Path:
-  # TFDS's own default, which takes seconds to import.
-  default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  return epath.Path(dir or default).expanduser()
-
-
-def _prepared(name: str, dir: str) -> epath.Path | None:
-  """The folder of a set's newest version; None when there is none."""
+def _newest(root: epath.Path, name: str) -> epath.Path | None:
+  """Finds the folder of a set's newest version; None when there is none."""
   base, _, version = name.partition(':')
-  folder_ = _root(dir) / base
-  if not folder_.is_dir():
+  if not (root / base).is_dir():
     return None
   found = [
     path
-    for path in folder_.iterdir()
+    for path in (root / base).iterdir()
     if re.fullmatch(r'\d+\.\d+\.\d+', path.name)
     and version in ('', path.name)
     and (path / 'dataset_info.json').exists()
@@ -188,18 +177,18 @@ def _prepared(name: str, dir: str) -> epath.Path | None:
   return max(zip(numbers, found, strict=True))[1] if found else None
 
 
-def _class_names(place: epath.Path) -> tuple[str, ...]:
-  """Of the set's label; () where it has none."""
+def _class_names(place: epath.Path) -> list[str]:
+  """Names the classes of a set's label; [] where it has none."""
   described = json.loads((place / 'features.json').read_text())
   features: dict[str, Any] = described.get('featuresDict', {})
   for key, feature in features.get('features', {}).items():
     if 'classLabel' in feature:
       file = place / f'{key}.labels.txt'
       if file.exists():
-        return tuple(file.read_text().splitlines())
+        return file.read_text().splitlines()
       return _numbered(int(feature['classLabel']['numClasses']))
-  return ()
+  return []
 
 
-def _numbered(count: int) -> tuple[str, ...]:
-  return tuple(f'class {i}' for i in range(count))
+def _numbered(classes: int) -> list[str]:
+  return [f'class {i}' for i in range(classes)]

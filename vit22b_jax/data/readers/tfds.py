@@ -2,11 +2,12 @@
 
 Files are read without TensorFlow (seconds to import, and ten times slower on
 small records): `array_record` ones at random, `tfrecord` ones in order. Images
-stay encoded here: `images.decode` decodes them like any other file.
+stay encoded here: `decode` decodes them like any other file.
 """
 
 import functools
 import itertools
+import os
 import re
 import shlex
 import socket
@@ -22,17 +23,10 @@ from etils import epath
 from jaxtyping import Int32
 
 from vit22b_jax import errors
-from vit22b_jax.data import cache
-
-# Our name of a split -> TFDS's names, the first that exists.
-_SPLITS = {
-  'train': ('train',),
-  'val': ('validation', 'val', 'valid', 'dev'),
-  'test': ('test',),
-}
+from vit22b_jax.data import cache, records
 
 
-class TfdsRecords:
+class TfdsRecords(records.Records):
   """The records of one split; picklable (files open on first use).
 
   Args:
@@ -76,15 +70,15 @@ class TfdsRecords:
     )
 
   def read(self, index: int) -> tuple[bytes, int]:
-    """The image file's bytes and its label; needs random access."""
+    """Returns the image file's bytes and its label; needs random access."""
     return self._parse(self._source[index])
 
   def name(self, index: int) -> str:
-    """The set, the split and the number."""
+    """Names the set, the split and the number."""
     return f'{self.place} {self._split}[{index}]'
 
   def labels(self) -> Int32[np.ndarray, ' N']:
-    """Every label; read from the records once, then cached."""
+    """Returns every label; read from the records once, then cached."""
     name = epath.Path(self.place).parent.name
     path = cache.folder(
       f'{name}-{self._split}-labels', self.place, self.identity()
@@ -98,7 +92,7 @@ class TfdsRecords:
     return found[0]['labels']
 
   def readers(self) -> Iterator[Callable[[], tuple[bytes, int]]]:
-    """What reads each record, in order; to be called from any thread.
+    """Yields what reads each record, in order; callable from any thread.
 
     Raises:
       UserError: the files hold fewer records than they should.
@@ -127,13 +121,23 @@ class TfdsRecords:
       return image, 0
     return image, features[self._label_key].int64_list.value[0]
 
-  def identity(self) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files: changes when the data do."""
+  def identity(self) -> list[Any]:
+    """Returns name, size, times and some content of the files."""
     rows = []
     for path in sorted(epath.Path(self.place).iterdir()):
-      stat = path.stat()
-      rows.append((path.name, stat.length, int(stat.mtime)))
+      if '://' in self.place:
+        stat = path.stat()
+        rows.append([path.name, stat.length, int(stat.mtime)])
+      else:
+        stat = os.stat(path)
+        times = stat.st_mtime_ns, stat.st_ctime_ns
+        rows.append([path.name, stat.st_size, *times, records.sample(path)])
     return rows
+
+  def listing(self) -> list[Any]:
+    """Returns name and version of the set, the split and its length."""
+    place = epath.Path(self.place)
+    return [[place.parent.name, place.name, self._split, len(self)]]
 
 
 def find(
@@ -156,22 +160,22 @@ def find(
   place, info = _prepared(name, data_dir)
   keys = _keys(name, info)
   image_key, label_key = keys
-  records = {}
-  for split, names in _SPLITS.items():
+  found = {}
+  for split, names in records.SPLIT_NAMES.items():
     for tfds_name in names:
-      if tfds_name in info.splits and split not in records:
-        records[split] = _records(place, info, tfds_name, *keys)
-  if 'train' not in records:
+      if tfds_name in info.splits and split not in found:
+        found[split] = _records(place, info, tfds_name, *keys)
+  if 'train' not in found:
     raise errors.UserError(
       f'the TFDS set {name!r} has no train split, only '
       f'{", ".join(info.splits)}; choose another data.name.'
     )
   class_names = tuple(info.features[label_key].names)
-  return records, class_names, info.features[image_key].shape
+  return found, class_names, info.features[image_key].shape
 
 
-def find_unlabelled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
-  """Every split of a set under TFDS's name of it, with no labels (all 0).
+def find_unlabeled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
+  """Opens every split of a set under TFDS's name of it, with labels of 0.
 
   Args:
     name: TFDS's name, as `cycle_gan/monet2photo`.
@@ -191,12 +195,12 @@ def find_unlabelled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
   )
 
 
-def conversion_command(records: TfdsRecords) -> str:
-  """The command that adds array_record files to a set prepared as tfrecord.
+def conversion_command(place: str) -> str:
+  """Writes the command that adds array_record files to tfrecord ones.
 
   TFDS's converter imports Apache Beam even when it doesn't use it.
   """
-  folder = shlex.quote(records.place)
+  folder = shlex.quote(place)
   return (
     'pip install apache-beam && python -m '
     'tensorflow_datasets.scripts.convert_format '
@@ -225,10 +229,10 @@ def _open(folder: str):
 
 
 def _tfrecord(path: epath.Path) -> Iterator[bytes]:
-  """The records of a file: length (uint64), CRC (4 bytes), data, CRC.
+  """Yields the records of a file: length (uint64), CRC (4 bytes), data, CRC.
 
   https://www.tensorflow.org/tutorials/load_data/tfrecord; the checksums aren't
-  looked at, a damaged image shows when it is decoded. A missing or truncated
+  compared, a damaged image shows when it is decoded. A missing or truncated
   file has fewer records.
   """
   if not path.exists():
@@ -249,7 +253,7 @@ def _random_access(info) -> bool:
 
 
 def _prepared(name: str, data_dir: str) -> tuple[str, Any]:
-  """Folder and info of a set; prepares it (downloading) when there is none."""
+  """Finds a set's folder and info; prepares it (downloading) if missing."""
   import tensorflow_datasets as tfds
 
   root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
@@ -263,7 +267,7 @@ def _prepared(name: str, data_dir: str) -> tuple[str, Any]:
     if not builder.is_prepared():
       logging.info('%s is not prepared in %s', name, builder.data_dir)
       builder = tfds.builder(name, **where, file_format='array_record')
-      _check_network(builder)
+      _validate_network(builder)
       builder.download_and_prepare()
     place = str(builder.data_dir)
     # The folder itself knows of formats that were added to it later.
@@ -272,7 +276,7 @@ def _prepared(name: str, data_dir: str) -> tuple[str, Any]:
     raise errors.UserError(_how_to_prepare(name, data_dir, error)) from error
 
 
-def _check_network(builder) -> None:
+def _validate_network(builder) -> None:
   """Raises OSError at once without a network; TFDS would retry for minutes."""
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS or urllib.request.getproxies():
     return
@@ -317,7 +321,7 @@ def _how_to_prepare(name: str, data_dir: str, error: Exception) -> str:
 
 
 def _keys(name: str, info) -> tuple[str, str]:
-  """The features of the image and of its class."""
+  """Names the features of the image and of its class."""
   import tensorflow_datasets as tfds
 
   keys = info.supervised_keys or ('image', 'label')

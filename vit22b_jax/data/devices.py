@@ -1,0 +1,98 @@
+"""Host batches -> the devices of a mesh, some ahead of their use."""
+
+import collections
+import time
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from vit22b_jax.data import pipeline
+
+
+def local_rows(
+  sharding: jax.sharding.Sharding, batch_size: int
+) -> Int[np.ndarray, ' b']:
+  """Returns the rows of a global batch that this process's devices hold.
+
+  Sorted; they need not lie side by side: on a pod a mesh follows the network, not the
+  processes. Where a batch isn't split between two processes (their devices
+  share the `tensor` axis), both make the same rows.
+
+  Args:
+    sharding: of the global batch.
+    batch_size: its images; the devices that share it divide it.
+  """
+  held = np.zeros(batch_size, bool)
+  for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+    held[index] = True
+  return np.flatnonzero(held)
+
+
+def place(
+  batch: pipeline.Batch, sharding: jax.sharding.Sharding
+) -> dict[str, Shaped[Array, 'G ...']]:
+  """Puts this process's batch on the devices, as its part of the global one.
+
+  Args:
+    batch: arrays of this process: the `local_rows` of the global batch.
+    sharding: of the global batch of G images.
+  """
+  return {
+    key: jax.make_array_from_process_local_data(sharding, value)
+    for key, value in batch.items()
+  }
+
+
+class DeviceIterator(grain.DatasetIterator):
+  """Batches on the devices, sent `ahead` batches before they are asked for.
+
+  Its state counts the batches that were yielded, not those sent ahead.
+
+  Args:
+    iterator: host batches; is advanced by this one alone.
+    sharding: of the global batch.
+    ahead: batches on the devices beside the one in use.
+
+  Attributes:
+    seconds_waited: time spent in `next`, in all: waiting for the host's batch
+      and handing it to the devices.
+  """
+
+  def __init__(
+    self,
+    iterator: grain.DatasetIterator,
+    sharding: jax.sharding.Sharding,
+    ahead: int = 2,
+  ):
+    super().__init__(iterator)
+    self._sharding = sharding
+    self._ahead = ahead
+    self._sent = collections.deque()
+    self._state = iterator.get_state()
+    self.seconds_waited = 0.0
+
+  def __next__(self) -> dict[str, Shaped[Array, 'G ...']]:
+    start = time.perf_counter()
+    while len(self._sent) < self._ahead:
+      batch = next(self._parent, None)
+      if batch is None:
+        break
+      placed = place(batch, self._sharding)
+      self._sent.append((placed, self._parent.get_state()))
+    if not self._sent:
+      raise StopIteration
+    batch, self._state = self._sent.popleft()
+    self.seconds_waited += time.perf_counter() - start
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """The position: how many batches have been yielded."""
+    return dict(self._state)
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Continues from a position of `get_state`."""
+    self._sent.clear()
+    self._parent.set_state(state)
+    self._state = dict(state)
