@@ -12,7 +12,7 @@ from absl import flags
 from configs import cifar10_vit22b_ti, common
 from vit22b_jax import cli, commands, errors, rules, tasks
 from vit22b_jax import config as config_lib
-from vit22b_jax.data import domains, resizing, transforms
+from vit22b_jax.data import augment, pipeline, preprocess
 from vit22b_jax.fid import extractor, resize
 from vit22b_jax.models import patchgan, vit
 from vit22b_jax.runtime import sharding
@@ -300,9 +300,9 @@ def test_choices_are_those_that_the_code_knows():
   both = rules.RULES['translation']['optim.schedule'].choices
   for choices, key in (
     (sharding.PRESETS, 'sharding'),
-    (transforms.PRESETS, 'data.augment'),
-    (domains.PAIRINGS, 'data.pairing'),
-    (resizing.MODES, 'data.preprocess'),
+    (augment.PRESETS, 'data.augment'),
+    (pipeline.PAIRINGS, 'data.pairing'),
+    (preprocess.MODES, 'data.preprocess'),
     (losses.KINDS, 'loss.kind'),
     (vit.PRESETS, 'model.block'),
     (vit.VARIANTS, 'model.variant'),

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from configs import common
 from vit22b_jax import commands, rules, train
-from vit22b_jax.data import sources, splits
+from vit22b_jax.data import catalog, loader, splits
 from vit22b_jax.models import heads, vit
 from vit22b_jax.runtime import sharding
 from vit22b_jax.training import optim
@@ -55,7 +55,7 @@ def stand_in(config, count=16):
     for _ in ('train', 'val', 'test')
   ]
   names = tuple(f'class {i}' for i in range(num_classes(config)))
-  return sources.Dataset(*parts, class_names=names)
+  return catalog.Dataset(*parts, names=names)
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ def run(monkeypatch, tmp_path):
   """Trains a config on its stand-in and gives the workdir."""
 
   def run_(config):
-    monkeypatch.setattr(sources, 'load', lambda *_, **__: stand_in(config))
+    monkeypatch.setattr(
+      loader, 'load_classes', lambda *_, **__: stand_in(config)
+    )
     split = config.sharding != 'data'
     devices = jax.devices() if split else jax.devices()[:1]
     mesh = sharding.make_mesh(config.sharding, devices=devices)

@@ -52,9 +52,7 @@ def _without_speed(rows):
 def _final_state(folder):
   config = api.read_config(folder)
   data = classification.Classification.load_data(config)
-  task = classification.Classification(
-    config, _one_device(), data.class_names, data
-  )
+  task = classification.Classification(config, _one_device(), data.names, data)
   manager = checkpoint.Manager(folder, scores={}, read_only=True)
   found = manager.restore(vars(task.abstract_state))
   manager.close()
@@ -239,7 +237,7 @@ def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
   config = _config()
   data = classification.Classification.load_data(config)
   batches = classification.Classification(
-    config, _one_device(), data.class_names, data
+    config, _one_device(), data.names, data
   ).train_iterator()
   first = [int(next(batches)['label'][0]) for _ in range(4)]
   batches.close()

@@ -17,7 +17,7 @@ from configs import common
 from tests import test_configs
 from tests.tasks import test_translation
 from vit22b_jax import commands, rules, train
-from vit22b_jax.data import domains, splits
+from vit22b_jax.data import catalog, loader, splits
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import translation
 from vit22b_jax.training import optim
@@ -155,14 +155,14 @@ def stand_in(config):
       images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
       return splits.ArraySplit(images)
 
-    return domains.Pair(split(), split())
+    return catalog.Pair(split(), split())
 
   data = config.data
-  return domains.Domains(
-    ('day', 'night'),
+  return catalog.Dataset(
     pair(5, data.load_size),
     pair(3, data.image_size),
     pair(4, data.image_size),
+    ('day', 'night'),
   )
 
 
@@ -174,8 +174,8 @@ def test_a_run_writes_its_files_and_reads_every_key(monkeypatch, tmp_path):
   config = test_configs.recorded(values, reads)
   loaded = stand_in(config)
   reads.clear()  # what counts is what the package asks for
-  load_like = mock.create_autospec(domains.load, return_value=loaded)
-  monkeypatch.setattr(domains, 'load', load_like)
+  load_like = mock.create_autospec(loader.load_domains, return_value=loaded)
+  monkeypatch.setattr(loader, 'load_domains', load_like)
   translation.Translation.check(config)
   # Smaller ones than a config can ask for, which compile fast.
   networks = test_translation.small_networks

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from configs import common
-from vit22b_jax.data import sources, splits
+from vit22b_jax.data import catalog, splits
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
 
@@ -36,7 +36,7 @@ def training_step(
   names = tuple('0123456789')
   mesh = sharding.make_mesh()
   task = classification.Classification(
-    config, mesh, names, sources.Dataset(split, split, split, names)
+    config, mesh, names, catalog.Dataset(split, split, split, names)
   )
   state = task.init()
   batch = jax.device_put(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from configs import common
-from vit22b_jax.data import domains, splits
+from vit22b_jax.data import catalog, splits
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import translation
 
@@ -31,10 +31,10 @@ def training_step(
   shape = (batch_size, image_size, image_size, 3)
   images = {domain: rng.integers(0, 256, shape, np.uint8) for domain in 'ab'}
   labels = np.zeros(batch_size, np.int32)
-  pair = domains.Pair(*(splits.ArraySplit(i, labels) for i in images.values()))
+  pair = catalog.Pair(*(splits.ArraySplit(i, labels) for i in images.values()))
   mesh = sharding.make_mesh()
   task = translation.Translation(
-    config, mesh, ['a', 'b'], domains.Domains(('a', 'b'), pair, pair, pair)
+    config, mesh, ['a', 'b'], catalog.Dataset(pair, pair, pair, ('a', 'b'))
   )
   state = task.init()
   batch = jax.device_put(images, sharding.batch(mesh))

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 
 from configs import common  # noqa: E402
 from vit22b_jax import train  # noqa: E402
-from vit22b_jax.data import sources, splits  # noqa: E402
+from vit22b_jax.data import catalog, splits  # noqa: E402
 from vit22b_jax.runtime import preemption, sharding, workdir  # noqa: E402
 from vit22b_jax.tasks import classification  # noqa: E402
 from vit22b_jax.training import gradients  # noqa: E402
@@ -83,7 +83,7 @@ def make_task(kind, variant: str, patch: int) -> classification.Classification:
     config,
     sharding.make_mesh(),
     names,
-    sources.Dataset(split, split, split, names),
+    catalog.Dataset(split, split, split, names),
   )
 
 

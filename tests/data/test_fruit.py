@@ -5,7 +5,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from vit22b_jax.data import domains, fruit
+from vit22b_jax.data import loader
+from vit22b_jax.data.readers import fruit
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +73,7 @@ def test_oranges_are_rougher_than_apples(pictures):
 def test_the_set(monkeypatch, tmp_path):
   monkeypatch.setenv('VIT22B_JAX_CACHE', str(tmp_path))
   monkeypatch.setattr(fruit, 'COUNTS', {'train': 30, 'test': 4})
-  data = domains.load('fruit', image_size=64, load_size=70)
+  data = loader.load_domains('fruit', image_size=64, load_size=70)
   assert data.names == ('apple', 'orange')
   assert (len(data.train.a), len(data.val.a), len(data.test.a)) == (27, 3, 4)
   assert data.train.b[0]['image'].shape == (70, 70, 3)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.helpers import data_fixtures
 from vit22b_jax import errors
-from vit22b_jax.data import pipeline, sources, splits
+from vit22b_jax.data import devices, loader, pipeline, splits
 
 
 def _numbered(count):
@@ -39,8 +39,8 @@ def lazy(tmp_path_factory):
   options = {'image_size': 8}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('VIT22B_JAX_CACHE', str(root / 'cache'))
-    memory = sources.load(f'folder:{root}', **options)
-    lazy = sources.load(f'folder:{root}', **options, cache_max_gb=0)
+    memory = loader.load_classes(f'folder:{root}', **options)
+    lazy = loader.load_classes(f'folder:{root}', **options, cache_max_gb=0)
   assert isinstance(lazy.train, splits.LazySplit)
   return lazy.train, memory.train
 
@@ -99,10 +99,10 @@ def test_local_rows_are_what_local_devices_hold():
       assert shape == (12,)
       return dict(enumerate((slice(*x),) for x in self._slices))
 
-  found = pipeline.local_rows(Local((9, 12), (3, 6), (9, 12)), 12)
+  found = devices.local_rows(Local((9, 12), (3, 6), (9, 12)), 12)
   np.testing.assert_array_equal(found, [3, 4, 5, 9, 10, 11])
   np.testing.assert_array_equal(
-    pipeline.local_rows(_sharding(), 16), np.arange(16)
+    devices.local_rows(_sharding(), 16), np.arange(16)
   )
 
 
@@ -161,7 +161,7 @@ def _on_devices(count=80, batch_size=16):
   host = pipeline.train_iterator(
     _numbered(count), batch_size=batch_size, seed=5
   )
-  return pipeline.DeviceIterator(host, _sharding())
+  return devices.DeviceIterator(host, _sharding())
 
 
 def test_batches_on_devices_are_the_host_s_in_order():
@@ -269,7 +269,7 @@ def test_batches_of_evaluation_on_devices_end():
   host = pipeline.eval_batches(_numbered(19), batch_size=8)
   masks = [
     np.asarray(batch['mask'])
-    for batch in pipeline.DeviceIterator(host, _sharding())
+    for batch in devices.DeviceIterator(host, _sharding())
   ]
   assert np.concatenate(masks).tolist() == [1.0] * 19 + [0.0] * 5
 
@@ -284,8 +284,8 @@ def corrupt(tmp_path):
     root = data_fixtures.make_folder(tmp_path / 'data', counts=counts)
     (root / 'train' / 'bird' / '000.png').write_bytes(b'not an image')
     (root / 'train' / 'dog' / '001.png').unlink()
-    (root / 'train' / 'dog' / '001.png').mkdir()
-    data = sources.load(
+    (root / 'train' / 'dog' / '001.png').symlink_to('nowhere')
+    data = loader.load_classes(
       f'folder:{root}', image_size=8, cache_max_gb=0, max_corrupt=max_corrupt
     )
     return data.train
@@ -321,7 +321,7 @@ def test_corrupt_images_of_all_splits_are_counted_together(tmp_path):
   root = data_fixtures.make_folder(tmp_path / 'data', counts=counts)
   for split in counts:
     (root / split / 'bird' / '001.png').write_bytes(b'')
-  data = sources.load(
+  data = loader.load_classes(
     f'folder:{root}', image_size=8, cache_max_gb=0, max_corrupt=2
   )
   for split in (data.train, data.val):

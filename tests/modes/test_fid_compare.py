@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from configs import fid as config_file
 from tests.helpers import data_fixtures
 from vit22b_jax import errors, fid
-from vit22b_jax.data import images as images_lib
+from vit22b_jax.data.readers import walk
 from vit22b_jax.fid import extractor, sources, weights
 from vit22b_jax.modes import fid as fid_mode
 
@@ -76,9 +77,9 @@ def test_two_folders(folder, tmp_path, capsys):
   features = fid.Extractor(fid.Settings('random:0', 64))
   statistics = [
     features.statistics(
-      [{'image': [np.asarray(Image.open(f)) for f in images_lib.find(path)]}]
+      [{'image': [np.asarray(Image.open(f)) for f in walk.find_images(path)]}]
     )
-    for path in map(images_lib.epath.Path, (a, b))
+    for path in map(epath.Path, (a, b))
   ]
   expected = fid.distances(*statistics)
   assert result['fid'] == pytest.approx(expected['fid'], rel=1e-4)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import digits_vit22b_ti
 from vit22b_jax import errors
-from vit22b_jax.data import facts, sources, splits
+from vit22b_jax.data import catalog, dataset_info, splits
 from vit22b_jax.models import stacking
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
@@ -30,7 +30,7 @@ def data():
     return splits.ArraySplit(images, np.arange(count) % 7)
 
   names = tuple('abcdefg')
-  return sources.Dataset(split(48), split(23), split(13), names)
+  return catalog.Dataset(split(48), split(23), split(13), names)
 
 
 def _task(data, mesh=None, **overrides):
@@ -41,7 +41,7 @@ def _task(data, mesh=None, **overrides):
   config.optim.ema = 0.0
   config.update_from_flattened_dict(overrides)
   mesh = mesh or _mesh()
-  return classification.Classification(config, mesh, data.class_names, data)
+  return classification.Classification(config, mesh, data.names, data)
 
 
 def _steps(task, count, state=None):
@@ -252,8 +252,10 @@ def test_what_is_planned_is_what_trains(data):
     assert planned.sharding == batch[name].sharding
   with sharding.use(task.mesh):
     step = task.train_step.__wrapped__.lower(task.abstract_state, batch)
-  parts = (facts.Counted(len(x)) for x in (data.train, data.val, data.test))
-  sizes = sources.Dataset(*parts, class_names=data.class_names)
+  parts = (
+    dataset_info.Counted(len(x)) for x in (data.train, data.val, data.test)
+  )
+  sizes = catalog.Dataset(*parts, names=data.names)
   planned = _task(sizes, task.mesh)
   assert planned.lower_step().as_text() == step.as_text()
 

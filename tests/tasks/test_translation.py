@@ -12,7 +12,7 @@ import pytest
 from configs import common
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors
-from vit22b_jax.data import domains, splits
+from vit22b_jax.data import catalog, splits
 from vit22b_jax.models import convolutions, patchgan
 from vit22b_jax.runtime import checkpoint, sharding
 from vit22b_jax.tasks import cyclegan, quality, translation
@@ -78,12 +78,12 @@ def data():
 
   def pair(a, b):
     # Domain a is dark, b bright.
-    return domains.Pair(
+    return catalog.Pair(
       splits.ArraySplit(rng.integers(0, 128, (a, SIZE, SIZE, 3), np.uint8)),
       splits.ArraySplit(rng.integers(128, 256, (b, SIZE, SIZE, 3), np.uint8)),
     )
 
-  return domains.Domains(('dark', 'bright'), pair(17, 13), pair(3, 5), None)
+  return catalog.Dataset(pair(17, 13), pair(3, 5), None, ('dark', 'bright'))
 
 
 @pytest.fixture(scope='module')

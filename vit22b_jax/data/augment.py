@@ -1,4 +1,4 @@
-"""Augmentation and normalisation on the device: pure functions for jit.
+"""Augmentation and normalization on the device: pure functions for jit.
 
 Every image has its own key, so a batch's augmentation is a function of
 (key, position in the batch) and doesn't depend on how it is sharded.
@@ -8,7 +8,7 @@ Every image has its own key, so a batch's augmentation is a function of
     [[[-1.0, 1.0]]]
     >>> to_uint8(to_signed(image)).tolist()
     [[[0, 128, 255]]]
-    >>> normalise(image, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).max().item()
+    >>> normalize(image, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).max().item()
     1.0
 """
 
@@ -18,7 +18,6 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from vit22b_jax import errors
 from vit22b_jax.data import randaugment
 
 PRESETS = ('none', 'paper', 'crop', 'standard', 'randaugment')
@@ -26,7 +25,7 @@ PRESETS = ('none', 'paper', 'crop', 'standard', 'randaugment')
 _PAPER_FLIP = 0.33  # "RandomHorizontalFlip(0.33), RandomVerticalFlip(0.33)"
 
 
-def augment(
+def apply(
   key: PRNGKeyArray, images: UInt8[Array, 'B H W C'], preset: str
 ) -> UInt8[Array, 'B H W C']:
   """Augments a batch at random.
@@ -42,16 +41,9 @@ def augment(
     key: one key for the batch.
     images: values in [0, 255].
     preset: one of PRESETS.
-
-  Raises:
-    UserError: an unknown preset.
   """
   if preset == 'none':
     return images
-  if preset not in PRESETS:
-    raise errors.UserError(
-      f'data.augment={preset!r}: expected one of {", ".join(PRESETS)}.'
-    )
   one = {
     'paper': _paper,
     'crop': _crop,
@@ -61,7 +53,7 @@ def augment(
   return jax.vmap(one)(jax.random.split(key, len(images)), images)
 
 
-def normalise(
+def normalize(
   images: UInt8[Array, 'B H W C'], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, 'B H W C']:
   """(images / 255 - mean) / std in float32; mean and std for each channel."""

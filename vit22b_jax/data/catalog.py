@@ -117,14 +117,23 @@ def domain_names(name: str) -> tuple[str, str]:
 
 
 def hold_out(
-  name: str, labels: Int[np.ndarray, ' N'], fraction: float, seed: int
+  name: str,
+  labels: Int[np.ndarray, ' N'],
+  fraction: float,
+  seed: int,
+  least: int = 1,
 ) -> tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' m']]:
-  """Splits off a validation part as `splits.hold_out` does.
+  """Splits off a validation part, of `least` images, as `splits.hold_out` does.
 
   Raises:
-    UserError: it would be empty.
+    UserError: it would be empty, or the fraction is none.
   """
-  first, second = splits.hold_out(labels, fraction, seed)
+  if not 0 < fraction < 1:
+    raise errors.UserError(
+      f'data.val_fraction={fraction}: expected a share between 0 and 1.'
+    )
+  share = max(fraction, least / len(labels)) if least > 1 else fraction
+  first, second = splits.hold_out(labels, share, seed)
   if not len(second):
     raise errors.UserError(
       f'{name} has one image in each class, so that none can be held out for '

@@ -109,7 +109,7 @@ def of_domains(
     counts, _ = _count_tfds(name, dir)
   catalog.validate_domains(name, counts)
   held = [
-    _held_out(name, counts[s], max(val_fraction, catalog.LEAST / counts[s]))
+    _held_out(name, counts[s], val_fraction, catalog.LEAST)
     for s in ('trainA', 'trainB')
   ]
   train, val = (
@@ -121,9 +121,11 @@ def of_domains(
   return catalog.Dataset(train, val, test, catalog.domain_names(name))
 
 
-def _held_out(name: str, count: int, fraction: float) -> tuple[int, int]:
+def _held_out(
+  name: str, count: int, fraction: float, least: int = 1
+) -> tuple[int, int]:
   """Counts both parts; they don't depend on the classes."""
-  parts = catalog.hold_out(name, np.zeros(count, np.int32), fraction, seed=0)
+  parts = catalog.hold_out(name, np.zeros(count), fraction, 0, least)
   return len(parts[0]), len(parts[1])
 
 

@@ -160,8 +160,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
   except MemoryError:
     raise
   except PIL.UnidentifiedImageError as error:  # It names an address in memory.
-    reason = 'no image format that is read here' if data else 'nothing to read'
-    raise CorruptImage(reason) from error
+    raise CorruptImage(
+      'no image, or of a format that is not decoded' if data else 'empty'
+    ) from error
   except Exception as error:  # Pillow's plugins raise whatever they like.
     raise CorruptImage(f'{type(error).__name__}: {error}') from error
 

@@ -16,9 +16,9 @@ def local_rows(
 ) -> Int[np.ndarray, ' b']:
   """Returns the rows of a global batch that this process's devices hold.
 
-  Sorted; they need not lie side by side: on a pod a mesh follows the network, not the
-  processes. Where a batch isn't split between two processes (their devices
-  share the `tensor` axis), both make the same rows.
+  Sorted; they need not lie side by side: on a pod a mesh follows the network,
+  not the processes. Where a batch isn't split between two processes (their
+  devices share the `tensor` axis), both make the same rows.
 
   Args:
     sharding: of the global batch.

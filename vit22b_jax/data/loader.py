@@ -119,10 +119,7 @@ def load_domains(
   found = catalog.find_domains(name, dir)
   held = {
     split: catalog.hold_out(
-      name,
-      np.zeros(len(part)),
-      max(val_fraction, catalog.LEAST / len(part)),
-      seed,
+      name, np.zeros(len(part)), val_fraction, seed, catalog.LEAST
     )
     for split, part in found.items()
     if split.startswith('train')

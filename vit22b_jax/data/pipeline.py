@@ -16,7 +16,7 @@ import threading
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import catalog, splits
@@ -53,7 +53,7 @@ def steps_per_epoch(split: splits.Split, batch_size: int) -> int:
 
 
 class BatchIterator(grain.DatasetIterator):
-  """Yields batches of a split from a position on; Grain's checkpoint handlers take it.
+  """Yields batches of a split; Grain's checkpoint handlers take it.
 
   The state is {'next_index': number of batches yielded}: it doesn't depend on
   workers, threads or how far they have read ahead.
@@ -188,8 +188,8 @@ def train_iterator(
     batch_size: images of a step, over all processes.
     seed: of the order.
     workers: processes that decode a lazy split; 0 uses threads.
-    rows: those of each batch that this process makes (`devices.local_rows`); all by
-      default.
+    rows: those of each batch that this process makes (`devices.local_rows`);
+      all by default.
 
   Raises:
     UserError: the split is smaller than one batch.
@@ -228,8 +228,8 @@ def eval_batches(
     split: records to evaluate.
     batch_size: images of a batch over all processes, padding included.
     workers: processes that decode a lazy split; 0 uses threads.
-    rows: those of each batch that this process makes (`devices.local_rows`); all by
-      default.
+    rows: those of each batch that this process makes (`devices.local_rows`);
+      all by default.
 
   Returns:
     Batches with a 'mask': 1 for an image, 0 for padding and for what can't be

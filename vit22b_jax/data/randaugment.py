@@ -42,7 +42,7 @@ def operate(
   level: Float[Array, ''],
   image: UInt8[Array, 'H W 3'],
 ) -> UInt8[Array, 'H W 3']:
-  """One operation.
+  """Applies one operation.
 
   Args:
     operation: index into OPERATIONS.
@@ -63,9 +63,9 @@ def _geometric(
   level: Float[Array, ''],
   image: UInt8[Array, 'H W 3'],
 ) -> UInt8[Array, 'H W 3']:
-  """Rotation to 30 degrees, shear to 0.3, translation to 0.45 of the side.
+  """Rotates up to 30 degrees, shears to 0.3, moves by 0.45 of the side.
 
-  Nearest neighbour about the centre, mid-grey outside.
+  Nearest neighbor about the center, mid-gray outside.
   """
   height, width, _ = image.shape
   angle = _is(operation, 'rotate') * level * jnp.deg2rad(30.0)
@@ -89,15 +89,15 @@ def _blend(
   level: Float[Array, ''],
   image: UInt8[Array, 'H W 3'],
 ) -> UInt8[Array, 'H W 3']:
-  """degenerate + (1 + 0.9 level) (image - degenerate), as PIL.ImageEnhance."""
+  """Computes degenerate + (1 + 0.9 level) (image - degenerate), as Pillow."""
   values = image.astype(jnp.float32)
   # Pillow's integer luma (ITU-R 601-2).
   weights = jnp.array([19595, 38470, 7471])
-  grey = ((image.astype(jnp.int32) @ weights + 0x8000) >> 16)[..., None]
-  grey = grey.astype(jnp.float32)
+  gray = ((image.astype(jnp.int32) @ weights + 0x8000) >> 16)[..., None]
+  gray = gray.astype(jnp.float32)
   degenerate = (
-    _is(operation, 'contrast') * jnp.floor(grey.mean() + 0.5)
-    + _is(operation, 'color') * grey
+    _is(operation, 'contrast') * jnp.floor(gray.mean() + 0.5)
+    + _is(operation, 'color') * gray
     + _is(operation, 'sharpness') * _smooth(values)
   )
   blends = sum(
@@ -110,7 +110,7 @@ def _blend(
 
 
 def _smooth(values: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
-  """PIL.ImageFilter.SMOOTH: 3x3, centre 5 of 13; the border stays."""
+  """Applies PIL.ImageFilter.SMOOTH: 3x3, center 5 of 13; the border stays."""
   height, width, _ = values.shape
   inner = sum(
     values[dy : height - 2 + dy, dx : width - 2 + dx]
@@ -126,14 +126,14 @@ def _table(
   level: Float[Array, ''],
   image: UInt8[Array, 'H W 3'],
 ) -> UInt8[Array, 'H W 3']:
-  """Posterise (8 to 4 bits), solarise, autocontrast, equalise: look-ups."""
+  """Posterizes (8 to 4 bits), solarizes, stretches or equalizes: look-ups."""
   values = jnp.arange(256)
   bits = 8 - jnp.rint(4 * level).astype(jnp.int32)
   posterize = values & ~((1 << (8 - bits)) - 1)
   solarize = jnp.where(values < 256 * (1 - level), values, 255 - values)
 
   def lookup(channel: UInt8[Array, 'H W']) -> UInt8[Array, 'H W']:
-    """One channel through its own table."""
+    """Maps one channel through its own table."""
     counts = jnp.bincount(channel.ravel(), length=256)
     table = jnp.select(
       [_is(operation, name) > 0 for name in
@@ -147,7 +147,7 @@ def _table(
 
 
 def _autocontrast(counts: Int[Array, '256']) -> Int[Array, '256']:
-  """PIL.ImageOps.autocontrast's table: stretches to [0, 255]."""
+  """Returns PIL.ImageOps.autocontrast's table: stretches to [0, 255]."""
   values = jnp.arange(256)
   low = jnp.argmax(counts > 0)
   high = 255 - jnp.argmax(counts[::-1] > 0)
@@ -157,7 +157,7 @@ def _autocontrast(counts: Int[Array, '256']) -> Int[Array, '256']:
 
 
 def _equalize(counts: Int[Array, '256']) -> Int[Array, '256']:
-  """PIL.ImageOps.equalize's table: a flat histogram."""
+  """Returns PIL.ImageOps.equalize's table: a flat histogram."""
   values = jnp.arange(256)
   last = 255 - jnp.argmax(counts[::-1] > 0)
   step = (counts.sum() - counts[last]) // 255

@@ -20,8 +20,8 @@ from etils import epath
 from jaxtyping import UInt8
 
 from vit22b_jax import errors
-from vit22b_jax.data import folder, tfds_source
-from vit22b_jax.data import images as images_lib
+from vit22b_jax.data import decode, records
+from vit22b_jax.data.readers import folders, tfds
 from vit22b_jax.fid import extractor
 
 FORMS = (
@@ -33,7 +33,6 @@ FORMS = (
 DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
 
 Batches = Iterator[extractor.Batch]
-Records = folder.FolderRecords | tfds_source.TfdsRecords
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +80,17 @@ def find(
       f'{spec!r} is the folder of a run: name the generator as well, '
       f'{spec}:a2b or {spec}:b2a.'
     )
-  files = [(str(f.relative_to(path)), 0) for f in images_lib.find(path)]
-  if not files:
+  found = folders.find_unlabeled(str(path))
+  if not len(found):
     raise errors.UserError(f'there is no image in the folder {spec!r}.')
-  return _of_records(spec, folder.FolderRecords(str(path), files), '')
+  return _of_records(spec, found, '')
 
 
-def _tfds(spec: str, dir: str) -> tfds_source.TfdsRecords:
+def _tfds(spec: str, dir: str) -> records.Records:
   name, _, split = spec.removeprefix('tfds:').rpartition(':')
   if not name:
     raise errors.UserError(f"{spec!r}: expected 'tfds:NAME:SPLIT'.")
-  found = tfds_source.find_unlabelled(name, dir)
+  found = tfds.find_unlabeled(name, dir)
   if split not in found:
     raise errors.UserError(
       f'the TFDS set {name!r} has no split {split!r}, only {", ".join(found)}.'
@@ -99,30 +98,30 @@ def _tfds(spec: str, dir: str) -> tfds_source.TfdsRecords:
   return found[split]
 
 
-def _of_records(name: str, records: Records, split: str) -> Source:
+def _of_records(name: str, images: records.Records, split: str) -> Source:
   return Source(
     name,
-    functools.partial(_batches, records),
-    f'{records.place}:{split}',
-    records.identity(),
+    functools.partial(_batches, images),
+    f'{images.place}:{split}',
+    images.identity(),
   )
 
 
-def _batches(records: Records, size: int) -> Batches:
+def _batches(images: records.Records, size: int) -> Batches:
   """Lists of decoded images, a batch ahead; each process's share of them.
 
   Every process gets as many batches, and images of all kinds to pad with.
   """
   process, count = jax.process_index(), jax.process_count()
   share = size // count
-  numbered = enumerate(records.readers())
+  numbered = enumerate(images.readers())
   mine = itertools.islice(numbered, process, None, count)
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    decode = functools.partial(_decode, records)
+    decoder = functools.partial(_decode, images)
     ahead = None
-    for _ in range(-(-len(records) // size) + 1):
+    for _ in range(-(-len(images) // size) + 1):
       chunk = list(itertools.islice(mine, share))
-      done, ahead = ahead, pool.map(decode, chunk)
+      done, ahead = ahead, pool.map(decoder, chunk)
       if done is not None:
         yield _padded(list(done), share)
 
@@ -137,13 +136,13 @@ def _padded(
 
 
 def _decode(
-  records: Records, numbered: tuple[int, Callable[[], tuple[bytes, int]]]
+  images: records.Records, numbered: tuple[int, Callable[[], tuple[bytes, int]]]
 ) -> UInt8[np.ndarray, 'H W 3']:
   index, read = numbered
   try:
-    return images_lib.decode_resized(read()[0], lambda size: size)
-  except images_lib.CorruptImage as error:
+    return decode.resized(read()[0])
+  except decode.CorruptImage as error:
     raise errors.UserError(
-      f'{records.name(index)} could not be read ({error}): mend or delete it, '
+      f'{images.name(index)} could not be read ({error}): mend or delete it, '
       'since a distance depends on every image.'
     ) from None

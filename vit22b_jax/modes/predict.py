@@ -13,8 +13,8 @@ import numpy as np
 from etils import epath
 
 from vit22b_jax import errors
-from vit22b_jax.data import images as images_lib
-from vit22b_jax.data import pipeline
+from vit22b_jax.data import decode, devices
+from vit22b_jax.data.readers import walk
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
 
@@ -79,12 +79,12 @@ def _batches(
   def placed():
     batch = np.zeros((size, side, side, 3), np.uint8)
     batch[: len(images)] = images
-    return pipeline.place({'image': batch}, sharding.batch(task.mesh))['image']
+    return devices.place({'image': batch}, sharding.batch(task.mesh))['image']
 
-  for path in images_lib.find(folder):
+  for path in walk.find_images(folder):
     try:
-      images.append(images_lib.decode(path.read_bytes(), side))
-    except (OSError, images_lib.CorruptImage):
+      images.append(decode.square(path.read_bytes(), side))
+    except (OSError, decode.CorruptImage):
       unreadable.append(str(path.relative_to(folder)))
       continue
     files.append(str(path.relative_to(folder)))

@@ -21,7 +21,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vit22b_jax import errors
-from vit22b_jax.data import images as images_lib
+from vit22b_jax.data import decode
+from vit22b_jax.data.readers import walk
 from vit22b_jax.fid import sources
 from vit22b_jax.models import generators
 from vit22b_jax.report import samples, templates
@@ -147,7 +148,7 @@ def _output_names(source: epath.Path, target: epath.Path) -> dict[str, str]:
   """A PNG's name for each image file; x.jpg beside x.png becomes x.jpg.png."""
   inputs = [
     str(path.relative_to(source))
-    for path in images_lib.find(source)
+    for path in walk.find_images(source)
     if target not in path.parents
   ]
   plain = [str(epath.Path(name).with_suffix('.png')) for name in inputs]
@@ -164,8 +165,8 @@ def _read(
   for name in names:
     try:
       data = (source / name).read_bytes()
-      image = images_lib.decode_resized(data, lambda size: size)
-    except (OSError, images_lib.CorruptImage):
+      image = decode.resized(data)
+    except (OSError, decode.CorruptImage):
       unreadable.append(name)
       continue
     yield name, image

@@ -107,7 +107,7 @@ def estimate(config: Any, topology: topologies.Topology) -> Estimate:
 
 def _step(config, mesh, data) -> tuple[_Step, int]:
   """The step's sizes, and the bytes of the optimiser's state on a device."""
-  model = classification.build_model(config, len(data.class_names))
+  model = classification.build_model(config, len(data.names))
   side = config.data.image_size
   images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   boxed = jax.eval_shape(model.init, jax.random.key(0), images)['params']

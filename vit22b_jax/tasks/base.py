@@ -18,7 +18,7 @@ from flax.training import dynamic_scale
 from jaxtyping import Array, Float, Int, UInt32
 
 from vit22b_jax import durations
-from vit22b_jax.data import pipeline
+from vit22b_jax.data import devices
 from vit22b_jax.runtime import console, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.training import diagnostics
@@ -255,7 +255,7 @@ class Task(abc.ABC):
     """Names of the entries of the vector that `train_step` returns."""
 
   @abc.abstractmethod
-  def train_iterator(self) -> pipeline.DeviceIterator:
+  def train_iterator(self) -> devices.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
 
   @functools.cached_property

@@ -21,7 +21,14 @@ from etils import epath
 from jaxtyping import Array, Float
 
 from vit22b_jax import errors
-from vit22b_jax.data import facts, pipeline, sources, splits
+from vit22b_jax.data import (
+  catalog,
+  dataset_info,
+  devices,
+  loader,
+  pipeline,
+  splits,
+)
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import flops, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
@@ -82,7 +89,7 @@ class Classification(base.Task):
     config: Any,
     mesh: jax.sharding.Mesh,
     names: list[str],
-    data: sources.Dataset | None = None,
+    data: catalog.Dataset | None = None,
   ):
     super().__init__(config, mesh, names, data)
     self.model = build_model(config, len(names))
@@ -144,10 +151,10 @@ class Classification(base.Task):
     return config.batch_size // config.optim.accumulate
 
   @staticmethod
-  def load_data(config: Any) -> sources.Dataset:
+  def load_data(config: Any) -> catalog.Dataset:
     """The data set that the config's `data` section names."""
     data = config.data
-    return sources.load(
+    return loader.load_classes(
       data.name,
       dir=data.dir,
       image_size=data.image_size,
@@ -158,17 +165,17 @@ class Classification(base.Task):
     )
 
   @staticmethod
-  def facts(config: Any) -> sources.Dataset:
+  def facts(config: Any) -> catalog.Dataset:
     """Sizes and classes of that data set, without an image."""
     data = config.data
-    return facts.dataset(
+    return dataset_info.of_classes(
       data.name, dir=data.dir, val_fraction=data.val_fraction
     )
 
   @staticmethod
-  def names_of(data: sources.Dataset) -> list[str]:
+  def names_of(data: catalog.Dataset) -> list[str]:
     """The classes, in label order."""
-    return list(data.class_names)
+    return list(data.names)
 
   @functools.cached_property
   def steps_per_epoch(self) -> int:
@@ -297,16 +304,16 @@ class Classification(base.Task):
       *diagnostics.VERDICT,
     ]
 
-  def train_iterator(self) -> pipeline.DeviceIterator:
+  def train_iterator(self) -> devices.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
     placed = sharding.batch(self.mesh)
-    return pipeline.DeviceIterator(
+    return devices.DeviceIterator(
       pipeline.train_iterator(
         self.data.train,
         batch_size=self.config.batch_size,
         seed=self.config.seed,
         workers=self.config.data.workers,
-        rows=pipeline.local_rows(placed, self.config.batch_size),
+        rows=devices.local_rows(placed, self.config.batch_size),
       ),
       placed,
     )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from vit22b_jax.data import transforms
+from vit22b_jax.data import augment
 from vit22b_jax.models import vit
 from vit22b_jax.training import diagnostics, gradients, losses
 
@@ -39,8 +39,8 @@ class Objective:
     """Images as the model takes them; augmented if there is a key."""
     data = self.config.data
     if key is not None:
-      images = transforms.augment(key, images, data.augment)
-    return transforms.normalise(images, data.mean, data.std)
+      images = augment.apply(key, images, data.augment)
+    return augment.normalize(images, data.mean, data.std)
 
   def logits(
     self, variables: dict[str, Any], images: UInt8[Array, 'B H W 3']

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from vit22b_jax import fid
-from vit22b_jax.data import domains, splits
+from vit22b_jax.data import catalog, splits
 from vit22b_jax.fid import cached, distance, sources
 
 _MEASURES = ('fid', 'kid', 'kid_stderr')
@@ -60,7 +60,7 @@ class Quality:
     self._mesh = mesh
     self._batches = batches
     self._translated = translated
-    self._known: dict[int, tuple[domains.Pair, dict[str, fid.Statistics]]] = {}
+    self._known: dict[int, tuple[catalog.Pair, dict[str, fid.Statistics]]] = {}
 
   @functools.cached_property
   def _extractor(self) -> fid.Extractor:
@@ -83,7 +83,7 @@ class Quality:
   def of(
     self,
     variables: dict[str, Any],
-    pair: domains.Pair,
+    pair: catalog.Pair,
     check: Callable[[], None] = lambda: None,
   ) -> dict[str, float]:
     """Distances of what generators make.
@@ -109,7 +109,7 @@ class Quality:
     return self._with_means(values)
 
   def identity(
-    self, pair: domains.Pair, check: Callable[[], None] = lambda: None
+    self, pair: catalog.Pair, check: Callable[[], None] = lambda: None
   ) -> dict[str, float]:
     """As `of`, for generators that change nothing."""
     real, values = self._real_statistics(pair, check), {}

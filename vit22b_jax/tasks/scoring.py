@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vit22b_jax.data import pipeline, splits
+from vit22b_jax.data import devices, pipeline, splits
 from vit22b_jax.runtime import sharding
 from vit22b_jax.training import losses, metrics
 
@@ -100,12 +100,12 @@ class Scorer:
       split,
       batch_size=self._batch_size,
       workers=self._workers,
-      rows=pipeline.local_rows(placement, self._batch_size),
+      rows=devices.local_rows(placement, self._batch_size),
     )
     total, kept = None, []
     for batch in batches:
       check()
-      placed = pipeline.place(batch, placement)
+      placed = devices.place(batch, placement)
       with sharding.use(self._mesh):
         sums, *rest = jax.device_get(self._step(variables, placed))
       total = sums if total is None else metrics.merge(total, sums)

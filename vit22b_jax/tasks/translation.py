@@ -21,7 +21,15 @@ import optax
 from jaxtyping import Array, Float, UInt8
 
 from vit22b_jax import errors
-from vit22b_jax.data import domains, facts, pipeline, splits, transforms
+from vit22b_jax.data import (
+  augment,
+  catalog,
+  dataset_info,
+  devices,
+  loader,
+  pipeline,
+  splits,
+)
 from vit22b_jax.fid import sources
 from vit22b_jax.models import generators, kernels, patchgan
 from vit22b_jax.report import samples
@@ -86,7 +94,7 @@ class Translation(base.Task):
     config: Any,
     mesh: jax.sharding.Mesh,
     names: list[str],
-    data: domains.Domains | None = None,
+    data: catalog.Dataset | None = None,
   ):
     super().__init__(config, _sharing(mesh, config.batch_size), names, data)
     if data is not None and self.mesh.size < mesh.size:
@@ -137,15 +145,15 @@ class Translation(base.Task):
       starts.check(config.init_from)
 
   @staticmethod
-  def load_data(config: Any) -> domains.Domains:
+  def load_data(config: Any) -> catalog.Dataset:
     """The two domains that the config's `data` section names."""
     data = config.data
-    return domains.load(
+    return loader.load_domains(
       data.name,
       dir=data.dir,
       load_size=data.load_size,
       image_size=data.image_size,
-      preprocess=data.preprocess,
+      mode=data.preprocess,
       seed=config.seed,
       val_fraction=data.val_fraction,
       cache_max_gb=data.cache_max_gb,
@@ -153,22 +161,22 @@ class Translation(base.Task):
     )
 
   @staticmethod
-  def facts(config: Any) -> domains.Domains:
+  def facts(config: Any) -> catalog.Dataset:
     """Sizes and names of those domains, without an image."""
     data = config.data
-    return facts.domains(
+    return dataset_info.of_domains(
       data.name, dir=data.dir, val_fraction=data.val_fraction
     )
 
   @staticmethod
-  def names_of(data: domains.Domains) -> list[str]:
+  def names_of(data: catalog.Dataset) -> list[str]:
     """The domains, a and b."""
     return list(data.names)
 
   @functools.cached_property
   def steps_per_epoch(self) -> int:
     """Steps in which the larger (paired: the smaller) domain is seen once."""
-    return domains.steps_per_epoch(
+    return pipeline.pair_steps_per_epoch(
       self.data.train, self.config.batch_size, self.config.data.pairing
     )
 
@@ -333,17 +341,17 @@ class Translation(base.Task):
       *diagnostics.VERDICT,
     ]
 
-  def train_iterator(self) -> pipeline.DeviceIterator:
+  def train_iterator(self) -> devices.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
     data, placed = self.config.data, sharding.batch(self.mesh)
-    return pipeline.DeviceIterator(
-      domains.train_iterator(
+    return devices.DeviceIterator(
+      pipeline.pair_iterator(
         self.data.train,
         batch_size=self.config.batch_size,
         seed=self.config.seed,
         pairing=data.pairing,
         workers=data.workers,
-        rows=pipeline.local_rows(placed, self.config.batch_size),
+        rows=devices.local_rows(placed, self.config.batch_size),
       ),
       placed,
     )
@@ -423,11 +431,11 @@ class Translation(base.Task):
     """Random crops and mirror images in [-1, 1]."""
     data = self.config.data
     crop = functools.partial(
-      transforms.crop_and_flip, size=(data.image_size,) * 2, flip=data.flip
+      augment.crop_and_flip, size=(data.image_size,) * 2, flip=data.flip
     )
     keys = jax.random.split(key)
     return {
-      domain: transforms.to_signed(crop(k, batch[domain]))
+      domain: augment.to_signed(crop(k, batch[domain]))
       for k, domain in zip(keys, 'ab', strict=True)
     }
 
@@ -517,10 +525,10 @@ class Translation(base.Task):
       split,
       batch_size=self.eval_batch_size,
       workers=self.config.data.workers,
-      rows=pipeline.local_rows(placed, self.eval_batch_size),
+      rows=devices.local_rows(placed, self.eval_batch_size),
     )
     for batch in batches:
-      yield pipeline.place(batch, placed)
+      yield devices.place(batch, placed)
 
   @functools.cached_property
   def _translated(self):
@@ -529,7 +537,7 @@ class Translation(base.Task):
     @jax.jit  # one program for both directions
     def apply(params, images):
       made = self.networks.generator.apply(
-        {'params': params}, transforms.to_signed(images), train=False
+        {'params': params}, augment.to_signed(images), train=False
       )
       return (made + 1) * 127.5
 
@@ -540,7 +548,7 @@ class Translation(base.Task):
     return self.in_mesh(translated)
 
   @property
-  def _last_part(self) -> tuple[str, domains.Pair]:
+  def _last_part(self) -> tuple[str, catalog.Pair]:
     """What the final evaluation is on: test, or val where there is none."""
     name = 'test' if self.data.test is not None else 'val'
     return name, getattr(self.data, name)

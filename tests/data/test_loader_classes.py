@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.helpers import data_fixtures
 from vit22b_jax import errors
-from vit22b_jax.data import cache, folder, pipeline, sources, splits
+from vit22b_jax.data import cache, loader, pipeline, splits
+from vit22b_jax.data.readers import folders
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def no_decoding(monkeypatch):
     def fail(*_):
       raise AssertionError('decoded again')
 
-    monkeypatch.setattr('vit22b_jax.data.images.decode', fail)
+    monkeypatch.setattr('vit22b_jax.data.decode.square', fail)
 
   return forbid
 
@@ -41,7 +42,7 @@ def _rows(split):
 
 
 def _load(path, **options):
-  return sources.load(f'folder:{path}', **({'image_size': 13} | options))
+  return loader.load_classes(f'folder:{path}', **({'image_size': 13} | options))
 
 
 # Stratification.
@@ -83,7 +84,7 @@ def test_hold_out_leaves_every_class_in_training():
 def test_digits_are_all_there_in_three_disjoint_parts():
   from sklearn import datasets
 
-  data = sources.load('digits', image_size=8)
+  data = loader.load_classes('digits', image_size=8)
   assert (len(data.train), len(data.val), len(data.test)) == (1294, 144, 359)
   pixels = datasets.load_digits().images
   expected = {
@@ -96,19 +97,19 @@ def test_digits_are_all_there_in_three_disjoint_parts():
   assert set.union(*found) == expected
   assert sum(map(len, found)) == len(expected)
   assert data.train[0]['label'].dtype == np.int32
-  assert data.class_names == tuple('0123456789')
+  assert data.names == tuple('0123456789')
 
 
 def test_the_test_part_of_digits_is_the_same_for_every_seed():
   one, two = (
-    sources.load('digits', image_size=8, seed=seed) for seed in (0, 1)
+    loader.load_classes('digits', image_size=8, seed=seed) for seed in (0, 1)
   )
   np.testing.assert_array_equal(one.test.images, two.test.images)
   assert not np.array_equal(one.val.images, two.val.images)
 
 
 def test_digits_are_resized():
-  data = sources.load('digits', image_size=11)
+  data = loader.load_classes('digits', image_size=11)
   assert data.test.images.shape == (359, 11, 11, 3)
 
 
@@ -118,7 +119,7 @@ def test_digits_are_resized():
 def test_a_folder_without_val_and_test(tmp_path):
   root = data_fixtures.make_folder(tmp_path / 'data', counts={'train': 20})
   data = _load(root, seed=1)
-  assert data.class_names == ('bird', 'cat', 'dog')
+  assert data.names == ('bird', 'cat', 'dog')
   assert data.test is None
   np.testing.assert_array_equal(np.bincount(data.val.labels), [2, 2, 2])
   assert len(data.train) == 54
@@ -152,7 +153,7 @@ def test_other_files_are_left_aside_and_deeper_images_found(tmp_path):
   deeper = root / 'train' / 'cat' / '2024' / 'IMAGE.PNG'
   deeper.parent.mkdir()
   shutil.copy(root / 'train' / 'cat' / '000.png', deeper)
-  records, class_names = folder.find(str(root))
+  records, class_names = folders.find(str(root))
   assert class_names == ('bird', 'cat', 'dog')
   np.testing.assert_array_equal(
     np.bincount(records['train'].labels()), [4, 5, 4]
@@ -258,7 +259,7 @@ def test_mistakes_in_folders(tmp_path, break_it, message):
 @pytest.mark.parametrize('fraction', [0, 1, -0.1])
 def test_val_fraction_is_a_share(fraction):
   with pytest.raises(errors.UserError, match='val_fraction'):
-    sources.load('digits', image_size=8, val_fraction=fraction)
+    loader.load_classes('digits', image_size=8, val_fraction=fraction)
 
 
 # The cache.
@@ -352,20 +353,20 @@ def prepared(tmp_path_factory):
 
 @pytest.mark.parametrize('kind', ['tfrecord', 'array_record'])
 def test_tfds_sets_are_read(prepared, kind):
-  data = sources.load('cifar10', dir=str(prepared[kind]), image_size=32)
+  data = loader.load_classes('cifar10', dir=str(prepared[kind]), image_size=32)
   assert (len(data.train), len(data.val), len(data.test)) == (108, 12, 30)
   np.testing.assert_array_equal(data.test.labels, np.arange(30) % 10)
   expected = data_fixtures.images(np.arange(30) % 10, seed=1)
   np.testing.assert_array_equal(data.test.images, expected)
-  assert len(data.class_names) == 10
+  assert len(data.names) == 10
   assert not _rows(data.train) & _rows(data.val)
   assert len(_rows(data.train) | _rows(data.val)) == 120
 
 
 def test_tfds_data_dir_of_the_environment(prepared):
   code = (
-    'from vit22b_jax.data import sources\n'
-    'print(len(sources.load("cifar10", image_size=32).test))'
+    'from vit22b_jax.data import loader\n'
+    'print(len(loader.load_classes("cifar10", image_size=32).test))'
   )
   out = _run(code, TFDS_DATA_DIR=str(prepared['array_record']))
   assert out.split()[-1] == '30'
@@ -387,10 +388,10 @@ def test_neither_start_needs_tensorflow_nor_the_second_an_image(prepared):
   place = str(prepared['tfrecord'])
   code = f"""
 import sys
-from vit22b_jax.data import images, sources
+from vit22b_jax.data import decode, loader
 for _ in range(2):
-  data = sources.load('cifar10', dir={place!r}, image_size=9)
-  images.decode = None
+  data = loader.load_classes('cifar10', dir={place!r}, image_size=9)
+  decode.square = lambda *_, **__: 1 / 0
 print(len(data.train), 'tensorflow' in sys.modules)
 """
   assert _run(code).split()[-2:] == ['108', 'False']
@@ -406,13 +407,13 @@ def test_incomplete_tfrecords_are_an_error(prepared, tmp_path, damage):
     path.unlink()
   count = {'truncated': 119, 'missing': 0}[damage]
   with pytest.raises(errors.UserError, match=f'{count} records of train, exp'):
-    sources.load('cifar10', dir=str(tmp_path / 'set'), image_size=32)
+    loader.load_classes('cifar10', dir=str(tmp_path / 'set'), image_size=32)
 
 
 def test_small_images_are_kept_small_and_enlarged_when_read(prepared):
   options = {'dir': str(prepared['array_record']), 'image_size': 64}
-  large = sources.load('cifar10', **options)
-  small = sources.load('cifar10', **options, cache_max_gb=0.001)
+  large = loader.load_classes('cifar10', **options)
+  small = loader.load_classes('cifar10', **options, cache_max_gb=0.001)
   assert isinstance(small.train, splits.ArraySplit)
   assert small.train[0]['image'].shape == (64, 64, 3)
   np.testing.assert_array_equal(large.train.images, small.train.images)
@@ -420,8 +421,8 @@ def test_small_images_are_kept_small_and_enlarged_when_read(prepared):
 
 def test_large_array_records_are_read_lazily(prepared):
   options = {'dir': str(prepared['array_record']), 'image_size': 32}
-  memory = sources.load('cifar10', **options)
-  lazy = sources.load('cifar10', **options, cache_max_gb=0)
+  memory = loader.load_classes('cifar10', **options)
+  lazy = loader.load_classes('cifar10', **options, cache_max_gb=0)
   assert isinstance(lazy.train, splits.LazySplit)
   np.testing.assert_array_equal(memory.val.labels, lazy.val.labels)
   index = np.arange(len(lazy.val))
@@ -432,7 +433,7 @@ def test_large_array_records_are_read_lazily(prepared):
 
 def test_large_tfrecords_name_the_command(prepared):
   with pytest.raises(errors.UserError) as caught:
-    sources.load(
+    loader.load_classes(
       'cifar10', dir=str(prepared['tfrecord']), image_size=32, cache_max_gb=0
     )
   message = str(caught.value)
@@ -450,7 +451,7 @@ def test_a_validation_part_and_greyscale_of_another_shape(tmp_path):
     shape=(28, 28, 1),
     file_format='array_record',
   )
-  data = sources.load('mnist', dir=str(tmp_path), image_size=28)
+  data = loader.load_classes('mnist', dir=str(tmp_path), image_size=28)
   assert (len(data.train), len(data.val), len(data.test)) == (40, 20, 10)
   images = data.test.images
   np.testing.assert_array_equal(images[..., 0], images[..., 2])
@@ -464,7 +465,7 @@ def test_an_unlabelled_test_part_is_left_aside(tmp_path):
     labelled=('train',),
   )
   for gigabytes in (4, 0):
-    data = sources.load(
+    data = loader.load_classes(
       'cifar10', dir=str(tmp_path), image_size=32, cache_max_gb=gigabytes
     )
     assert data.test is None
@@ -479,7 +480,7 @@ def test_labels_out_of_range_are_an_error(tmp_path, cache_max_gb):
     labelled=(),
   )
   with pytest.raises(errors.UserError, match=r'has label -1, expected 0 to 9'):
-    data = sources.load(
+    data = loader.load_classes(
       'cifar10', dir=str(tmp_path), image_size=32, cache_max_gb=cache_max_gb
     )
     next(pipeline.train_iterator(data.train, batch_size=4, seed=0))
@@ -487,7 +488,7 @@ def test_labels_out_of_range_are_an_error(tmp_path, cache_max_gb):
 
 def test_an_unknown_name_suggests_close_ones(tmp_path):
   with pytest.raises(errors.UserError, match="Did you mean 'cifar10'"):
-    sources.load('cifra10', dir=str(tmp_path), image_size=32)
+    loader.load_classes('cifra10', dir=str(tmp_path), image_size=32)
 
 
 def test_a_set_that_cannot_be_had_says_how_to_prepare_it(tmp_path, monkeypatch):
@@ -498,7 +499,7 @@ def test_a_set_that_cannot_be_had_says_how_to_prepare_it(tmp_path, monkeypatch):
   for variable in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'):
     monkeypatch.delenv(variable, raising=False)
   with pytest.raises(errors.UserError) as caught:
-    sources.load('cifar100', dir=str(tmp_path), image_size=32)
+    loader.load_classes('cifar100', dir=str(tmp_path), image_size=32)
   message = str(caught.value)
   assert 'Name or service not known' in message
   assert 'tfds.builder("cifar100"' in message
@@ -518,7 +519,7 @@ def test_a_set_is_prepared_where_there_is_a_network(
   monkeypatch.setattr(
     tfds.core.DatasetBuilder, 'download_and_prepare', download
   )
-  data = sources.load('cifar10', dir=str(tmp_path), image_size=32)
+  data = loader.load_classes('cifar10', dir=str(tmp_path), image_size=32)
   assert len(data.test) == 30
 
 
@@ -534,7 +535,7 @@ def test_a_set_of_something_else_is_refused(tmp_path):
     file_format='array_record',
   )
   with pytest.raises(errors.UserError, match='not a set for image class'):
-    sources.load('cifar10', dir=str(tmp_path), image_size=32)
+    loader.load_classes('cifar10', dir=str(tmp_path), image_size=32)
 
 
 # Remote file systems.
@@ -547,7 +548,7 @@ def test_folders_may_be_remote(tmp_path, monkeypatch, cache_max_gb):
   here = _load(root)
   data_fixtures.make_remote(monkeypatch, tmp_path)
   there = _load('s3://bucket/data', cache_max_gb=cache_max_gb)
-  assert there.class_names == here.class_names
+  assert there.names == here.names
   index = np.arange(len(here.train))
   np.testing.assert_array_equal(
     there.train.gather(index)['image'], here.train.images

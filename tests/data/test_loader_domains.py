@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.helpers import data_fixtures
 from vit22b_jax import errors
-from vit22b_jax.data import domains, pipeline, splits
+from vit22b_jax.data import catalog, devices, loader, pipeline, splits
 
 COUNTS = data_fixtures.DOMAINS
 
@@ -32,7 +32,7 @@ def root(tmp_path):
 
 
 def _load(path, **options):
-  return domains.load(f'folder:{path}', **({'image_size': 13} | options))
+  return loader.load_domains(f'folder:{path}', **({'image_size': 13} | options))
 
 
 def _rows(split):
@@ -52,12 +52,12 @@ def _pair(a, b):
     images[:, 0, 0, 0] = np.arange(count)
     return splits.ArraySplit(images)
 
-  return domains.Pair(numbered(a), numbered(b))
+  return catalog.Pair(numbered(a), numbered(b))
 
 
 def _train(pair, steps, batch_size=4, **options):
   """Numbers of the first batches of a and b, each [steps, B]."""
-  iterator = domains.train_iterator(
+  iterator = pipeline.pair_iterator(
     pair, batch_size=batch_size, **({'seed': 0} | options)
   )
   batches = [next(iterator) for _ in range(steps)]
@@ -111,7 +111,9 @@ def test_a_tfds_set(tmp_path, kind):
     file_format=kind,
     labelled=tuple(COUNTS),
   )
-  data = domains.load('cycle_gan/monet2photo', dir=str(tmp_path), image_size=32)
+  data = loader.load_domains(
+    'cycle_gan/monet2photo', dir=str(tmp_path), image_size=32
+  )
   assert data.names == ('monet', 'photo')
   assert len(data.train.a) + len(data.val.a) == COUNTS['trainA']
   assert len(data.train.b) + len(data.val.b) == COUNTS['trainB']
@@ -120,9 +122,9 @@ def test_a_tfds_set(tmp_path, kind):
   options = {'dir': str(tmp_path), 'image_size': 32, 'cache_max_gb': 0}
   if kind == 'tfrecord':
     with pytest.raises(errors.UserError, match='convert_format'):
-      domains.load('cycle_gan/monet2photo', **options)
+      loader.load_domains('cycle_gan/monet2photo', **options)
   else:
-    lazy = domains.load('cycle_gan/monet2photo', **options)
+    lazy = loader.load_domains('cycle_gan/monet2photo', **options)
     assert isinstance(lazy.test.b, splits.LazySplit)
     batch = lazy.test.b.gather(np.arange(5))
     np.testing.assert_array_equal(batch['image'], expected)
@@ -131,10 +133,10 @@ def test_a_tfds_set(tmp_path, kind):
 def test_the_second_start_decodes_nothing_and_none_needs_tensorflow(root):
   code = f"""
 import sys
-from vit22b_jax.data import domains, images
+from vit22b_jax.data import decode, loader
 for _ in range(2):
-  data = domains.load({f'folder:{root}'!r}, image_size=9, load_size=11)
-  images.decode_resized = None
+  data = loader.load_domains({f'folder:{root}'!r}, image_size=9, load_size=11)
+  decode.resized = None
 print(len(data.train.a), 'tensorflow' in sys.modules)
 """
   out = subprocess.run(
@@ -155,7 +157,7 @@ def test_every_choice_has_its_own_cache(root):
     {'load_size': 17, 'seed': 1},
     {'load_size': 17, 'val_fraction': 0.5},
     {'image_size': 11, 'load_size': 17},
-    {'preprocess': 'scale_width', 'load_size': 17},
+    {'mode': 'scale_width', 'load_size': 17},
   ):
     _load(root, load_size=17)
     data = _load(root, **options)
@@ -181,9 +183,7 @@ def test_training_images_are_larger_than_those_of_an_evaluation(root):
 
 def test_scale_width_keeps_the_proportions(tmp_path):
   root = data_fixtures.make_domains(tmp_path / 'data', sizes=((10, 20),))
-  data = _load(
-    root, preprocess='scale_width', load_size=30, image_size=(12, 26)
-  )
+  data = _load(root, mode='scale_width', load_size=30, image_size=(12, 26))
   assert data.train.a[0]['image'].shape == (15, 30, 3)
   file = Image.open(root / 'testA' / '001.png')
   resized = np.asarray(file.resize((30, 15), Image.Resampling.BICUBIC))
@@ -191,7 +191,7 @@ def test_scale_width_keeps_the_proportions(tmp_path):
 
 
 def test_images_of_one_size_are_kept_whole_for_the_crop(root):
-  data = _load(root, preprocess='crop', image_size=8)
+  data = _load(root, mode='crop', image_size=8)
   assert isinstance(data.train.a, splits.ArraySplit)
   assert data.train.a[0]['image'].shape == (13, 13, 3)
   np.testing.assert_array_equal(
@@ -211,13 +211,13 @@ def _is_part(image, whole):
 def test_images_of_own_sizes_are_cropped_at_random(tmp_path, workers):
   sizes = ((13, 17), (11, 11), (9, 23))
   root = data_fixtures.make_domains(tmp_path / 'data', sizes=sizes)
-  data = _load(root, preprocess='crop', image_size=(8, 10))
+  data = _load(root, mode='crop', image_size=(8, 10))
   assert isinstance(data.train.a, splits.LazySplit)
   assert isinstance(data.val.a, splits.ArraySplit)
   files = _files(root / 'trainA')
 
   def crops(**options):
-    iterator = domains.train_iterator(
+    iterator = pipeline.pair_iterator(
       data.train, seed=0, **({'batch_size': 7} | options)
     )
     out = [next(iterator)['a'] for _ in range(6)]
@@ -239,16 +239,15 @@ def test_images_of_own_sizes_are_cropped_at_random(tmp_path, workers):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'preprocess': 'crop', 'image_size': 14}, r'23 image\(s\) are smaller'),
+    ({'mode': 'crop', 'image_size': 14}, r'23 image\(s\) are smaller'),
     (
-      {'preprocess': 'scale_width', 'image_size': (14, 13)},
+      {'mode': 'scale_width', 'image_size': (14, 13)},
       'lower than the crop once 13 wide',
     ),
-    ({'preprocess': 'none', 'image_size': 12}, 'of another size'),
+    ({'mode': 'none', 'image_size': 12}, 'of another size'),
     ({'load_size': 12}, 'load_size=12x12 is smaller'),
     ({'image_size': (13, 13, 3)}, r'image_size=.*expected a side'),
     ({'image_size': -1}, 'image_size=-1'),
-    ({'preprocess': 'resize'}, "Did you mean 'resize_and_crop'"),
     ({'val_fraction': 1}, 'val_fraction=1'),
   ],
 )
@@ -260,7 +259,7 @@ def test_mistakes_in_sizes(root, options, message):
 def test_a_single_small_image_is_named(root):
   Image.new('RGB', (13, 7)).save(root / 'trainB' / '005.png')
   with pytest.raises(errors.UserError, match=r'(?s)1 image.*7x13') as caught:
-    _load(root, preprocess='crop', image_size=8)
+    _load(root, mode='crop', image_size=8)
   assert 'trainB/005.png' in str(caught.value)
   assert _load(root, image_size=8).train.b[0]['image'].shape == (8, 8, 3)
 
@@ -333,14 +332,14 @@ def test_unreadable_files_are_counted(root, preprocess):
   (root / 'trainA' / '004.png').write_bytes(b'not an image')
   path = root / 'testB' / '001.png'
   path.write_bytes(path.read_bytes()[:200])
-  options = {'preprocess': preprocess, 'image_size': 8, 'val_fraction': 0.3}
+  options = {'mode': preprocess, 'image_size': 8, 'val_fraction': 0.3}
   for _ in range(2):  # Decoded, then from the cache.
     data = _load(root, **options, max_corrupt=2)
     assert len(data.train.a) + len(data.val.a) == COUNTS['trainA'] - 1
     assert len(data.test.b) == COUNTS['testB'] - 1
     assert len(data.skipped) == 2
     assert data.skipped[0].endswith(
-      '004.png (no image format that Pillow knows)'
+      '004.png (no image, or of a format that is not decoded)'
     )
   with pytest.raises(errors.UserError, match='2 corrupt image') as caught:
     _load(root, **options)
@@ -353,7 +352,7 @@ def test_unreadable_files_met_while_training_are_replaced(root):
     (root / 'trainA' / f'{number:03}.png').write_bytes(b'not an image')
   # Three are in train; what is in val isn't met.
   options = {'cache_max_gb': 0, 'max_corrupt': 6}
-  iterator = domains.train_iterator(
+  iterator = pipeline.pair_iterator(
     _load(root, **options).train, batch_size=10, seed=0
   )
   for _ in range(4):
@@ -382,7 +381,7 @@ def test_unpaired_domains_follow_their_own_permutations():
   for row in passes:
     np.testing.assert_array_equal(np.sort(row), np.arange(12))
   assert len({tuple(row) for row in passes}) == 5
-  assert domains.steps_per_epoch(pair, 4, 'unpaired') == 5
+  assert pipeline.pair_steps_per_epoch(pair, 4, 'unpaired') == 5
 
 
 def test_domains_of_one_size_are_not_shuffled_alike():
@@ -398,7 +397,7 @@ def test_pairs_by_index_stay_together():
   np.testing.assert_array_equal(np.sort(first), np.arange(12))
   np.testing.assert_array_equal(np.sort(second), np.arange(12))
   assert not np.array_equal(first, second)
-  assert domains.steps_per_epoch(pair, 4, 'index') == 3
+  assert pipeline.pair_steps_per_epoch(pair, 4, 'index') == 3
 
 
 def test_order_follows_the_seed():
@@ -410,7 +409,7 @@ def test_order_follows_the_seed():
   assert not np.array_equal(one[1], two[1])
 
 
-@pytest.mark.parametrize('pairing', domains.PAIRINGS)
+@pytest.mark.parametrize('pairing', pipeline.PAIRINGS)
 def test_processes_partition_the_batches_of_one(pairing):
   pair, options = _pair(14, 23), {'pairing': pairing}
   whole = _train(pair, 9, batch_size=6, **options)
@@ -421,14 +420,12 @@ def test_processes_partition_the_batches_of_one(pairing):
       np.testing.assert_array_equal(one[:, rows], some)
 
 
-def test_batches_larger_than_a_domain_and_unknown_pairings_are_mistakes():
+def test_batches_larger_than_a_domain_are_mistakes():
   pair = _pair(12, 20)
   with pytest.raises(errors.UserError, match=r'12 and 20 images.*size=13'):
-    domains.steps_per_epoch(pair, 13, 'unpaired')
+    pipeline.pair_steps_per_epoch(pair, 13, 'unpaired')
   with pytest.raises(errors.UserError, match='batch_size=14'):
-    domains.train_iterator(pair, batch_size=14, seed=0)
-  with pytest.raises(errors.UserError, match="Did you mean 'unpaired'"):
-    domains.steps_per_epoch(pair, 2, 'paired')
+    pipeline.pair_iterator(pair, batch_size=14, seed=0)
 
 
 def _both(iterator, steps):
@@ -441,7 +438,7 @@ def test_batches_resume_from_a_position(root, workers):
   pair = _load(root, cache_max_gb=0, image_size=8).train
 
   def make():
-    return domains.train_iterator(pair, batch_size=5, seed=3, workers=workers)
+    return pipeline.pair_iterator(pair, batch_size=5, seed=3, workers=workers)
 
   iterator = make()
   _both(iterator, 3)
@@ -462,8 +459,8 @@ def test_batches_go_to_devices_and_resume_there():
   sharding = NamedSharding(mesh, PartitionSpec('data'))
 
   def make():
-    host = domains.train_iterator(_pair(20, 31), batch_size=8, seed=1)
-    return pipeline.DeviceIterator(host, sharding)
+    host = pipeline.pair_iterator(_pair(20, 31), batch_size=8, seed=1)
+    return devices.DeviceIterator(host, sharding)
 
   iterator = make()
   batch = next(iterator)
