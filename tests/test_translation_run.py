@@ -118,7 +118,7 @@ def test_translates_and_compares(whole, tmp_path, direction, capsys):
     'translate',
     config=None,
     workdir=str(whole),
-    input_folder=str(photos),
+    images=str(photos),
     direction=direction,
   )
   assert 'broken.jpg' in capsys.readouterr().err

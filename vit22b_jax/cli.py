@@ -83,8 +83,20 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flag_values=values,
   )
   for define, name, default, text in (
-    (flags.DEFINE_string, 'input', None, 'predict, translate: images.'),
+    (
+      flags.DEFINE_string,
+      'input',
+      None,
+      'predict, translate: a folder of images, or one file.',
+    ),
     (flags.DEFINE_integer, 'top_k', 1, 'predict: classes for each image.'),
+    (
+      flags.DEFINE_integer,
+      'max_size',
+      0,
+      'translate: longest side in pixels that a generator sees; 0: as many as '
+      'a GiB of memory bears.',
+    ),
     (
       flags.DEFINE_string,
       'topology',
@@ -211,7 +223,7 @@ def parse_or_exit(argv: list[str], values: flags.FlagValues) -> list[str]:
   try:
     return parse(argv, values)
   except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {errors.printable(error)}', file=sys.stderr)
     sys.exit(2)
 
 
@@ -250,16 +262,17 @@ def run_flags(values: flags.FlagValues) -> int:
       values.mode,
       config=values.config,
       workdir=values.workdir or (name and os.path.join('runs', name)),
-      input_folder=values.input,
+      images=values.input,
       top_k=values.top_k,
       direction=values.direction,
+      max_size=values.max_size,
       topology=values.topology,
       search=values.search,
       efficiency=values.matmul_efficiency,
       workdirs=values.workdirs,
     )
   except errors.UserError as error:
-    links.complain(f'error: {error}', code := 2)
+    links.complain(f'error: {errors.printable(error)}', code := 2)
   except errors.TrainingStopped as error:
     links.complain(f'stopped: {error}', code := 3)
   except Exception as error:
@@ -278,7 +291,7 @@ def _report(values: flags.FlagValues) -> int:
   try:
     path = report.compare(wanted, os.path.join(folder, 'comparison.html'))
   except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {errors.printable(error)}', file=sys.stderr)
     return 2
   print(f'Comparison: {path}')
   return 0

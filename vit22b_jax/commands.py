@@ -33,9 +33,10 @@ def run(
   *,
   config: ConfigDict | None,
   workdir: str | None,
-  input_folder: str | None = None,
+  images: str | None = None,
   top_k: int = 1,
   direction: str = 'a2b',
+  max_size: int = 0,
   topology: str | None = None,
   search: bool = False,
   efficiency: float = 1.0,
@@ -47,9 +48,10 @@ def run(
     mode: one of cli.MODES but 'report'.
     config: the run's configuration; may be left out where the workdir has one.
     workdir: the run's folder.
-    input_folder: predict, translate: the images.
+    images: predict, translate: a folder of images, or one file.
     top_k: predict: classes for each image.
     direction: translate: 'a2b' or 'b2a'.
+    max_size: translate: longest side that a generator sees; 0: by memory.
     topology: plan: the hardware, see `plan.topologies`.
     search: plan: look for the fastest way.
     efficiency: plan: part of the peak that products reach, in (0, 1].
@@ -62,7 +64,9 @@ def run(
     UserError: something is missing or doesn't fit; the message says what.
     TrainingStopped: see `train.run`.
   """
-  _validate_flags(mode, workdir, workdirs, input_folder, bool(topology), search)
+  _validate_flags(
+    mode, workdir, workdirs, images, max_size, bool(topology), search
+  )
   if config is not None:
     validate(config, mode)
   if mode == 'fid':
@@ -76,14 +80,15 @@ def run(
   task, manager = open_run(mode, workdir, config)
   if mode == 'eval':
     return _evaluate(task, manager, workdir)
-  return _use(mode, task, manager, workdir, input_folder, top_k, direction)
+  return _use(mode, task, manager, workdir, images, top_k, direction, max_size)
 
 
 def _validate_flags(
   mode: str,
   workdir: str | None,
   workdirs: Sequence[str],
-  input_folder: str | None,
+  images: str | None,
+  max_size: int,
   topology: bool,
   search: bool,
 ) -> None:
@@ -105,8 +110,12 @@ def _validate_flags(
       f'--workdir={workdir}: runs are kept on local disks and gs:// alone; '
       'mount other storage, or copy the folder there afterwards.'
     )
-  if mode in ('predict', 'translate') and not input_folder:
-    raise errors.UserError(f'--mode={mode} needs --input=FOLDER of images.')
+  if max_size < 0:
+    raise errors.UserError(f'--max_size={max_size} must be at least 0.')
+  if mode in ('predict', 'translate') and not images:
+    raise errors.UserError(
+      f'--mode={mode} needs --input=FOLDER of images, or one file.'
+    )
 
 
 def validate(config: ConfigDict, mode: str = 'train') -> None:
@@ -198,6 +207,7 @@ def _use(
   images: str | None,
   top_k: int,
   direction: str,
+  max_size: int,
 ) -> int:
   """Predicts, translates or exports with a run's weights."""
   _, variables, _ = evaluate.restore(task, manager, task.config.eval.checkpoint)
@@ -205,17 +215,19 @@ def _use(
   if mode == 'export':
     console.say(f'Wrote {export.run(task, variables, folder)}')
   elif mode == 'predict':
+    text, unreadable = predict.run(task, variables, images, top_k)
+    folder.write_bytes('predictions.csv', text.encode(errors='surrogateescape'))
     # The table alone on stdout, for pipes.
-    text, unreadable = predict.predict(task, variables, images, top_k)
-    folder.write_bytes('predictions.csv', text.encode())
-    console.say(text.rstrip('\n'))
+    console.say(errors.printable(text.rstrip('\n')))
     print(f'Wrote {folder.path / "predictions.csv"}', file=sys.stderr)
   else:
     out = folder.path / f'translated_{direction}'
-    done = translate.run(task, variables, images, direction, out)
+    done = translate.run(task, variables, images, direction, out, max_size)
     unreadable = done.unreadable
+    for note in done.notes:
+      print(errors.printable(note), file=sys.stderr)
     console.say(f'Wrote {len(done.files)} images to {out}; see {done.page}')
-  for file in unreadable:
+  for file in map(errors.printable, unreadable):
     print(f'could not be read, left out: {file}', file=sys.stderr)
   return 0
 

@@ -35,3 +35,15 @@ def validate_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
       f'{name}={value!r} is not one of {", ".join(map(str, choices))}.'
       f'{did_you_mean(value, choices)}'
     )
+
+
+def printable(text: Any) -> str:
+  r"""Escapes what a terminal would obey and what isn't UTF-8; lines stay.
+
+  >>> printable('a\x1b[31m\udcff.jpg')
+  'a\\x1b[31m\\udcff.jpg'
+  """
+  return ''.join(
+    c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode()
+    for c in str(text)
+  )

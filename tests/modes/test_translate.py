@@ -4,8 +4,10 @@ The generator inverts colours: which image became which can be seen.
 """
 
 import json
+import os
 import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,12 +104,115 @@ def test_unreadable_files_are_listed_and_not_fatal(tmp_path):
 
 
 def test_two_inputs_never_share_an_output(tmp_path):
-  for name in ('x.jpg', 'x.png', 'y.bmp'):
-    save(tmp_path / 'in' / name, (16, 16))
+  names = ('x.jpg', 'x.jpg.png', 'x.png', 'y.bmp')
+  for i, name in enumerate(names):
+    save(tmp_path / 'in' / name, (16, 16), i)
   done = translate.run(
     Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
   )
-  assert done.files == ['x.jpg.png', 'x.png.png', 'y.png']
+  made = ['x.jpg.png', 'x.jpg.png.png', 'x.png.png', 'y.png']
+  assert done.files == made
+  for name, png in zip(names[1:3], made[1:3], strict=True):
+    before = opened(tmp_path / 'in' / name)
+    np.testing.assert_array_equal(opened(tmp_path / 'out' / png), 255 - before)
+
+
+def test_names_differ_where_capitals_do_not_count():
+  found = translate.output_names(['X.jpg', 'x.png', 'a/x.png'])
+  assert list(found.values()) == ['X.jpg.png', 'x.png.png', 'a/x.png']
+
+
+def test_an_over_long_name_is_shortened_and_harms_no_later_call(tmp_path):
+  long = f'{"ä" * 125}.png'
+  for name in (long, f'{long[:124]}b.png', 'x.png'):
+    save(tmp_path / 'in' / name, (16, 16))
+  for _ in range(2):
+    done = translate.run(
+      Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
+    )
+    assert len(set(done.files)) == 3 and done.files[0] == 'x.png'
+    there = {str(p.relative_to(tmp_path / 'out')) for p in all_pngs(tmp_path)}
+    assert there == set(done.files)
+  poisoned = json.dumps(['y' * 300 + '.png', 5, None, 'a\0.png', 'x.png'])
+  for text in (poisoned, '{}', 'null', '[[', '[' * 100_000):
+    (tmp_path / 'out/files.json').write_text(text)
+    translate.run(Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+
+
+def all_pngs(folder):
+  return (folder / 'out').rglob('*.png')
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
+  name = os.fsdecode(b'caf\xe9\x1b[31m.png')
+  save(tmp_path / 'in' / name, (16, 16))
+  done = translate.run(
+    Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
+  )
+  assert done.files == [name] and (tmp_path / 'out' / name).exists()
+  assert 'caf\ufffd' in done.page.read_text()
+
+
+def test_one_file_is_an_input_too(tmp_path):
+  save(tmp_path / 'in/photo.jpg', (16, 16))
+  save(tmp_path / 'in/other.jpg', (16, 16))
+  done = translate.run(
+    Task('resnet'), {}, tmp_path / 'in/photo.jpg', 'a2b', tmp_path / 'out'
+  )
+  assert done.files == ['photo.png']
+
+
+def test_too_large_an_image_is_scaled_and_said(tmp_path):
+  pixels = save(tmp_path / 'in/large.png', (96, 128))
+  save(tmp_path / 'in/small.png', (32, 32))
+  task = Task('resnet')
+  done = translate.run(
+    task, {}, tmp_path / 'in', 'a2b', tmp_path / 'out', max_size=64
+  )
+  assert [shape for shape, _ in task.batches] == [
+    (1, 48, 64, 3),
+    (1, 32, 32, 3),
+  ]
+  assert opened(tmp_path / 'out/large.png').shape == pixels.shape
+  (note,) = done.notes
+  assert note.startswith(
+    'large.png: 128 x 96 pixels were translated at 64 x 48'
+  )
+
+
+def test_memory_bounds_size_and_batch(tmp_path, monkeypatch):
+  """A GiB of float32 attention: four heads of 8,192 tokens."""
+  config = common.finish(common.translation(), 'tiny')
+  config.model.resample = 'space'
+  config.model.num_heads = 4
+  task = Task('resnet')
+  task.networks.generator = generators.build(dict(config.model), 32)
+  assert task.networks.generator.patch_size == 4
+  save(tmp_path / 'in/a.png', (900, 1200))
+  save(tmp_path / 'in/b.png', (64, 64))
+  done = translate.run(task, {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+  (_, height, width, _), _ = task.batches[0]
+  assert (height / 4) * (width / 4) <= 8192 < (height / 4 + 8) * (width / 4 + 8)
+  assert 1.2 < width / height < 1.5
+  assert len(done.notes) == 1 and done.files == ['a.png', 'b.png']
+
+
+def test_what_exceeds_memory_is_left_out_by_name(tmp_path):
+  class Full(Task):
+    def translate(self, variables, images, direction):
+      if images.shape[1] > 32:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+      return super().translate(variables, images, direction)
+
+  save(tmp_path / 'in/large.png', (64, 64))
+  with pytest.raises(errors.UserError, match=r'large.png: 64 x 64 .*max_size'):
+    translate.run(Full('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+  save(tmp_path / 'in/small.png', (16, 16))
+  done = translate.run(
+    Full('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
+  )
+  assert done.files == ['small.png']
+  assert done.notes[0].startswith('large.png: 64 x 64 pixels are too many')
 
 
 def test_results_within_the_input_folder_are_not_translated_again(tmp_path):
@@ -173,7 +278,7 @@ def test_what_can_not_be_translated_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match='not a folder'):
     run(task, {}, tmp_path / 'missing', 'a2b', tmp_path / 'out')
   (tmp_path / 'bad.png').write_bytes(b'')
-  with pytest.raises(errors.UserError, match=r'no readable image \(1 files'):
+  with pytest.raises(errors.UserError, match=r'image \(1 files .* bad.png\)'):
     run(task, {}, tmp_path, 'a2b', tmp_path / 'out')
   save(tmp_path / 'x.png', (16, 16))
   (tmp_path / 'file').write_text('')

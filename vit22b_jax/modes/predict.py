@@ -1,10 +1,11 @@
 """`--mode=predict`: a classifier's classes for a folder of images, as CSV.
 
-text, unreadable = predict.predict(task, variables, folder, top_k)
+text, unreadable = predict.run(task, variables, folder, top_k)
 """
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,82 +15,88 @@ from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.data import decode, devices
-from vit22b_jax.data.readers import walk
+from vit22b_jax.modes import inputs
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
 
+# What a spreadsheet would run as a formula, numbers apart.
+_FORMULA = re.compile(r'[=@\t\r]|[+-](?![\d.]+$)')
 
-def predict(
+
+def run(
   task: classification.Classification,
   variables: Any,
-  folder: epath.PathLike,
+  given: epath.PathLike,
   top_k: int,
 ) -> tuple[str, list[str]]:
-  """Classifies every readable image below a folder.
+  """Classifies every readable image of a folder, or one file.
 
   Args:
     task: the run's task; needs no data.
     variables: the model's variables.
-    folder: searched through, in sorted order.
+    given: a folder, searched through in sorted order, or an image file.
     top_k: rows an image, most probable first.
 
   Returns:
-    CSV text with the columns file, class, probability; and the files that
-    could not be read.
+    CSV text with the columns file, class, probability, where a spreadsheet
+    finds no formula: a file's name gets `./` before it, a class's name `'`;
+    and the files that could not be read.
 
   Raises:
-    UserError: the folder is missing or has no readable image, or `top_k` isn't
-      between 1 and the number of classes.
+    UserError: there is no readable image, or `top_k` isn't between 1 and the
+      number of classes.
   """
   names = task.names
   if not 1 <= top_k <= len(names):
     raise errors.UserError(
       f'--top_k={top_k}: expected 1 to {len(names)}, the number of classes.'
     )
-  folder = epath.Path(folder)
-  if not folder.is_dir():
-    raise errors.UserError(f'--input={folder} is not a folder of images.')
+  folder, files = inputs.find(given)
   out = io.StringIO()
   writer = csv.writer(out, lineterminator='\n')
   writer.writerow(['file', 'class', 'probability'])
-  unreadable = []
+  unreadable: list[str] = []
   rows = 0
-  for files, images in _batches(task, folder, unreadable):
-    rows += len(files)
-    found = task.predict(variables, images)[: len(files)]  # the rest pads
-    for file, row in zip(files, np.asarray(found), strict=True):
+  contents = inputs.read(folder, files, unreadable)
+  for found, images in _batches(task, contents, unreadable):
+    rows += len(found)
+    probabilities = np.asarray(task.predict(variables, images))
+    for file, row in zip(found, probabilities, strict=False):  # the rest pads
       for i in np.argsort(-row, kind='stable')[:top_k]:
-        writer.writerow([file, names[i], f'{row[i]:.6f}'])
+        cells = _cell(file, './'), _cell(names[i], "'")
+        writer.writerow([*cells, f'{row[i]:.6f}'])
   if not rows:
-    raise errors.UserError(
-      f'--input={folder} holds no readable image ({len(unreadable)} files that '
-      'could not be read).'
-    )
+    raise inputs.no_image(given, unreadable)
   return out.getvalue(), unreadable
 
 
+def _cell(text: str, mark: str) -> str:
+  return f'{mark}{text}' if _FORMULA.match(text) else text
+
+
 def _batches(
-  task: classification.Classification, folder: epath.Path, unreadable: list[str]
+  task: classification.Classification,
+  contents: Iterator[tuple[str, bytes]],
+  unreadable: list[str],
 ) -> Iterator[tuple[list[str], jax.Array]]:
-  """Names and decoded images, in full batches; the last is padded."""
-  size = task.eval_batch_size
-  side = task.config.data.image_size
+  """Yields names and decoded images in full batches; the last is padded."""
+  size, side = task.eval_batch_size, task.config.data.image_size
   files, images = [], []
 
-  def placed():
+  def place():
     batch = np.zeros((size, side, side, 3), np.uint8)
     batch[: len(images)] = images
     return devices.place({'image': batch}, sharding.batch(task.mesh))['image']
 
-  for path in walk.find_images(folder):
+  for name, content in contents:
     try:
-      images.append(decode.square(path.read_bytes(), side))
-    except (OSError, decode.CorruptImage):
-      unreadable.append(str(path.relative_to(folder)))
+      images.append(decode.square(content, side))
+    except decode.CorruptImage:
+      unreadable.append(name)
       continue
-    files.append(str(path.relative_to(folder)))
+    files.append(name)
     if len(files) == size:
-      yield files, placed()
+      yield files, place()
       files, images = [], []
   if files:
-    yield files, placed()
+    yield files, place()

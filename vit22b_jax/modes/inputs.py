@@ -1,0 +1,59 @@
+"""The images of `--input`: a folder, searched through, or one file."""
+
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from vit22b_jax import errors
+from vit22b_jax.data.readers import walk
+
+
+def find(
+  given: epath.PathLike, leave_out: epath.Path | None = None
+) -> tuple[epath.Path, list[str]]:
+  """Finds the images that --input names.
+
+  Args:
+    given: a folder at any depth of which images may lie, or an image file.
+    leave_out: a folder whose images don't count.
+
+  Returns:
+    The folder, and the paths of its images relative to it, sorted.
+
+  Raises:
+    UserError: there is no such folder or file.
+  """
+  path = epath.Path(given)
+  if path.is_file():
+    return path.parent, [path.name]
+  if not path.is_dir():
+    raise errors.UserError(
+      f'--input={given} is not a folder of images and not a file.'
+    )
+  return path, [
+    os.fspath(file.relative_to(path))
+    for file in walk.find_images(path)
+    if leave_out not in file.parents
+  ]
+
+
+def read(
+  folder: epath.Path, names: list[str], unreadable: list[str]
+) -> Iterator[tuple[str, bytes]]:
+  """Yields names and contents; appends what can't be read to `unreadable`."""
+  for name in names:
+    try:
+      yield name, (folder / name).read_bytes()
+    except OSError:
+      unreadable.append(name)
+
+
+def no_image(given: epath.PathLike, unreadable: list[str]) -> errors.UserError:
+  """Returns the error for an --input without a single readable image."""
+  shown = ', '.join(unreadable[:3]) + ', ...' * (len(unreadable) > 3)
+  listed = f': {shown}' if unreadable else ''
+  return errors.UserError(
+    f'--input={given} holds no readable image ({len(unreadable)} files that '
+    f'could not be read{listed}).'
+  )
