@@ -64,9 +64,8 @@ def run(
     UserError: something is missing or doesn't fit; the message says what.
     TrainingStopped: see `train.run`.
   """
-  _validate_flags(
-    mode, workdir, workdirs, images, max_size, bool(topology), search
-  )
+  planning = bool(topology or search)
+  _validate_flags(mode, workdir, workdirs, images, max_size, planning)
   if config is not None:
     validate(config, mode)
   if mode == 'fid':
@@ -89,11 +88,10 @@ def _validate_flags(
   workdirs: Sequence[str],
   images: str | None,
   max_size: int,
-  topology: bool,
-  search: bool,
+  planning: bool,
 ) -> None:
   """Judges the flags beside the config."""
-  if mode != 'plan' and (topology or search):
+  if planning and mode != 'plan':
     raise errors.UserError(
       '--topology and --search plan a run: add --mode=plan.'
     )

@@ -30,7 +30,7 @@ from PIL import Image
 from vit22b_jax import errors
 from vit22b_jax.data import decode
 from vit22b_jax.fid import sources
-from vit22b_jax.models import generators, vitunet_space
+from vit22b_jax.models import generators, vitunet_spatial
 from vit22b_jax.modes import inputs
 from vit22b_jax.report import samples, templates
 from vit22b_jax.runtime import workdir
@@ -200,8 +200,8 @@ def _write(path: epath.Path, content: bytes) -> None:
       new.replace(path)
   except OSError as error:
     raise errors.UserError(
-      f'Could not write {path}: {error.strerror or error}. What was made before '
-      'stays; the same command goes on.'
+      f'Could not write {path}: {error.strerror or error}. What was made '
+      'before stays.'
     ) from error
 
 
@@ -301,7 +301,7 @@ class _Translator:
 
 
 def _is_spatial(model: Any) -> bool:
-  return isinstance(model, vitunet_space.SpatialViTUnet)
+  return isinstance(model, vitunet_spatial.SpatialViTUnet)
 
 
 def _resized(image: Pixels, size: Size) -> Pixels:
