@@ -299,21 +299,58 @@ def test_changed_data_are_decoded_again(tmp_path, cache_dir, change):
   assert len(list(cache_dir.iterdir())) == (2 if change == 'image_size' else 1)
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'no meta', 'missing array'])
-def test_a_damaged_cache_is_made_anew(tmp_path, cache_dir, damage):
+def _damage(entry, name, kind):
+  """Changes a file of a cache: what a power cut, a disk or a person does."""
+  path = entry / name
+  data = bytearray(path.read_bytes())
+  if kind == 'missing':
+    path.unlink()
+    return
+  if kind == 'other length':
+    np.save(path, np.load(path)[:-1])
+    return
+  data[-3] ^= 1  # The last pixel, label or character but two.
+  path.write_bytes({'empty': b'', 'cut': data[:500], 'flipped': data}[kind])
+
+
+@pytest.mark.parametrize('kind', ['empty', 'cut', 'missing', 'flipped'])
+@pytest.mark.parametrize(
+  'name', ['train_images.npy', 'train_labels.npy', 'meta.json']
+)
+def test_a_damaged_cache_is_made_anew(tmp_path, cache_dir, name, kind):
   root = data_fixtures.make_folder(tmp_path / 'data')
   before = _load(root)
   (entry,) = cache_dir.iterdir()
-  array = entry / 'train_images.npy'
-  if damage == 'truncated':
-    array.write_bytes(array.read_bytes()[:500])
-  elif damage == 'no meta':
-    (entry / 'meta.json').write_text('{')
-  else:
-    array.unlink()
-  for _ in range(2):
-    after = _load(root)
-    np.testing.assert_array_equal(before.train.images, after.train.images)
+  content = (entry / name).read_bytes()
+  _damage(entry, name, kind)
+  after = _load(root)
+  np.testing.assert_array_equal(before.train.images, after.train.images)
+  np.testing.assert_array_equal(before.train.labels, after.train.labels)
+  if kind != 'cut' or len(content) > 500:
+    assert (entry / name).read_bytes() == content
+
+
+def test_labels_of_another_length_are_noticed(tmp_path, cache_dir):
+  root = data_fixtures.make_folder(tmp_path / 'data')
+  before = _load(root)
+  (entry,) = cache_dir.iterdir()
+  _damage(entry, 'train_labels.npy', 'other length')
+  np.testing.assert_array_equal(_load(root).train.labels, before.train.labels)
+
+
+def test_other_pixels_of_the_same_name_size_and_time_are_decoded(tmp_path):
+  root = data_fixtures.make_folder(tmp_path / 'data')
+  before = _rows(_load(root).train) | _rows(_load(root).val)
+  path = root / 'train' / 'cat' / '003.png'
+  stat, data = path.stat(), bytearray(path.read_bytes())
+  image = Image.new('RGB', (13, 13), (1, 2, 3))
+  image.save(path, 'PNG')
+  new = path.read_bytes()
+  assert len(new) < len(data)
+  path.write_bytes(new + bytes(len(data) - len(new)))
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  after = _rows(_load(root).train) | _rows(_load(root).val)
+  assert after - before == {np.asarray(image).tobytes()}
 
 
 def test_an_unwritable_cache_is_done_without(tmp_path, monkeypatch):
@@ -330,7 +367,7 @@ def test_a_cache_appears_whole_or_not_at_all(cache_dir, monkeypatch):
   def full(*_):
     raise OSError('no space left on device')
 
-  monkeypatch.setattr(np, 'save', full)
+  monkeypatch.setattr(os, 'fsync', full)
   cache.write(path, {'a': np.zeros(3)}, {})
   assert cache.read(path) is None
   assert list(cache_dir.iterdir()) == []
