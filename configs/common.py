@@ -266,7 +266,7 @@ def _fid() -> config_dict.ConfigDict:
   c.weights = ''  # '': the public release | a file | 'random:SEED'
   c.tap = 2048  # features: 64 | 192 | 768 | 2048
   c.resize = 'clean'  # to 299 px: clean | tf1 | torch
-  c.quantise = 'round'  # images to uint8: round | truncate | none
+  c.quantize = 'round'  # images to uint8: round | truncate | none
   c.num = 'all'  # images: all | min (as many as the smaller domain has)
   c.batch_size = 16  # images a step
   c.kid_subsets = 100  # of the kernel distance
@@ -430,7 +430,7 @@ def _paper_fid(c: config_dict.ConfigDict) -> None:
   """FID as the paper's Table 2 has it."""
   c.fid.tap = 64
   c.fid.resize = 'tf1'
-  c.fid.quantise = 'truncate'
+  c.fid.quantize = 'truncate'
   c.fid.num = 'min'
 
 

@@ -13,7 +13,7 @@ from configs import cifar10_vit22b_ti, common
 from vit22b_jax import cli, commands, errors, rules, tasks
 from vit22b_jax import config as config_lib
 from vit22b_jax.data import augment, pipeline, preprocess
-from vit22b_jax.fid import extractor, resize
+from vit22b_jax.fid import extractor, inception_resize
 from vit22b_jax.models import patchgan, vit
 from vit22b_jax.runtime import sharding
 from vit22b_jax.training import losses, optim
@@ -191,6 +191,11 @@ def test_a_key_of_another_version_makes_another_run():
   assert identity == [('optim.ema', '(absent)', 0.0)]
 
 
+def test_renamed_keys_lead_to_keys_that_exist():
+  for new in config_lib.RENAMED_KEYS.values():
+    assert any(new in known for known in rules.RULES.values()), new
+
+
 def test_a_key_that_came_later_and_is_left_alone_is_the_same_run():
   old = config().to_dict()
   del old['model']['head_bias']
@@ -308,7 +313,7 @@ def test_choices_are_those_that_the_code_knows():
     (vit.VARIANTS, 'model.variant'),
     (patchgan.PRESETS, 'discriminator.name'),
     (extractor.TAPS, 'fid.tap'),
-    (resize.MODES, 'fid.resize'),
+    (inception_resize.MODES, 'fid.resize'),
     (tasks.TASKS.keys() | {'fid'}, None),
   ):
     expected = known[key].choices if key else rules.RULES

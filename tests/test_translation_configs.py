@@ -85,7 +85,7 @@ def test_the_recipes_are_the_published_ones():
   assert released.data.load_size == released.data.image_size == 256
   assert released.model.dtype == 'float16'
   fid = released.fid
-  assert (fid.tap, fid.resize, fid.quantise) == (64, 'tf1', 'truncate')
+  assert (fid.tap, fid.resize, fid.quantize) == (64, 'tf1', 'truncate')
   assert fid.num == 'min'
 
 
@@ -94,7 +94,7 @@ RECIPE = (
   *('model.dtype', 'data.image_size', 'data.load_size', 'data.preprocess'),
   *('data.flip', 'data.pairing'),
 )
-FID = ('fid.tap', 'fid.resize', 'fid.quantise', 'fid.num')
+FID = ('fid.tap', 'fid.resize', 'fid.quantize', 'fid.num')
 
 
 @pytest.mark.parametrize(

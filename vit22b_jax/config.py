@@ -27,7 +27,7 @@ ConfigDict = config_dict.ConfigDict
 Change = tuple[str, Any, Any]
 
 # Old name -> new name, for config.json files written before a key was renamed.
-RENAMED_KEYS: dict[str, str] = {}
+RENAMED_KEYS = {'fid.quantise': 'fid.quantize'}
 
 # What a resumed run may change: length, cadences, paths, machines and how
 # they share the work, alarms. Every other key makes it another run.
@@ -120,13 +120,30 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
   Renamed keys get their new names, and keys that came later get the value that
   their absence meant.
   """
-  flat = rules.flatten(values)
-  flat = {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}
+  flat = rules.flatten(rename_keys(values))
   for key, rule in rules.RULES.get(str(flat.get('task')), {}).items():
     absent = None if rule.optional else rule.absent
     if absent != rules.ABSENT:
       flat.setdefault(key, absent)
   return flat
+
+
+def rename_keys(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns nested values with each key of RENAMED_KEYS under its new name.
+
+  Args:
+    values: a config's, or a part's of it.
+    prefix: of the part, such as 'fid.' for what eval.json repeats of `fid`.
+  """
+  if isinstance(values, ConfigDict):
+    values = values.to_dict()
+  renamed = {}
+  for key, value in values.items():
+    path = f'{prefix}{key}'
+    if isinstance(value, Mapping):
+      value = rename_keys(value, f'{path}.')
+    renamed[RENAMED_KEYS.get(path, path).removeprefix(prefix)] = value
+  return renamed
 
 
 # --- Resume ----------------------------------------------------------------

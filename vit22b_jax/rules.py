@@ -230,7 +230,7 @@ _FID = {
   ),
   'tap': _choice(2048, 768, 192, 64),
   'resize': _choice('clean', 'tf1', 'torch'),
-  'quantise': _choice('round', 'truncate', 'none'),
+  'quantize': _choice('round', 'truncate', 'none'),
   'num': _choice('all', 'min'),
   'batch_size': _COUNT,
   'kid_subsets': _int(2, 100_000),

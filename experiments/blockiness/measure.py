@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.blockiness import blockiness
 from vit22b_jax import api, tasks
-from vit22b_jax.fid import sources
+from vit22b_jax.fid import image_sources
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import workdir
 
@@ -35,7 +35,7 @@ def measure(path: str) -> list[dict]:
   commit = workdir.read_json(path, workdir.VERSIONS)['git_commit']
   patch = config.model.patch_size
   rows = []
-  for direction, sides in sources.DIRECTIONS.items():
+  for direction, sides in image_sources.DIRECTIONS.items():
     source, target = (images(getattr(data.test, side)) for side in sides)
     rows.append(
       {

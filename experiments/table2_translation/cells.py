@@ -72,7 +72,7 @@ def _small(name: str, data: str) -> Cell:
       'fid.weights': 'random:0',
       'fid.tap': 64,
       'fid.resize': 'tf1',
-      'fid.quantise': 'truncate',
+      'fid.quantize': 'truncate',
       'fid.num': 'min',
       **patch,
       **keys,

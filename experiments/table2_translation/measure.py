@@ -11,7 +11,7 @@ from experiments.blockiness import blockiness
 from experiments.blockiness import measure as images
 from experiments.runner import Cell
 from vit22b_jax import api, tasks
-from vit22b_jax.fid import sources
+from vit22b_jax.fid import image_sources
 from vit22b_jax.modes import evaluate
 from vit22b_jax.report import workdir as report_workdir
 from vit22b_jax.runtime import workdir as workdir_lib
@@ -55,14 +55,14 @@ def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
     'default': task.final(variables, files),
     'patches': {
       direction: _patches(task, variables, data, direction)
-      for direction in sources.DIRECTIONS
+      for direction in image_sources.DIRECTIONS
     },
   }
 
 
 def _patches(task, variables, data, direction: str) -> dict[str, float]:
   """Blockiness of translations, and of the real images of their domain."""
-  _, target = sources.DIRECTIONS[direction]
+  _, target = image_sources.DIRECTIONS[direction]
   made = images.made(task, variables, direction)
   real = images.images(getattr(data.test, target))
   patch = made.shape[1] // _GRID

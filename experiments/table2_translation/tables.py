@@ -118,8 +118,8 @@ def _facts(rows: Rows, preset: str) -> str:
   first = chosen[0]
   calibrated = 'calibrated' if first['calibrated'] else 'uncalibrated'
   return (
-    f'tap {first["tap"]}, resize {first["resize"]}, quantise '
-    f'{first["quantise"]}, weights {first["weights_sha256"][:12]}, '
+    f'tap {first["tap"]}, resize {first["resize"]}, quantize '
+    f'{first["quantize"]}, weights {first["weights_sha256"][:12]}, '
     f'{calibrated}; {_counts(chosen)}'
   )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vit22b_jax import fid
-from vit22b_jax.fid import weights
+from vit22b_jax.fid import inception_weights
 
 SEED = 0  # of the weights, the same on both sides
 
@@ -29,7 +29,7 @@ def training_step(tap: int, batch_size: int) -> tuple[Callable[[], float], int]:
     (features,) = extractor.features(batch)
     return float(features.mean())
 
-  shapes = weights.shapes((str(tap),)).values()
+  shapes = inception_weights.shapes((str(tap),)).values()
   return step, sum(int(np.prod(shape)) for shape in shapes)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from experiments.throughput import ours_inception, peers
-from vit22b_jax.fid import weights
+from vit22b_jax.fid import inception_weights
 
 
 def training_step(
@@ -31,7 +31,7 @@ def training_step(
       (features,) = model(images)
     return features.mean().item()
 
-  shapes = weights.shapes((str(tap),))
+  shapes = inception_weights.shapes((str(tap),))
   return step, sum(model.state_dict()[name].numel() for name in shapes)
 
 
@@ -41,8 +41,10 @@ def extractor(tap: int) -> torch.nn.Module:
   from torch_fidelity import feature_extractor_inceptionv3
 
   state = {
-    name: torch.from_numpy(weights.draw(str(ours_inception.SEED), name, shape))
-    for name, shape in weights.shapes(('logits',)).items()
+    name: torch.from_numpy(
+      inception_weights.draw(str(ours_inception.SEED), name, shape)
+    )
+    for name, shape in inception_weights.shapes(('logits',)).items()
   }
   norms = [name for name in state if name.endswith('bn.weight')]
   for name in norms:

@@ -1,4 +1,4 @@
-"""Images -> features: resizing, quantising, batches, devices, sums."""
+"""Images -> features: resizing, quantizing, batches, devices, sums."""
 
 import functools
 import os
@@ -16,7 +16,13 @@ from PIL import Image
 
 from tests.helpers import golden_params
 from vit22b_jax import errors, fid
-from vit22b_jax.fid import extractor, resize, statistics
+from vit22b_jax.fid import (
+  extractor,
+  inception_resize,
+  inception_weights,
+  statistics,
+)
+from vit22b_jax.models import inception
 
 RNG = np.random.default_rng(0)
 
@@ -24,14 +30,14 @@ RNG = np.random.default_rng(0)
 # --- Resizing ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize('mode', resize.MODES)
+@pytest.mark.parametrize('mode', inception_resize.MODES)
 @pytest.mark.parametrize('name', 'abcd')
 def test_golden_resizes(mode, name):
   arrays, _ = golden_params.load('inception_fid')
   image = arrays[f'image_{name}'][:1].astype(np.float32)
   expected = arrays[f'resize_{mode}_{name}'][0]
-  on_device = np.asarray(resize.batch(image, mode))[0]
-  for ours in (on_device, resize.one(image[0], mode)):
+  on_device = np.asarray(inception_resize.batch(image, mode))[0]
+  for ours in (on_device, inception_resize.one(image[0], mode)):
     assert ours.shape == (299, 299, 3)
     assert ours.dtype == np.float32
     assert np.abs(ours[::13, ::13] - expected).max() < 1e-3 * 255
@@ -50,17 +56,20 @@ def test_clean_is_what_pillow_does_to_float_channels(hw):
     for c in range(3)
   ]
   expected = np.stack(channels, axis=-1).clip(0, 255)
-  assert np.abs(resize.one(image, 'clean') - expected).max() < 1e-3
+  assert np.abs(inception_resize.one(image, 'clean') - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize('mode', resize.MODES)
+@pytest.mark.parametrize('mode', inception_resize.MODES)
 def test_the_right_size_stays_as_it_is(mode):
-  np.testing.assert_array_equal(resize.matrix(299, mode), np.eye(299))
+  np.testing.assert_array_equal(inception_resize.matrix(299, mode), np.eye(299))
 
 
 def test_modes_by_hand():
   # From 2 pixels: tf1 looks at dst * 2/299, torch at (dst + 1/2) * 2/299 - 1/2.
-  tf1, torch = resize.matrix(2, 'tf1'), resize.matrix(2, 'torch')
+  tf1, torch = (
+    inception_resize.matrix(2, 'tf1'),
+    inception_resize.matrix(2, 'torch'),
+  )
   np.testing.assert_allclose(tf1[100], [1 - 200 / 299, 200 / 299], rtol=1e-6)
   assert tf1[200].tolist() == [0, 1]  # the source would be past the last
   assert torch[20].tolist() == [1, 0]
@@ -68,26 +77,56 @@ def test_modes_by_hand():
   np.testing.assert_allclose(torch[100], [1 - right, right], rtol=1e-5)
 
 
+def test_torch_mode_is_pytorch_fid_by_definition():
+  """Bilinear about pixel centers of x/255, then 2x - 1, then Inception."""
+  image = RNG.integers(0, 256, (40, 61, 3), np.uint8)
+  rows, columns = (
+    np.clip((np.arange(299) + 0.5) * n / 299 - 0.5, 0, n - 1) for n in (40, 61)
+  )
+  expected = np.zeros((299, 299, 3))
+  x = image.astype(np.float64) / 255
+  for i, y in enumerate(rows):
+    top, below = int(y), min(int(y) + 1, 39)
+    row = x[top] * (1 - (y - top)) + x[below] * (y - top)
+    left = columns.astype(int)
+    right = np.minimum(left + 1, 60)
+    part = (columns - left)[:, None]
+    expected[i] = row[left] * (1 - part) + row[right] * part
+  expected = 2 * expected - 1
+  model = inception.Inception(('64',))
+  params = inception_weights.load('random:1', ('64',)).params
+  inputs = 128 * (1 + expected.astype(np.float32))  # (x - 128)/128 of which
+  features = model.apply({'params': params}, inputs[None])['64']
+  settings = fid.Settings('random:1', tap=64, resize='torch')
+  found = fid.Extractor(settings, 1)
+  for images in (image[None], [image, image[:9]]):  # on the device, on the host
+    ours = next(found.features({'image': images}))
+    np.testing.assert_allclose(ours, features, rtol=2e-5, atol=1e-5)
+  # It would show: other ranges give other features.
+  other = model.apply({'params': params}, inputs[None] * (255 / 256))['64']
+  assert np.abs(other - features).max() > 1e-3
+
+
 @pytest.mark.parametrize(
-  'quantise, expected',
+  'quantize, expected',
   [
     ('round', [0, 2, 2, 3, 255]),
     ('truncate', [0, 1, 2, 2, 255]),
     ('none', [-0.6, 1.6, 2.4, 2.6, 255.4]),
   ],
 )
-def test_quantising(quantise, expected):
+def test_quantizing(quantize, expected):
   values = np.array([-0.6, 1.6, 2.4, 2.6, 255.4], np.float32)
   images = np.broadcast_to(values[:, None, None, None], (5, 299, 299, 3))
-  settings = fid.Settings(quantise=quantise, resize='tf1')
+  settings = fid.Settings(quantize=quantize, resize='tf1')
   found = extractor.prepare(jnp.asarray(images), settings)
   np.testing.assert_allclose(found[:, 7, 5, 1], expected, rtol=1e-6)
 
 
-def test_uint8_images_need_no_quantising():
+def test_uint8_images_need_no_quantizing():
   images = RNG.integers(0, 256, (1, 299, 299, 3), np.uint8)
-  for quantise in extractor.QUANTISE:
-    settings = fid.Settings(quantise=quantise, resize='torch')
+  for quantize in extractor.QUANTIZE:
+    settings = fid.Settings(quantize=quantize, resize='torch')
     found = extractor.prepare(jnp.asarray(images), settings)
     np.testing.assert_array_equal(found, images)
 
@@ -155,20 +194,6 @@ def test_images_of_differing_sizes():
   np.testing.assert_allclose(found.features[7], alone.features[0], rtol=1e-5)
 
 
-def test_sums_alone():
-  found = one_device().statistics([{'image': IMAGES}], keep_features=False)
-  assert found.features is None
-  np.testing.assert_allclose(found.mean, reference().mean)
-  np.testing.assert_allclose(found.covariance, reference().covariance)
-  with pytest.raises(errors.UserError, match='need the features of each'):
-    found.first(3)
-
-
-def test_sums_of_many_parts_keep_every_feature_in_order(monkeypatch):
-  monkeypatch.setattr(extractor, '_ROWS', 2)
-  assert_same(one_device().statistics([{'image': IMAGES}]), reference())
-
-
 def test_no_image_at_all():
   assert one_device().statistics([]).count == 0
 
@@ -192,11 +217,11 @@ rank, port, folder, out = sys.argv[1:]
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(rank))
 import numpy as np
 from vit22b_jax import fid
-from vit22b_jax.fid import sources
+from vit22b_jax.fid import image_sources
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
 assert mesh.size == 2
 features = fid.Extractor(fid.Settings('random:1', tap=64), 4, mesh)
-source = sources.find(folder, dir='', open_generator=None)
+source = image_sources.find(folder, dir='', open_generator=None)
 found = features.statistics(source.batches(features.batch_size))
 np.save(out, found.features)
 """
@@ -241,7 +266,7 @@ def test_facts():
   assert one_device().facts() == {
     'tap': 64,
     'resize': 'clean',
-    'quantise': 'round',
+    'quantize': 'round',
     'weights_sha256': one_device().weights_sha256,
     'calibrated': False,
   }
@@ -250,9 +275,9 @@ def test_facts():
 @pytest.mark.parametrize(
   'setting, message',
   [
-    ({'tap': 65}, 'fid.tap=65: expected one of 64, 192, 768, 2048'),
-    ({'resize': 'tf'}, "fid.resize='tf'.*tf1, torch, clean"),
-    ({'quantise': 'no'}, "fid.quantise='no'.*round, truncate, none"),
+    ({'tap': 65}, 'fid.tap=65 is not one of 64, 192, 768, 2048'),
+    ({'resize': 'tf'}, "fid.resize='tf' is.*tf1, torch, clean"),
+    ({'quantize': 'no'}, "fid.quantize='no' is.*round, truncate, none"),
   ],
 )
 def test_unknown_settings(setting, message):
@@ -260,31 +285,21 @@ def test_unknown_settings(setting, message):
     fid.Extractor(fid.Settings('random:0', **setting))
 
 
-# --- Sums --------------------------------------------------------------------
+# --- Moments-----------------------------------------------------------------
 
 
-def test_sums_merge_in_any_grouping_and_match_numpy():
+@pytest.mark.parametrize('chunk', [7, 4096])
+def test_moments_match_numpy(chunk, monkeypatch):
+  monkeypatch.setattr(statistics, '_CHUNK', chunk)
   x = RNG.standard_normal((101, 5)).astype(np.float32) * 3 + 100
-  whole = fid.Statistics.of(x)
-  np.testing.assert_allclose(whole.mean, x.astype(np.float64).mean(axis=0))
-  expected = np.cov(x.astype(np.float64), rowvar=False)
-  np.testing.assert_allclose(whole.covariance, expected, rtol=1e-9)
-  assert whole.outer.dtype == whole.total.dtype == np.float64
-  a, b, c = (fid.Statistics.of(part) for part in np.split(x, [7, 60]))
-  for merged in ((a + b) + c, a + (b + c)):
-    assert merged.count == 101
-    np.testing.assert_array_equal(merged.features, x)
-    np.testing.assert_allclose(merged.mean, whole.mean)
-    np.testing.assert_allclose(merged.covariance, expected, rtol=1e-9)
-  np.testing.assert_array_equal(whole.first(7).features, a.features)
-  assert whole.first(500) is whole
-
-
-def test_masked_sums():
-  x = np.array([[1, 2], [np.nan, 0], [3, 5]], np.float32)
-  found = fid.Statistics.of(x, np.array([1, 0, 1]))
-  assert found.count == 2
-  np.testing.assert_allclose(found.covariance, [[2, 3], [3, 4.5]])
+  found = fid.Statistics.of(x)
+  wide = x.astype(np.float64)
+  np.testing.assert_allclose(found.mean, wide.mean(axis=0), rtol=1e-12)
+  expected = np.cov(wide, rowvar=False)
+  np.testing.assert_allclose(found.covariance, expected, rtol=1e-10)
+  assert found.covariance.dtype == found.mean.dtype == np.float64
+  np.testing.assert_array_equal(found.first(7).features, x[:7])
+  assert (found.first(7).count, found.first(500).count) == (7, 101)
 
 
 def test_files_go_both_ways(tmp_path):
@@ -302,14 +317,37 @@ def test_files_go_both_ways(tmp_path):
   assert (back.count, back.facts, back.features) == (None, {}, None)
 
 
+FOUR = {'mu': np.zeros(4), 'sigma': np.eye(4)}
+
+
 @pytest.mark.parametrize(
   'arrays, message',
   [
     ({'mu': np.zeros(3), 'sigma': np.eye(3)}, 'of 3 features, expected 4'),
     ({'mu': np.zeros(4), 'sigma': np.eye(3)}, r'mu has shape \[4\].*\[3, 3\]'),
     ({'mean': np.zeros(4)}, "holds mean; expected 'mu' and 'sigma'"),
-    ({'mu': np.full(4, np.nan), 'sigma': np.eye(4)}, 'NaN'),
+    ({'mu': np.full(4, np.nan), 'sigma': np.eye(4)}, 'mu has NaN'),
+    ({'mu': np.zeros(4), 'sigma': np.full((4, 4), np.inf)}, 'sigma has NaN'),
     ({'mu': np.array([object()]), 'sigma': np.eye(4)}, 'no .npz file'),
+    ({'mu': np.zeros(4, complex), 'sigma': np.eye(4)}, 'mu is of type complex'),
+    (
+      {'mu': np.zeros(4), 'sigma': np.eye(4).astype(str)},
+      'sigma is of type <U',
+    ),
+    ({'mu': np.zeros(4), 'sigma': np.tri(4)}, 'sigma is not symmetric'),
+    ({'mu': np.zeros(4), 'sigma': -np.eye(4)}, 'negative eigenvalue -1,'),
+    ({'mu': np.zeros((4, 1)), 'sigma': np.eye(4)}, r'shape \[4, 1\]'),
+    ({**FOUR, 'facts': 'no JSON'}, 'facts is not what'),
+    ({**FOUR, 'facts': '[1]'}, 'facts is not what'),
+    ({**FOUR, 'facts': '{"tap": 4}'}, 'facts is not what'),
+    ({**FOUR, 'facts': np.zeros(3)}, 'facts is not what'),
+    ({**FOUR, 'facts': '{"count": -3}'}, 'a count of 2 images at least.*-3'),
+    ({**FOUR, 'facts': '{"count": 1e9}'}, 'a count of 2 images at least'),
+    ({**FOUR, 'facts': '{"count": true}'}, 'a count of 2 images at least'),
+    (
+      {**FOUR, 'facts': '{"count": 9, "resize": "torch", "quantise": "round"}'},
+      "pytorch-fid's range of inputs",
+    ),
   ],
 )
 def test_statistics_files_that_do_not_fit(arrays, message, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import golden_params
 from vit22b_jax import fid
-from vit22b_jax.fid import distance, resize, weights
+from vit22b_jax.fid import distances, inception_resize, inception_weights
 from vit22b_jax.models import inception
 
 pytestmark = [
@@ -41,7 +41,7 @@ def path(torch, tmp_path_factory):
   state = {
     name: torch.tensor(0)
     if name.endswith('num_batches_tracked')
-    else torch.from_numpy(weights.draw('0', name, tuple(shape)))
+    else torch.from_numpy(inception_weights.draw('0', name, tuple(shape)))
     for name, shape in config['shapes'].items()
   }
   file = tmp_path_factory.mktemp('weights') / 'inception.pth'
@@ -50,10 +50,10 @@ def path(torch, tmp_path_factory):
 
 
 def images(count, low, high):
-  """Blocks of colour and noise, of which sets differ by their range."""
-  colour = RNG.integers(low, high, (count, 4, 4, 3))
+  """Blocks of color and noise, of which sets differ by their range."""
+  color = RNG.integers(low, high, (count, 4, 4, 3))
   noise = RNG.integers(-20, 20, (count, 32, 32, 3))
-  pixels = colour.repeat(8, axis=1).repeat(8, axis=2) + noise
+  pixels = color.repeat(8, axis=1).repeat(8, axis=2) + noise
   return pixels.clip(0, 255).astype(np.uint8)
 
 
@@ -84,8 +84,8 @@ def test_features_of_torch_fidelity(torch, path):
   for tap, peer in zip(taps, expected, strict=True):
     if tap == 'logits':
       model = inception.Inception((tap,))
-      params = weights.load(path, (tap,)).params
-      resized = resize.batch(batch.astype(np.float32), 'tf1')
+      params = inception_weights.load(path, (tap,)).params
+      resized = inception_resize.batch(batch.astype(np.float32), 'tf1')
       found = np.asarray(model.apply({'params': params}, resized)[tap])
     else:
       found = ours(path, int(tap), batch)[0].features
@@ -108,7 +108,7 @@ def test_distances_of_torch_fidelity(torch, path, tap, counts):
   statistics = [metric_fid.fid_features_to_statistics(f.double()) for f in peer]
   expected = metric_fid.fid_statistics_to_metric(*statistics, False)
   value = expected[metric_fid.KEY_METRIC_FID]
-  assert distance.frechet(x, y) == pytest.approx(value, rel=1e-4)
+  assert distances.frechet(x, y) == pytest.approx(value, rel=1e-4)
   size = min(counts)  # whole sets of one size, so that nothing is random
   expected = metric_kid.kid_features_to_metric(
     *(f[:size] for f in peer),
@@ -117,7 +117,7 @@ def test_distances_of_torch_fidelity(torch, path, tap, counts):
     rng_seed=0,
     verbose=False,
   )
-  found, _ = distance.kernel(x.features[:size], y.features[:size])
+  found, _ = distances.kernel(x.features[:size], y.features[:size])
   value = expected[metric_kid.KEY_METRIC_KID_MEAN]
   assert found == pytest.approx(value, rel=1e-4)
 
@@ -136,4 +136,4 @@ def test_distance_of_torchmetrics(torch, path):
     metric.update(nchw(torch, b), real=False)
   expected = float(metric.compute())
   x, y = ours(path, 64, a, b)
-  assert distance.frechet(x, y) == pytest.approx(expected, rel=1e-4)
+  assert distances.frechet(x, y) == pytest.approx(expected, rel=1e-4)

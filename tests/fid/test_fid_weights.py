@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers import golden_params
 from vit22b_jax import errors
-from vit22b_jax.fid import torch_file, weights
+from vit22b_jax.fid import inception_weights, torch_file
 
 GOLDEN = golden_params.GOLDEN
 FORMATS = ('zip', 'legacy')
@@ -100,7 +100,22 @@ def test_a_view_stays_within_its_storage(tmp_path):
   assert b'K\x04K\x06\x86' in whole
   path = tmp_path / 'wide.pt'
   path.write_bytes(whole.replace(b'K\x04K\x06\x86', b'K\x05K\x06\x86', 1))
-  with pytest.raises(errors.UserError, match='buffer'):
+  with pytest.raises(errors.UserError, match='only 24 numbers'):
+    torch_file.read(path)
+
+
+def test_a_huge_view_of_few_numbers_is_refused(tmp_path):
+  """Strides of 0 would make it valid, and a copy of it fill the memory."""
+  whole = (GOLDEN / 'torch_legacy.pt').read_bytes()
+  strides = b'K\x06K\x01\x86'  # of FLOAT
+  place = whole.index(b'K\x04K\x06\x86')
+  assert whole[place:].find(strides) < 20
+  huge = b'\x8a\x05' + (10**10).to_bytes(5, 'little')
+  head, tail = whole[:place], whole[place + 5 :]
+  tail = tail.replace(strides, b'K\x00K\x00\x86', 1)
+  path = tmp_path / 'huge.pt'
+  path.write_bytes(head + huge + b'K\x06\x86' + tail)
+  with pytest.raises(errors.UserError, match=r'60000000000|10000000000, 6\]'):
     torch_file.read(path)
 
 
@@ -114,14 +129,16 @@ def test_other_contents_are_refused(content, tmp_path):
 
 def test_no_such_file_and_no_such_seed():
   with pytest.raises(errors.UserError, match=r"no such file.*'random:SEED'"):
-    weights.load('missing.pth')
+    inception_weights.load('missing.pth')
   with pytest.raises(errors.UserError, match='whole number'):
-    weights.load('random:x')
+    inception_weights.load('random:x')
+  with pytest.raises(errors.UserError, match='whole number'):
+    inception_weights.load('random:²')  # a digit, and no number
 
 
 def test_drawn_weights_are_the_recipe_of_the_golden_files():
   _, config = golden_params.load('inception_fid')
-  shapes = weights.shapes(('logits',))
+  shapes = inception_weights.shapes(('logits',))
   listed = {
     name: tuple(shape)
     for name, shape in config['shapes'].items()
@@ -132,16 +149,16 @@ def test_drawn_weights_are_the_recipe_of_the_golden_files():
   digest = hashlib.sha256(b'1/Conv2d_1a_3x3.bn.running_var').digest()
   seed = int.from_bytes(digest[:8], 'little')
   a = np.random.Generator(np.random.PCG64(seed)).standard_normal(32)
-  found = weights.draw('1', 'Conv2d_1a_3x3.bn.running_var', (32,))
+  found = inception_weights.draw('1', 'Conv2d_1a_3x3.bn.running_var', (32,))
   np.testing.assert_allclose(found, 1 + 0.25 * np.tanh(a), rtol=1e-6)
 
 
 def test_batch_norm_is_folded():
   arrays = {
-    name: weights.draw('3', name, shape)
-    for name, shape in weights.shapes(('64',)).items()
+    name: inception_weights.draw('3', name, shape)
+    for name, shape in inception_weights.shapes(('64',)).items()
   }
-  params = weights.convert(arrays, ('64',), 'drawn')
+  params = inception_weights.convert(arrays, ('64',), 'drawn')
   assert sorted(params) == ['Conv2d_1a_3x3', 'Conv2d_2a_3x3', 'Conv2d_2b_3x3']
   x = np.random.default_rng(0).standard_normal((3, 3, 3))  # one window, HWC
   p = {k.split('.', 1)[1]: v for k, v in arrays.items() if '_1a_' in k}
@@ -154,14 +171,16 @@ def test_batch_norm_is_folded():
 
 
 def test_weights_of_something_else_are_refused():
-  arrays = {n: np.zeros(s) for n, s in weights.shapes(('64',)).items()}
+  arrays = {
+    n: np.zeros(s) for n, s in inception_weights.shapes(('64',)).items()
+  }
   missing = dict(arrays)
   del missing['Conv2d_2a_3x3.bn.bias']
   with pytest.raises(errors.UserError, match=r'2a_3x3\.bn\.bias.*nothing'):
-    weights.convert(missing, ('64',), 'x.pth')
+    inception_weights.convert(missing, ('64',), 'x.pth')
   wrong = arrays | {'Conv2d_2a_3x3.conv.weight': np.zeros((32, 32, 5, 5))}
   with pytest.raises(errors.UserError, match=r'\[32, 32, 3, 3\].*5, 5'):
-    weights.convert(wrong, ('64',), 'x.pth')
+    inception_weights.convert(wrong, ('64',), 'x.pth')
 
 
 # --- The public release ------------------------------------------------------
@@ -189,17 +208,19 @@ def release(monkeypatch, tmp_path):
       monkeypatch.delenv(name)
   monkeypatch.setenv('VIT22B_JAX_CACHE', str(tmp_path / 'cache'))
   url = f'http://127.0.0.1:{server.server_port}/release/weights.pth'
-  monkeypatch.setattr(weights, 'URL', url)
-  monkeypatch.setattr(weights, 'NUM_BYTES', 7)
-  monkeypatch.setattr(weights, 'SHA256', hashlib.sha256(b'weights').hexdigest())
+  monkeypatch.setattr(inception_weights, 'URL', url)
+  monkeypatch.setattr(inception_weights, 'NUM_BYTES', 7)
+  monkeypatch.setattr(
+    inception_weights, 'SHA256', hashlib.sha256(b'weights').hexdigest()
+  )
   yield served
   server.shutdown()
   server.server_close()
 
 
 def test_fetches_once_and_whole(release, tmp_path):
-  path = weights.fetch()
-  assert path == weights.fetch() == weights.cached_path()
+  path = inception_weights.fetch()
+  assert path == inception_weights.fetch() == inception_weights.cached_path()
   # Whoever shares the cache may read it, as the umask says.
   umask = os.umask(0)
   os.umask(umask)
@@ -213,53 +234,65 @@ def test_fetches_once_and_whole(release, tmp_path):
 def test_what_is_not_the_release_is_not_kept(release, content, tmp_path):
   release['content'] = content
   with pytest.raises(errors.UserError, match=r'is not the release.*SHA-256'):
-    weights.fetch()
+    inception_weights.fetch()
   assert list((tmp_path / 'cache').iterdir()) == []
 
 
 def test_a_cut_off_cache_is_fetched_again(release):
-  weights.cached_path().parent.mkdir(parents=True)
-  weights.cached_path().write_bytes(b'weig')
-  assert weights.fetch().read_bytes() == b'weights'
+  inception_weights.cached_path().parent.mkdir(parents=True)
+  inception_weights.cached_path().write_bytes(b'weig')
+  assert inception_weights.fetch().read_bytes() == b'weights'
 
 
 def test_no_network_says_what_to_fetch_and_where_to_put_it(
   release, monkeypatch, tmp_path
 ):
-  monkeypatch.setattr(weights, 'URL', 'http://127.0.0.1:9/weights.pth')
+  monkeypatch.setattr(
+    inception_weights, 'URL', 'http://127.0.0.1:9/weights.pth'
+  )
   with pytest.raises(errors.UserError) as caught:
-    weights.load('')
-  for part in (weights.URL, '7 bytes', weights.SHA256, weights.cached_path()):
+    inception_weights.load('')
+  for part in (
+    inception_weights.URL,
+    '7 bytes',
+    inception_weights.SHA256,
+    inception_weights.cached_path(),
+  ):
     assert str(part) in str(caught.value)
-  assert str(weights.cached_path()).startswith(str(tmp_path))
+  assert str(inception_weights.cached_path()).startswith(str(tmp_path))
 
 
 def test_a_name_promises_its_hash(tmp_path):
   path = tmp_path / 'pt_inception-2015-12-05-6726825d.pth'
   path.write_bytes((GOLDEN / 'torch_zip.pt').read_bytes())
   with pytest.raises(errors.UserError, match=r'damaged.*promises.*6726825d'):
-    weights.load(str(path))
+    inception_weights.load(str(path))
 
 
 def test_the_public_hash_is_what_calibrates(monkeypatch, tmp_path):
   path = tmp_path / 'any.pt'
   path.write_bytes(b'x')
   arrays = {
-    name: weights.draw('0', name, shape)
-    for name, shape in weights.shapes(('64',)).items()
+    name: inception_weights.draw('0', name, shape)
+    for name, shape in inception_weights.shapes(('64',)).items()
   }
   monkeypatch.setattr(torch_file, 'read', lambda _: arrays)
-  assert not weights.load(str(path), ('64',)).calibrated
-  monkeypatch.setattr(weights, 'SHA256', hashlib.sha256(b'x').hexdigest())
-  found = weights.load(str(path), ('64',))
+  assert not inception_weights.load(str(path), ('64',)).calibrated
+  monkeypatch.setattr(
+    inception_weights, 'SHA256', hashlib.sha256(b'x').hexdigest()
+  )
+  found = inception_weights.load(str(path), ('64',))
   assert found.calibrated
-  assert found.sha256 == weights.SHA256
+  assert found.sha256 == inception_weights.SHA256
 
 
 def test_the_real_release_is_as_published():
-  assert weights.URL.endswith('-6726825d.pth')
-  assert weights.SHA256.startswith('6726825d')
-  assert (len(weights.SHA256), weights.NUM_BYTES) == (64, 95_628_359)
+  assert inception_weights.URL.endswith('-6726825d.pth')
+  assert inception_weights.SHA256.startswith('6726825d')
+  assert (len(inception_weights.SHA256), inception_weights.NUM_BYTES) == (
+    64,
+    95_628_359,
+  )
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ TRANSLATION: dict[str, Any] = {
     'weights': 'random:0',
     'tap': 2048,
     'resize': 'clean',
-    'quantise': 'round',
+    'quantize': 'round',
     'num': 'all',
   },
 }
@@ -381,7 +381,7 @@ def _distances(steps: int, weights: str) -> dict[str, Any]:
   return result | {
     'tap': 2048,
     'resize': 'clean',
-    'quantise': 'round',
+    'quantize': 'round',
     'weights_sha256': hashlib.sha256(weights.encode()).hexdigest(),
     'calibrated': not weights,
     'step': steps,

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from tests.helpers import golden_params
-from vit22b_jax.fid import resize, weights
+from vit22b_jax.fid import inception_resize, inception_weights
 from vit22b_jax.models import inception
 
 TAPS = tuple(inception.TAPS)
@@ -21,9 +21,10 @@ SETS = 'abcd'  # 299 x 299, 64 x 48, 32 x 32, 400 x 310
 def features():
   """Of one image of each set, by tap; and the bias of the logits."""
   arrays, config = golden_params.load('inception_fid')
-  params = weights.load(f'random:{config["seed"]}', TAPS).params
+  params = inception_weights.load(f'random:{config["seed"]}', TAPS).params
   images = [
-    resize.batch(arrays[f'image_{s}'].astype(np.float32), 'tf1') for s in SETS
+    inception_resize.batch(arrays[f'image_{s}'].astype(np.float32), 'tf1')
+    for s in SETS
   ]
   model = inception.Inception(TAPS)
   apply = jax.jit(lambda p, x: model.apply({'params': p}, x))

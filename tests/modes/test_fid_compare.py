@@ -12,11 +12,16 @@ from configs import fid as config_file
 from tests.helpers import data_fixtures
 from vit22b_jax import errors, fid
 from vit22b_jax.data.readers import walk
-from vit22b_jax.fid import extractor, sources, weights
+from vit22b_jax.fid import (
+  distances,
+  extractor,
+  image_sources,
+  inception_weights,
+)
 from vit22b_jax.modes import fid as fid_mode
 
 KEYS = [
-  *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantise', 'num_a', 'num_b'),
+  *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantize', 'num_a', 'num_b'),
   *('weights_sha256', 'calibrated', 'seconds'),
 ]
 
@@ -81,7 +86,7 @@ def test_two_folders(folder, tmp_path, capsys):
     )
     for path in map(epath.Path, (a, b))
   ]
-  expected = fid.distances(*statistics)
+  expected = distances.measure(*statistics)
   assert result['fid'] == pytest.approx(expected['fid'], rel=1e-4)
   assert result['kid'] == pytest.approx(expected['kid'], rel=1e-4)
 
@@ -89,7 +94,7 @@ def test_two_folders(folder, tmp_path, capsys):
 def test_paper_words():
   config = config_file.get_config('paper')
   section = config.fid
-  assert (section.tap, section.resize, section.quantise) == (
+  assert (section.tap, section.resize, section.quantize) == (
     64,
     'tf1',
     'truncate',
@@ -142,7 +147,7 @@ def test_files_of_others_are_of_unknown_weights(tmp_path, capsys, caplog):
   assert 'unknown' in capsys.readouterr().out
   said = [r.getMessage() for r in caplog.records if 'does not say' in r.msg]
   assert [text.split(' does')[0] for text in said] == [*map(str, files)]
-  assert all('its resize, quantise, weights_sha256: taken' in t for t in said)
+  assert all('its resize, quantize, weights_sha256: taken' in t for t in said)
 
 
 def test_one_side_of_unknown_weights_is_not_calibrated(
@@ -150,8 +155,10 @@ def test_one_side_of_unknown_weights_is_not_calibrated(
 ):
   random = fid.Extractor(fid.Settings('random:0', 64))
   # As if those weights were the public ones.
-  monkeypatch.setattr(weights, 'SHA256', random.weights_sha256)
-  monkeypatch.setattr(extractor.weights, 'load', calibrated(weights.load))
+  monkeypatch.setattr(inception_weights, 'SHA256', random.weights_sha256)
+  monkeypatch.setattr(
+    extractor.inception_weights, 'load', calibrated(inception_weights.load)
+  )
   assert run(make_config(folder('b'), folder('c', seed=1)))['calibrated']
   other, out = of_others(tmp_path / 'a.npz'), tmp_path / 'out'
   config = make_config(other, tmp_path / 'b', save_statistics=True)
@@ -270,21 +277,40 @@ def test_unreadable_images_are_named(folder, tmp_path):
     run(make_config(a, folder('b')))
 
 
-@pytest.mark.parametrize('key', ['batch_size', 'kid_subsets', 'num'])
-def test_numbers_out_of_range(key, folder):
-  config = make_config('a', 'b')
-  config.fid[key] = 'none' if key == 'num' else 0
-  with pytest.raises(errors.UserError, match=rf'fid\.{key}='):
+def test_two_images_have_no_error_and_say_so(folder, tmp_path, capsys):
+  config = make_config(folder('a', 2), folder('b', 2, seed=1))
+  result = run(config, tmp_path / 'out')
+  assert result['kid'] is not None and result['kid_stderr'] is None
+  written = (tmp_path / 'out' / 'fid.json').read_text()
+  assert 'NaN' not in written
+  printed = capsys.readouterr().out
+  assert 'without an error, which needs more than 2 images of each' in printed
+  assert 'nan' not in printed
+
+
+def test_a_set_is_0_from_itself(folder, capsys):
+  a = folder('a', 7)
+  assert run(make_config(a, a))['fid'] == 0
+  assert 'FID 0,' in capsys.readouterr().out
+
+
+def test_infinity_of_a_file_is_refused_before_any_feature(folder, monkeypatch):
+  monkeypatch.setattr(extractor, 'Extractor', None)
+  config = make_config(folder('a'), 'b.npz')
+  config.infinity = True
+  with pytest.raises(errors.UserError, match=r'b=b\.npz has their statistics'):
     run(config)
 
 
 def test_every_process_gets_as_many_batches(folder, monkeypatch):
-  source = sources.find(folder('a', 5), dir='', open_generator=no_generator)
+  source = image_sources.find(
+    folder('a', 5), dir='', open_generator=no_generator
+  )
   whole = [b for batch in source.batches(4) for b in images_of(batch)]
-  monkeypatch.setattr(sources.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(image_sources.jax, 'process_count', lambda: 2)
   parts = []
   for process in range(2):
-    monkeypatch.setattr(sources.jax, 'process_index', lambda p=process: p)
+    monkeypatch.setattr(image_sources.jax, 'process_index', lambda p=process: p)
     batches = list(source.batches(4))
     assert [len(batch['image']) for batch in batches] == [2, 2]
     parts.append([b for batch in batches for b in images_of(batch)])
@@ -301,7 +327,9 @@ def images_of(batch):
 
 
 def test_without_a_network_it_says_what_to_fetch(folder, monkeypatch):
-  monkeypatch.setattr(weights, 'URL', 'http://127.0.0.1:9/weights.pth')
+  monkeypatch.setattr(
+    inception_weights, 'URL', 'http://127.0.0.1:9/weights.pth'
+  )
   config = make_config(folder('a'), folder('b'))
   config.fid.weights = ''
   with pytest.raises(errors.UserError, match='and put it at'):

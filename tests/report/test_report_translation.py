@@ -44,7 +44,7 @@ def test_distances_come_with_their_conditions_and_anchors(whole):
     'identity: images left as they are 164.9',
     'untrained generator 371.1',
     'test part (64 apple, 60 orange)',
-    f'tap 2048, resize clean, quantise round, weights {digest}, uncalibrated',
+    f'tap 2048, resize clean, quantize round, weights {digest}, uncalibrated',
     'FID 41.23 / 31.46 (uncalibrated)',
     'FID, uncalibrated',
     'KID, uncalibrated',
@@ -54,6 +54,17 @@ def test_distances_come_with_their_conditions_and_anchors(whole):
     assert said in seen, said
   assert 'Largest logit' not in seen
   assert len(_figures(html)) == 8 + 3
+
+
+def test_runs_from_before_a_key_was_renamed(tmp_path):
+  run = report_fixtures.make_translation(tmp_path / 'run', steps=400, every=400)
+  said = translation.conditions(workdir.read(run))
+  assert 'quantize round' in said
+  for name in ('config.json', 'eval.json'):
+    text = (run / name).read_text()
+    assert '"quantize"' in text
+    (run / name).write_text(text.replace('"quantize"', '"quantise"'))
+  assert translation.conditions(workdir.read(run)) == said
 
 
 def test_public_weights_are_not_called_uncalibrated(tmp_path):

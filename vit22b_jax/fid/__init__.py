@@ -2,10 +2,10 @@
 
 extractor = fid.Extractor(fid.Settings(tap=2048))
 a, b = extractor.statistics(batches_a), extractor.statistics(batches_b)
-fid.distances(a, b)  # {'fid', 'kid', 'kid_stderr', 'num_a', 'num_b'}
+distances.measure(a, b)  # {'fid', 'kid', 'kid_stderr', 'num_a', 'num_b'}
 """
 
-from vit22b_jax.fid.distance import distances
+from vit22b_jax.fid import distances
 from vit22b_jax.fid.extractor import Extractor, Settings
 from vit22b_jax.fid.statistics import Moments, Statistics
 

@@ -1,17 +1,18 @@
-"""Batches of images -> statistics of their Inception features.
+"""Turns batches of images into statistics of their Inception features.
 
     extractor = Extractor(Settings(tap=2048), batch_size=16, mesh=mesh)
     statistics = extractor.statistics(batches)
 
-Quantise, resize, Inception: the resizing is compiled for each image size, the
-network once, for batches of one size split over the mesh's devices.
+Images are quantized, resized and looked at by Inception: the resizing is
+compiled for each image size, the network once, for batches of one size split
+over the mesh's devices.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
+from ml_collections import ConfigDict
 
 from vit22b_jax import errors
-from vit22b_jax.fid import resize, statistics, weights
+from vit22b_jax.data import cache
+from vit22b_jax.fid import inception_resize, inception_weights, statistics
 from vit22b_jax.models import inception
+from vit22b_jax.runtime import console
 
 TAPS = tuple(int(tap) for tap in inception.TAPS if tap.isdigit())
-QUANTISE = ('round', 'truncate', 'none')
-
-_ROWS = 1024  # features summed at a time
+QUANTIZE = ('round', 'truncate', 'none')
 
 # {'image': [B, H, W, 3] or B images [h, w, 3] of any sizes, 'mask': [B]}
 Batch = Mapping[str, Any]
@@ -35,34 +37,33 @@ Batch = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How features are computed; two distances compare when these are equal.
+  """Says how features are computed; equal settings make distances compare.
 
   Attributes:
     weights: '' for the public release, the path of a PyTorch file, or
       'random:SEED'.
     tap: 64, 192, 768 or 2048.
-    resize: 'clean', 'tf1' or 'torch'; see `resize`.
-    quantise: what float images become first: uint8 by 'round' or 'truncate',
+    resize: 'clean', 'tf1' or 'torch'; see `inception_resize`.
+    quantize: what float images become first: uint8 by 'round' or 'truncate',
       or 'none'.
   """
 
   weights: str = ''
   tap: int = 2048
   resize: str = 'clean'
-  quantise: str = 'round'
+  quantize: str = 'round'
 
-  def check(self) -> None:
+  @classmethod
+  def of(cls, section: ConfigDict) -> 'Settings':
+    """Returns the settings in the `fid` section of a config."""
+    names = (field.name for field in dataclasses.fields(cls))
+    return cls(**{name: section[name] for name in names})
+
+  def validate(self) -> None:
     """Raises UserError for a value that doesn't exist."""
-    for name, known in (
-      ('tap', TAPS),
-      ('resize', resize.MODES),
-      ('quantise', QUANTISE),
-    ):
-      value = getattr(self, name)
-      if value not in known:
-        raise errors.UserError(
-          f'fid.{name}={value!r}: expected one of {", ".join(map(str, known))}.'
-        )
+    errors.validate_choice('fid.tap', self.tap, TAPS)
+    errors.validate_choice('fid.resize', self.resize, inception_resize.MODES)
+    errors.validate_choice('fid.quantize', self.quantize, QUANTIZE)
 
 
 class Extractor:
@@ -88,14 +89,14 @@ class Extractor:
   def __init__(
     self, settings: Settings, batch_size: int = 16, mesh: Mesh | None = None
   ):
-    settings.check()
+    settings.validate()
     self.settings = settings
     if mesh is None:
       mesh = Mesh(np.array(jax.local_devices()[:1]), ('data',))
     self._mesh = mesh
     self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     tap = str(settings.tap)
-    found = weights.load(settings.weights, (tap,))
+    found = inception_weights.load(settings.weights, (tap,))
     self.weights_sha256 = found.sha256
     self.calibrated = found.calibrated
     whole = NamedSharding(mesh, PartitionSpec())
@@ -103,8 +104,10 @@ class Extractor:
     self._params = jax.device_put(found.params, whole)
     model = inception.Inception((tap,))
 
+    scale = inception_resize.INPUT_SCALES.get(settings.resize, 1)
+
     def apply(params, images, mask):
-      return model.apply({'params': params}, images)[tap], mask
+      return model.apply({'params': params}, images * scale)[tap], mask
 
     self._apply = jax.jit(
       apply,
@@ -118,55 +121,63 @@ class Extractor:
     )
 
   def facts(self) -> dict[str, Any]:
-    """What belongs beside every distance: tap, resize, quantise, weights."""
+    """Returns what belongs beside every distance: settings and weights."""
     return {
       'tap': self.settings.tap,
       'resize': self.settings.resize,
-      'quantise': self.settings.quantise,
+      'quantize': self.settings.quantize,
       'weights_sha256': self.weights_sha256,
       'calibrated': self.calibrated,
     }
 
-  def statistics(
-    self, batches: Iterable[Batch], *, keep_features: bool = True
+  def cached_statistics(
+    self,
+    place: str,
+    identity: Any,
+    batches: Callable[[], Iterable[Batch]],
+    name: str = '',
   ) -> statistics.Statistics:
-    """The statistics of all images of some batches.
+    """Looks statistics up in the cache on disk, or computes and keeps them.
+
+    Args:
+      place: where the images are; of a place, the last identity is kept.
+      identity: changes when the images do, JSON-able; None for what is not to
+        be cached.
+      batches: gives the images, as `statistics` takes them.
+      name: what to call the set when its features are found; '' says nothing.
+    """
+    # Several processes must agree on what they compute, so all compute it.
+    if identity is None or jax.process_count() > 1:
+      return self.statistics(batches())
+    facts = self.facts()
+    path = cache.folder('fid', f'{place}?{sorted(facts.items())}', identity)
+    kept = cache.read(path)
+    if kept is not None:
+      if name:
+        console.say(f'{name}: features from {path}')
+      return statistics.Statistics.of(np.array(kept[0]['features']))
+    found = self.statistics(batches())
+    cache.write(path, {'features': found.features}, facts)
+    return found
+
+  def statistics(self, batches: Iterable[Batch]) -> statistics.Statistics:
+    """Computes the statistics of all images of some batches.
 
     Args:
       batches: of 'image', uint8 or float in [0, 255], [B, H, W, 3] (on the
         host or on devices, any B) or a list of uint8 [H, W, 3] of any sizes;
         and 'mask' [B], zero for padding (no mask: every image counts). In
         several processes: each one's part, or global arrays.
-      keep_features: whether each image's features are kept, as the kernel
-        distance needs them.
 
     Raises:
       UserError: a feature is NaN or infinite.
     """
-
-    kept = [np.zeros((0, self.settings.tap), np.float32)]
-    found = statistics.Statistics.of(kept[0], keep_features=False)
-    pending = []
-
-    def add():
-      features = np.concatenate(pending)
-      if keep_features:
-        kept.append(features)
-      pending.clear()
-      return statistics.Statistics.of(features, keep_features=False)
-
-    for features in itertools.chain.from_iterable(map(self.features, batches)):
-      pending.append(features)
-      if sum(map(len, pending)) >= _ROWS:
-        found += add()
-    if pending:
-      found += add()
-    if not keep_features:
-      return found
-    return dataclasses.replace(found, features=np.concatenate(kept))
+    found = itertools.chain.from_iterable(map(self.features, batches))
+    nothing = np.zeros((0, self.settings.tap), np.float32)
+    return statistics.Statistics.of(np.concatenate([nothing, *found]))
 
   def features(self, batch: Batch) -> Iterator[Float[np.ndarray, 'n D']]:
-    """Features of the images of a batch that aren't padding, in pieces."""
+    """Yields features of the images of a batch that aren't padding."""
     images = batch['image']
     mask = batch.get('mask')
     mask = np.ones(len(images), np.float32) if mask is None else mask
@@ -176,7 +187,7 @@ class Extractor:
       alike = len({image.shape for image in images}) == 1
       ready = not alike or jax.process_count() > 1
       if ready:
-        images = [resize.one(i, self.settings.resize) for i in images]
+        images = [inception_resize.one(i, self.settings.resize) for i in images]
       images = np.stack(images)
     for piece, valid in zip(self._cut(images), self._cut(mask), strict=True):
       resized = piece if ready else self._prepare(piece)
@@ -186,7 +197,7 @@ class Extractor:
   def _cut(
     self, array: Shaped[Array, 'B ...'] | Shaped[np.ndarray, 'B ...']
   ) -> Iterator[Shaped[Array, 'S ...']]:
-    """Pieces of the size that is compiled, the last one padded with zeros."""
+    """Yields pieces of the compiled size, the last one padded with zeros."""
     on_devices = isinstance(array, jax.Array)
     xnp, size = jnp, self.batch_size
     if not on_devices:  # this process's part of each
@@ -204,14 +215,14 @@ class Extractor:
 def prepare(
   images: Shaped[Array, 'B H W 3'], settings: Settings
 ) -> Float[Array, 'B 299 299 3']:
-  """Quantises and resizes a batch.
+  """Quantizes and resizes a batch.
 
   Args:
     images: uint8, or float in [0, 255].
     settings: which of the ways.
   """
   x = images.astype(jnp.float32)
-  if settings.quantise != 'none' and images.dtype != jnp.uint8:
-    near = jnp.rint if settings.quantise == 'round' else jnp.floor
+  if settings.quantize != 'none' and images.dtype != jnp.uint8:
+    near = jnp.rint if settings.quantize == 'round' else jnp.floor
     x = near(x).clip(0, 255)
-  return resize.batch(x, settings.resize)
+  return inception_resize.batch(x, settings.resize)

@@ -1,72 +1,54 @@
-"""Count, sum and outer product of features: what a set of images comes to.
+"""Mean and covariance of features: all that a Frechet distance knows of a set.
 
-    statistics = Statistics.of(features) + Statistics.of(more_features)
+    statistics = Statistics.of(features)
     statistics.mean, statistics.covariance
     Moments.load('photos.npz')        # of pytorch-fid, or of `to_bytes`
 
-    >>> x = np.arange(12.0).reshape(6, 2)
-    >>> parts = Statistics.of(x[:4]) + Statistics.of(x[4:])
-    >>> parts.count, parts.mean.tolist(), parts.covariance[0, 1].item()
+    >>> found = Statistics.of(np.arange(12).reshape(6, 2))
+    >>> found.count, found.mean.tolist(), found.covariance[0, 1].item()
     (6, [5.0, 6.0], 14.0)
 
-Everything is float64 on the host. Sums merge (`+`) in any grouping, over
-batches, devices and processes, so the batch size is of no consequence.
+Moments are float64 on the host, so the batch size is of no consequence.
 """
 
 import dataclasses
 import functools
 import io
 import json
-import zipfile
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from vit22b_jax import errors
+from vit22b_jax.runtime import npz_file
 
 _FACTS = 'facts'
+_CHUNK = 4096  # features widened to float64 at a time
+_MAX_BYTES = 2**30  # of a statistics file: 16 times what tap 2048 needs
+# How far rounding to float32 may take a covariance from what it should be.
+_ROUNDING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-  """Streaming moments of features.
+  """Features of a set of images, and their moments.
 
   Attributes:
-    count: of images.
-    total: sum of their features, float64.
-    outer: sum of the outer products x x^T, float64.
-    features: the features themselves in order, float32, which the kernel
-      distance needs; None where they were not kept.
+    features: of each image, in order.
   """
 
-  count: int
-  total: Float[np.ndarray, ' D']
-  outer: Float[np.ndarray, 'D D']
-  features: Float[np.ndarray, 'N D'] | None
+  features: Float[np.ndarray, 'N D']
 
   @classmethod
-  def of(
-    cls,
-    features: Float[np.ndarray, 'N D'],
-    mask: Bool[np.ndarray, ' N'] | None = None,
-    *,
-    keep_features: bool = True,
-  ) -> 'Statistics':
-    """The statistics of some features.
-
-    Args:
-      features: finite.
-      mask: zero for rows that are padding; all count by default.
-      keep_features: whether `features` is kept.
+  def of(cls, features: Float[np.ndarray, 'N D']) -> 'Statistics':
+    """Takes features as float32.
 
     Raises:
       UserError: a feature isn't finite.
     """
     x = np.asarray(features, np.float32)
-    if mask is not None:
-      x = x[np.asarray(mask) > 0]
     bad = ~np.isfinite(x).all(axis=1)
     if bad.any():
       raise errors.UserError(
@@ -74,43 +56,30 @@ class Statistics:
         'infinite: the images themselves are (a generator that diverged?), or '
         'the weights are damaged.'
       )
-    wide = x.astype(np.float64)
-    kept = x if keep_features else None
-    return cls(len(x), wide.sum(axis=0), wide.T @ wide, kept)
-
-  def __add__(self, other: 'Statistics') -> 'Statistics':
-    """The statistics of both sets of images together."""
-    features = None
-    if self.features is not None and other.features is not None:
-      features = np.concatenate([self.features, other.features])
-    return Statistics(
-      self.count + other.count,
-      self.total + other.total,
-      self.outer + other.outer,
-      features,
-    )
-
-  def first(self, count: int) -> 'Statistics':
-    """The statistics of the first `count` images; needs `features`."""
-    if count >= self.count:
-      return self
-    if self.features is None:
-      raise errors.UserError(
-        f'the first {count} of {self.count} images need the features of each, '
-        'and only sums were kept.'
-      )
-    return Statistics.of(self.features[:count])
+    return cls(x)
 
   @property
+  def count(self) -> int:
+    """Number of images."""
+    return len(self.features)
+
+  def first(self, count: int) -> 'Statistics':
+    """Returns the statistics of the first `count` images."""
+    return Statistics(self.features[:count])
+
+  @functools.cached_property
   def mean(self) -> Float[np.ndarray, ' D']:
-    """Of each feature."""
-    return self.total / self.count
+    """Mean of each feature, float64."""
+    return self.features.mean(axis=0, dtype=np.float64)
 
   @functools.cached_property
   def covariance(self) -> Float[np.ndarray, 'D D']:
-    """Unbiased; needs two images."""
-    centred = self.outer - np.outer(self.total, self.mean)
-    return centred / (self.count - 1)
+    """Unbiased covariance, float64; needs two images."""
+    total = np.zeros((self.features.shape[1],) * 2)
+    for start in range(0, self.count, _CHUNK):
+      centered = self.features[start : start + _CHUNK] - self.mean
+      total += centered.T @ centered
+    return total / (self.count - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,35 +108,37 @@ class Moments:
       width: how many features are expected; None takes any.
 
     Raises:
-      UserError: missing, damaged, other dimensions, or not finite.
+      UserError: missing, damaged, other dimensions, or no moments of anything.
     """
     path = epath.Path(path)
     if not path.is_file():
       raise errors.UserError(f'There is no statistics file {path}.')
-    try:
-      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    arrays = npz_file.read(path, _MAX_BYTES)
+    missing = {'mu', 'sigma'} - arrays.keys()
+    if missing:
       raise errors.UserError(
-        f'{path} is damaged, or no .npz file of arrays: {error}'
-      ) from error
-    mean, covariance = _moments(arrays, path)
+        f"{path} holds {', '.join(arrays) or 'nothing'}; expected 'mu' and "
+        "'sigma', as pytorch-fid's --save-stats writes them."
+      )
+    mean, covariance = arrays['mu'], arrays['sigma']
+    _validate_moments(path, mean, covariance)
     if width is not None and len(mean) != width:
       raise errors.UserError(
         f'{path} has statistics of {len(mean)} features, expected {width}: '
         'they belong to another tap of Inception; set fid.tap to '
         f'{len(mean)} or make them anew.'
       )
-    facts = json.loads(str(arrays[_FACTS])) if _FACTS in arrays else {}
-    count = facts.pop('count', None)
-    return cls(mean, covariance, count, facts)
+    count, facts = _read_facts(path, arrays.get(_FACTS))
+    return cls(
+      mean.astype(np.float64), covariance.astype(np.float64), count, facts
+    )
 
 
 AnyStatistics = Statistics | Moments
 
 
 def to_bytes(statistics: AnyStatistics, facts: dict[str, Any]) -> bytes:
-  """An `.npz` file for `Moments.load`, pytorch-fid and clean-fid.
+  """Returns an `.npz` file for `Moments.load`, pytorch-fid and clean-fid.
 
   Args:
     statistics: of the images; `mu` and `sigma` of the file.
@@ -183,21 +154,59 @@ def to_bytes(statistics: AnyStatistics, facts: dict[str, Any]) -> bytes:
   return out.getvalue()
 
 
-def _moments(
-  arrays: dict[str, np.ndarray], path: epath.Path
-) -> tuple[Float[np.ndarray, ' D'], Float[np.ndarray, 'D D']]:
-  """`mu` and `sigma`, judged."""
-  if not {'mu', 'sigma'} <= arrays.keys():
-    raise errors.UserError(
-      f"{path} holds {', '.join(arrays) or 'nothing'}; expected 'mu' and "
-      "'sigma', as pytorch-fid's --save-stats writes them."
-    )
-  mean, covariance = arrays['mu'], arrays['sigma']
+def _validate_moments(
+  path: epath.Path, mean: np.ndarray, covariance: np.ndarray
+) -> None:
+  """Raises UserError for what no features have as mean and covariance."""
   if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
     raise errors.UserError(
       f'{path}: mu has shape {list(mean.shape)} and sigma '
       f'{list(covariance.shape)}; expected [D] and [D, D].'
     )
-  if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-    raise errors.UserError(f'{path} holds NaN or infinite statistics.')
-  return mean.astype(np.float64), covariance.astype(np.float64)
+  for name, array in (('mu', mean), ('sigma', covariance)):
+    if array.dtype.kind not in 'fiu':
+      raise errors.UserError(
+        f'{path}: {name} is of type {array.dtype}; expected real numbers.'
+      )
+    if not np.isfinite(array).all():
+      raise errors.UserError(f'{path}: {name} has NaN or infinite values.')
+  wide = covariance.astype(np.float64)
+  largest = np.abs(wide).max(initial=0)
+  if np.abs(wide - wide.T).max(initial=0) > _ROUNDING * largest:
+    raise errors.UserError(
+      f'{path}: sigma is not symmetric, as a covariance is; make it anew.'
+    )
+  values = np.linalg.eigvalsh(wide) if len(wide) else np.zeros(1)
+  if values[0] < -_ROUNDING * max(values[-1], 0):
+    raise errors.UserError(
+      f'{path}: sigma has the negative eigenvalue {values[0]:.3g}, as no '
+      'covariance has; make it anew.'
+    )
+
+
+def _read_facts(
+  path: epath.Path, array: np.ndarray | None
+) -> tuple[int | None, dict[str, Any]]:
+  """Returns the count of images and the facts of a file of `to_bytes`."""
+  if array is None:
+    return None, {}
+  try:
+    facts = json.loads(str(array))
+    count = facts.pop('count')
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    raise errors.UserError(
+      f'{path}: {_FACTS} is not what `save_statistics` writes ({error!r}); '
+      'make the file anew.'
+    ) from error
+  if not (count is None or (type(count) is int and count >= 2)):
+    raise errors.UserError(
+      f'{path}: expected a count of 2 images at least, found {count!r}.'
+    )
+  if 'quantise' in facts:  # as it was spelled before
+    facts['quantize'] = facts.pop('quantise')
+    if facts.get('resize') == 'torch':
+      raise errors.UserError(
+        f"{path} was made when fid.resize=torch had not pytorch-fid's range of "
+        'inputs yet; make it anew.'
+      )
+  return count, facts

@@ -1,4 +1,4 @@
-"""PyTorch's weight files read without PyTorch, and without running their code.
+"""Reads PyTorch's weight files without PyTorch, and runs none of their code.
 
     arrays = torch_file.read('pt_inception-2015-12-05-6726825d.pth')
 
@@ -10,6 +10,7 @@ every other name. The formats are those of torch/serialization.py.
 
 import collections
 import io
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -40,7 +41,7 @@ _DTYPES = {
 
 
 def read(path: epath.PathLike) -> dict[str, np.ndarray]:
-  """Tensors of a file that holds a (flat) dict of them.
+  """Returns the tensors of a file that holds a (flat) dict of them.
 
   Args:
     path: what `torch.save(model.state_dict(), path)` wrote.
@@ -73,24 +74,29 @@ def read(path: epath.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Storage:
-  """Memory that tensors share: little-endian numbers, as this host's are."""
+  """Holds memory that tensors share: little-endian, as this host is."""
 
   def __init__(self, dtype: Any, size: int):
     self.dtype = np.dtype(dtype)
     self.size = size
     self.values: np.ndarray | None = None
 
-  def fill(self, data: bytes) -> None:
-    if len(data) != self.size * self.dtype.itemsize:
+  def require(self, num_bytes: int) -> None:
+    """Raises UserError for another size than the tensors were promised."""
+    if num_bytes != self.size * self.dtype.itemsize:
       raise errors.UserError(
-        f'a storage has {len(data)} bytes in place of '
+        f'a storage has {num_bytes} bytes in place of '
         f'{self.size * self.dtype.itemsize}: the file is damaged.'
       )
+
+  def fill(self, data: bytes) -> None:
+    """Takes the numbers."""
+    self.require(len(data))
     self.values = np.frombuffer(data, self.dtype)
 
 
 class _Tensor:
-  """A view of a storage, made an array when the storage is filled."""
+  """Views a storage, which may be filled later."""
 
   def __init__(
     self,
@@ -103,8 +109,13 @@ class _Tensor:
     self._view = offset, shape, strides
 
   def array(self) -> np.ndarray:
-    """A copy; numpy refuses a view that reaches beyond its buffer."""
+    """Returns a copy; numpy refuses views that reach beyond their buffer."""
     offset, shape, strides = self._view
+    if math.prod(shape) > self._storage.size:
+      raise errors.UserError(
+        f'a tensor of shape {list(shape)} has only {self._storage.size} '
+        'numbers: the file is damaged.'
+      )
     size = self._storage.dtype.itemsize
     return np.ndarray(
       shape,
@@ -116,7 +127,7 @@ class _Tensor:
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
-  """For `torch._utils._rebuild_tensor_v2`: gradients and hooks don't matter."""
+  """Stands for `torch._utils._rebuild_tensor_v2`, less gradients and hooks."""
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -133,7 +144,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Knows the names of tensors alone.
+  """Unpickles tensors, and refuses the name of anything else.
 
   Args:
     file: the pickle.
@@ -164,7 +175,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _arrays(value: Any) -> Any:
-  """Tensors of a dict as arrays; `read` judges whatever else there is."""
+  """Turns a dict's tensors into arrays; `read` judges what else there is."""
   if not isinstance(value, dict):
     return value
   return {
@@ -173,7 +184,7 @@ def _arrays(value: Any) -> Any:
 
 
 def _load_zip(data: bytes) -> Any:
-  """ROOT/data.pkl, and ROOT/data/KEY for each storage."""
+  """Loads ROOT/data.pkl, and ROOT/data/KEY for each storage."""
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
     names = set(archive.namelist())
     (pickled,) = (n for n in names if n.endswith('/data.pkl'))
@@ -186,7 +197,9 @@ def _load_zip(data: bytes) -> Any:
     def storage(dtype: Any, key: str, size: int) -> _Storage:
       if key not in storages:
         storages[key] = _Storage(dtype, size)
-        storages[key].fill(archive.read(f'{root}data/{key}'))
+        member = archive.getinfo(f'{root}data/{key}')
+        storages[key].require(member.file_size)
+        storages[key].fill(archive.read(member))
       return storages[key]
 
     return _arrays(
@@ -195,7 +208,7 @@ def _load_zip(data: bytes) -> Any:
 
 
 def _load_legacy(data: bytes) -> Any:
-  """Pickles of magic number, protocol, machine, object, keys; then storages."""
+  """Loads pickles of magic, protocol, machine, object, keys; then storages."""
   file = io.BytesIO(data)
   storages: dict[str, _Storage] = {}
 

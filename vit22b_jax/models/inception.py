@@ -7,9 +7,9 @@ The network of the Frechet Inception distance (https://arxiv.org/abs/1706.08500)
 which is not torchvision's: average pools leave the padding out of the mean, the
 last block pools by maximum, and there are 1,008 classes. Evaluation alone: each
 batch norm (eps 1e-3) is folded into the convolution before it, see
-`fid.weights`. Modules have the names of the public PyTorch file. Every product
-is in float32 at the highest precision, on every backend: FID compares second
-moments of features, in which TF32 or bfloat16 passes show.
+`fid.inception_weights`. Modules have the names of the public PyTorch file.
+Every product is in float32 at the highest precision, on every backend: FID
+compares second moments of features, in which TF32 or bfloat16 passes show.
 """
 
 import functools

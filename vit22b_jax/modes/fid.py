@@ -11,33 +11,33 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from vit22b_jax import errors
 from vit22b_jax.fid import (
-  cached,
-  distance,
+  distances,
   extractor,
-  sources,
+  image_sources,
+  inception_weights,
   statistics,
-  weights,
 )
 from vit22b_jax.runtime import console
 from vit22b_jax.runtime import workdir as workdir_lib
 
 RESULT = 'fid.json'
 KEYS = (
-  *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantise', 'num_a', 'num_b'),
+  *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantize', 'num_a', 'num_b'),
   *('weights_sha256', 'calibrated', 'fid_infinity', 'seconds'),
 )
 # What a statistics file has to say for a distance to be comparable.
-_FACTS = ('resize', 'quantise', 'weights_sha256')
-_LEAST = {'batch_size': 1, 'kid_subsets': 2, 'kid_subset_size': 2}
+_FACTS = ('resize', 'quantize', 'weights_sha256')
+_SIDES = ('a', 'b')
+
+OpenGenerator = Callable[[str, str], image_sources.Batches]
 
 
 def run(
-  config: Any,
-  workdir: str | None,
-  open_generator: Callable[[str, str], sources.Batches],
+  config: ConfigDict, workdir: str | None, open_generator: OpenGenerator
 ) -> dict[str, Any]:
   """Compares two sets, prints the distances and writes them.
 
@@ -49,28 +49,28 @@ def run(
       run's generator makes of its test part; float in [0, 255] or uint8.
 
   Returns:
-    The content of fid.json: `fid kid kid_stderr tap resize quantise num_a num_b
+    The content of fid.json: `fid kid kid_stderr tap resize quantize num_a num_b
     weights_sha256 calibrated seconds`, and `fid_infinity` when asked for.
 
   Raises:
     UserError: a mistake in the config, or in the sets.
   """
   start = time.monotonic()
-  settings = check(config)
+  validate_sets(config)
+  settings = extractor.Settings.of(config.fid)
   opened = {
-    side: _open(config, side, settings, open_generator) for side in ('a', 'b')
+    side: _open(config, side, settings, open_generator) for side in _SIDES
   }
-  facts, made_by, found = _measure(config, settings, opened)
-  a, b = distance.choose(found['a'], found['b'], config.fid.num)
-  result = distance.distances(
+  facts, made_by, found = _statistics(config, settings, opened)
+  a, b = distances.select(found['a'], found['b'], config.fid.num)
+  result = facts | distances.measure(
     a,
     b,
     kid_subsets=config.fid.kid_subsets,
     kid_subset_size=config.fid.kid_subset_size,
   )
-  result |= facts
   if config.infinity:
-    result['fid_infinity'], sweep = distance.extrapolated(a, b)
+    result['fid_infinity'], sweep = distances.extrapolate(a, b)
     for num_a, num_b, value in sweep:
       console.say(f'  {num_a} and {num_b} images: FID {value:.6g}')
   result['seconds'] = round(time.monotonic() - start, 2)
@@ -81,39 +81,29 @@ def run(
   return result
 
 
-def check(config: Any) -> extractor.Settings:
-  """Judges the config before anything is read.
-
-  Raises:
-    UserError: naming the first key that is wrong.
-  """
-  for side in ('a', 'b'):
+def validate_sets(config: ConfigDict) -> None:
+  """Raises UserError for sets that can't be compared as the config asks."""
+  for side in _SIDES:
     if not config[side]:
       raise errors.UserError(
         f'--config.{side}= is missing: the set of images to compare, '
-        f'{sources.FORMS}.'
+        f'{image_sources.FORMS}.'
       )
-  section = config.fid
-  for key, least in _LEAST.items():
-    if section[key] < least:
+    if config.infinity and config[side].endswith('.npz'):
       raise errors.UserError(
-        f'fid.{key}={section[key]} must be at least {least}.'
+        f'infinity=True needs the images of both sets, to take parts of them, '
+        f'and {side}={config[side]} has their statistics alone: give the '
+        'images, or leave infinity out.'
       )
-  distance.check_num(section.num)
-  settings = extractor.Settings(
-    section.weights, section.tap, section.resize, section.quantise
-  )
-  settings.check()
-  return settings
 
 
 def summary(a: str, b: str, result: dict[str, Any]) -> str:
-  """The result in words."""
+  """Returns the result in words."""
   text = f'FID {result["fid"]:.6g}'
   if 'fid_infinity' in result:
     text += f' ({result["fid_infinity"]:.6g} for infinitely many images)'
   if result['kid'] is not None:
-    text += f', KID {result["kid"]:.6g} +- {result["kid_stderr"]:.2g}'
+    text += f', KID {result["kid"]:.6g} {_error(result["kid_stderr"])}'
   counts = [
     'unknown' if result[key] is None else result[key]
     for key in ('num_a', 'num_b')
@@ -121,8 +111,8 @@ def summary(a: str, b: str, result: dict[str, Any]) -> str:
   text += f' between {a} ({counts[0]} images) and {b} ({counts[1]} images)'
   digest = result['weights_sha256']
   text += (
-    f'; tap {result["tap"]}, resize {result["resize"]}, quantise '
-    f'{result["quantise"]}, weights {digest[:8] if digest else "unknown"}'
+    f'; tap {result["tap"]}, resize {result["resize"]}, quantize '
+    f'{result["quantize"]}, weights {digest[:8] if digest else "unknown"}'
   )
   if not result['calibrated']:
     text += (
@@ -132,39 +122,47 @@ def summary(a: str, b: str, result: dict[str, Any]) -> str:
   return text + '.'
 
 
+def _error(stderr: float | None) -> str:
+  if stderr is None:
+    return '(without an error, which needs more than 2 images of each set)'
+  return f'+- {stderr:.2g}'
+
+
 def _open(
-  config: Any,
+  config: ConfigDict,
   side: str,
   settings: extractor.Settings,
-  open_generator: Callable[[str, str], sources.Batches],
-) -> sources.Source | statistics.Moments:
+  open_generator: OpenGenerator,
+) -> image_sources.Source | statistics.Moments:
   spec = config[side]
   if not spec.endswith('.npz'):
-    return sources.find(spec, dir=config.dir, open_generator=open_generator)
+    return image_sources.find(
+      spec, dir=config.dir, open_generator=open_generator
+    )
   found = statistics.Moments.load(epath.Path(spec).expanduser(), settings.tap)
-  _same(spec, found.facts, 'resize', settings.resize)
-  _same(spec, found.facts, 'quantise', settings.quantise)
+  _validate_same(spec, found.facts, 'resize', settings.resize)
+  _validate_same(spec, found.facts, 'quantize', settings.quantize)
   missing = [key for key in _FACTS if key not in found.facts]
   if missing:
     logging.warning(
       '%s does not say its %s: taken to be as the other set is looked at, with '
-      "fid.resize=%s, fid.quantise=%s and fid.weights=%r ('': the public "
+      "fid.resize=%s, fid.quantize=%s and fid.weights=%r ('': the public "
       'release). Files of pytorch-fid itself have resize=torch.',
       spec,
       ', '.join(missing),
       settings.resize,
-      settings.quantise,
+      settings.quantize,
       settings.weights,
     )
   return found
 
 
-def _measure(
-  config: Any,
+def _statistics(
+  config: ConfigDict,
   settings: extractor.Settings,
-  opened: dict[str, sources.Source | statistics.Moments],
+  opened: dict[str, image_sources.Source | statistics.Moments],
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, statistics.AnyStatistics]]:
-  """What belongs beside the distance and each side, and their statistics."""
+  """Returns what belongs beside the distance and each side, and statistics."""
   files = [
     (config[side], found.facts)
     for side, found in opened.items()
@@ -176,10 +174,15 @@ def _measure(
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   features = extractor.Extractor(settings, config.fid.batch_size, mesh)
   for spec, facts in files:
-    _same(spec, facts, 'weights_sha256', features.weights_sha256)
+    _validate_same(spec, facts, 'weights_sha256', features.weights_sha256)
   found = {
-    side: _statistics(features, source)
-    if isinstance(source, sources.Source)
+    side: features.cached_statistics(
+      source.place,
+      source.identity,
+      lambda source=source: source.batches(features.batch_size),
+      source.name,
+    )
+    if isinstance(source, image_sources.Source)
     else source
     for side, source in opened.items()
   }
@@ -190,28 +193,30 @@ def _measure(
 
 
 def _calibrated(facts: dict[str, Any]) -> bool:
-  """Whether statistics are known to be of the public weights."""
+  """Returns whether statistics are known to be of the public weights."""
   known = all(key in facts for key in _FACTS)
-  return known and facts['weights_sha256'] == weights.SHA256
+  return known and facts['weights_sha256'] == inception_weights.SHA256
 
 
 def _facts_of_files(
   settings: extractor.Settings, files: list[tuple[str, dict[str, Any]]]
 ) -> dict[str, Any]:
-  """Two statistics files need no weights; theirs are what they say."""
+  """Returns what two statistics files say, which need no weights."""
   digests = [facts.get('weights_sha256') for _, facts in files]
   if all(digests):
-    _same(*files[0], 'weights_sha256', digests[1])
+    _validate_same(*files[0], 'weights_sha256', digests[1])
   return {
     'tap': settings.tap,
     'resize': settings.resize,
-    'quantise': settings.quantise,
+    'quantize': settings.quantize,
     'weights_sha256': digests[0] if all(digests) else None,
     'calibrated': all(_calibrated(facts) for _, facts in files),
   }
 
 
-def _same(spec: str, facts: dict[str, Any], key: str, expected: Any) -> None:
+def _validate_same(
+  spec: str, facts: dict[str, Any], key: str, expected: Any
+) -> None:
   """Raises UserError when a file says that it was made otherwise."""
   if key in facts and facts[key] != expected:
     raise errors.UserError(
@@ -219,18 +224,6 @@ def _same(spec: str, facts: dict[str, Any], key: str, expected: Any) -> None:
       f'at with {key}={expected}: set fid.{key.removesuffix("_sha256")} alike, '
       'or make it anew.'
     )
-
-
-def _statistics(
-  features: extractor.Extractor, source: sources.Source
-) -> statistics.Statistics:
-  return cached.compute(
-    features,
-    source.place,
-    source.identity,
-    lambda: source.batches(features.batch_size),
-    source.name,
-  )
 
 
 def _write(config, workdir, result, made_by, found) -> None:

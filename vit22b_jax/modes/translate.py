@@ -29,7 +29,7 @@ from PIL import Image
 
 from vit22b_jax import errors
 from vit22b_jax.data import decode
-from vit22b_jax.fid import sources
+from vit22b_jax.fid import image_sources
 from vit22b_jax.models import generators, vitunet_spatial
 from vit22b_jax.modes import inputs
 from vit22b_jax.report import samples, templates
@@ -105,7 +105,7 @@ def run(
       f'--mode=translate needs the --workdir of an image translation, and this '
       f'one is of a {task.config.task}: use --mode=predict with it.'
     )
-  errors.validate_choice('--direction', direction, sources.DIRECTIONS)
+  errors.validate_choice('--direction', direction, image_sources.DIRECTIONS)
   source, target = (
     path if workdir.is_remote(path) else path.resolve()
     for path in map(epath.Path, (given, out_folder))

@@ -59,14 +59,14 @@ def calibration(run: workdir.Run) -> str:
 def conditions(run: workdir.Run) -> str:
   """What a distance has to be reported with, except for counts of images."""
   ev, section = run.evaluation, run.config['fid']
-  tap, resize, quantise = (
-    ev.get(key, section[key]) for key in ('tap', 'resize', 'quantise')
+  tap, resize, quantize = (
+    ev.get(key, section[key]) for key in ('tap', 'resize', 'quantize')
   )
   if 'weights_sha256' in ev:
     weights = f'weights {ev["weights_sha256"][:12]}'
   else:
     weights = f'weights {section["weights"] or "of the public release"}'
-  said = [f'tap {tap}', f'resize {resize}', f'quantise {quantise}']
+  said = [f'tap {tap}', f'resize {resize}', f'quantize {quantize}']
   if section['num'] == 'min':
     said.append('as many images of each as the smaller set has')
   return ', '.join([*said, weights, *filter(None, [calibration(run)])])
@@ -227,12 +227,17 @@ def scores(run: workdir.Run, direction: str) -> list[Score]:
     Score(
       name,
       number(ev[f'{prefix}fid_{direction}']),
-      f'{number(ev[f"{prefix}kid_{direction}"])} ±'
-      f' {ev[f"{prefix}kid_stderr_{direction}"]:.1g}',
+      number(ev[f'{prefix}kid_{direction}'])
+      + _error(ev[f'{prefix}kid_stderr_{direction}']),
     )
     for prefix, name in _ANCHORS
     if f'{prefix}fid_{direction}' in ev
   ]
+
+
+def _error(stderr: float | None) -> str:
+  """Returns what follows a KID; sets of two images give it no error."""
+  return '' if stderr is None else f' ± {stderr:.1g}'
 
 
 def measures(run: workdir.Run) -> list[story.Measure]:

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
+from vit22b_jax import config as config_lib
 from vit22b_jax import errors
 
 Series = tuple[Int[np.ndarray, 'points'], Float[np.ndarray, 'points']]
@@ -116,12 +117,14 @@ def read(workdir: epath.PathLike) -> Run:
     )
   return Run(
     path=path,
-    config=config,
+    config=config_lib.rename_keys(config),
     versions=_read_json(path / 'versions.json'),
     metrics=_read_rows(path / 'metrics.jsonl'),
     diagnostics=_read_csv(path / 'diagnostics.csv'),
     events=_read_rows(path / 'events.jsonl'),
-    evaluation=_read_json(path / 'eval.json'),
+    evaluation=config_lib.rename_keys(
+      _read_json(path / 'eval.json'), prefix='fid.'
+    ),
     predictions=_read_npz(path / 'predictions.npz'),
     names=_read_json(path / 'classes.json') or [],
     samples=_samples(path / 'samples'),

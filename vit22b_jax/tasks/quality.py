@@ -19,24 +19,13 @@ from jaxtyping import Array, Shaped
 
 from vit22b_jax import fid
 from vit22b_jax.data import catalog, splits
-from vit22b_jax.fid import cached, distance, sources
+from vit22b_jax.fid import distances, image_sources
 
 _MEASURES = ('fid', 'kid', 'kid_stderr')
 _ROWS = 256  # images hashed at a time
 
 # {'image': [B, H, W, 3] in [0, 255], 'mask': [B]}
 Batches = Iterator[dict[str, Shaped[Array, 'B ...']]]
-
-
-def _settings(section: Any) -> fid.Settings:
-  names = ('weights', 'tap', 'resize', 'quantise')
-  return fid.Settings(**{name: section[name] for name in names})
-
-
-def check(section: Any) -> None:
-  """Raises UserError for a value of the config's `fid` section."""
-  _settings(section).check()
-  distance.check_num(section.num)
 
 
 class Quality:
@@ -65,7 +54,9 @@ class Quality:
   @functools.cached_property
   def _extractor(self) -> fid.Extractor:
     section = self._section
-    return fid.Extractor(_settings(section), section.batch_size, self._mesh)
+    return fid.Extractor(
+      fid.Settings.of(section), section.batch_size, self._mesh
+    )
 
   def load_weights(self) -> None:
     """Gets Inception's weights now, where they would be got when needed.
@@ -99,7 +90,7 @@ class Quality:
       num_b`, the images of each domain that entered the distances.
     """
     real, values = self._real_statistics(pair, check), {}
-    for direction, (source, target) in sources.DIRECTIONS.items():
+    for direction, (source, target) in image_sources.DIRECTIONS.items():
       made = self._statistics(
         {'image': self._translated(variables, batch['image'], direction)}
         | {'mask': batch['mask']}
@@ -113,7 +104,7 @@ class Quality:
   ) -> dict[str, float]:
     """As `of`, for generators that change nothing."""
     real, values = self._real_statistics(pair, check), {}
-    for direction, (source, target) in sources.DIRECTIONS.items():
+    for direction, (source, target) in image_sources.DIRECTIONS.items():
       values |= self._between(real[source], real[target], direction)
     return self._with_means(values)
 
@@ -129,8 +120,7 @@ class Quality:
   def _real(self, split, check):
     """Of the images themselves, from the cache if they were met before."""
     identity = _identity(split)
-    return cached.compute(
-      self._extractor,
+    return self._extractor.cached_statistics(
       str(identity),
       identity,
       lambda: self._checked(split, check),
@@ -142,11 +132,11 @@ class Quality:
       yield batch
 
   def _statistics(self, batches: Batches) -> fid.Statistics:
-    return self._extractor.statistics(batches, keep_features=True)
+    return self._extractor.statistics(batches)
 
   def _between(self, made, real, direction):
     section = self._section
-    found = fid.distances(
+    found = distances.measure(
       made,
       real,
       num=section.num,
@@ -154,14 +144,16 @@ class Quality:
       kid_subset_size=section.kid_subset_size,
     )
     values = {f'{name}_{direction}': found[name] for name in _MEASURES}
-    made_of, compared_with = sources.DIRECTIONS[direction]
+    made_of, compared_with = image_sources.DIRECTIONS[direction]
     counts = {f'num_{made_of}': found['num_a']}
     return values | counts | {f'num_{compared_with}': found['num_b']}
 
   @staticmethod
   def _with_means(values):
     means = {
-      name: np.mean([values[f'{name}_{d}'] for d in sources.DIRECTIONS]).item()
+      name: np.mean(
+        [values[f'{name}_{d}'] for d in image_sources.DIRECTIONS]
+      ).item()
       for name in ('fid', 'kid')
     }
     return means | values

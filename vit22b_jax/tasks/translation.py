@@ -30,7 +30,7 @@ from vit22b_jax.data import (
   pipeline,
   splits,
 )
-from vit22b_jax.fid import sources
+from vit22b_jax.fid import image_sources
 from vit22b_jax.models import generators, kernels, patchgan
 from vit22b_jax.report import samples
 from vit22b_jax.runtime import console, flops, sharding
@@ -134,7 +134,6 @@ class Translation(base.Task):
       )
     errors.validate_choice('loss.gan', config.loss.gan, losses_gan.GANS)
     errors.validate_choice('optim.first', config.optim.first, updates.FIRST)
-    quality.check(config.fid)
     if discriminator.sigmoid and config.loss.gan == 'vanilla':
       raise errors.UserError(
         f"loss.gan='vanilla' takes logits, and the discriminator "
@@ -493,7 +492,7 @@ class Translation(base.Task):
     """Writes samples/DIRECTION_STEP.png: real, translated and back again."""
     variables, _ = self.variables(vars(state))
     step = int(state.step)
-    for direction, (source, _) in sources.DIRECTIONS.items():
+    for direction, (source, _) in image_sources.DIRECTIONS.items():
       real = self._sample_images[source]
       made = self.translate(variables, real, direction)
       back = self.translate(variables, made, direction[::-1])
@@ -532,7 +531,7 @@ class Translation(base.Task):
 
   @functools.cached_property
   def _translated(self):
-    """As `translate`, but float32 in [0, 255], for `fid.quantise` to round."""
+    """As `translate`, but float32 in [0, 255], for `fid.quantize` to round."""
 
     @jax.jit  # one program for both directions
     def apply(params, images):
@@ -542,7 +541,7 @@ class Translation(base.Task):
       return (made + 1) * 127.5
 
     def translated(variables, images, direction):
-      name = 'gen_' + ''.join(sources.DIRECTIONS[direction])
+      name = 'gen_' + ''.join(image_sources.DIRECTIONS[direction])
       return apply(variables[name], images)
 
     return self.in_mesh(translated)
@@ -577,7 +576,7 @@ class Translation(base.Task):
       variables: the generators' parameters.
       direction: 'a2b' or 'b2a'.
     """
-    source, _ = sources.DIRECTIONS[direction]
+    source, _ = image_sources.DIRECTIONS[direction]
     for batch in self._batches(getattr(self._last_part[1], source)):
       images = self._translated(variables, batch['image'], direction)
       yield {'image': images, 'mask': batch['mask']}
@@ -636,10 +635,10 @@ class Translation(base.Task):
     lines = [
       f'Result on the {result["split"]} part ({result["num_a"]} and '
       f'{result["num_b"]} images; weights of step {result["step"]}; tap '
-      f'{result["tap"]}, {result["resize"]}, {result["quantise"]}'
+      f'{result["tap"]}, {result["resize"]}, {result["quantize"]}'
       f'{calibrated}):'
     ]
-    for direction in sources.DIRECTIONS:
+    for direction in image_sources.DIRECTIONS:
       fid, identity, untrained = (
         result[f'{prefix}fid_{direction}']
         for prefix in ('', 'identity_', 'untrained_')

@@ -1,6 +1,6 @@
-"""What a comparison may name: a folder, a TFDS split, a run's generator.
+"""Opens what a comparison names: a folder, a TFDS split, a run's generator.
 
-    source = sources.find('tfds:cycle_gan/monet2photo:testA', dir='...')
+    source = image_sources.find('tfds:cycle_gan/monet2photo:testA', dir='...')
     for batch in source.batches(16): ...
 
 Images come as they are, of whatever size, in batches for `Extractor`.
@@ -29,7 +29,7 @@ FORMS = (
   "tfds:cycle_gan/monet2photo:testA), 'WORKDIR:a2b' or 'WORKDIR:b2a' for a "
   "run's generator, or an .npz file with mu and sigma"
 )
-# Of translation: from which domain to which.
+# The two ways of a translation: from which domain to which.
 DIRECTIONS = {'a2b': ('a', 'b'), 'b2a': ('b', 'a')}
 
 Batches = Iterator[extractor.Batch]
@@ -37,7 +37,7 @@ Batches = Iterator[extractor.Batch]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A set of images.
+  """Names a set of images, and opens it.
 
   Attributes:
     name: as the user wrote it.
@@ -108,9 +108,9 @@ def _of_records(name: str, images: records.Records, split: str) -> Source:
 
 
 def _batches(images: records.Records, size: int) -> Batches:
-  """Lists of decoded images, a batch ahead; each process's share of them.
+  """Yields lists of decoded images, each process its share of a batch.
 
-  Every process gets as many batches, and images of all kinds to pad with.
+  Every process gets as many batches. The next one is decoded meanwhile.
   """
   process, count = jax.process_index(), jax.process_count()
   share = size // count
@@ -129,7 +129,7 @@ def _batches(images: records.Records, size: int) -> Batches:
 def _padded(
   images: list[UInt8[np.ndarray, 'H W 3']], count: int
 ) -> extractor.Batch:
-  """A batch of `count`, which the last image (or a black one) fills up."""
+  """Returns a batch of `count`, filled up with the last image, or black."""
   mask = (np.arange(count) < len(images)).astype(np.float32)
   last = images[-1] if images else np.zeros((8, 8, 3), np.uint8)
   return {'image': images + [last] * (count - len(images)), 'mask': mask}

@@ -1,8 +1,8 @@
-"""Weights of FID-Inception: fetched and verified, from a file, or drawn.
+"""Gets FID-Inception's weights: fetched and verified, from a file, or drawn.
 
-    found = weights.load('')                  # the public release, for tap 2048
-    found = weights.load('PATH.pth', ('64', '2048'))
-    found = weights.load('random:0', ('64',))    # for tests and comparisons
+    found = inception_weights.load('')      # the public release, for tap 2048
+    found = inception_weights.load('PATH.pth', ('64', '2048'))
+    found = inception_weights.load('random:0', ('64',))   # for comparisons
 
 FIDs are comparable for the public weights alone; for any others
 `found.calibrated` is False, and whoever prints a distance says so.
@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from flax import traverse_util
 
 from vit22b_jax import errors
 from vit22b_jax.data import cache
@@ -46,7 +47,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Parameters of `inception.Inception` and where they come from.
+  """Holds parameters of `inception.Inception` and where they come from.
 
   Attributes:
     params: as far as the taps need them.
@@ -60,7 +61,7 @@ class Weights:
 
 
 def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
-  """Loads weights.
+  """Loads the weights that some taps need.
 
   Args:
     spec: '' for the public release (fetched on first use, then cached), a
@@ -73,7 +74,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
   """
   if spec.startswith('random:'):
     seed = spec.removeprefix('random:')
-    if not seed.isdigit():
+    if not re.fullmatch('[0-9]+', seed):
       raise errors.UserError(
         f"fid.weights={spec!r}: expected 'random:SEED' with a whole number."
       )
@@ -93,7 +94,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
 
 
 def shapes(taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-  """Shapes of the tensors of PyTorch's file that these taps need."""
+  """Returns the shapes of PyTorch's tensors that these taps need, by name."""
   found = {}
   for path, (*size, inputs, features) in _kernels(taps).items():
     if path == 'fc':
@@ -105,7 +106,7 @@ def shapes(taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def convert(arrays: Arrays, taps: tuple[str, ...], source: str) -> Any:
-  """PyTorch's tensors -> our parameters, with the batch norms folded.
+  """Converts PyTorch's tensors to our parameters, with batch norms folded.
 
   relu((w * x - mean) s + b), s = scale / sqrt(var + eps), is
   relu((w s) * x + (b - mean s)); computed in float64.
@@ -125,18 +126,12 @@ def convert(arrays: Arrays, taps: tuple[str, ...], source: str) -> Any:
         f'{source} are not the weights of FID-Inception: expected {name} '
         f'with shape {list(shape)}, found {got}. They are at {URL}'
       )
-  params: dict[str, Any] = {}
-  for path in _kernels(taps):
-    *outer, last = path.split('.')
-    target = params
-    for part in outer:
-      target = target.setdefault(part, {})
-    target[last] = _fold(arrays, path)
-  return params
+  layers = {path: _fold(arrays, path) for path in _kernels(taps)}
+  return traverse_util.unflatten_dict(layers, sep='.')
 
 
 def _fold(arrays: Mapping[str, np.ndarray], path: str) -> Arrays:
-  """Kernel and bias of a layer, float32."""
+  """Returns kernel and bias of a layer, float32."""
   if path == 'fc':
     kernel, bias = arrays['fc.weight'].T, arrays['fc.bias']
   else:
@@ -153,24 +148,21 @@ def _fold(arrays: Mapping[str, np.ndarray], path: str) -> Arrays:
 
 
 def _kernels(taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-  """Shape of each layer's kernel, [h, w, C, F] or [C, F], by dotted path."""
+  """Returns each kernel's shape, [h, w, C, F] or [C, F], by dotted path."""
   size = inception.SIZE
   images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
   model = inception.Inception(taps)
   tree = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  found = {
-    '.'.join(str(key.key) for key in path): leaf.shape for path, leaf in leaves
-  }
+  leaves = traverse_util.flatten_dict(tree, sep='.')
   return {
-    path.removesuffix('.kernel'): shape
-    for path, shape in found.items()
+    path.removesuffix('.kernel'): leaf.shape
+    for path, leaf in leaves.items()
     if path.endswith('.kernel')
   }
 
 
 def draw(seed: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """Weights that anyone can draw again from numpy alone.
+  """Draws a tensor that anyone can draw again from numpy alone.
 
   Normal numbers of the generator PCG64 seeded with the first 8 bytes (little
   endian) of SHA-256('SEED/NAME'), scaled by sqrt(2 / fan_in) for kernels,
@@ -187,12 +179,12 @@ def draw(seed: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cached_path() -> epath.Path:
-  """Where the public weights belong."""
+  """Returns where the public weights belong."""
   return epath.Path(cache.root()) / URL.rpartition('/')[2]
 
 
 def fetch() -> epath.Path:
-  """The public weights in the cache; fetched and verified if they aren't there.
+  """Returns the public weights in the cache, fetched if they aren't there.
 
   Raises:
     UserError: no network, or what came isn't the release.
@@ -226,7 +218,7 @@ def fetch() -> epath.Path:
 
 
 def how_to_fetch() -> str:
-  """What to get by hand, and where to put it."""
+  """Says what to get by hand, and where to put it."""
   return (
     f'Fetch on a machine with a network:\n  {URL}\n'
     f'  {NUM_BYTES:,} bytes, SHA-256 {SHA256}\n'
@@ -247,8 +239,9 @@ def _verify(path: epath.Path) -> None:
 
 
 def _check_name(path: epath.Path, digest: str) -> None:
-  """Names such as NAME-6726825d.pth promise how the hash begins.
+  """Raises UserError where a name such as NAME-6726825d.pth is broken.
 
+  It promises how the file's hash begins:
   https://pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url
   """
   promised = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)

@@ -1,9 +1,9 @@
-"""Distances of two sets of features, in float64: Frechet and kernel.
+"""Computes distances of two sets of features, in float64.
 
 frechet(a, b)                          # FID
 kernel(a.features, b.features)         # KID and its standard error
-distances(a, b)                        # both, and the counts
-extrapolated(a, b)                     # FID-infinity
+measure(a, b)                          # both, and the counts
+extrapolate(a, b)                      # FID-infinity
 
 >>> x = np.random.default_rng(0).standard_normal((64, 4))
 >>> a, b = (statistics.Statistics.of(y) for y in (x, x + 3))
@@ -21,10 +21,11 @@ from jaxtyping import Float
 from vit22b_jax import errors
 from vit22b_jax.fid import statistics
 
-NUMS = ('all', 'min')
+MIN_EXTRAPOLATED = 16  # images of each set, for FID-infinity
+_EPS = np.finfo(np.float64).eps
 
 
-def distances(
+def measure(
   a: statistics.AnyStatistics,
   b: statistics.AnyStatistics,
   *,
@@ -32,7 +33,7 @@ def distances(
   kid_subsets: int = 100,
   kid_subset_size: int = 1000,
 ) -> dict[str, Any]:
-  """FID and KID.
+  """Computes FID and KID.
 
   Args:
     a: of one set of images.
@@ -44,12 +45,13 @@ def distances(
 
   Returns:
     `fid kid kid_stderr num_a num_b`; the kernel distance is None where a set
-    is known by its moments alone, a count where its file doesn't say.
+    is known by its moments alone, its error also where `kernel` has none, a
+    count where its file doesn't say.
 
   Raises:
     UserError: a set has fewer than 2 images, or the widths differ.
   """
-  a, b = choose(a, b, num)
+  a, b = select(a, b, num)
   found = {'fid': frechet(a, b), 'kid': None, 'kid_stderr': None}
   if a.features is not None and b.features is not None:
     found['kid'], found['kid_stderr'] = kernel(
@@ -58,11 +60,10 @@ def distances(
   return {**found, 'num_a': a.count, 'num_b': b.count}
 
 
-def choose(
+def select(
   a: statistics.AnyStatistics, b: statistics.AnyStatistics, num: str
 ) -> tuple[statistics.AnyStatistics, statistics.AnyStatistics]:
-  """The images of both sets that count, see `distances`."""
-  check_num(num)
+  """Returns the images of both sets that count, see `measure`."""
   if num == 'all':
     return a, b
   if a.features is None or b.features is None:
@@ -74,25 +75,18 @@ def choose(
   return a.first(count), b.first(count)
 
 
-def check_num(num: str) -> None:
-  """Raises UserError for what isn't one of NUMS."""
-  if num not in NUMS:
-    raise errors.UserError(
-      f'fid.num={num!r}: expected one of {", ".join(NUMS)}.'
-    )
-
-
 def frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
-  """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2).
+  """Computes |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2).
 
   https://arxiv.org/abs/1706.08500, Eq. 6. Covariances of fewer images than
   features are singular; the trace is finite all the same, the distance large
-  for lack of images, and a warning says so.
+  for lack of images, and a warning says so. What is below the rounding of the
+  terms, as between equal sets, is 0.
 
   Raises:
     UserError: a set has fewer than 2 images, or the widths differ.
   """
-  _check(a, b)
+  _validate(a, b)
   width = len(a.mean)
   counts = [s.count for s in (a, b) if s.count is not None]
   if counts and min(counts) <= width:
@@ -103,26 +97,35 @@ def frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
 def _frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
   mean = np.square(a.mean - b.mean).sum()
   variance = np.trace(a.covariance) + np.trace(b.covariance)
-  return float(mean + variance - 2 * _root_trace(a, b))
+  distance = float(mean + variance - 2 * _root_trace(a, b))
+  rounding = len(a.mean) * _EPS * (variance + a.mean @ a.mean + b.mean @ b.mean)
+  return distance if distance > rounding else 0.0
 
 
 def _root_trace(
   a: statistics.AnyStatistics, b: statistics.AnyStatistics
 ) -> float:
-  """tr (S_a S_b)^1/2, the sum of the roots of the eigenvalues of S_a S_b.
+  """Computes tr (S_a S_b)^1/2, the sum of S_a S_b's eigenvalues' roots.
 
   With S = X^T X / (N - 1) these are the singular values of X_a X_b^T, which are
   few and exact when images are. Else they are those of S_a^1/2 S_b S_a^1/2,
-  which is symmetric.
+  which is symmetric; eigenvalues that rounding alone makes are left out, since
+  their roots would not be small.
   """
   counts = [len(s.features) for s in (a, b) if s.features is not None]
   if len(counts) == 2 and min(counts) < len(a.mean):
-    product = _centred(a) @ _centred(b).T
+    product = _center(a) @ _center(b).T
     return np.linalg.svd(product, compute_uv=False).sum()
   values, vectors = np.linalg.eigh(a.covariance)
-  root = vectors * np.sqrt(values.clip(0))
-  product = root.T @ b.covariance @ root
-  return np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
+  real = values > _noise(values)
+  root = vectors[:, real] * np.sqrt(values[real])
+  values = np.linalg.eigvalsh(root.T @ b.covariance @ root)
+  return np.sqrt(values[values > _noise(values)]).sum()
+
+
+def _noise(values: Float[np.ndarray, ' D']) -> float:
+  """Returns what the rounding of a matrix may make of an eigenvalue 0."""
+  return len(values) * _EPS * np.abs(values).max(initial=0)
 
 
 @functools.cache  # once, and not at every evaluation of a run
@@ -136,10 +139,9 @@ def _warn_of_few(count: int, width: int) -> None:
   )
 
 
-def _centred(s: statistics.Statistics) -> Float[np.ndarray, 'N D']:
-  """X with X^T X the covariance."""
-  x = s.features.astype(np.float64)
-  return (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+def _center(s: statistics.Statistics) -> Float[np.ndarray, 'N D']:
+  """Returns X with X^T X the covariance."""
+  return (s.features - s.mean) / np.sqrt(s.count - 1)
 
 
 def kernel(
@@ -149,8 +151,8 @@ def kernel(
   subsets: int = 100,
   subset_size: int = 1000,
   seed: int = 0,
-) -> tuple[float, float]:
-  """Unbiased squared MMD with the kernel (x.y / D + 1)^3, and its error.
+) -> tuple[float, float | None]:
+  """Computes the unbiased squared MMD of (x.y / D + 1)^3, and its error.
 
   KID, https://arxiv.org/abs/1801.01401. Sets no larger than `subset_size` are
   taken whole; else the mean over random subsets.
@@ -163,8 +165,8 @@ def kernel(
     seed: of the choice.
 
   Returns:
-    The distance, and its standard error: by the jackknife for whole sets (NaN
-    for two images), from the spread over the subsets otherwise.
+    The distance, and its standard error: by the jackknife for whole sets, from
+    the spread over the subsets otherwise; None for sets of two images.
   """
   x, y = x.astype(np.float64), y.astype(np.float64)
   if max(len(x), len(y)) <= subset_size:
@@ -181,26 +183,26 @@ def kernel(
   return float(np.mean(values)), _spread(values, size / fewest)
 
 
-def _spread(values: list[float], share: float) -> float:
-  """Standard error of a mean over random subsets with a `share` of a set.
+def _spread(values: list[float], share: float) -> float | None:
+  """Returns a mean's standard error over subsets, each a `share` of a set.
 
   Subsets of a share r of a finite set vary by the factor 1 - r less than new
   images would, and correlate by r: s^2 / (1 - r) (r + (1 - r) / K).
   """
   if len(values) < 2 or share >= 1:
-    return float('nan')
+    return None
   variance = np.var(values, ddof=1)
   return float(np.sqrt(variance * (share / (1 - share) + 1 / len(values))))
 
 
 def _whole(
   x: Float[np.ndarray, 'N D'], y: Float[np.ndarray, 'M D']
-) -> tuple[float, float]:
-  """The distance of whole sets, and its jackknife error over both."""
+) -> tuple[float, float | None]:
+  """Computes the distance of whole sets, and its jackknife error over both."""
   within_x, within_y, between = _sums(x, y)
   value = _mmd(within_x, within_y, between)
   if min(len(x), len(y)) < 3:
-    return value, float('nan')
+    return value, None
   n, m = len(x), len(y)
   xx, yy = within_x.sum(), within_y.sum()
   cross = between.sum()
@@ -220,7 +222,7 @@ def _sums(
 ) -> tuple[
   Float[np.ndarray, ' N'], Float[np.ndarray, ' M'], Float[np.ndarray, 'N M']
 ]:
-  """Each row's kernel with the others of its set; and the kernel between."""
+  """Returns each row's kernel with the others of its set, and that between."""
 
   def cubic(a, b):
     return (a @ b.T / a.shape[1] + 1) ** 3
@@ -242,14 +244,14 @@ def _mmd(
   return float(within - 2 * between.mean())
 
 
-def extrapolated(
+def extrapolate(
   a: statistics.Statistics,
   b: statistics.Statistics,
   *,
   points: int = 10,
   seed: int = 0,
 ) -> tuple[float, list[tuple[int, int, float]]]:
-  """FID-infinity: what the distance tends to as both sets grow.
+  """Computes FID-infinity, which the distance tends to as both sets grow.
 
   The bias falls as 1 / N (https://arxiv.org/abs/1911.07023), so a line through
   the distances of random parts of the sets, over 1 / N, ends there.
@@ -267,10 +269,10 @@ def extrapolated(
     UserError: features are missing, or fewer than 16 in a set.
   """
   for name, s in (('a', a), ('b', b)):
-    if s.features is None or s.count < 16:
+    if s.features is None or s.count < MIN_EXTRAPOLATED:
       raise errors.UserError(
-        f'FID-infinity needs the features of 16 images at least of each set; '
-        f'set {name} has {s.count or "moments"} '
+        f'FID-infinity needs the features of {MIN_EXTRAPOLATED} images at '
+        f'least of each set; set {name} has {s.count or "moments"} '
         f'{"with" if s.features is not None else "without"} features.'
       )
   rng = np.random.default_rng(seed)
@@ -287,7 +289,7 @@ def extrapolated(
   return float(intercept), [(n, m, d) for _, n, m, d in rows]
 
 
-def _check(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> None:
+def _validate(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> None:
   for name, s in (('a', a), ('b', b)):
     if s.count is not None and s.count < 2:
       raise errors.UserError(

@@ -1,8 +1,9 @@
-"""Images of any size -> 299 x 299, in the three ways that FID is computed.
+"""Resizes images to 299 x 299, in the three ways that FID is computed.
 
 - `tf1`: TensorFlow 1's bilinear, as in the first FID code and torch-fidelity:
   the source of a pixel is dst * in/out, without half pixels.
-- `torch`: bilinear about pixel centres without antialiasing, as pytorch-fid.
+- `torch`: bilinear about pixel centers without antialiasing, as pytorch-fid,
+  whose Inception also looks at 2x/255 - 1 (`INPUT_SCALES`).
 - `clean`: Pillow's antialiased bicubic on float channels, clipped to
   [0, 255], as clean-fid (https://arxiv.org/abs/2104.11222).
 
@@ -25,6 +26,8 @@ from jaxtyping import Array, Float
 from vit22b_jax.models import inception
 
 MODES = ('tf1', 'torch', 'clean')
+# Inception takes (x - 128)/128 of what is resized and multiplied by this.
+INPUT_SCALES = {'torch': 256 / 255}
 
 _BICUBIC = -0.5  # Pillow's coefficient (OpenCV and PyTorch have -0.75)
 
@@ -62,7 +65,7 @@ def one(
 
 @functools.cache
 def matrix(length: int, mode: str) -> Float[np.ndarray, '299 n']:
-  """Weights of `length` source pixels in each of 299 pixels, float32."""
+  """Returns weights of `length` source pixels in each of 299, float32."""
   scale = length / inception.SIZE
   target = np.arange(inception.SIZE, dtype=np.float64)
   if mode == 'clean':
@@ -76,20 +79,20 @@ def matrix(length: int, mode: str) -> Float[np.ndarray, '299 n']:
 def _antialiased(
   length: int, scale: float, target: Float[np.ndarray, ' M']
 ) -> Float[np.ndarray, 'M n']:
-  """Pillow's `precompute_coeffs`: bicubic, stretched when it shrinks."""
+  """Computes Pillow's `precompute_coeffs`: bicubic, stretched to shrink."""
   stretch = max(scale, 1.0)
-  centre = ((target + 0.5) * scale)[:, None]
+  center = ((target + 0.5) * scale)[:, None]
   pixels = np.arange(length)
-  first = np.floor(centre - 2 * stretch + 0.5)
-  last = np.floor(centre + 2 * stretch + 0.5)
-  weights = _bicubic((pixels - centre + 0.5) / stretch)
+  first = np.floor(center - 2 * stretch + 0.5)
+  last = np.floor(center + 2 * stretch + 0.5)
+  weights = _bicubic((pixels - center + 0.5) / stretch)
   weights = np.where((first <= pixels) & (pixels < last), weights, 0)
   weights /= weights.sum(axis=1, keepdims=True)
   return weights.astype(np.float32)
 
 
 def _bicubic(x: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
-  """Keys' kernel, https://doi.org/10.1109/TASSP.1981.1163711."""
+  """Computes Keys' kernel, https://doi.org/10.1109/TASSP.1981.1163711."""
   a, x = _BICUBIC, np.abs(x)
   near = ((a + 2) * x - (a + 3)) * x**2 + 1
   far = ((x - 5) * x + 8) * x * a - 4 * a
