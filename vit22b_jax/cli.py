@@ -20,8 +20,8 @@ python main.py --mode=plan --config=configs/vit22b_22b.py --search \
 Exit codes: 0 done; 2 a mistake in the input, with one message that says how to
 mend it; 3 training stopped (a loss that isn't finite, or an explosion under
 diagnostics.on_explosion=halt); 130 SIGINT and 143 SIGTERM, with everything
-saved, so that the same command resumes; 4 one of several processes was lost:
-the same command in every process resumes (experiments/scaling/README.md).
+saved, so that the same command resumes; 134 another of several processes was
+lost: the same command in all of them resumes (experiments/scaling/README.md).
 """
 
 import os
@@ -119,6 +119,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     ),
     (flags.DEFINE_integer, 'num_processes', None, 'How many processes.'),
     (flags.DEFINE_integer, 'process_id', None, 'Which one this is, from 0 on.'),
+    (
+      flags.DEFINE_integer,
+      'heartbeat_seconds',
+      30,
+      'How long one of several processes may be silent before the others end.',
+    ),
   ):
     define(name, default, text, flag_values=values)
 
@@ -243,22 +249,24 @@ def run_flags(values: flags.FlagValues) -> int:
     # The CPU compiles; libtpu must not look for TPUs.
     os.environ['JAX_PLATFORMS'] = 'cpu'
   # jax starts here
+  import jax
+
   from vit22b_jax import commands
-  from vit22b_jax.runtime import console, distributed, links
+  from vit22b_jax.runtime import console, distributed
 
   name = None
   if values.config is not None:
     name = pathlib.Path(values['config'].config_filename).stem
   try:
-    job = distributed.find(
+    distributed.initialize(
       values.coordinator,
       values.num_processes,
       values.process_id,
+      heartbeat_seconds=values.heartbeat_seconds,
       mode=values.mode,
     )
-    distributed.start(job)
     console.hush_others()
-    code = commands.run(
+    return commands.run(
       values.mode,
       config=values.config,
       workdir=values.workdir or (name and os.path.join('runs', name)),
@@ -271,15 +279,16 @@ def run_flags(values: flags.FlagValues) -> int:
       efficiency=values.matmul_efficiency,
       workdirs=values.workdirs,
     )
-  except errors.UserError as error:
-    links.complain(f'error: {errors.printable(error)}', code := 2)
   except errors.TrainingStopped as error:
-    links.complain(f'stopped: {error}', code := 3)
+    if jax.process_index() == 0:  # all have met it
+      print(f'stopped: {error}', file=sys.stderr)
+    return 3
   except Exception as error:
-    links.give_up(error)
-    raise
-  links.finish(code)
-  return code
+    distributed.exit_on_error(error)
+    if not isinstance(error, errors.UserError):
+      raise
+    print(f'error: {errors.printable(error)}', file=sys.stderr)
+    return 2
 
 
 def _report(values: flags.FlagValues) -> int:

@@ -179,7 +179,9 @@ def open_run(
   if mode in ('eval', 'fid'):
     train.check_alike(config)
     task_type = tasks.named(config.task)
-    data = distributed.first(lambda: task_type.load_data(config))
+    data = distributed.run_on_process_zero_first(
+      lambda: task_type.load_data(config)
+    )
   return api.open_run(workdir, config, data)
 
 

@@ -14,14 +14,12 @@ checkpoint n holds the state after it.
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from vit22b_jax import config as config_lib
@@ -32,7 +30,6 @@ from vit22b_jax.runtime import (
   console,
   distributed,
   host,
-  links,
   preemption,
   profiling,
   records,
@@ -40,8 +37,6 @@ from vit22b_jax.runtime import (
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
 from vit22b_jax.training import diagnostics
-
-_SAVE = 1  # a process's vote for a save; those to stop are signals' numbers
 
 
 def open_workdir(
@@ -63,7 +58,7 @@ def open_workdir(
     tensorboard=config.log.tensorboard,
     writer=jax.process_index() == 0,
   )
-  distributed.check_shared(run.path, lambda name: run.write_bytes(name, b''))
+  distributed.validate_shared(run.path, lambda name: run.write_bytes(name, b''))
   old = workdir_lib.read_text(path, workdir_lib.CONFIG)
   if old is None or not (run.path / workdir_lib.DIAGNOSTICS).exists():
     return run, []
@@ -104,11 +99,6 @@ class Loop:
     self._save_every = task.steps(self.config.checkpoint.every)
     self._eval_every = task.steps(self.config.eval.every)
     self._pending = None
-    self._votes = None
-    if jax.process_count() > 1:
-      self._votes = distributed.Votes(task.mesh)
-    self._agreed = 0  # the largest vote of the step that was read last
-    self._saved_step = 0
     self._batches_checked = 0  # of evaluations
     self._bar: console.Progress
 
@@ -128,7 +118,7 @@ class Loop:
       self.recorder.interval = records.Interval(**found.meta['progress'])
       self.run.truncate(found.step)
       known = evaluate.scores(task, self.run.path)
-      self.scores.update(distributed.share([*known.items()]))
+      self.scores.update(distributed.broadcast_json([*known.items()]))
       console.say(
         f'Resuming from checkpoint {found.step} of {task.total_steps} steps in '
         f'{self.run.path}.'
@@ -164,8 +154,6 @@ class Loop:
         batch = next(self.data)
         self.window.before(step + 1, self.run.path)
         state, scalars = self.task.train_step(state, batch)
-        if self._votes:
-          scalars = self._votes.cast(scalars, self._vote())
         step += 1
         self.window.after(step, state)
         self._record(state)
@@ -186,8 +174,9 @@ class Loop:
       # Speeds leave the compilation out.
       self.recorder.start_clock(self.data.seconds_waited)
       self._bar.start_clock()
-    asked = self._asked()
-    save_now = self._due(step, self._save_every, total) or asked > 0
+    stop = self.watcher.should_stop(step)
+    save_now = self._due(step, self._save_every, total) or stop
+    save_now |= self._minutes_are_up(log_now)
     if log_now or evaluate_now or save_now:
       self._record(state)
     if log_now:
@@ -198,11 +187,10 @@ class Loop:
       self._record(state)
       with self._left_out():
         self.task.sample(state, self.run)
-    if asked > _SAVE:
-      links.expect(128 + asked)
+    if stop:
       self._save(state, step)
       self._finish_saving()
-      self._interrupt(asked)
+      raise preemption.Interrupted(self.watcher.signal.name)
     improved = evaluate_now and self._evaluate_once(state, step)
     if save_now or improved or self._out_of_patience():
       self._save(state, step)
@@ -218,33 +206,25 @@ class Loop:
     yield
     self.recorder.leave_out(time.monotonic() - start)
 
-  def _vote(self) -> int:
-    """What this process wants: nothing (0), _SAVE, or a signal to stop."""
-    if self.watcher.signal:
-      return int(self.watcher.signal)
+  def _minutes_are_up(self, log_now: bool) -> bool:
+    """Returns whether `checkpoint.minutes` have passed since the last save.
+
+    Several processes ask process 0's clock, when they log a row.
+    """
     minutes = self.config.checkpoint.minutes
-    up = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
-    return _SAVE if up else 0
-
-  def _asked(self) -> int:
-    """The same, as several processes have agreed on it."""
-    return self._agreed if self._votes else self._vote()
-
-  def _interrupt(self, number: int) -> None:
-    """Leaves the loop for a signal that one process heard, in all of them."""
-    self.watcher.agreed = signal.Signals(number)
-    links.expect(self.watcher.exit_code)
-    raise preemption.Interrupted(self.watcher.agreed.name)
+    if not minutes or (jax.process_count() > 1 and not log_now):
+      return False
+    up = time.monotonic() - self._saved_at >= 60 * minutes
+    return distributed.broadcast_json(up)
 
   def check(self) -> None:
-    """Leaves an evaluation, between two batches, if any process heard a signal.
+    """Leaves an evaluation, between two batches, once a signal was heard.
 
     While the first batch compiles, for which everything has been saved, a
-    signal ends the process at once.
+    signal ends the process at once. Several processes finish the evaluation.
     """
-    number = max(distributed.gather(int(self.watcher.signal or 0)))
-    if number:
-      self._interrupt(number)
+    if self.watcher.signal:
+      raise preemption.Interrupted(self.watcher.signal.name)
     self._batches_checked += 1
     self.watcher.why = 'everything was saved, and the same command resumes'
     self.watcher.started = self._batches_checked > 1
@@ -262,11 +242,6 @@ class Loop:
       return
     step, scalars, batch, position = self._pending
     self._pending = None
-    if self._votes:
-      *scalars, vote = np.asarray(scalars)
-      # What was cast before a save doesn't ask for another.
-      late = vote == _SAVE and step <= self._saved_step
-      self._agreed = 0 if late else int(vote)
     row = self.recorder.step(step, scalars)
     if row['verdict/stopped']:
       self._stop(state, step, row, batch, position)
@@ -309,9 +284,11 @@ class Loop:
     with self._left_out():
       try:
         variables, _ = self.task.variables(vars(state))
-        found = distributed.share(self.task.validate(variables, self.check))
+        found = distributed.broadcast_json(
+          self.task.validate(variables, self.check)
+        )
       except (preemption.Interrupted, errors.UserError) as error:
-        if isinstance(error, errors.UserError) and self._votes:
+        if isinstance(error, errors.UserError) and jax.process_count() > 1:
           raise  # others may not have met it, and couldn't save
         self._save(state, step)
         self._finish_saving()
@@ -345,9 +322,6 @@ class Loop:
         },
       )
     self._saved_at = time.monotonic()
-    self._saved_step = step
-    if self._agreed == _SAVE:
-      self._agreed = 0
 
   def _finish_saving(self) -> None:
     self.manager.wait()
@@ -369,14 +343,16 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
     UserError: the input is wrong.
     TrainingStopped: a loss wasn't finite, or exploded under 'halt'.
   """
-  with preemption.Watcher() as watcher:
+  with preemption.Watcher(together=jax.process_count() > 1) as watcher:
     check_alike(config)
     profiling.Window.parse(config.profile)
     folder, changes = open_workdir(config, path)
     for key, old, new in changes:
       console.say(f'Changed since the last start: {key}: {old!r} -> {new!r}')
     task_type = tasks.named(config.task)
-    data = distributed.first(lambda: task_type.load_data(config))
+    data = distributed.run_on_process_zero_first(
+      lambda: task_type.load_data(config)
+    )
     names = task_type.names_of(data)
     _check_names(folder, task_type, names)
     task = task_type(config, mesh, names, data)
@@ -394,9 +370,7 @@ def run(config: Any, path: epath.PathLike, mesh: jax.sharding.Mesh) -> int:
       folder.write_json(workdir_lib.CLASSES, names)
       folder.write_json(workdir_lib.VERSIONS, _environment(task))
       _train_and_evaluate(loop)
-    # A signal that one process heard too late for the others is nobody's.
-    alone = jax.process_count() == 1
-    return watcher.exit_code if alone or watcher.agreed else 0
+    return watcher.exit_code
 
 
 def _train_and_evaluate(loop: Loop) -> None:
@@ -420,12 +394,8 @@ def _train_and_evaluate(loop: Loop) -> None:
     return
   except errors.TrainingStopped:
     raise  # all processes have met it, at the same step
-  except errors.UserError as error:
-    if jax.process_count() > 1:  # what unwinding may wait for has left
-      links.complain(f'error: {error}', 2)
-    raise
   except Exception as error:
-    links.give_up(error)
+    distributed.exit_on_error(error)
     raise
   if result is not None:
     console.say(f'\n{task.summary(result)}')
@@ -440,12 +410,12 @@ def check_alike(config: Any) -> None:
   Raises:
     UserError: in every process, if one of them has another.
   """
-  first = distributed.share(config_lib.to_json(config))
+  first = distributed.broadcast_json(config_lib.to_json(config))
   here, theirs = (
     rules.flatten(c) for c in (config, config_lib.from_json(first))
   )
   rows = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]
-  different = distributed.gather(int(bool(rows)))
+  different = distributed.gather(bool(rows))
   others = [i for i, differs in enumerate(different) if differs]
   if not others:
     return

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from jax.experimental import multihost_utils
 
 from vit22b_jax.runtime import preemption
 
@@ -25,11 +26,9 @@ def test_a_signal_after_the_first_step_waits_to_be_asked_for(
   before = signal.getsignal(number)
   with preemption.Watcher() as watcher:
     watcher.started = True
-    watcher.check()
-    assert watcher.exit_code == 0
+    assert not watcher.should_stop(1) and watcher.exit_code == 0
     os.kill(os.getpid(), number)
-    with pytest.raises(preemption.Interrupted, match=number.name):
-      watcher.check()
+    assert watcher.should_stop(2)
     assert watcher.signal == number and watcher.exit_code == code
   assert signal.getsignal(number) is before
   assert f'{number.name}: saving everything' in capfd.readouterr().err
@@ -41,12 +40,26 @@ def test_the_innermost_watcher_hears():
     with preemption.Watcher() as inner:
       inner.started = True
       os.kill(os.getpid(), signal.SIGTERM)
-      with pytest.raises(preemption.Interrupted):
-        inner.check()
-    outer.check()
+      assert inner.should_stop(1)
+    assert not outer.should_stop(1)
     os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(preemption.Interrupted, match='SIGINT'):
-      outer.check()
+    assert outer.should_stop(2) and outer.exit_code == 130
+
+
+def test_several_processes_leave_signals_to_jax(monkeypatch):
+  """Which brings all of them to stop after the same step."""
+  heard = []
+  monkeypatch.setattr(os, 'kill', lambda _, number: heard.append(number))
+  monkeypatch.setattr(
+    multihost_utils,
+    'reached_preemption_sync_point',
+    lambda step: bool(heard) and step == 3,
+  )
+  with preemption.Watcher(together=True) as watcher:
+    signal.raise_signal(signal.SIGINT)
+    assert heard == [signal.SIGTERM]
+    assert not watcher.should_stop(2) and watcher.exit_code == 0
+    assert watcher.should_stop(3) and watcher.exit_code == 143
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Several processes as one: really started, stopped and killed on this machine.
 
 Two processes with two simulated devices each, over loopback, against one with
-four. Which process is which, as flags and environments say, is judged without.
+four. When jax is asked to start several is judged without.
 """
 
 import csv
@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent import futures
 
 import jax
 import numpy as np
@@ -22,10 +21,11 @@ import pytest
 
 from configs import digits_vit22b_ti
 from vit22b_jax import errors, train
-from vit22b_jax.runtime import checkpoint, distributed, links, sharding
+from vit22b_jax.runtime import checkpoint, distributed, sharding
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 120  # that processes may take
+HEARTBEAT = 10
 SETTINGS = {
   'duration': '80 steps',
   'log.every': '1 step',
@@ -39,105 +39,68 @@ COMMAND = (
 )
 
 
-# --- Who is who ------------------------------------------------------------
+# --- Whether there are several ---------------------------------------------
 
-SLURM = {
-  'SLURM_JOB_ID': '77',
-  'SLURM_STEP_NODELIST': 'node[01-02]',
-  'SLURM_STEP_NUM_TASKS': '4',
-  'SLURM_STEP_TASKS_PER_NODE': '2(x2)',
-  'SLURM_NTASKS': '4',
-  'SLURM_PROCID': '3',
-  'SLURM_LOCALID': '1',
-}
-OPEN_MPI = {
-  'OMPI_COMM_WORLD_SIZE': '6',
-  'OMPI_COMM_WORLD_RANK': '4',
-  'OMPI_COMM_WORLD_LOCAL_SIZE': '3',
-  'OMPI_COMM_WORLD_LOCAL_RANK': '1',
-}
+STEP = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3'}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """What jax.distributed.initialize is called with, instead of a call."""
+  found = []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *args, **kw: found.append((args, kw))
+  )
+  monkeypatch.setattr(distributed.host, 'has_tpu', lambda: False)
+  return found
 
 
 @pytest.mark.parametrize(
-  'environ',
+  ('environ', 'several'),
   [
-    {},
-    SLURM | {'SLURM_STEP_NUM_TASKS': '1'},
-    {'SLURM_JOB_ID': '77', 'SLURM_NTASKS': '4'},  # the batch script itself
-    OPEN_MPI | {'OMPI_COMM_WORLD_SIZE': '1'},
-    SLURM | OPEN_MPI | {'OMPI_COMM_WORLD_SIZE': '1'},
+    ({}, False),
+    (STEP, True),
+    (STEP | {'SLURM_STEP_NUM_TASKS': '1'}, False),
+    ({'SLURM_JOB_ID': '77', 'SLURM_NTASKS': '4'}, False),  # the batch script
+    ({'OMPI_COMM_WORLD_SIZE': '6'}, True),
+    (STEP | {'OMPI_COMM_WORLD_SIZE': '1'}, False),
   ],
 )
-def test_a_process_on_its_own_asks_nobody(environ, monkeypatch):
-  def asked(*_, **__):
-    pytest.fail('asked the network')
-
-  monkeypatch.setattr(distributed.urllib.request, 'urlopen', asked)
-  assert distributed.find(environ=environ) is None
-
-
-@pytest.mark.parametrize(
-  ('gpus', 'share'),
-  [(None, None), ('0,1', [1]), ('0,1,2,3', [2, 3]), ('2', [0])],
-)
-def test_launchers_tell_who_is_who(gpus, share, monkeypatch):
-  """GPUs are shared out evenly, unless each task sees its own alone."""
-  monkeypatch.setattr(distributed.glob, 'glob', lambda _: [])
-  more = {} if gpus is None else {'CUDA_VISIBLE_DEVICES': gpus}
-  job = distributed.find(environ=SLURM | more)
-  assert (job.num_processes, job.process_id) == (4, 3)
-  assert job.local_device_ids == share and job.coordinator is None
-  job = distributed.find('[::1]:123', environ=OPEN_MPI)
-  assert (job.num_processes, job.process_id) == (6, 4)
-  assert job.coordinator == '[::1]:123'
+def test_jax_is_asked_where_a_launcher_started_several(environ, several, calls):
+  distributed.initialize(environ=environ)
+  assert len(calls) == several
+  distributed.initialize(environ=environ, mode='predict')
+  assert len(calls) == several
 
 
-def test_mpirun_within_a_slurm_job_is_open_mpi():
-  job = distributed.find(environ=SLURM | OPEN_MPI)
-  assert (job.source, job.num_processes, job.process_id) == ('Open MPI', 6, 4)
+def test_flags_are_all_that_counts(calls):
+  distributed.initialize('[::1]:123', 2, 1, heartbeat_seconds=7, environ=STEP)
+  args, more = calls.pop()
+  assert args == ('[::1]:123', 2, 1)
+  assert more['heartbeat_timeout_seconds'] == 7
+  assert more['cluster_detection_method'] == 'deactivate'
+  distributed.initialize('h:1', 1, 0, environ={})
+  assert not calls
 
 
-@pytest.mark.parametrize(
-  ('node', 'local_id', 'share'),
-  [(0, 3, [3]), (1, 3, [3]), (2, 1, [2, 3]), (3, 0, [0, 1, 2, 3])],
-)
-def test_nodes_may_have_different_numbers_of_tasks(node, local_id, share):
-  more = {
-    'SLURM_STEP_NUM_TASKS': '11',
-    'SLURM_STEP_TASKS_PER_NODE': '4(x2),2,1',
-    'SLURM_NODEID': f'{node}',
-    'SLURM_LOCALID': f'{local_id}',
-    'CUDA_VISIBLE_DEVICES': '0,1,2,3',
-  }
-  assert distributed.find(environ=SLURM | more).local_device_ids == share
+def test_machines_with_a_tpu_are_jaxs_to_judge(calls, monkeypatch):
+  monkeypatch.setattr(distributed.host, 'has_tpu', lambda: True)
+  distributed.initialize(environ={'JAX_PLATFORMS': 'cpu'})
+  assert not calls
+  distributed.initialize(environ={})
+  assert calls
 
 
-def test_one_task_on_each_node_has_all_its_gpus():
-  more = {
-    'SLURM_STEP_TASKS_PER_NODE': '1(x4)',
-    'SLURM_LOCALID': '0',
-    'CUDA_VISIBLE_DEVICES': '0,1,2,3',
-  }
-  assert distributed.find(environ=SLURM | more).local_device_ids == [0, 1, 2, 3]
+def test_a_launcher_that_does_not_name_process_0(monkeypatch):
+  """Open MPI 5 has no OMPI_MCA_orte_hnp_uri."""
 
+  def initialize(*_, **__):
+    raise ValueError('coordinator_address should be defined.')
 
-@pytest.mark.parametrize(
-  ('hostnames', 'metadata', 'several'),
-  [
-    ('a', {}, False),
-    ('a,b', {}, True),
-    ('', {'worker-network-endpoints': 'x:0:10.0.0.2'}, False),
-    ('', {'worker-network-endpoints': 'x:0:10.0.0.2,x:1:10.0.0.3'}, True),
-    ('', {'tpu-env': "MEGASCALE_NUM_SLICES: '2'\n"}, True),
-    ('', {'tpu-env': "MEGASCALE_NUM_SLICES: '1'\n"}, False),
-  ],
-)
-def test_tpu_pod_slices(hostnames, metadata, several, monkeypatch):
-  monkeypatch.setattr(distributed, '_has_tpu', lambda: True)
-  monkeypatch.setattr(distributed, '_metadata', lambda k: metadata.get(k, ''))
-  job = distributed.find(environ={'TPU_WORKER_HOSTNAMES': hostnames})
-  assert (job is not None) == several
-  assert distributed.find(environ={'JAX_PLATFORMS': 'cpu'}) is None
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  environ = {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'}
+  with pytest.raises(errors.UserError, match='OMPI_COMM_WORLD_RANK'):
+    distributed.initialize(environ=environ)
 
 
 @pytest.mark.parametrize(
@@ -155,59 +118,22 @@ def test_tpu_pod_slices(hostnames, metadata, several, monkeypatch):
 )
 def test_flags_that_do_not_fit(flags, message):
   with pytest.raises(errors.UserError, match=message):
-    distributed.find(*flags, environ={})
+    distributed.initialize(*flags, environ={})
 
 
-def test_some_modes_are_the_work_of_one_process():
-  with pytest.raises(errors.UserError, match='work of one process'):
-    distributed.find('h:1', 2, 0, mode='predict', environ={})
-  assert distributed.find(mode='predict', environ=SLURM) is None
-  assert distributed.find('h:1', 1, 0, environ={}) is None
+def test_some_modes_take_one_process():
+  with pytest.raises(errors.UserError, match='takes one process: leave'):
+    distributed.initialize('h:1', 2, 0, mode='predict', environ={})
 
 
 # --- What one process meets and others do not -------------------------------
 
 
-@pytest.fixture
-def saved_once(tmp_path):
-  """A manager with a checkpoint, and the abstract state to restore."""
-  state = {'x': jax.numpy.arange(5.0)}
-  manager = checkpoint.Manager(tmp_path, scores={})
-  manager.save(1, state, data=None, meta={})
-  manager.wait()
-  yield manager, jax.eval_shape(lambda: state)
-  manager.close()
-
-
-def test_a_disk_that_fails_once_is_asked_again(saved_once, monkeypatch):
-  manager, abstract = saved_once
-  read, failures = manager._read, [OSError('stale file handle')]
-
-  def flaky(*args):
-    if failures:
-      raise failures.pop()
-    return read(*args)
-
-  monkeypatch.setattr(manager, '_read', flaky)
-  assert manager.restore(abstract).step == 1
-  assert not (manager.workdir / 'checkpoints_damaged').exists()
-
-
-def test_what_only_another_process_cannot_read_is_not_put_aside(
-  saved_once, monkeypatch
-):
-  manager, abstract = saved_once
-  monkeypatch.setattr(distributed, 'gather', lambda value: [value, 0, 1])
-  with pytest.raises(errors.UserError, match=r'Processes \[2\] could not read'):
-    manager.restore(abstract)
-  assert (manager.workdir / 'checkpoints' / '1').exists()
-
-
 def test_a_barrier_that_another_process_left_is_not_the_disks_fault(
-  saved_once, monkeypatch
+  tmp_path, monkeypatch
 ):
   """Orbax raises a TimeoutError, which is an OSError."""
-  manager, _ = saved_once
+  manager = checkpoint.Manager(tmp_path, scores={})
 
   def wait():
     cause = jax.errors.JaxRuntimeError('UNAVAILABLE: connection reset')
@@ -215,10 +141,22 @@ def test_a_barrier_that_another_process_left_is_not_the_disks_fault(
 
   with monkeypatch.context() as patch:
     patch.setattr(manager._manager, 'wait_until_finished', wait)
-    with pytest.raises(TimeoutError) as found:
+    with pytest.raises(TimeoutError):
       manager.wait()
-  assert links._looks_lost(found.value)
-  assert not links._looks_lost(ConnectionError('connection refused'))
+  manager.close()
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(
+  tmp_path, monkeypatch
+):
+  state = {'x': jax.numpy.arange(5.0)}
+  manager = checkpoint.Manager(tmp_path, scores={})
+  manager.save(1, state, data=None, meta={})
+  manager.wait()
+  monkeypatch.setattr(distributed, 'gather', lambda value: [value, 1])
+  with pytest.raises(errors.UserError, match='None of the checkpoints'):
+    manager.restore(jax.eval_shape(lambda: state))
+  manager.close()
 
 
 def test_a_configuration_of_one_process_alone_stops_all(monkeypatch):
@@ -231,8 +169,8 @@ def test_a_configuration_of_one_process_alone_stops_all(monkeypatch):
 
 @pytest.mark.parametrize(
   ('code', 'restarts', 'again'),
-  [(143, 0, 1), (4, 1, 1), (137, 0, 1), (4, 20, 0), (0, 0, 0)]
-  + [(code, 0, 0) for code in (1, 2, 3)],
+  [(143, 0, 1), (134, 1, 1), (137, 0, 1), (1, 2, 1), (134, 20, 0)]
+  + [(code, 0, 0) for code in (0, 2, 3)],
 )
 def test_the_slurm_recipe_requeues_what_resumes(
   code, restarts, again, tmp_path
@@ -270,165 +208,6 @@ def one_process(workdir):
   config.update_from_flattened_dict(SETTINGS)
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
   assert train.run(config, workdir, mesh) == 0
-
-
-HOSTS = [
-  '127.0.0.1',
-  pytest.param(
-    '::1',
-    marks=pytest.mark.skipif(
-      not socket.has_dualstack_ipv6(), reason='no IPv6 here'
-    ),
-  ),
-]
-
-
-@pytest.mark.parametrize('host', HOSTS)
-def test_the_first_process_waits_for_all(host):
-  port = free_port()
-  with futures.ThreadPoolExecutor() as pool:
-    first = pool.submit(links.await_all, port, 3, 10)
-    with links.connect(host, port, 10) as somebody:
-      somebody.sendall(b'GET / HTTP/1.1\r\n\r\n')
-    others = [
-      pool.submit(links.report_to, host, port, i, 3, 10) for i in (1, 2)
-    ]
-    for found in (first, *others):
-      found.result()
-  with pytest.raises(TimeoutError, match=r'processes \[1, 2\] did not come'):
-    links.await_all(port, 3, 0.1)
-
-
-@pytest.mark.parametrize(
-  ('count', 'others', 'message'),
-  [
-    (2, [(1, 3)], 'Process 1 has --num_processes=3, and process 0 has 2'),
-    (3, [(7, 3)], '--process_id=7: expected 1 to 2'),
-    (3, [(1, 3), (1, 3)], 'Two processes have --process_id=1'),
-  ],
-)
-def test_a_process_that_is_not_of_the_job_is_refused_at_once(
-  count, others, message
-):
-  port = free_port()
-  with futures.ThreadPoolExecutor() as pool:
-    all_found = [
-      pool.submit(links.await_all, port, count, 60),
-      *(
-        pool.submit(links.report_to, '127.0.0.1', port, *other, 60)
-        for other in others
-      ),
-    ]
-    for found in all_found:
-      with pytest.raises(errors.UserError, match=message):
-        found.result(timeout=30)
-
-
-def test_a_process_that_is_started_anew_is_the_same(monkeypatch):
-  port = free_port()
-  with futures.ThreadPoolExecutor() as pool:
-    first = pool.submit(links.await_all, port, 3, 30)
-    with links.connect('127.0.0.1', port, 10) as ended:
-      ended.sendall(b'1 3')
-    others = [
-      pool.submit(links.report_to, '127.0.0.1', port, i, 3, 30) for i in (1, 2)
-    ]
-    for found in (first, *others):
-      found.result()
-
-
-def test_a_host_that_nobody_knows_is_told(monkeypatch):
-  monkeypatch.setattr(links, '_UNKNOWN_SECONDS', 0)
-
-  def unknown(*_, **__):
-    raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
-
-  monkeypatch.setattr(links.socket, 'create_connection', unknown)
-  with pytest.raises(errors.UserError, match="unknown host 'nodee'"):
-    distributed._meet('nodee:1', 60, distributed.Job('the flags', 2, 1))
-  monkeypatch.setenv('VIT22B_JAX_START_SECONDS', '5m')
-  with pytest.raises(errors.UserError, match="START_SECONDS='5m'"):
-    distributed.start(distributed.Job('the flags', 2, 1, 'nodee:1'))
-
-
-# Process INDEX of COUNT, without jax's own connections: what `links` does.
-LINKED = """
-import sys, threading, time
-import jax
-index, count, port = map(int, sys.argv[1:4])
-jax.process_index, jax.process_count = lambda: index, lambda: count
-jax.distributed.shutdown = lambda: None
-from vit22b_jax.runtime import links
-token = 'token'
-if index == 0:
-  links._links = links._First(links._serve(port, count), token)
-else:
-  links._links = links._Other(links.connect('127.0.0.1', port, 20), token)
-links.expect(int(sys.argv[4]))
-threading.Thread(target=links._links.listen, daemon=True).start()
-end = time.monotonic() + 20
-while len(links._links._peers) < (count - 1 if index == 0 else 1):
-  assert time.monotonic() < end
-  time.sleep(0.01)
-print('linked', flush=True)
-"""
-
-
-def linked(folder, *endings, agreed=0):
-  """Processes that are linked, and what each does then."""
-  port = free_port()
-  commands = [
-    (sys.executable, '-c', LINKED + ending, i, len(endings), port, agreed)
-    for i, ending in enumerate(endings)
-  ]
-  return port, Processes(folder, commands)
-
-
-def test_links_bear_strangers_and_wait_for_the_slowest(tmp_path):
-  port, run = linked(
-    tmp_path,
-    'time.sleep(4); links.finish(143)',
-    'time.sleep(2); links.finish(143)',
-    'links.finish(143)',
-    agreed=143,
-  )
-  with run:
-    run.wait_for('linked')
-    for text in (b'GET /\r\n\r\n', b'[1]\n', b'{"token": "token"}\n', b''):
-      with links.connect('127.0.0.1', port, 5) as stranger:
-        stranger.sendall(text)
-    time.sleep(1)
-    assert [process.poll() for process in run.all] == [None] * 3
-    assert run.codes() == [143] * 3, run.said(0) + run.said(1)
-  assert 'Traceback' not in run.said(0)
-
-
-def test_what_stops_all_is_said_once_after_a_slow_report(tmp_path):
-  stop = "links._GRACE = 1.0; links.complain('stopped: x', 3)"
-  with linked(tmp_path, f'time.sleep(3); {stop}', stop)[1] as run:
-    assert run.codes() == [3, 3], run.said(0)
-    assert (run.said(0) + run.said(1)).count('stopped: x') == 1
-
-
-@pytest.mark.parametrize(
-  ('how', 'codes'),
-  [
-    ("links.complain('error: x', 2)", [2, 2, 2]),
-    ('links.give_up(ValueError("no connection, deadline"))', [1, 1, 1]),
-    ('os.kill(os.getpid(), 9)', [links.LOST, -signal.SIGKILL, links.LOST]),
-    ('links.exit_now(143)', [143, 143, 143]),
-  ],
-)
-def test_the_end_of_one_process_ends_all_with_the_right_code(
-  how, codes, tmp_path
-):
-  """An error of its own is no loss, from which a launcher may start again."""
-  short = 'import os; links._GRACE = 1.0; '
-  endings = ['links.finish(0)', f'time.sleep(1); {how}', 'time.sleep(60)']
-  with linked(tmp_path, *(short + ending for ending in endings))[1] as run:
-    assert run.codes() == codes, run.said(0)
-    if codes[1] == 1:
-      assert 'ValueError: no connection' in run.said(1)
 
 
 class Processes:
@@ -480,7 +259,11 @@ class Processes:
 
 def two(folder, *arguments):
   """Two processes of main.py, with two devices each."""
-  joined = [f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2']
+  joined = [
+    f'--coordinator=127.0.0.1:{free_port()}',
+    '--num_processes=2',
+    f'--heartbeat_seconds={HEARTBEAT}',
+  ]
   return Processes(
     folder,
     [
@@ -515,7 +298,9 @@ def whole(tmp_path_factory):
   with two(folder / 'out', *COMMAND, f'--workdir={folder}/two') as run:
     assert run.codes() == [0, 0], run.said(0)
   assert 'Result on the test part (359 images' in run.said(0)
-  own = [x for x in run.said(1).splitlines() if not x.startswith('[Gloo]')]
+  # Lines of Gloo, and of XLA where CUDA is installed without a GPU.
+  others = ('[Gloo]', 'WARNING: All log messages before absl', 'I0000')
+  own = [x for x in run.said(1).splitlines() if not x.startswith(others)]
   assert own == []  # the first process speaks for all
   return folder
 
@@ -541,25 +326,26 @@ def test_a_signal_stops_all_and_a_kill_too_and_the_run_ends_alike(
     run.wait_for('step 3/80')
     run.all[1].send_signal(signal.SIGTERM)
     assert run.codes() == [143, 143], run.said(0)
-  assert 'SIGTERM: saving everything' in run.said(1)
   assert 'Stopped by SIGTERM; everything is saved' in run.said(0)
   step = saved(tmp_path / 'run')[-1]
   assert len(table(tmp_path / 'run')) == step < 80
   shutil.copytree(tmp_path / 'run', tmp_path / 'for_one')
 
-  with two(tmp_path / 'killed', *command) as run:
-    run.wait_for(f'Resuming from checkpoint {step} of 80')
-    run.wait_for(f'step {step + 13}/80')
-    run.all[0].kill()
-    start = time.monotonic()
-    assert run.codes() == [-signal.SIGKILL, links.LOST], run.said(1)
-  assert time.monotonic() - start < links.SILENCE
-  assert run.said(1).count('error: ') == 1
-  assert 'error: Process 0 was killed, or its machine is gone' in run.said(1)
-  assert 'the same command (in every process) resumes' in run.said(1)
+  for lost in (1, 0):
+    with two(tmp_path / f'killed_{lost}', *command) as run:
+      run.wait_for(f'Resuming from checkpoint {step} of 80')
+      run.wait_for(f'step {step + 13}/80')
+      run.all[lost].kill()
+      start = time.monotonic()
+      codes = run.codes()
+    assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
+    assert time.monotonic() - start < 2 * HEARTBEAT, run.said(1 - lost)
+    assert 'another task died' in run.said(1 - lost)
+    step = saved(tmp_path / 'run')[-1]
 
   with two(tmp_path / 'again', *command) as run:
     assert run.codes() == [0, 0], run.said(0)
+  assert not (tmp_path / 'run' / 'checkpoints_damaged').exists()
   for name in ('diagnostics.csv', 'eval.json'):
     expected = (whole / 'two' / name).read_bytes()
     assert (tmp_path / 'run' / name).read_bytes() == expected
@@ -585,25 +371,35 @@ def test_a_signal_stops_all_and_a_kill_too_and_the_run_ends_alike(
 
 
 @pytest.mark.slow
-def test_what_all_processes_meet_is_said_once(tmp_path):
+def test_a_mistake_that_all_make_ends_all_with_its_code(tmp_path):
   wrong = '--config.data.name=folder:/nowhere'
   with two(tmp_path, *COMMAND, wrong, f'--workdir={tmp_path}/run') as run:
     assert run.codes() == [2, 2]
-  assert "'/nowhere' does not exist" in run.said(0)
-  assert (run.said(0) + run.said(1)).count('error: ') == 1
+  for i in range(2):
+    assert "'/nowhere' does not exist" in run.said(i)
+    assert 'Traceback' not in run.said(i)
+
+
+ALONE = """
+import sys
+from jax.experimental import multihost_utils
+from vit22b_jax import errors
+from vit22b_jax.runtime import distributed
+port, index = map(int, sys.argv[1:])
+distributed.initialize(f'127.0.0.1:{port}', 2, index, heartbeat_seconds=5)
+assert distributed.broadcast_json({'of': index}) == {'of': 0}
+assert distributed.gather(index) == [0, 1]
+if index:
+  distributed.exit_on_error(errors.UserError('of one'))
+multihost_utils.sync_global_devices('never')
+"""
 
 
 @pytest.mark.slow
-def test_a_coordinator_that_is_not_there_is_waited_for_a_while(tmp_path):
-  command = [sys.executable, ROOT / 'main.py', *COMMAND, '--num_processes=2']
-  done = subprocess.run(
-    [*command, '--process_id=1', f'--coordinator=127.0.0.1:{free_port()}'],
-    cwd=tmp_path,
-    env={**os.environ, 'VIT22B_JAX_START_SECONDS': '2'},
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
-  assert done.returncode == 2
-  assert 'error: Process 1 of 2 (the flags) could not reach' in done.stderr
-  assert 'Traceback' not in done.stderr
+def test_an_error_of_one_process_ends_the_others(tmp_path):
+  port = free_port()
+  commands = [(sys.executable, '-c', ALONE, port, i) for i in range(2)]
+  with Processes(tmp_path, commands) as run:
+    codes = run.codes()
+  assert codes[1] == 2 and codes[0] != 0
+  assert 'error: of one' in run.said(1) and 'Traceback' not in run.said(1)

@@ -49,7 +49,9 @@ def restore(
   Raises:
     UserError: the workdir holds no checkpoint.
   """
-  step = distributed.share(manager.best_step() if which == 'best' else None)
+  step = distributed.broadcast_json(
+    manager.best_step() if which == 'best' else None
+  )
   found = manager.restore(task.abstract_weights, step=step)
   if found is None:
     raise errors.UserError(
@@ -79,7 +81,7 @@ def finish(
   """
   which = task.config.eval.checkpoint
   wanted = manager.best_step() if which == 'best' else None
-  wanted = distributed.share(wanted or manager.latest_step())
+  wanted = distributed.broadcast_json(wanted or manager.latest_step())
   step, variables, kind = restore(task, manager, which)
   content = {
     **task.final(variables, run, check),

@@ -11,8 +11,7 @@ checksums, config and whatever the loop wants to find again.
 Orbax restores a flipped byte without noticing. So each array's checksum is
 computed on the devices that hold it, saved with it, and compared on restore; a
 checkpoint that can't be read or doesn't match is put aside with a warning and
-the one before it is used. Several processes save together; each reads on its
-own, so that none waits for one that can't, and then they agree.
+the one before it is used.
 """
 
 import contextlib
@@ -28,6 +27,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import checkpoint_managers
 
@@ -134,6 +134,9 @@ class Manager:
     read_only: bool = False,
   ):
     self.workdir = epath.Path(workdir)
+    self._path = self.workdir / _FOLDER
+    if not workdir_lib.is_remote(self._path):
+      self._path = self._path.resolve()  # Orbax wants absolute paths
     self._scores = scores
     self._read_only = read_only
     self._options = ocp.CheckpointManagerOptions(
@@ -145,37 +148,10 @@ class Manager:
     )
     self._manager = self._open()
 
-  def _open(
-    self, options: ocp.CheckpointManagerOptions | None = None
-  ) -> ocp.CheckpointManager:
-    folder = self.workdir / _FOLDER
-    if not workdir_lib.is_remote(folder):
-      folder = folder.resolve()  # Orbax wants absolute paths
+  def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-      folder,
-      options=options or self._options,
-      item_names=('state', 'meta'),
+      self._path, options=self._options, item_names=('state', 'meta')
     )
-
-  @contextlib.contextmanager
-  def _reader(self):
-    """What reads checkpoints, without waiting for other processes."""
-    if jax.process_count() == 1:
-      yield self._manager
-      return
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'p{me}'
-    )
-    reader = self._open(
-      ocp.CheckpointManagerOptions(
-        create=False,
-        cleanup_tmp_directories=False,
-        multiprocessing_options=alone,
-      )
-    )
-    with contextlib.closing(reader):
-      yield reader
 
   def latest_step(self) -> int | None:
     """The newest saved step; None when there is none."""
@@ -266,7 +242,7 @@ class Manager:
     Raises:
       UserError: checkpoints exist, but none of them can be used.
     """
-    steps = distributed.share([*self._manager.all_steps()])
+    steps = distributed.broadcast_json([*self._manager.all_steps()])
     steps.sort(key=lambda s: (s == step, s), reverse=True)
     damaged = []
     for candidate in steps:
@@ -294,21 +270,19 @@ class Manager:
     abstract_state: Any,
     check: Callable[[dict[str, Any]], None],
   ) -> Restored | None:
-    """One checkpoint; None, with a warning, if it is damaged.
+    """Returns one checkpoint; None, with a warning, if it is damaged.
 
     Raises:
-      UserError: it is another run's, or a process can't read what the first
-        one can: that may be its disk, and the checkpoint whole.
+      UserError: it is another run's.
     """
     try:
-      state, meta = self._read_twice(step, abstract_state, check)
+      state, meta = self._read(step, abstract_state, check)
       problem = ''
     except errors.UserError:
       raise
     except Exception as error:  # Orbax and TensorStore raise many kinds.
       problem = _described(error)
-    failed = distributed.gather(int(bool(problem)))
-    if not any(failed):
+    if not any(distributed.gather(bool(problem))):
       found = _named_checksums(state)  # of the whole arrays, by all processes
       wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
       if not wrong:
@@ -316,34 +290,12 @@ class Manager:
           state = _rearranged(state, abstract_state)
         return Restored(step, state, meta)
       problem = f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}'
-    place = self.workdir / _FOLDER / str(step)
-    if any(failed) and not failed[0]:
-      raise errors.UserError(
-        f'Processes {[i for i, x in enumerate(failed) if x][:20]} could not '
-        f'read checkpoint {place}, which process 0 can'
-        f'{problem and f" ({problem})"}. It was left as it is: see to their '
-        'disk and start again; if it is damaged, move it elsewhere, and the '
-        'one before is used.'
-      )
-    # Of all processes but the first, errors alone are shown.
-    mine = jax.process_index() > 0 and failed[jax.process_index()]
-    log = logging.error if mine else logging.warning
-    log(
+    logging.warning(
       'Checkpoint %s is damaged (%s): trying another one.',
-      place,
+      self.workdir / _FOLDER / str(step),
       problem or 'for another process',
     )
     return None
-
-  def _read_twice(self, step: int, *args: Any) -> tuple[Any, dict[str, Any]]:
-    """As `_read`; a disk may fail to answer once."""
-    try:
-      return self._read(step, *args)
-    except errors.UserError:
-      raise
-    except Exception as error:  # whatever it is, it may be over
-      logging.info('Checkpoint %d: %s; again.', step, _described(error))
-      return self._read(step, *args)
 
   def _read(
     self,
@@ -351,19 +303,25 @@ class Manager:
     abstract_state: Any,
     check: Callable[[dict[str, Any]], None],
   ) -> tuple[Any, dict[str, Any]]:
-    """State and JSON object of a checkpoint, by this process alone."""
-    with self._reader() as reader:
-      items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-      meta = reader.restore(step, args=items)['meta']
-      saved = self._judge(step, abstract_state, meta, check)
-      items = ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
+    """Reads a checkpoint's state and JSON object.
+
+    Orbax's handlers read without its manager's barriers: one that fails in this
+    process alone must not leave the others waiting.
+    """
+    folder = self._path / str(step)
+    with contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
+      meta = handler.restore(folder / 'meta', args=ocp.args.JsonRestore())
+    saved = self._judge(step, abstract_state, meta, check)
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+      state = handler.restore(
+        folder / 'state',
+        args=ocp.args.PyTreeRestore(
           item=saved,
           restore_args=ocp.checkpoint_utils.construct_restore_args(saved),
           partial_restore=True,
-        )
+        ),
       )
-      return reader.restore(step, args=items)['state'], meta
+    return state, meta
 
   def _judge(
     self,
@@ -408,7 +366,7 @@ class Manager:
       if target.exists():
         target.rmtree()
       (self.workdir / _FOLDER / str(step)).rename(target)
-    distributed.share(0)  # they are away by now
+    multihost_utils.sync_global_devices('put aside')
     self._manager.close()
     self._manager = self._open()
 
@@ -431,7 +389,7 @@ def _meta_checksum(meta: dict[str, Any]) -> int:
 def _blame_disk(workdir: epath.PathLike, error: Exception) -> None:
   """Raises UserError, saying what to do, if a save failed for the disk."""
   if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
-    return  # Orbax's barrier, a TimeoutError: another process was lost
+    return  # a TimeoutError of Orbax's barrier: another process was lost
   signs = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'os_error_code')
   text = str(error)
   if not isinstance(error, OSError) and not any(s in text for s in signs):

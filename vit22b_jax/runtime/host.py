@@ -1,7 +1,9 @@
 """The host process, before jax starts in it."""
 
 import ctypes
+import glob
 import os
+import pathlib
 import sys
 import time
 
@@ -44,3 +46,11 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_ARENA_MAX, 1)
   except (OSError, AttributeError):
     return  # another C library: nothing to set
+
+
+def has_tpu() -> bool:
+  """Returns whether a TPU is in the machine: a Google PCI device and a node."""
+  if not glob.glob('/dev/accel[0-9]*') + glob.glob('/dev/vfio/[0-9]*'):
+    return False
+  vendors = glob.glob('/sys/bus/pci/devices/*/vendor')
+  return any(pathlib.Path(x).read_text().strip() == '0x1ae0' for x in vendors)

@@ -1,9 +1,10 @@
-"""SIGTERM and SIGINT: stop at the next step boundary with everything saved.
+"""SIGTERM and SIGINT: stop at a step boundary with everything saved.
 
     with preemption.Watcher() as watcher:
-      ...first step...
-      watcher.started = True
-      if watcher.signal: save and exit with watcher.exit_code
+      for step in ...:
+        ...
+        watcher.started = True
+        if watcher.should_stop(step): save and exit with watcher.exit_code
 
 A cluster sends SIGTERM some seconds before it takes the machine. Python runs
 its handlers between byte codes only, so one that arrives during a compilation
@@ -11,6 +12,9 @@ its handlers between byte codes only, so one that arrives during a compilation
 through `signal.set_wakeup_fd`, and ends the process there and then as long as
 there is nothing to save. Watchers nest, and the innermost hears: the command
 line has one around everything.
+
+Several processes leave SIGTERM to jax, which brings them to stop after the same
+step: `multihost_utils.reached_preemption_sync_point`.
 """
 
 import os
@@ -28,51 +32,66 @@ class Interrupted(Exception):
 class Watcher:
   """Hears SIGTERM and SIGINT while it is open.
 
+  Args:
+    together: this is one of several processes, which stop after the same step.
+
   Attributes:
-    started: whether there is something to save; while there isn't a signal
-      ends the process at once.
+    started: whether there is something to save; while there isn't, a signal
+      ends a single process at once.
     why: what is said then.
-    signal: the signal that arrived, or None.
-    agreed: the signal that several processes have agreed to stop for.
+    signal: the signal to stop for, or None; several processes have agreed on
+      it.
     exit: ends the process at once, with a code.
   """
 
   exit = staticmethod(os._exit)
 
-  def __init__(self):
+  def __init__(self, together: bool = False):
     self.started = False
     self.why = 'there was nothing to save yet'
     self.signal: signal.Signals | None = None
-    self.agreed: signal.Signals | None = None
+    self._together = together
 
   def __enter__(self) -> 'Watcher':
-    self._read, self._write = os.pipe()
-    os.set_blocking(self._write, False)
-    self._previous = {s: signal.signal(s, self._handle) for s in _SIGNALS}
-    self._previous_fd = signal.set_wakeup_fd(self._write)
-    self._thread = threading.Thread(target=self._watch, daemon=True)
-    self._thread.start()
+    handlers, write = {signal.SIGINT: _pass_on}, -1
+    if not self._together:
+      self._read, self._write = os.pipe()
+      os.set_blocking(self._write, False)
+      self._thread = threading.Thread(target=self._watch, daemon=True)
+      self._thread.start()
+      handlers, write = dict.fromkeys(_SIGNALS, self._handle), self._write
+    self._previous = {s: signal.signal(s, h) for s, h in handlers.items()}
+    self._previous_fd = signal.set_wakeup_fd(write)
     return self
 
   def __exit__(self, *_) -> None:
     signal.set_wakeup_fd(self._previous_fd)
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-    os.write(self._write, b'\0')
-    self._thread.join()
-    os.close(self._read)
-    os.close(self._write)
+    if not self._together:
+      os.write(self._write, b'\0')
+      self._thread.join()
+      os.close(self._read)
+      os.close(self._write)
 
   @property
   def exit_code(self) -> int:
     """128 + the signal's number, as shells count: 143 SIGTERM, 130 SIGINT."""
-    found = self.agreed or self.signal
-    return 128 + found if found else 0
+    return 128 + self.signal if self.signal else 0
 
-  def check(self) -> None:
-    """Raises Interrupted once a signal has arrived."""
-    if self.signal:
-      raise Interrupted(self.signal.name)
+  def should_stop(self, step: int) -> bool:
+    """Returns whether to save and stop after this step.
+
+    Args:
+      step: the one just done. Several processes call this after every step,
+        and all get True after the same one.
+    """
+    if self._together:
+      from jax.experimental import multihost_utils  # listening precedes jax
+
+      if multihost_utils.reached_preemption_sync_point(step):
+        self.signal = signal.SIGTERM
+    return self.signal is not None
 
   def _handle(self, number, frame):
     del frame
@@ -87,6 +106,12 @@ class Watcher:
         _tell(f'Stopped by {self.signal.name}: {self.why}.')
         self.exit(self.exit_code)
       _tell(f'{self.signal.name}: saving everything, then stopping.')
+
+
+def _pass_on(number, frame) -> None:
+  """Makes SIGINT the SIGTERM that jax listens for."""
+  del number, frame
+  os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _tell(text: str) -> None:
