@@ -22,7 +22,7 @@ from flax import traverse_util
 
 _BLOCK = re.compile(r'^block_\d+/')
 _MOST_ROWS = 60  # of the table of parameters
-_PACKAGE = str(pathlib.Path(__file__).parent)
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
 
 
 def say(text: str) -> None:
