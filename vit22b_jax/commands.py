@@ -134,7 +134,7 @@ def validate(config: ConfigDict, mode: str = 'train') -> None:
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
   """Returns the mesh of the config's `sharding` and `mesh` section."""
-  return sharding.make_mesh(config.sharding, **sharding.sizes(config.mesh))
+  return sharding.make_mesh(config.sharding, **sharding.mesh_sizes(config.mesh))
 
 
 def _saved_config(workdir: str) -> ConfigDict:

@@ -40,7 +40,7 @@ def training_step(
   )
   state = task.init()
   batch = jax.device_put(
-    {'image': images, 'label': labels}, sharding.batch(mesh)
+    {'image': images, 'label': labels}, sharding.batch_sharding(mesh)
   )
   loss = task.scalar_names.index('loss')
 

@@ -37,7 +37,7 @@ def training_step(
     config, mesh, ['a', 'b'], catalog.Dataset(pair, pair, pair, ('a', 'b'))
   )
   state = task.init()
-  batch = jax.device_put(images, sharding.batch(mesh))
+  batch = jax.device_put(images, sharding.batch_sharding(mesh))
   loss = task.scalar_names.index('loss')
 
   def step() -> float:

@@ -61,7 +61,7 @@ def test_overhead_is_measured_against_a_step_that_lacks_it():
   states, scalars = [], []
   for task in tasks:
     batch = next(task.train_iterator())
-    with sharding.use(task.mesh):
+    with sharding.mesh_context(task.mesh):
       state, row = jax.eval_shape(task.step, task.abstract_state, batch)
     states.append(jax.tree.map(lambda x: (x.shape, x.dtype), state))
     scalars.append(row.shape)

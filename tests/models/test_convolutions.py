@@ -128,7 +128,7 @@ def test_fsdp_splits_output_channels():
   mesh = sharding.make_mesh(data=4, fsdp=2)
   x = jax.ShapeDtypeStruct((8, 6, 6, 3), jnp.float32)
   boxed = jax.eval_shape(model.init, jax.random.key(0), x)['params']
-  spec = sharding.of_boxed(boxed, mesh)['kernel'].spec
+  spec = sharding.param_shardings(boxed, mesh)['kernel'].spec
   assert tuple(spec) == (None, None, None, 'fsdp')
 
 

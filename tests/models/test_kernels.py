@@ -181,7 +181,7 @@ def test_the_mesh_in_context_decides():
   assert kernels.platform() == 'cpu' and products() == 0
   with jax.sharding.use_abstract_mesh(tpus):
     assert kernels.platform() == 'tpu' and products() == 1
-  with sharding.use(sharding.make_mesh()):
+  with sharding.mesh_context(sharding.make_mesh()):
     assert kernels.platform() == 'cpu' and products() == 0
 
 

@@ -103,7 +103,7 @@ def test_scanned_parameters_are_placed_as_unrolled_ones():
   for scan in (False, True):
     model = build(scan_layers=scan)
     boxed = jax.eval_shape(model.init, jax.random.key(0), X)['params']
-    specs = sharding.of_boxed(boxed, mesh)
+    specs = sharding.param_shardings(boxed, mesh)
     placed.append(
       jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -244,9 +244,11 @@ def test_checkpoints_restore_into_the_other_layout(scan, tmp_path):
   def make(model):
     """Abstract state, and a step on it."""
     boxed = jax.eval_shape(model.init, jax.random.key(0), X)['params']
-    params = sharding.of_boxed(boxed, mesh)
+    params = sharding.param_shardings(boxed, mesh)
     shapes = jax.eval_shape(lambda: start(model))
-    moments = sharding.of_optimizer(tx, shapes['opt_state'], params, mesh)
+    moments = sharding.opt_state_shardings(
+      tx, shapes['opt_state'], params, mesh
+    )
     placed = {'params': params, 'ema': params, 'opt_state': moments}
 
     def step(state):
@@ -266,7 +268,7 @@ def test_checkpoints_restore_into_the_other_layout(scan, tmp_path):
     )
     return abstract, placed, jax.jit(step, out_shardings=placed)
 
-  with sharding.use(mesh):
+  with sharding.mesh_context(mesh):
     _, placed, step = make(models[0])
     saved = jax.jit(lambda: start(models[0]), out_shardings=placed)()
     saved = step(saved)

@@ -34,9 +34,9 @@ def crossing(preset, devices, dtype):
   params = jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
     nn.unbox(boxed),
-    sharding.of_boxed(boxed, mesh),
+    sharding.param_shardings(boxed, mesh),
   )
-  with sharding.use(mesh):
+  with sharding.mesh_context(mesh):
     forward = jax.jit(
       lambda p, x: block.apply(p, x)[0], out_shardings=x.sharding
     )

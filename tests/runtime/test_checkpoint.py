@@ -248,5 +248,5 @@ def test_checksum_sees_every_single_bit_and_no_sharding(dtype):
     other = np.frombuffer(bytes(raw), np.asarray(x).dtype).reshape(x.shape)
     assert int(checkpoint.checksum(jnp.asarray(other))) != expected
     raw[bit // 8] ^= 1 << bit % 8
-  split = jax.device_put(x, sharding.batch(sharding.make_mesh()))
+  split = jax.device_put(x, sharding.batch_sharding(sharding.make_mesh()))
   assert int(jax.jit(checkpoint.checksum)(split)) == expected

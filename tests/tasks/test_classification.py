@@ -250,7 +250,7 @@ def test_what_is_planned_is_what_trains(data):
       batch[name].dtype,
     )
     assert planned.sharding == batch[name].sharding
-  with sharding.use(task.mesh):
+  with sharding.mesh_context(task.mesh):
     step = task.train_step.__wrapped__.lower(task.abstract_state, batch)
   parts = (
     dataset_info.Counted(len(x)) for x in (data.train, data.val, data.test)

@@ -86,7 +86,9 @@ def _batches(
   def place():
     batch = np.zeros((size, side, side, 3), np.uint8)
     batch[: len(images)] = images
-    return devices.place({'image': batch}, sharding.batch(task.mesh))['image']
+    return devices.place({'image': batch}, sharding.batch_sharding(task.mesh))[
+      'image'
+    ]
 
   for name, content in contents:
     try:

@@ -78,7 +78,7 @@ def estimate(config: Any, topology: topologies.Topology) -> Estimate:
       'are not at hand. On the machine itself --topology=local plans any task.'
     )
   mesh = sharding.mesh_shape(
-    config.sharding, topology.size, **sharding.sizes(config.mesh)
+    config.sharding, topology.size, **sharding.mesh_sizes(config.mesh)
   )
   data = classification.Classification.facts(config)
   step, optimizer = _step(config, mesh, data)
@@ -112,8 +112,8 @@ def _step(config, mesh, data) -> tuple[_Step, int]:
   images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   boxed = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh))
-  shardings = sharding.of_boxed(boxed, abstract)
-  sharding.check_whole(boxed, abstract, config.mesh.max_replicated)
+  shardings = sharding.param_shardings(boxed, abstract)
+  sharding.validate_unsharded(boxed, abstract, config.mesh.max_replicated)
   params = nn.unbox(boxed)
   held = jax.tree.map(
     lambda x, s: math.prod(s.shard_shape(x.shape)), params, shardings

@@ -55,7 +55,9 @@ def plan(
   if topology.devices is None:
     return _estimated(config, topology, efficiency)
   mesh = sharding.make_mesh(
-    config.sharding, **sharding.sizes(config.mesh), devices=topology.devices
+    config.sharding,
+    **sharding.mesh_sizes(config.mesh),
+    devices=topology.devices,
   )
   task = make_task(config, mesh)
   task.check_sharding()

@@ -110,7 +110,7 @@ def meshes(config: Any, devices: int) -> list[dict[str, int]]:
   """
   found = []
   with contextlib.suppress(errors.UserError):  # a mesh for other hardware
-    own = sharding.sizes(config.mesh)
+    own = sharding.mesh_sizes(config.mesh)
     found.append(sharding.mesh_shape(config.sharding, devices, **own))
   for tensor in _TENSOR:
     for replicas in (*_REPLICAS, devices // tensor):

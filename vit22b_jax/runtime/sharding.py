@@ -1,7 +1,7 @@
 """Where arrays live: the device mesh, and logical axis names -> mesh axes.
 
     mesh = sharding.make_mesh('fsdp+tensor')       # or fsdp=4, tensor=2, ...
-    shardings = sharding.of_boxed(abstract_params, mesh)
+    shardings = sharding.param_shardings(abstract_params, mesh)
 
     >>> mesh_shape('fsdp+tensor', 8)
     {'data': 1, 'fsdp': 4, 'tensor': 2}
@@ -51,8 +51,8 @@ RULES = (
 )
 
 
-def sizes(section: Mapping[str, Any]) -> dict[str, int | None]:
-  """The sizes among the keys of a config's `mesh` section, for `mesh_shape`."""
+def mesh_sizes(section: Mapping[str, Any]) -> dict[str, int | None]:
+  """Returns the sizes among the keys of a config's `mesh` section."""
   return {axis: section[axis] for axis in AXES}
 
 
@@ -64,11 +64,11 @@ def mesh_shape(
   fsdp: int | None = None,
   tensor: int | None = None,
 ) -> dict[str, int]:
-  """Sizes of the mesh axes, in order, for so many devices.
+  """Returns the sizes of the mesh axes, in order, for a number of devices.
 
   Args:
     preset: a key of PRESETS; the sizes below override its.
-    count: devices.
+    count: the number of devices.
     data: devices along `data`; -1 takes those that the other axes leave.
     fsdp: devices along `fsdp`, likewise; one axis at most may be -1.
     tensor: devices along `tensor`, likewise.
@@ -111,7 +111,7 @@ def make_mesh(
   devices: Sequence[jax.Device] | None = None,
   **sizes: int | None,
 ) -> Mesh:
-  """A mesh with axes (data, fsdp, tensor) over devices.
+  """Returns a mesh with axes (data, fsdp, tensor) over devices.
 
   Args:
     preset: a key of PRESETS; the sizes override its.
@@ -131,8 +131,8 @@ def make_mesh(
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh):
-  """Context in which activation constraints of the models take effect.
+def mesh_context(mesh: Mesh):
+  """Makes the models' activation constraints take effect.
 
   Both are needed: without `jax.set_mesh` flax drops the constraints silently.
   """
@@ -141,31 +141,31 @@ def use(mesh: Mesh):
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of arrays that every device holds whole."""
+  """Returns the sharding of arrays that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch(mesh: Mesh) -> NamedSharding:
-  """The sharding of arrays [B, ...]: the batch over `data` and `fsdp`."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays [B, ...]: B over `data` and `fsdp`."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def of_boxed(boxed: Any, mesh: Mesh) -> Any:
-  """Shardings of a tree of (abstract) arrays with flax's logical names.
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
+  """Returns the shardings of (abstract) arrays with flax's logical names.
 
   An axis that its mesh axis doesn't divide stays whole (10 classes or 3 heads
-  on 2 devices): correct, at a cost in memory; see `left_whole`.
+  on 2 devices): correct, at a cost in memory; see `find_unsharded`.
 
   Args:
     boxed: a tree whose leaves are arrays or `nn.LogicallyPartitioned` boxes,
       as `jax.eval_shape(model.init, ...)` returns it.
+    mesh: the mesh that the axes map to.
 
   Returns:
     The unboxed tree's structure with a NamedSharding for each leaf.
   """
 
-  def one(leaf):
-    """The sharding of one leaf."""
+  def param_sharding(leaf):
     if not _is_boxed(leaf):
       return replicated(mesh)
     wanted = nn.logical_to_mesh_axes(leaf.names, RULES)
@@ -175,7 +175,40 @@ def of_boxed(boxed: Any, mesh: Mesh) -> Any:
     ]
     return NamedSharding(mesh, PartitionSpec(*kept))
 
-  return jax.tree.map(one, boxed, is_leaf=_is_boxed)
+  return jax.tree.map(param_sharding, boxed, is_leaf=_is_boxed)
+
+
+def opt_state_shardings(
+  tx: optax.GradientTransformation, opt_state: Any, params: Any, mesh: Mesh
+) -> Any:
+  """Returns the shardings of an optax state: moments as their parameters.
+
+  Args:
+    tx: the transformation that made the state.
+    opt_state: the (abstract) state.
+    params: the shardings of the parameters.
+    mesh: on which everything else is replicated.
+  """
+  return optax.tree_utils.tree_map_params(
+    tx,
+    lambda _, s: s,
+    opt_state,
+    params,
+    transform_non_params=lambda _: replicated(mesh),
+  )
+
+
+def validate_batch_size(
+  batch_size: int, mesh: Mesh, key: str = 'batch_size'
+) -> None:
+  """Raises UserError unless the devices divide the batch."""
+  ways = mesh.shape[DATA] * mesh.shape[FSDP]
+  if batch_size % ways:
+    raise errors.UserError(
+      f'{key}={batch_size} is not divisible by the {ways} devices that share '
+      f'the batch (mesh data={mesh.shape[DATA]} x fsdp={mesh.shape[FSDP]}). '
+      f'Use a multiple of {ways}, such as {-(-batch_size // ways) * ways}.'
+    )
 
 
 def _is_boxed(leaf: Any) -> bool:
@@ -183,32 +216,32 @@ def _is_boxed(leaf: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
+class UnshardedParam:
   """A weight that each device along a mesh axis holds whole.
 
   Attributes:
     path: its name, 'block_00/in_proj/kernel'.
-    shape: of it.
-    why: what doesn't divide, '3 heads over tensor=2'.
+    shape: its shape.
+    reason: what doesn't divide, '3 heads over tensor=2'.
   """
 
   path: str
   shape: tuple[int, ...]
-  why: str
+  reason: str
 
   def __str__(self) -> str:
-    return f'{self.path} {list(self.shape)}: {self.why}'
+    return f'{self.path} {list(self.shape)}: {self.reason}'
 
 
-def left_whole(boxed: Any, mesh: Mesh) -> list[Whole]:
-  """Weights that an axis of the mesh should split and doesn't.
+def find_unsharded(boxed: Any, mesh: Mesh) -> list[UnshardedParam]:
+  """Finds the weights that an axis of the mesh should split and doesn't.
 
   Those are: an axis of the array that RULES names and the devices don't divide,
   and a matrix with no axis for `fsdp`. Biases, and vectors without an axis in
   RULES, are small and expected whole.
 
   Args:
-    boxed: as in `of_boxed`.
+    boxed: as in `param_shardings`.
     mesh: its axes of one device split nothing and need not.
   """
   found = []
@@ -219,23 +252,23 @@ def left_whole(boxed: Any, mesh: Mesh) -> list[Whole]:
       continue
     shape = leaf.value.shape
     wanted = nn.logical_to_mesh_axes(leaf.names, RULES)
-    why = [
+    reasons = [
       f'{size} {name} over {axis}={mesh.shape[axis]}'
       for name, axis, size in zip(leaf.names, wanted, shape, strict=True)
       if axis and size % mesh.shape[axis]
     ]
     if names[-1] == 'kernel' and FSDP not in wanted and mesh.shape[FSDP] > 1:
-      why.append(f'no axis of it goes over {FSDP}={mesh.shape[FSDP]}')
-    if why:
-      found.append(Whole('/'.join(names), shape, ', '.join(why)))
+      reasons.append(f'no axis of it goes over {FSDP}={mesh.shape[FSDP]}')
+    if reasons:
+      found.append(UnshardedParam('/'.join(names), shape, ', '.join(reasons)))
   return found
 
 
-def check_whole(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
-  """Says which weights are left whole.
+def validate_unsharded(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
+  """Checks how much of the weights devices hold whole that should share them.
 
   Args:
-    boxed: all weights, as in `of_boxed`.
+    boxed: all weights, as in `param_shardings`.
     mesh: where they go.
     max_replicated: the largest share of them to accept, in [0, 1].
 
@@ -245,7 +278,7 @@ def check_whole(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
   Raises:
     UserError: more than that are left whole; lists them.
   """
-  found = left_whole(boxed, mesh)
+  found = find_unsharded(boxed, mesh)
   if not found:
     return ''
   total = sum(math.prod(x.shape) for x in jax.tree.leaves(nn.unbox(boxed)))
@@ -267,36 +300,3 @@ def check_whole(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
     "mesh.tensor=1, another preset (sharding='fsdp'), or a larger "
     'mesh.max_replicated if they fit into memory so.'
   )
-
-
-def of_optimizer(
-  tx: optax.GradientTransformation,
-  opt_state: Any,
-  params: Any,
-  mesh: Mesh,
-) -> Any:
-  """Shardings of an optax state: moments as their parameters, rest whole.
-
-  Args:
-    tx: the transformation that made the state.
-    opt_state: the (abstract) state.
-    params: the shardings of the parameters.
-  """
-  return optax.tree_utils.tree_map_params(
-    tx,
-    lambda _, s: s,
-    opt_state,
-    params,
-    transform_non_params=lambda _: replicated(mesh),
-  )
-
-
-def check_batch(batch_size: int, mesh: Mesh, key: str = 'batch_size') -> None:
-  """Raises UserError unless the devices divide the batch."""
-  ways = mesh.shape[DATA] * mesh.shape[FSDP]
-  if batch_size % ways:
-    raise errors.UserError(
-      f'{key}={batch_size} is not divisible by the {ways} devices that share '
-      f'the batch (mesh data={mesh.shape[DATA]} x fsdp={mesh.shape[FSDP]}). '
-      f'Use a multiple of {ways}, such as {-(-batch_size // ways) * ways}.'
-    )

@@ -110,8 +110,8 @@ class Task(abc.ABC):
     self.names = list(names)
     self.data = data
     self.eval_batch_size = config.eval.batch_size or config.batch_size
-    sharding.check_batch(config.batch_size, mesh)
-    sharding.check_batch(self.eval_batch_size, mesh, 'eval.batch_size')
+    sharding.validate_batch_size(config.batch_size, mesh)
+    sharding.validate_batch_size(self.eval_batch_size, mesh, 'eval.batch_size')
 
   # --- Before training -----------------------------------------------------
 
@@ -162,12 +162,12 @@ class Task(abc.ABC):
       console.say(text)
 
   def check_sharding(self) -> str:
-    """Which weights are left whole, if any; see `sharding.check_whole`.
+    """Which weights are left whole, if any; see `sharding.validate_unsharded`.
 
     Raises:
       UserError: more of them than `mesh.max_replicated` allows.
     """
-    return sharding.check_whole(
+    return sharding.validate_unsharded(
       self.boxed_params, self.mesh, self.config.mesh.max_replicated
     )
 
@@ -220,7 +220,7 @@ class Task(abc.ABC):
   def init(self) -> State:
     """A new state from the config's seed, each array made where it lives."""
     placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    with sharding.use(self.mesh):
+    with sharding.mesh_context(self.mesh):
       return jax.jit(self.fresh, static_argnums=0, out_shardings=placed)(
         self.config.seed
       )
@@ -275,7 +275,7 @@ class Task(abc.ABC):
     return jax.jit(
       self.step,
       donate_argnums=0,
-      in_shardings=(placed, sharding.batch(self.mesh)),
+      in_shardings=(placed, sharding.batch_sharding(self.mesh)),
       out_shardings=(placed, sharding.replicated(self.mesh)),
     )
 
@@ -292,7 +292,7 @@ class Task(abc.ABC):
       self.abstract_state,
       self.abstract_batch,
     )
-    with sharding.use(self.mesh):
+    with sharding.mesh_context(self.mesh):
       return step.lower(state, batch)
 
   @abc.abstractmethod
@@ -323,7 +323,7 @@ class Task(abc.ABC):
 
     @functools.wraps(function)
     def call(*args):
-      with sharding.use(self.mesh):
+      with sharding.mesh_context(self.mesh):
         return function(*args)
 
     return call

@@ -99,7 +99,7 @@ class Classification(base.Task):
         f'batch_size={config.batch_size} is not divisible by '
         f'optim.accumulate={config.optim.accumulate}.'
       )
-    sharding.check_batch(micro, mesh, 'batch_size / optim.accumulate')
+    sharding.validate_batch_size(micro, mesh, 'batch_size / optim.accumulate')
     if config.optim.accumulate > 1 and self.model.head == 'mlp_bn':
       raise errors.UserError(
         f'optim.accumulate={config.optim.accumulate} with '
@@ -112,7 +112,7 @@ class Classification(base.Task):
         total_steps=self.total_steps,
         steps_per_epoch=self.steps_per_epoch,
       )
-    with sharding.use(mesh):
+    with sharding.mesh_context(mesh):
       self._boxed = jax.eval_shape(lambda: self._variables(jax.random.key(0)))
     self.layers = stacking.layer_names(self.model.depth)
     self.objective = objective.Objective(config, self.model, self.layers)
@@ -227,19 +227,19 @@ class Classification(base.Task):
   @functools.cached_property
   def _placed_params(self) -> Any:
     """Their shardings, which gradients, moments and averages have too."""
-    return sharding.of_boxed(self.boxed_params, self.mesh)
+    return sharding.param_shardings(self.boxed_params, self.mesh)
 
   @functools.cached_property
   def abstract_state(self) -> State:
     """Shapes, types and shardings of the state, with nothing computed."""
-    with sharding.use(self.mesh):
+    with sharding.mesh_context(self.mesh):
       shapes = jax.eval_shape(functools.partial(self.fresh, 0))
     params = self._placed_params
     placed = jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)
     placed = placed.replace(
       params=params,
       ema=params if shapes.ema is not None else None,
-      opt_state=sharding.of_optimizer(
+      opt_state=sharding.opt_state_shardings(
         self.tx, shapes.opt_state, params, self.mesh
       ),
     )
@@ -306,7 +306,7 @@ class Classification(base.Task):
 
   def train_iterator(self) -> devices.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
-    placed = sharding.batch(self.mesh)
+    placed = sharding.batch_sharding(self.mesh)
     return devices.DeviceIterator(
       pipeline.train_iterator(
         self.data.train,
@@ -322,7 +322,7 @@ class Classification(base.Task):
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     """What `train_iterator` gives, in shape."""
     count, side = self.config.batch_size, self.config.data.image_size
-    placed = sharding.batch(self.mesh)
+    placed = sharding.batch_sharding(self.mesh)
     return {
       'image': jax.ShapeDtypeStruct(
         (count, side, side, 3), jnp.uint8, sharding=placed

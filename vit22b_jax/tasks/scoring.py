@@ -95,7 +95,7 @@ class Scorer:
       split: the images.
       check: called between batches; may raise to leave the evaluation.
     """
-    placement = sharding.batch(self._mesh)
+    placement = sharding.batch_sharding(self._mesh)
     batches = pipeline.eval_batches(
       split,
       batch_size=self._batch_size,
@@ -106,7 +106,7 @@ class Scorer:
     for batch in batches:
       check()
       placed = devices.place(batch, placement)
-      with sharding.use(self._mesh):
+      with sharding.mesh_context(self._mesh):
         sums, *rest = jax.device_get(self._step(variables, placed))
       total = sums if total is None else metrics.merge(total, sums)
       *rest, mask = rest

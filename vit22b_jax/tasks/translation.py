@@ -105,7 +105,7 @@ class Translation(base.Task):
     # As many as Inception takes at once: it would pad smaller batches.
     self.eval_batch_size = config.eval.batch_size or config.fid.batch_size
     key = 'eval.batch_size' if config.eval.batch_size else 'fid.batch_size'
-    sharding.check_batch(self.eval_batch_size, self.mesh, key)
+    sharding.validate_batch_size(self.eval_batch_size, self.mesh, key)
     self.networks = build_networks(config)
     self.logged = tuple(f'train/{name}' for name in self.networks.terms)
     if data is not None:
@@ -242,8 +242,8 @@ class Translation(base.Task):
     arrays takes long to compile and no time to run.
     """
     keys = _init_keys(self.config.seed)
-    placed = sharding.of_boxed(self.boxed_params, self.mesh)
-    with sharding.use(self.mesh):
+    placed = sharding.param_shardings(self.boxed_params, self.mesh)
+    with sharding.mesh_context(self.mesh):
       options = kernels.run_once_options()
     params = {}
     for kind in (cyclegan.GENERATORS, cyclegan.DISCRIMINATORS):
@@ -268,22 +268,22 @@ class Translation(base.Task):
   @functools.cached_property
   def boxed_params(self) -> dict[str, Any]:
     """Shapes of the weights, with the logical names of their axes."""
-    with sharding.use(self.mesh):
+    with sharding.mesh_context(self.mesh):
       return jax.eval_shape(functools.partial(self._init_params, 0))
 
   @functools.cached_property
   def abstract_state(self) -> State:
     """Shapes, types and shardings of the state, with nothing computed."""
-    with sharding.use(self.mesh):
+    with sharding.mesh_context(self.mesh):
       shapes = jax.eval_shape(functools.partial(self.fresh, 0))
-    params = sharding.of_boxed(self.boxed_params, self.mesh)
+    params = sharding.param_shardings(self.boxed_params, self.mesh)
     placed = jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)
     groups = {
       'generators': updates.pick(params, cyclegan.GENERATORS),
       'discriminators': updates.pick(params, cyclegan.DISCRIMINATORS),
     }
     opt_state = {
-      group: sharding.of_optimizer(
+      group: sharding.opt_state_shardings(
         self.tx, shapes.opt_state[group], placements, self.mesh
       )
       for group, placements in groups.items()
@@ -298,7 +298,7 @@ class Translation(base.Task):
   @functools.cached_property
   def abstract_weights(self) -> dict[str, Any]:
     """The generators of a state, which is all that `variables` needs."""
-    placed = sharding.of_boxed(self.boxed_params, self.mesh)
+    placed = sharding.param_shardings(self.boxed_params, self.mesh)
     params = jax.tree.map(_abstract, nn.unbox(self.boxed_params), placed)
     return {'params': updates.pick(params, cyclegan.GENERATORS)}
 
@@ -342,7 +342,7 @@ class Translation(base.Task):
 
   def train_iterator(self) -> devices.DeviceIterator:
     """Endless training batches on the devices, from the first one on."""
-    data, placed = self.config.data, sharding.batch(self.mesh)
+    data, placed = self.config.data, sharding.batch_sharding(self.mesh)
     return devices.DeviceIterator(
       pipeline.pair_iterator(
         self.data.train,
@@ -366,7 +366,7 @@ class Translation(base.Task):
     side = data.load_size if resized else data.image_size
     shape = (self.config.batch_size, side, side, 3)
     images = jax.ShapeDtypeStruct(
-      shape, jnp.uint8, sharding=sharding.batch(self.mesh)
+      shape, jnp.uint8, sharding=sharding.batch_sharding(self.mesh)
     )
     return {'a': images, 'b': images}
 
@@ -519,7 +519,7 @@ class Translation(base.Task):
 
   def _batches(self, split: splits.Split) -> quality.Batches:
     """Every image of a split, once, on the devices."""
-    placed = sharding.batch(self.mesh)
+    placed = sharding.batch_sharding(self.mesh)
     batches = pipeline.eval_batches(
       split,
       batch_size=self.eval_batch_size,

@@ -136,7 +136,9 @@ def _exchange(
       rows = pools.of_rows(fakes.shape[1], mesh)
       fakes = jax.lax.with_sharding_constraint(fakes, rows)
       fakes, pool = pools.exchange(k, pool, fakes)
-      fakes = jax.lax.with_sharding_constraint(fakes, sharding.batch(mesh))
+      fakes = jax.lax.with_sharding_constraint(
+        fakes, sharding.batch_sharding(mesh)
+      )
     shown[domain], new[domain] = fakes, pool
   return shown, new
 
