@@ -1,17 +1,20 @@
 """The package from Python: modules by name, models of runs without data."""
 
 import json
+import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit22b_jax
-from configs import folder
+from configs import common, folder
 from tests.helpers import data_fixtures
 from vit22b_jax import api, commands, errors
+from vit22b_jax.models import vit
 from vit22b_jax.modes import evaluate
 
 
@@ -66,7 +69,8 @@ def run(tmp_path_factory):
 
 
 def test_load_gives_the_model_of_a_run_without_its_data(run):
-  model, variables = vit22b_jax.load(run)
+  predictor = vit22b_jax.load(run)
+  model, variables = predictor.model, predictor.variables
   config = json.loads((run / 'config.json').read_text())['data']
   with np.load(run / 'predictions.npz') as file:
     images, expected = file['images'], file['probabilities']
@@ -81,7 +85,7 @@ def test_load_gives_the_averaged_weights_of_the_best_step(run):
   config = api.read_config(run)
   task, manager = api.open_run(run, config)
   weights = manager.restore(task.abstract_weights, step=step).state
-  _, variables = vit22b_jax.load(run)
+  variables = vit22b_jax.load(run).variables
   jax.tree.map(
     np.testing.assert_array_equal, variables['params'], weights['ema']
   )
@@ -107,3 +111,108 @@ def test_load_says_what_is_missing(run, tmp_path):
   with pytest.raises(errors.UserError, match='There is no checkpoint'):
     vit22b_jax.load(tmp_path)
   assert not (tmp_path / 'checkpoints').exists()
+
+
+# --- Predictor -------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def predictor(run):
+  return vit22b_jax.load(run)
+
+
+def test_predictions_are_those_of_the_evaluation(run, predictor):
+  assert predictor.class_names == ('bird', 'cat', 'dog')
+  with np.load(run / 'predictions.npz') as file:
+    images, expected = file['images'], file['probabilities']
+  found = predictor.predict(images)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(predictor.predict(images[0]), found[:1], atol=1e-6)
+  listed = [images[0], images[1:3]]
+  np.testing.assert_allclose(predictor.predict(listed), found[:3], atol=1e-6)
+
+
+def test_files_of_any_size_and_kind_are_predicted(predictor, tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'a.png')
+  Image.fromarray(pixels).convert('L').resize((40, 30)).save(tmp_path / 'b.png')
+  found = predictor.predict([tmp_path / 'a.png', str(tmp_path / 'b.png')])
+  assert found.shape == (2, 3)
+  np.testing.assert_allclose(found[:1], predictor.predict(pixels), atol=1e-6)
+  large = np.asarray(Image.fromarray(pixels).resize((80, 48)))
+  assert predictor.predict(large).shape == (1, 3)
+
+
+def test_many_images_are_predicted_like_few(predictor):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (70, 16, 16, 3), np.uint8)
+  found = predictor.predict(images)
+  assert found.shape == (70, 3)
+  np.testing.assert_allclose(found[64:], predictor.predict(images[64:]), 1e-4)
+
+
+def test_features_and_attention(predictor):
+  images = np.zeros((2, 16, 16, 3), np.uint8)
+  features, maps = predictor.features(images), predictor.attention(images)
+  model = predictor.model
+  assert features.shape == (2, model.width) and features.dtype == np.float32
+  tokens = 16 // model.patch_size
+  tokens = tokens**2 + 1
+  assert maps.shape == (2, model.depth, model.num_heads, tokens, tokens)
+  np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
+  head = predictor.variables['params']['head']['logits']
+  logits = features @ np.asarray(head['kernel']) + np.asarray(head['bias'])
+  np.testing.assert_allclose(
+    jax.nn.softmax(logits), predictor.predict(images), atol=1e-5
+  )
+
+
+def test_what_is_no_image_is_said(predictor, tmp_path):
+  (tmp_path / 'bad.png').write_bytes(b'nothing')
+  for images, message in (
+    (np.zeros((16, 16, 3), np.float32), r'An array float32\[16, 16, 3\]: exp'),
+    (np.zeros((16, 16), np.uint8), r'uint8\[16, 16\]: expected uint8 images'),
+    (np.zeros((0, 16, 16, 3), np.uint8), 'expected uint8 images'),
+    ([], 'expected uint8 images'),
+    (tmp_path / 'absent.png', 'absent.png: No such file'),
+    (tmp_path / 'bad.png', 'bad.png is not an image'),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      predictor.predict(images)
+
+
+def test_without_classes_a_model_gives_features():
+  model = vit22b_jax.create('vit22b', variant='Ti', num_classes=0, depth=1)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+  features, variables = jax.eval_shape(
+    lambda x: model.init_with_output(jax.random.key(0), x), images
+  )
+  assert features.shape == (2, 192)
+  assert 'head' not in variables['params']
+
+
+def test_create_computes_as_a_config_says():
+  model = vit22b_jax.create('vit22b', num_classes=7)
+  section = dict(common.classification().model)
+  section |= {'num_classes': 7, 'patch_size': 16, 'attention': 'auto'}
+  assert model == vit.build(**section)
+
+
+def test_the_package_shows_what_it_has():
+  assert set(vit22b_jax.__all__) <= set(dir(vit22b_jax))
+  for name in vit22b_jax.__all__:
+    assert getattr(vit22b_jax, name).__doc__
+  root = pathlib.Path(vit22b_jax.__file__).parent
+  assert (root / 'py.typed').exists()
+  setup = (root.parent / 'setup.cfg').read_text()
+  assert 'version = attr: vit22b_jax.__version__' in setup
+
+
+@pytest.mark.parametrize(
+  'text', ['{}', '[]', '3', 'null', '[1]', '["a", null]', '{"a"', '"a"']
+)
+def test_damaged_class_names_are_one_message(run, tmp_path, text):
+  shutil.copy(run / 'config.json', tmp_path / 'config.json')
+  (tmp_path / 'classes.json').write_text(text)
+  with pytest.raises(errors.UserError, match=r'classes.json'):
+    vit22b_jax.load(tmp_path)

@@ -258,10 +258,13 @@ def test_python_in_the_documents_runs(document, block, stand_ins):
   del document
   run = stand_ins.runs['classification']
   block = re.sub(r"'runs/\w+'", repr(str(run)), block)
+  photo = repr(str(next(stand_ins.photos.iterdir())))
+  block = re.sub(r"'\w+\.jpg'", lambda _: photo, block)
   found = {}
   exec(block, found)
   assert found['logits'].shape == (len(found['images']), 10)
   assert np.isfinite(found['logits']).all()
+  np.testing.assert_allclose(found['probabilities'].sum(1), 1, rtol=1e-5)
 
 
 def test_the_documented_modes_are_those_of_main():

@@ -190,7 +190,8 @@ def test_export_is_read_again_and_starts_other_runs(trained, tmp_path, capsys):
   assert call('--mode=export', f'--workdir={trained}') == 0
   file = trained / 'model.safetensors'
   assert str(file) in capsys.readouterr().out
-  model, variables = api.load(trained)
+  predictor = api.load(trained)
+  model, variables = predictor.model, predictor.variables
   expected = leaves(variables['params'])
   empty = jax.tree.map(np.zeros_like, variables['params'])
   found = leaves(pretrained.load_pretrained(file, model, empty, 8))
@@ -208,7 +209,7 @@ def test_export_is_read_again_and_starts_other_runs(trained, tmp_path, capsys):
   )
   assert code == 0
   assert f'Starting from the weights of {file}' in capsys.readouterr().out
-  found = leaves(api.load(other)[1]['params'])
+  found = leaves(api.load(other).variables['params'])
   for name, array in expected.items():
     np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
 

@@ -296,7 +296,8 @@ def test_early_stop(tmp_path):
 
 
 def test_load_gives_the_evaluated_model(whole):
-  model, variables = api.load(whole)
+  predictor = api.load(whole)
+  model, variables = predictor.model, predictor.variables
   config = api.read_config(whole)
   data = classification.Classification.load_data(config)
   result = json.loads((whole / 'eval.json').read_text())

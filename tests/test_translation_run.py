@@ -145,7 +145,8 @@ def test_what_only_classifiers_do_is_refused(whole):
 
 
 def test_the_generator_from_python(whole):
-  model, variables = api.load(whole)
+  translator = api.load(whole)
+  model, variables = translator.model, translator.variables
   images = np.zeros((1, 32, 32, 3), np.float32)
   made = jax.jit(model.apply)({'params': variables['gen_ab']}, images)
   assert made.shape == images.shape and np.abs(made).max() <= 1

@@ -1,6 +1,7 @@
 """ViT-22B against ViT, trained from scratch, in JAX.
 
-model, variables = vit22b_jax.load('runs/cifar10_vit22b_s')
+predictor = vit22b_jax.load('runs/cifar10_vit22b_s')
+predictor.predict(['cat.jpg', 'dog.jpg'])  # probabilities [2, 10]
 
 >>> import vit22b_jax
 >>> model = vit22b_jax.create('vit22b', variant='S', num_classes=10)
@@ -8,7 +9,8 @@ model, variables = vit22b_jax.load('runs/cifar10_vit22b_s')
 (12, 384, 6)
 """
 
-__all__ = ['create', 'load']
+__version__ = '0.2.0'
+__all__ = ['Predictor', 'Translator', 'UserError', 'create', 'load']
 
 
 def __getattr__(name: str):
@@ -19,3 +21,7 @@ def __getattr__(name: str):
 
     return getattr(api, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

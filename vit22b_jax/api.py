@@ -1,7 +1,7 @@
 """The package from Python: models by name, and models of finished runs.
 
-model, variables = vit22b_jax.load('runs/cifar10_vit22b_s')
-logits = model.apply(variables, images)
+predictor = load('runs/cifar10_vit22b_s')
+predictor.class_names, predictor.predict('cat.jpg')
 
 >>> import jax.numpy as jnp
 >>> model = create('vit22b', variant='Ti', num_classes=10, patch_size=4)
@@ -13,21 +13,42 @@ logits = model.apply(variables, images)
 (8, 10)
 """
 
+import dataclasses
+import functools
 import math
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from etils import epath
-from ml_collections import config_dict
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors, tasks
+from vit22b_jax.config import ConfigDict
+from vit22b_jax.data import decode
+from vit22b_jax.errors import UserError
 from vit22b_jax.models import vit
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import checkpoint, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
+
+__all__ = ['Predictor', 'Translator', 'UserError', 'create', 'load']
+
+_BATCH = 64  # images a program sees at once
+
+Images = (
+  UInt8[np.ndarray, 'B H W 3']
+  | UInt8[np.ndarray, 'H W 3']
+  | os.PathLike
+  | str
+  | Sequence[Any]
+)
 
 
 def create(
@@ -38,42 +59,161 @@ def create(
   patch_size: int = 16,
   **fields: Any,
 ) -> vit.ViT:
-  """A linen module by name.
+  """Returns a linen module by name.
 
   Args:
     block: a row of the table of blocks: 'vit', 'vit22b', 'vit22b_mlp_norm',
       'released_vit', 'released', 'released_unnormed'.
     variant: 'Ti', 'S', 'B', 'L', 'H' or '22B'.
-    num_classes: outputs.
+    num_classes: outputs; 0 for a model without a head, which returns features.
     patch_size: pixels a side; the image size must be a multiple.
     **fields: any other key of a config's `model` section, such as
-      `pool='mean'` or `qk_norm=False`.
+      `pool='mean'` or `qk_norm=False`; None and an absent key mean what they
+      mean in a config.
 
   Returns:
-    A module that maps float32 images [B, H, W, 3] to logits [B, num_classes].
+    A module that maps float32 images [B, H, W, 3] to logits [B, num_classes],
+    or to features [B, D].
 
   Raises:
     UserError: an unknown name, or sizes that don't fit together.
   """
+  if fields.get('precision') is None:
+    fields['precision'] = 'default'  # as in the configs
   return vit.build(
     block, variant, num_classes=num_classes, patch_size=patch_size, **fields
   )
 
 
-def load(workdir: epath.PathLike) -> tuple[nn.Module, dict[str, Any]]:
-  """The model of a run and its weights: the best by validation, or the last.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+  """A trained classifier that takes images as they are.
 
-  A classifier's images must be normalised as in training: x / 255, minus
-  `data.mean`, divided by `data.std` of the run's config.json. Of a translation,
-  the model is the generator, for images in [-1, 1], and the variables are
-  the parameters of both directions, by name:
-  `model.apply({'params': variables['gen_ab']}, images)`.
+  Images are uint8 in [0, 255], an array [B, H, W, 3] or [H, W, 3], or paths of
+  files, or a list of either. They may have any size: the central square is
+  resized and normalized as in training.
+
+  Attributes:
+    model: the linen module.
+    variables: its weights, for `model.apply(variables, normalized)`.
+    class_names: in the order of the outputs.
+    image_size: pixels a side that the model sees.
+    mean: of each channel in [0, 1], subtracted.
+    std: of each channel, then divided by.
+  """
+
+  model: vit.ViT
+  variables: dict[str, Any]
+  class_names: tuple[str, ...]
+  image_size: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+
+  def predict(self, images: Images) -> Float[np.ndarray, 'B C']:
+    """Returns the probability of each class.
+
+    Raises:
+      UserError: a file can't be read, or an array isn't of images.
+    """
+    return self._in_batches(self._probabilities, images)
+
+  def features(self, images: Images) -> Float[np.ndarray, 'B D']:
+    """Returns the pooled output of the last block, which the head gets."""
+    return self._in_batches(self._features, images)
+
+  def attention(self, images: Images) -> Float[np.ndarray, 'B depth N L L']:
+    """Returns attention maps: image, layer, head, query token, key token."""
+    return self._in_batches(self._attention, images)
+
+  def preprocess(self, images: Images) -> Float[np.ndarray, 'B S S 3']:
+    """Returns images as the model sees them: square, normalized float32."""
+    pixels = _load_images(images, self.image_size) / np.float32(255)
+    return (pixels - np.float32(self.mean)) / np.float32(self.std)
+
+  @functools.cached_property
+  def _probabilities(self) -> Callable[..., Array]:
+    return jax.jit(lambda v, x: jax.nn.softmax(self.model.apply(v, x)))
+
+  @functools.cached_property
+  def _features(self) -> Callable[..., Array]:
+    return jax.jit(self.model.clone(num_classes=0).apply)
+
+  @functools.cached_property
+  def _attention(self) -> Callable[..., Array]:
+    def attention(variables, images):
+      _, inside = self.model.apply(variables, images, capture=True)
+      return inside['attn_map'].swapaxes(0, 1)
+
+    return jax.jit(attention)
+
+  def _in_batches(self, function, images: Images) -> np.ndarray:
+    inputs = self.preprocess(images)
+    found = []
+    for start in range(0, len(inputs), _BATCH):
+      batch = inputs[start : start + _BATCH]
+      # One compiled shape for all batches but those of a single call.
+      spare = _BATCH - len(batch) if start else 0
+      padded = np.pad(batch, ((0, spare), *((0, 0),) * 3))
+      found.append(np.asarray(function(self.variables, padded))[: len(batch)])
+    return np.concatenate(found)
+
+
+def _load_images(images: Images, side: int) -> UInt8[np.ndarray, 'B S S 3']:
+  """Returns files or arrays of any size as one array of squares."""
+  if isinstance(images, str | os.PathLike):
+    return _load_file(images, side)[None]
+  if isinstance(images, list | tuple) and images:
+    return np.concatenate([_load_images(image, side) for image in images])
+  images = np.asarray(images)
+  shape = images.shape
+  looks_right = images.ndim in (3, 4) and shape[-1] == 3 and images.size
+  if images.dtype != np.uint8 or not looks_right:
+    raise errors.UserError(
+      f'An array {images.dtype}{list(shape)}: expected uint8 images '
+      '[B, H, W, 3] in [0, 255], one image [H, W, 3], or paths.'
+    )
+  images = images[None] if images.ndim == 3 else images
+  fitted = [decode.fit(Image.fromarray(image), side) for image in images]
+  return np.stack([np.asarray(image) for image in fitted])
+
+
+def _load_file(path: epath.PathLike, side: int) -> UInt8[np.ndarray, 'S S 3']:
+  try:
+    return decode.square(epath.Path(path).read_bytes(), side)
+  except OSError as error:
+    raise errors.UserError(f'{path}: {error.strerror or error}.') from None
+  except decode.CorruptImage as error:
+    raise errors.UserError(f'{path} is not an image: {error}.') from None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Translator:
+  """The trained generators of two domains.
+
+  Attributes:
+    model: the linen module of either generator, for images in [-1, 1].
+    variables: parameters by name:
+      `model.apply({'params': variables['gen_ab']}, images)`.
+    domain_names: of a and b.
+    translate: (images uint8 [B, H, W, 3], 'a2b' or 'b2a') -> uint8; see
+      `tasks.translation.Translation.translate` for the sizes that it takes.
+  """
+
+  model: nn.Module
+  variables: dict[str, Any]
+  domain_names: tuple[str, str]
+  translate: Callable[[UInt8[np.ndarray, 'B H W 3'], str], np.ndarray]
+
+
+def load(workdir: epath.PathLike) -> Predictor | Translator:
+  """Loads a run's model and weights: the best by validation, or the last.
 
   Args:
     workdir: a run's folder, local or `gs://`.
 
   Returns:
-    The linen module, and its variables on the devices at hand.
+    A `Predictor` of a classification, a `Translator` of a translation, with
+    weights on the devices at hand.
 
   Raises:
     UserError: the folder isn't a run's, or has no checkpoint.
@@ -82,14 +222,21 @@ def load(workdir: epath.PathLike) -> tuple[nn.Module, dict[str, Any]]:
   task, manager = open_run(workdir, config)
   _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
   manager.close()
-  return task.model, variables
+  names = tuple(task.names)
+  if config.task == 'translation':
+    translate = functools.partial(task.translate, variables)
+    return Translator(task.model, variables, names, translate)
+  data = config.data
+  return Predictor(
+    task.model, variables, names, data.image_size, data.mean, data.std
+  )
 
 
-def read_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
-  """The configuration that a run was made with.
+def read_config(workdir: epath.PathLike) -> ConfigDict:
+  """Returns the configuration that a run was made with.
 
   Raises:
-    UserError: the folder isn't a run's.
+    UserError: the folder isn't a run's, or its config.json is damaged.
   """
   text = workdir_lib.read_text(workdir, workdir_lib.CONFIG)
   if text is None:
@@ -97,16 +244,38 @@ def read_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
       f'{workdir} is not the folder of a run: it has no config.json. Give the '
       '--workdir of a training run.'
     )
-  path = epath.Path(workdir) / workdir_lib.CONFIG
-  return config_lib.from_json(text, path)
+  return config_lib.from_json(text, epath.Path(workdir) / workdir_lib.CONFIG)
+
+
+def read_names(workdir: epath.PathLike) -> list[str]:
+  """Returns the classes, or domains, that a run was trained on.
+
+  Raises:
+    UserError: classes.json is missing, or holds something else.
+  """
+  try:
+    names = workdir_lib.read_json(workdir, workdir_lib.CLASSES)
+  except (ValueError, RecursionError):
+    names = '(no JSON)'
+  if names is None:
+    raise errors.UserError(
+      f'{workdir} has no classes.json: its training never began. Train first, '
+      f'with --config=... --workdir={workdir}.'
+    )
+  listed = isinstance(names, list) and bool(names)
+  if not listed or not all(isinstance(name, str) for name in names):
+    raise errors.UserError(
+      f'{epath.Path(workdir) / workdir_lib.CLASSES} is damaged: expected a '
+      f'list of names, not {str(names)[:40]!r}. Put a backup in its place, or '
+      'start the training command again.'
+    )
+  return names
 
 
 def open_run(
-  workdir: epath.PathLike,
-  config: config_dict.ConfigDict,
-  data: Any | None = None,
+  workdir: epath.PathLike, config: ConfigDict, data: Any | None = None
 ) -> tuple[base.Task, checkpoint.Manager]:
-  """A run's task and its checkpoints, on as many devices as share its batches.
+  """Opens a run's task and its checkpoints, on as many devices as divide it.
 
   Args:
     workdir: the run's folder.
@@ -116,12 +285,7 @@ def open_run(
   Raises:
     UserError: the folder lacks the names of the classes.
   """
-  names = workdir_lib.read_json(workdir, workdir_lib.CLASSES)
-  if names is None:
-    raise errors.UserError(
-      f'{workdir} has no classes.json: its training never began. Train first, '
-      f'with --config=... --workdir={workdir}.'
-    )
+  names = read_names(workdir)
   task = tasks.named(config.task)(config, _mesh(config), names, data)
   manager = checkpoint.Manager(
     workdir, scores=evaluate.scores(task, workdir), read_only=True
@@ -129,8 +293,8 @@ def open_run(
   return task, manager
 
 
-def _mesh(config: config_dict.ConfigDict) -> jax.sharding.Mesh:
-  """Today's devices need not be those of the run, nor divide its batches."""
+def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """Makes a mesh of today's devices, which need not divide a run's batches."""
   devices = jax.devices()
   if jax.process_count() == 1:
     batch = tasks.named(config.task).parallel_images(config)

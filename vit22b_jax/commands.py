@@ -213,7 +213,8 @@ def _use(
   _, variables, _ = evaluate.restore(task, manager, task.config.eval.checkpoint)
   folder, unreadable = _folder(workdir), []
   if mode == 'export':
-    console.say(f'Wrote {export.run(task, variables, folder)}')
+    path = export.run(task, variables, folder)
+    console.say(f'Wrote {path} and {path.with_name(export.DESCRIPTION)}')
   elif mode == 'predict':
     text, unreadable = predict.run(task, variables, images, top_k)
     folder.write_bytes('predictions.csv', text.encode(errors='surrogateescape'))

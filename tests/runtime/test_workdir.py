@@ -241,6 +241,7 @@ def test_a_whole_run_on_a_remote_disk(bucket, capsys):
     'checkpoints',
   }
   assert (folder / 'checkpoints' / '2' / 'state').is_dir()
-  model, variables = api.load('gs://bucket/run')
+  predictor = api.load('gs://bucket/run')
+  model, variables = predictor.model, predictor.variables
   assert model.depth == 1 and 'block_00' in variables['params']
   assert not pathlib.Path('gs:').exists()

@@ -374,6 +374,56 @@ def test_models_without_timm_names_are_not_exported(overrides, tmp_path):
   assert not path.exists()
 
 
+@pytest.mark.parametrize('name', pretrained._OTHERS)
+def test_parts_that_no_model_here_has_are_named(name, timm, tmp_path):
+  path = tmp_path / 'other.safetensors'
+  extra = {name: np.ones((1, 1, 24), np.float32)}
+  path.write_bytes(safetensors.numpy.save(timm[0] | extra))
+  model = build()
+  with pytest.raises(errors.UserError, match=r'can not be used: .* has '):
+    pretrained.load_pretrained(path, model, zeros(model), SIZE)
+
+
+def test_a_class_token_without_a_position_has_a_zero_one(timm, tmp_path):
+  """timm's no_embed_class: positions of patches alone."""
+  path, model = tmp_path / 'file.safetensors', build()
+  arrays = dict(timm[0], pos_embed=timm[0]['pos_embed'][:, 1:].copy())
+  path.write_bytes(safetensors.numpy.save(arrays))
+  params = pretrained.load_pretrained(path, model, zeros(model), SIZE)
+  positions = params['positions']['pos_embedding']
+  assert not positions[0].any()
+  np.testing.assert_array_equal(positions[1:], arrays['pos_embed'][0])
+
+
+@pytest.mark.parametrize('count', [10, 12, 16 + 2, 8])
+def test_positions_of_no_square_grid_are_refused(count, timm, tmp_path):
+  path, model = tmp_path / 'file.safetensors', build(pool='mean')
+  arrays = dict(timm[0], pos_embed=np.ones((1, count, 24), np.float32))
+  if count == 10:  # nine and a token's, in a file without a token
+    del arrays['cls_token']
+  path.write_bytes(safetensors.numpy.save(arrays))
+  match = rf'file.safetensors has {count} positions .*none of a square grid'
+  with pytest.raises(errors.UserError, match=match):
+    pretrained.load_pretrained(path, model, zeros(model), SIZE)
+
+
+def test_a_dropped_class_token_is_said(timm_file, caplog):
+  model = build(pool='mean')
+  with caplog.at_level('WARNING'):
+    pretrained.load_pretrained(timm_file, model, zeros(model), SIZE)
+  assert "has a class token, which model.pool='mean' leaves out" in caplog.text
+
+
+def test_timm_arguments_are_those_of_the_peer():
+  model = build('vit22b', pool='mean')
+  assert export.timm_arguments(model, SIZE) == {
+    **{'img_size': SIZE, 'patch_size': 4, 'num_classes': 7, 'embed_dim': 24},
+    **{'depth': 2, 'num_heads': 3, 'mlp_ratio': 1.5, 'qkv_bias': False},
+    **{'qk_norm': True, 'class_token': False, 'global_pool': 'avg'},
+    **{'final_norm': True, 'fc_norm': False},
+  }
+
+
 def timm_model(block, pool):
   """timm's counterpart of `build`, by the words of `weights.export`."""
   for name in ('torch', 'timm'):

@@ -135,7 +135,7 @@ class ViT(Encoder, kw_only=True):
   """A classifier of images: patches, positions, blocks, pool, head.
 
   Attributes beyond those of `Encoder`:
-    num_classes: C.
+    num_classes: C; 0 for no head: features [B, D] in place of logits.
     patch_size: height and width of a patch in pixels.
     final_norm: whether the last block's output is normalised.
     pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
@@ -195,6 +195,10 @@ class ViT(Encoder, kw_only=True):
     x, out = self.encode(x, train, capture)
     x = x[:, :1] if self.pool == 'cls' else x
     x = self.make_norm('final_norm')(x) if self.final_norm else x
+    x = self._pool(x)
+    if not self.num_classes:
+      x = x.astype(jnp.float32)
+      return (x, out) if capture else x
     logits = heads.Head(
       self.head,
       self.num_classes,
@@ -203,7 +207,7 @@ class ViT(Encoder, kw_only=True):
       self.precision,
       self.head_bias,
       name='head',
-    )(self._pool(x), train)
+    )(x, train)
     return (logits, out) if capture else logits
 
   def _embed(
@@ -228,9 +232,13 @@ def _check(fields: dict[str, Any]) -> None:
     if name in fields:
       errors.validate_choice(f'model.{name}', fields[name], choices)
   positive = ('depth', 'width', 'mlp_dim', 'num_heads', 'patch_size')
-  for name in (*positive, 'num_classes'):
+  for name in positive:
     if fields[name] < 1:
       raise errors.UserError(f'model.{name}={fields[name]} must be at least 1.')
+  if fields['num_classes'] < 0:
+    raise errors.UserError(
+      f'num_classes={fields["num_classes"]} must be at least 0.'
+    )
   for name in ('dropout', 'stochastic_depth'):
     if not 0 <= fields.get(name, 0) < 1:
       raise errors.UserError(
@@ -286,7 +294,7 @@ def build(
   Args:
     block: a key of `PRESETS`.
     variant: a key of `VARIANTS`.
-    num_classes: C.
+    num_classes: C; 0 for a model without a head.
     patch_size: height and width of a patch in pixels.
     **overrides: any field of `blocks.Preset` but `form` and `fused_output`, of
       a variant, and `head_bias`, `pool`, `pos_embedding`, `dropout`,

@@ -1,8 +1,9 @@
-"""`--mode=export`: a classifier's weights under timm's names.
+"""`--mode=export`: a classifier's weights under timm's names, and its use.
 
 path = export.run(task, variables, run)
 """
 
+import json
 from typing import Any
 
 import jax
@@ -12,11 +13,20 @@ from vit22b_jax.runtime import workdir
 from vit22b_jax.tasks import classification
 from vit22b_jax.weights import export
 
+WEIGHTS = 'model.safetensors'
+DESCRIPTION = 'model.json'
+
 
 def run(
   task: classification.Classification, variables: Any, folder: workdir.Workdir
 ) -> epath.Path:
-  """Writes model.safetensors into a run's folder; returns its path.
+  """Writes model.safetensors and model.json; returns the first one's path.
+
+  model.json says how images become inputs and what the outputs are:
+  `class_names`, `image_size` (pixels), `mean` and `std` (of RGB in [0, 1]),
+  `model` (the arguments of `vit22b_jax.create`), and `timm` (those of timm's
+  `VisionTransformer`, its `block_fn` by name, and the oldest version). The
+  header of model.safetensors holds the same text.
 
   Args:
     task: the run's task; needs no data.
@@ -26,12 +36,35 @@ def run(
   Raises:
     UserError: timm has no such model.
   """
-  path = folder.path / 'model.safetensors'
+  text = json.dumps(describe(task), indent=2) + '\n'
+  path = folder.path / WEIGHTS
   export.write(
     path,
     task.model,
     jax.device_get(variables['params']),
-    {'class_names': ','.join(task.names)},
+    {'vit22b_jax': text},
     task.config.data.image_size,
   )
+  folder.write_bytes(DESCRIPTION, text.encode())
   return path
+
+
+def describe(task: classification.Classification) -> dict[str, Any]:
+  """Returns the content of model.json."""
+  data = task.config.data
+  sequential = task.model.form == 'sequential'
+  return {
+    'class_names': list(task.names),
+    'image_size': data.image_size,
+    'mean': list(data.mean),
+    'std': list(data.std),
+    'model': {
+      **{k: v for k, v in task.config.model.items() if v is not None},
+      'num_classes': len(task.names),
+    },
+    'timm': {
+      **export.timm_arguments(task.model, data.image_size),
+      'block_fn': 'Block' if sequential else 'ParallelScalingBlock',
+      'version': f'>={export.TIMM_VERSION}',
+    },
+  }

@@ -15,6 +15,32 @@ from vit22b_jax import errors
 from vit22b_jax.models import embeddings, stacking, vit
 from vit22b_jax.weights import timm
 
+TIMM_VERSION = '1.0.31'  # the oldest whose ParallelScalingBlock agrees
+
+
+def timm_arguments(model: vit.ViT, image_size: int) -> dict[str, Any]:
+  """Returns the arguments of timm's `VisionTransformer` but `block_fn`.
+
+  Args:
+    model: the `vit` or the `vit22b` block's model.
+    image_size: height and width of its images in pixels.
+  """
+  return {
+    'img_size': image_size,
+    'patch_size': model.patch_size,
+    'num_classes': model.num_classes,
+    'embed_dim': model.width,
+    'depth': model.depth,
+    'num_heads': model.num_heads,
+    'mlp_ratio': model.mlp_dim / model.width,
+    'qkv_bias': model.qkv_bias,
+    'qk_norm': model.qk_norm,
+    'class_token': model.pool == 'cls',
+    'global_pool': 'token' if model.pool == 'cls' else 'avg',
+    'final_norm': True,
+    'fc_norm': False,
+  }
+
 
 def write(
   path: epath.PathLike,
@@ -25,10 +51,10 @@ def write(
 ) -> None:
   """Writes parameters as safetensors under timm's names.
 
-  timm's counterpart is `VisionTransformer` with `class_token` and `global_pool`
-  as the pool says, `final_norm=True` and `fc_norm=False`; for `vit22b` also
-  `block_fn=ParallelScalingBlock`, `qk_norm=True` and `qkv_bias=False`. Fixed
-  positions are written as if they had been learned.
+  timm's counterpart is `VisionTransformer(**timm_arguments(model, image_size))`
+  with, for `vit22b`, `block_fn=ParallelScalingBlock` of TIMM_VERSION or newer
+  (1.0.19 computes other logits). Fixed positions are written as if they had
+  been learned.
 
   Args:
     path: file to write; `gs://` works.

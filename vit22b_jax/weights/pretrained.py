@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from absl import logging
 from etils import epath
 from flax import traverse_util
 
@@ -124,10 +125,17 @@ def load_pretrained(
   timm.validate(model)
   flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
   arrays = {k: np.asarray(a, np.float32) for k, a in read(path).items()}
+  _refuse_other_architectures(arrays, path)
   if 'pos_embed' in arrays:
     _fit_positions(arrays, model, image_size, path)
-  if model.pool != 'cls':
-    arrays.pop('cls_token', None)
+  if model.pool != 'cls' and arrays.pop('cls_token', None) is not None:
+    logging.warning(
+      '%s has a class token, which model.pool=%r leaves out: the model starts '
+      'from its weights, but its outputs are other than those of the model that '
+      "the file is of. model.pool='cls' keeps them.",
+      path,
+      model.pool,
+    )
   fresh_head = _drop_unfit_head(arrays, model, flat)
   for entry in timm.entries(model):
     missing = [name for name in entry.names if name not in arrays]
@@ -148,6 +156,30 @@ def load_pretrained(
     )
   tree = traverse_util.unflatten_dict(flat, sep='/')
   return stacking.stack(tree, model.depth) if model.scan_layers else tree
+
+
+_OTHERS = {
+  'reg_token': 'register tokens, which no model here has',
+  'fc_norm.weight': 'a norm behind the pool (fc_norm), where the models here '
+  'have theirs before it',
+  'norm_pre.weight': 'a norm before the first block (norm_pre), which no model '
+  'here has',
+  'attn_pool.latent': "timm's attention pool, which differs from model.pool="
+  "'map'",
+  'head_dist.weight': 'a distillation token, which no model here has',
+  'blocks.0.ls1.gamma': 'layer scale (ls1.gamma), which no block here has',
+  'blocks.0.mlp.fc1_g.weight': 'gated MLPs (SwiGLU), which no block here has',
+}
+
+
+def _refuse_other_architectures(arrays: Arrays, path: epath.PathLike) -> None:
+  """Raises UserError for parts that no model here has, naming the first."""
+  for name, reason in _OTHERS.items():
+    if name in arrays:
+      raise errors.UserError(
+        f'{path} can not be used: its model has {reason}. Choose a plain ViT, '
+        'such as vit_small_patch16_224 of timm or google/vit-base-patch16-224.'
+      )
 
 
 def _drop_unfit_head(
@@ -201,13 +233,21 @@ def _fit_positions(
   """Makes `pos_embed` what the model has, in place."""
   positions = arrays.pop('pos_embed')
   positions = positions.reshape(-1, positions.shape[-1])
-  old = math.isqrt(len(positions))
-  extra = len(positions) - old**2
-  if extra > 1:
+  has_token = 'cls_token' in arrays
+  extra = int(has_token)
+  old = math.isqrt(max(0, len(positions) - extra))
+  if old**2 + extra != len(positions):
+    extra, old = 0, math.isqrt(len(positions))
+  if not old or old**2 + extra != len(positions):
+    beside = ' and at most one of a class token' if has_token else ''
     raise errors.UserError(
-      f'pos_embed has {len(positions)} positions, which is no square grid with '
-      'at most one class token.'
+      f'{path} has {len(positions)} positions (pos_embed), which are none of a '
+      f'square grid{beside}: it is of a model of rectangular images, or has '
+      'tokens that no model here has.'
     )
+  if has_token and not extra:  # timm's no_embed_class: the token has none
+    positions = np.concatenate([np.zeros_like(positions[:1]), positions])
+    extra = 1
   if model.pos_embedding == 'sincos':
     fixed = embeddings.fixed_positions(old, old, model.width, extra)
     same = positions.shape == fixed.shape  # else other tensors say so
