@@ -130,9 +130,8 @@ def load_pretrained(
     _fit_positions(arrays, model, image_size, path)
   if model.pool != 'cls' and arrays.pop('cls_token', None) is not None:
     logging.warning(
-      '%s has a class token, which model.pool=%r leaves out: the model starts '
-      'from its weights, but its outputs are other than those of the model that '
-      "the file is of. model.pool='cls' keeps them.",
+      '%s has a class token, which model.pool=%r leaves out: outputs are other '
+      "than those of the file's own model. model.pool='cls' keeps them.",
       path,
       model.pool,
     )
