@@ -22,7 +22,6 @@ FILES = (
   'metrics.jsonl',
   'diagnostics.csv',
   'events.jsonl',
-  'report.html',
 )
 
 

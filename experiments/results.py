@@ -75,7 +75,7 @@ def runs() -> list[str]:
     'Translations; beside each distance that of a generator which leaves '
     'images as they are, and of the untrained one. Uncalibrated distances come '
     'from weights drawn at random: they compare with those of the same weights '
-    'alone, and need not rank generators as eyes do.',
+    'alone, and may not match human preference.',
     report.markdown_table(_finished('translation')).strip(),
     *_written(BLOCKINESS),
   ]

@@ -14,10 +14,10 @@ variants that come near an explosion), `long` runs 3,000 steps.
 from typing import Any
 
 from experiments.runner import Cell, Rows
-from vit22b_jax.report import charts
+from vit22b_jax.report import traces
 
 CONFIG = 'configs/cifar10_vit22b_s.py'
-CAP = charts.CAP  # where the paper cuts its curves: an explosion here
+CAP = traces.CAP  # where the paper cuts its curves: an explosion here
 RATE = 1e-3  # the released code's default
 STEPS = 150  # of a short run
 START_UP = 100  # steps within which an explosion counts as an early one

@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from experiments.figure1_stability.cells import CAP, START_UP
 from experiments.runner import Cell
-from vit22b_jax.report import thin
-from vit22b_jax.report import workdir as workdir_lib
+from vit22b_jax.report import downsample
+from vit22b_jax.runtime import runs
 
 JUDGED = ('max_logit', 'max_abs_grad')
 # Per block: which of these leaves its start's range first, and where.
@@ -24,7 +24,7 @@ def measure(
 ) -> dict[str, Any]:
   """The numbers of a run, from its diagnostics.csv."""
   del cell, results
-  run = workdir_lib.read(workdir)
+  run = runs.read(workdir)
   table = run.diagnostics
   steps = table['step'].astype(int)
   beyond = np.zeros(len(steps), bool)
@@ -59,7 +59,7 @@ def _peak(
   return [_number(values[at]), int(steps[at])]
 
 
-def _origin(run: workdir_lib.Run, name: str) -> dict[str, Any] | None:
+def _origin(run: runs.Run, name: str) -> dict[str, Any] | None:
   """Where a signal first was ten times what it was at the first step.
 
   Gradients below a head of zeros begin at the second step.
@@ -92,7 +92,7 @@ def _curve(steps: np.ndarray, table: dict[str, Any]) -> dict[str, list[Any]]:
   """Steps and judged values, thinned so that peaks stay."""
   curve = {}
   for column in JUDGED:
-    keep = thin.envelope(table[column], _POINTS)
+    keep = downsample.envelope(table[column], _POINTS)
     curve[column] = [
       steps[keep].tolist(),
       [_number(value) for value in table[column][keep]],

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments import documents, runner
 from experiments.figure2_classification import cells, plots, tables
-from vit22b_jax.report import workdir as workdir_lib
+from vit22b_jax.runtime import runs
 
 _KEPT = ('split', 'num_examples', 'top1', 'top5', 'auroc', 'loss')
 
@@ -22,7 +22,7 @@ def measure(
   None stands for what isn't finite, and for all of a run that stopped early.
   """
   del cell, results
-  run = workdir_lib.read(workdir)
+  run = runs.read(workdir)
   _, losses = run.metric('train/loss')
   return {
     **{key: _known(run.evaluation.get(key)) for key in _KEPT},

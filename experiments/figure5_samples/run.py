@@ -12,7 +12,7 @@ from matplotlib import figure
 from experiments import documents, runner
 from experiments.table2_translation import measure, tables
 from experiments.table2_translation import run as table2
-from vit22b_jax.report import grids
+from vit22b_jax.report import samples
 
 
 def render(
@@ -37,11 +37,11 @@ def picture(results: pathlib.Path, rows: list[runner.Row]) -> figure.Figure:
   )
   panels = drawn.subplots(len(rows) + 1, 2, squeeze=False)
   for column, (direction, title) in enumerate(tables.DIRECTIONS.items()):
-    samples = [
-      grids.read(results / measure.SAMPLES / f'{row["name"]}_{direction}.png')
+    grids = [
+      samples.read(results / measure.SAMPLES / f'{row["name"]}_{direction}.png')
       for row in rows
     ]
-    shown = [strip(samples[0], 0), *(strip(sample, 1) for sample in samples)]
+    shown = [strip(grids[0], 0), *(strip(grid, 1) for grid in grids)]
     names = ['real', *(row['generator'] for row in rows)]
     for place, (pixels, name) in enumerate(zip(shown, names, strict=True)):
       panel = panels[place, column]
@@ -59,8 +59,8 @@ def strip(
   grid: UInt8[np.ndarray, 'h w 3'], row: int
 ) -> UInt8[np.ndarray, 'side w 3']:
   """A row of a grid of samples: 0 real, 1 translated, 2 translated back."""
-  side = (len(grid) - (grids.ROWS - 1) * grids.GAP) // grids.ROWS
-  start = row * (side + grids.GAP)
+  side = (len(grid) - (samples.ROWS - 1) * samples.GAP) // samples.ROWS
+  start = row * (side + samples.GAP)
   return grid[start : start + side]
 
 

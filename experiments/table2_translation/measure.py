@@ -13,7 +13,7 @@ from experiments.runner import Cell
 from vit22b_jax import api, tasks
 from vit22b_jax.fid import image_sources
 from vit22b_jax.modes import evaluate
-from vit22b_jax.report import workdir as report_workdir
+from vit22b_jax.runtime import runs
 from vit22b_jax.runtime import workdir as workdir_lib
 
 SAMPLES = 'samples'  # folder of CELL_DIRECTION.png beside the results
@@ -25,7 +25,7 @@ def measure(
   cell: Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
   """Distances under the run's preset and the default one, and blockiness."""
-  run = report_workdir.read(workdir)
+  run = runs.read(workdir)
   for direction, grids in run.samples.items():
     (results / SAMPLES).mkdir(exist_ok=True)
     target = results / SAMPLES / f'{cell.name}_{direction}.png'

@@ -14,7 +14,8 @@ from experiments.figure2_classification import tables as figure2
 from experiments.figure5_samples import run as figure5
 from experiments.table1_parameters import count
 from experiments.table1_parameters import tables as table1
-from vit22b_jax.report import grids
+from tests.helpers import report_fixtures
+from vit22b_jax.report import samples
 
 
 def _search(threshold, exponents=figure1.EXPONENTS):
@@ -69,7 +70,7 @@ def test_seeds_repeat_the_found_rate_and_half_of_it():
 def _workdir(folder, logits, rms):
   """A run with these largest logits and the residual RMS of two blocks."""
   folder.mkdir()
-  (folder / 'config.json').write_text('{"task": "classification"}')
+  (folder / 'config.json').write_text(json.dumps(report_fixtures.CONFIG))
   lines = ['step,loss,max_logit,max_abs_grad,residual_rms/00,residual_rms/01']
   lines += [
     f'{i + 1},{0.5 if np.isfinite(v) else v},{v},1,{a},{b}'
@@ -110,7 +111,7 @@ def test_a_stream_that_overflows_behind_a_final_norm_is_an_explosion(tmp_path):
   rms = np.array([[1, 1], [50, np.inf]])
   folder = _workdir(tmp_path / 'a', np.ones(2), rms)
   assert measure.measure(None, folder, tmp_path)['explosion'] is None
-  event = {'step': 2, 'kind': 'non_finite'}
+  event = {'step': 2, 'kind': 'non_finite', 'action': 'halt'}
   (folder / 'events.jsonl').write_text(f'{json.dumps(event)}\n')
   row = measure.measure(None, folder, tmp_path)
   assert row['explosion'] == 2
@@ -175,10 +176,11 @@ def test_terms_add_up_to_the_model():
 
 def test_a_strip_of_a_grid_is_one_of_its_rows():
   side = 7
-  grid = np.zeros((3 * side + 2 * grids.GAP, 2 * side + grids.GAP, 3), np.uint8)
-  grid[side + grids.GAP : 2 * side + grids.GAP] = 9
+  gap = samples.GAP
+  grid = np.zeros((3 * side + 2 * gap, 2 * side + gap, 3), np.uint8)
+  grid[side + samples.GAP : 2 * side + samples.GAP] = 9
   assert (figure5.strip(grid, 1) == 9).all()
-  assert figure5.strip(grid, 1).shape == (side, 2 * side + grids.GAP, 3)
+  assert figure5.strip(grid, 1).shape == (side, 2 * side + samples.GAP, 3)
   assert (figure5.strip(grid, 0) == 0).all()
 
 

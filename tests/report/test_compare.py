@@ -15,15 +15,15 @@ from scipy import stats
 from tests.helpers import chromium, report_fixtures
 from vit22b_jax import cli, errors, report
 from vit22b_jax.report import (
+  charts,
   comparison,
   groups,
   intervals,
-  kinds,
-  overlays,
   results,
   selection,
-  workdir,
+  task_pages,
 )
+from vit22b_jax.runtime import runs
 
 _SCORES = {
   'split': 'test',
@@ -82,7 +82,13 @@ def seeds(tmp_path):
 
 
 def groups_of(*paths):
-  return groups.of([workdir.read(path) for path in paths])
+  return groups.from_runs([runs.read(path) for path in paths])
+
+
+def curves_of(*paths):
+  several = [runs.read(path) for path in paths]
+  wanted = comparison.wanted_curves(several)
+  return charts.group_curves(groups.from_runs(several), wanted)
 
 
 def page_of(paths, folder):
@@ -116,7 +122,7 @@ def test_a_key_that_came_later_splits_no_group(tmp_path):
 
 def test_names_take_parent_folders_only_where_they_repeat(tmp_path):
   paths = [make(tmp_path / p, data={'name': p}) for p in ('x/a', 'y/a', 'y/b')]
-  members = groups.named([workdir.read(path) for path in paths])
+  members = groups.name_runs([runs.read(path) for path in paths])
   assert [m.name for m in members] == ['x/a', 'y/a', 'b']
   assert [m.anchor for m in members] == ['run-x-a', 'run-y-a', 'run-b']
 
@@ -162,7 +168,9 @@ def test_differences_name_presets_and_keys_that_are_absent(tmp_path):
     'model.depth': ['preset', '6'],
     'model.width': ['–', '8'],
   }
-  assert groups.aside([g.members[0].run for g in found]) == ['data.dir']
+  assert groups.other_differences([g.members[0].run for g in found]) == [
+    'data.dir'
+  ]
 
 
 # --- Intervals -------------------------------------------------------------
@@ -233,7 +241,7 @@ def test_a_seed_that_ran_twice_counts_once(tmp_path):
   assert results.row(group.members, group, [top1])[0].note == 'seed 0 repeated'
 
 
-def test_other_yardsticks_give_no_difference(tmp_path):
+def test_other_protocols_give_no_difference(tmp_path):
   paths = [make(tmp_path / n, 0.8, data={'name': n}) for n in ('c10', 'c100')]
   text = seen(page_of(paths, tmp_path))
   assert 'Not all was measured alike.' in text
@@ -246,7 +254,7 @@ def test_other_yardsticks_give_no_difference(tmp_path):
 
 
 def test_a_band_is_drawn_at_shared_steps_alone():
-  found = overlays.together(
+  found = groups.band(
     [
       (np.array([10, 20, 30, 40]), np.array([1.0, np.nan, 3, 4])),
       (np.array([10, 20, 30]), np.array([3.0, 2, 5])),
@@ -263,7 +271,7 @@ def test_a_longer_run_goes_on_alone(tmp_path):
     make(tmp_path / 'a', seed=0, steps=40),
     make(tmp_path / 'b', seed=1, steps=20),
   ]
-  figure = overlays.curves(groups_of(*paths))['Accuracy: validation']
+  figure = curves_of(*paths)['Accuracy: validation']
   band, mean, rest = figure['data']
   assert band['x'] == [10, 20, 20, 10]
   assert band['y'] == [0.11, 0.12, 0.02, 0.01]
@@ -276,7 +284,7 @@ def test_a_run_that_broke_early_leaves_the_others_their_band(tmp_path):
   paths = [make(tmp_path / name, seed=n) for n, name in enumerate('abc')]
   rows = [{'step': 10, 'val/top1': 0.5}, {'step': 20, 'val/top1': 'nan'}]
   report_fixtures.write_lines(paths[2] / 'metrics.jsonl', rows)
-  figure = overlays.curves(groups_of(*paths))['Accuracy: validation']
+  figure = curves_of(*paths)['Accuracy: validation']
   band, mean, broken, crosses = figure['data']
   assert band['x'][:4] == mean['x'] == [10, 20, 30, 40]
   assert mean['y'] == pytest.approx([0.06, 0.07, 0.08, 0.09])
@@ -289,17 +297,16 @@ def test_runs_without_a_shared_step_are_drawn_as_they_are(tmp_path):
     make(tmp_path / 'a', seed=0, every=10),
     make(tmp_path / 'b', seed=1, every=15),
   ]
-  figure = overlays.curves(groups_of(*paths))['Accuracy: validation']
+  figure = curves_of(*paths)['Accuracy: validation']
   assert [line['x'] for line in figure['data']] == [[10, 20, 30, 40], [15, 30]]
 
 
 def test_epochs_align_runs_whose_epochs_differ(tmp_path):
   paths = [make(tmp_path / n, data={'name': n}) for n in ('a', 'b')]
   rows = [{'step': s, 'epoch': s / 40, 'val/top1': 0.5} for s in (20, 40)]
-  assert not overlays.by_epoch([workdir.read(path) for path in paths])
+  assert not charts.by_epoch([runs.read(path) for path in paths])
   report_fixtures.write_lines(paths[1] / 'metrics.jsonl', rows)
-  found = groups_of(*paths)
-  figure = overlays.curves(found)['Accuracy: validation']
+  figure = curves_of(*paths)['Accuracy: validation']
   assert figure['layout']['xaxis']['title']['text'] == 'epoch'
   assert [line['x'] for line in figure['data']] == [
     [0.5, 1.0, 1.5, 2.0],
@@ -314,7 +321,7 @@ def test_values_that_are_not_finite_and_explosions_are_marked(tmp_path):
   )
   event = report_fixtures.events(0)[1] | {'step': 2}
   report_fixtures.write_lines(paths[1] / 'events.jsonl', [event])
-  figure = overlays.stability(groups_of(*paths), 'Largest logit')
+  figure = charts.group_stability(groups_of(*paths), 'Largest logit')
   lines = {line['name']: line for line in figure['Largest logit']['data']}
   assert lines['b']['y'] == [3.0, 4_000.0, None]
   assert lines['b']['customdata'] == ['3', '9,000', 'nan']
@@ -332,7 +339,7 @@ def test_what_shoots_up_is_cut_off(tmp_path):
   for path in paths[:2]:
     rows = [{'step': s, 'train/loss': 1.0 + s} for s in (0, 1)]
     report_fixtures.write_lines(path / 'metrics.jsonl', rows)
-  layout = overlays.curves(groups_of(*paths))['Loss: training']['layout']
+  layout = curves_of(*paths)['Loss: training']['layout']
   assert layout['yaxis']['range'] == pytest.approx([0.95, 2.05])
   assert layout['annotations'][0]['text'] == 'cut off: up to 1e+09'
 
@@ -374,7 +381,7 @@ def test_bare_workdirs_say_what_is_missing(tmp_path):
     'No run has a final evaluation yet.',
     'No row of metrics yet.',
     'No diagnostics recorded.',
-    'All runs say the same',
+    'All configs say the same',
     'Missing: metrics.jsonl, diagnostics.csv, eval.json, versions.json.',
   ):
     assert said in text, said
@@ -390,7 +397,7 @@ def test_what_was_not_recorded_did_not_stay_calm(tmp_path):
   report_fixtures.write_lines(paths[1] / 'events.jsonl', [event])
   (group,) = groups_of(paths[1])
   cells = results.row(group.members, group, [])
-  events = cells[results.columns([group.members[0].run]).index('events')]
+  events = cells[results.columns([group.members[0].run], []).index('events')]
   assert (events.text, events.mood) == ('1 not finite', 'bad')
 
 
@@ -413,7 +420,7 @@ def test_translations_say_what_their_distances_were_measured_with(tmp_path):
   assert 'fruit at 64 px, 64 + 60 images, tap 2048, resize clean' in text
   assert 'measured otherwise' in text
   assert 'FID: apple → orange' in text
-  shown = comparison.samples(groups_of(*paths)[0].members)
+  shown = comparison.show_samples(groups_of(*paths)[0].members)
   assert list(shown['directions']) == ['apple → orange', 'orange → apple']
   assert [s['step'] for s in shown['directions']['apple → orange']] == [400]
 
@@ -433,11 +440,53 @@ def test_translations_measured_alike_have_a_best_and_differences(tmp_path):
   assert 'FID: a2b' in text
 
 
+def test_each_task_has_its_part(tmp_path):
+  fruit = report_fixtures.make_translation(
+    tmp_path / 'fruit', steps=50, every=50, pixels=4, images=1
+  )
+  paths = [make(tmp_path / 'a', 0.8), fruit, make(tmp_path / 'b', 0.9, seed=1)]
+  html = page_of(paths, tmp_path)
+  parts = re.findall(r'<section class="task" aria-label="(\w+)">', html)
+  assert parts == ['classification', 'translation']
+  ids = re.findall(r' id="([^"]*)"', html)
+  assert len(ids) == len(set(ids))
+  assert set(re.findall(r'href="#([^"]*)"', html)) <= set(ids)
+  text = seen(html)
+  assert '3 runs in 2 groups' in text or '3 runs in 3 groups' in text
+  assert 'top-1, %' in text and 'FID: apple → orange' in text
+
+
+def test_runs_that_were_trained_otherwise_are_not_called_alike(tmp_path):
+  paths = [make(tmp_path / f'a_{s}', seed=s) for s in (0, 1, 2)]
+  for path, rate in zip(paths, (0.1, 0.1, 0.2), strict=True):
+    rows = [{'step': s, 'train/learning_rate': rate / s} for s in (1, 2)]
+    report_fixtures.write_lines(path / 'metrics.jsonl', rows)
+  text = seen(page_of(paths, tmp_path))
+  assert 'Not all of a group was trained alike. a_2: the learning' in text
+  assert groups.other_histories(groups_of(*paths[:2])) == []
+
+
+def test_seeds_with_validation_parts_of_their_own_are_named(tmp_path):
+  said = 'Validation numbers of other seeds are of other images'
+  own, shared = (
+    [
+      make(tmp_path / f'{name}{seed}', seed=seed, data=keys | fraction)
+      for seed in (0, 1)
+    ]
+    for fraction in [{'val_fraction': 0.1}]
+    for name, keys in (('own', {}), ('shared', {'split_seed': 0}))
+  )
+  assert said in seen(page_of(own, tmp_path))
+  assert said not in seen(page_of(shared, tmp_path))
+
+
 def test_titles_that_disagree_keep_what_they_share():
   titles = ['FID, uncalibrated: apple → orange', 'FID, uncalibrated: mean']
-  assert kinds.agreed(titles[:1] * 2, 'val/fid_a2b') == titles[0]
-  assert kinds.agreed(titles, 'val/fid_a2b') == 'FID, uncalibrated: a2b'
-  assert kinds.agreed(['FID', 'KID'], 'val/fid') == 'val/fid'
+  assert task_pages.common_title(titles[:1] * 2, 'val/fid_a2b') == titles[0]
+  assert (
+    task_pages.common_title(titles, 'val/fid_a2b') == 'FID, uncalibrated: a2b'
+  )
+  assert task_pages.common_title(['FID', 'KID'], 'val/fid') == 'val/fid'
 
 
 # --- Which runs ------------------------------------------------------------
@@ -464,7 +513,6 @@ def test_patterns_leave_out_what_is_no_run_and_runs_come_once(seeds, tmp_path):
     (['{}/a', '{}/empty'], r'empty is not a workdir: it has no config\.json'),
     (['{}'], r'It holds runs, though: give ".*/\*"'),
     (['{}/x*'], 'no folder there holds a run'),
-    (['{}/a', '{}/fruit'], 'different tasks .* translation: '),
     (['{}/a', '{}/damaged'], 'damaged'),
     (['{}/a', '{}/foreign'], 'foreign is not a workdir: .* no task'),
     (['{}/a', '{}/future'], "of the task 'segmentation'"),
@@ -479,9 +527,6 @@ def test_mistakes_in_the_command_line(entries, message, tmp_path, capsys):
   ):
     (make(tmp_path / name) / 'config.json').write_text(content)
   (tmp_path / 'empty').mkdir()
-  report_fixtures.make_translation(
-    tmp_path / 'fruit', steps=50, every=50, pixels=4, images=1
-  )
   wanted = ','.join(entry.format(tmp_path) for entry in entries)
   assert call('--mode=report', f'--workdirs={wanted}') == 2
   (line,) = capsys.readouterr().err.splitlines()
@@ -501,7 +546,7 @@ def test_mistakes_in_the_command_line(entries, message, tmp_path, capsys):
 def test_a_damaged_file_is_named(name, content, tmp_path):
   (make(tmp_path / 'a') / name).write_text(content)
   with pytest.raises(errors.UserError, match=f'{name} is damaged .*leave'):
-    workdir.read(tmp_path / 'a')
+    runs.read(tmp_path / 'a')
 
 
 def call(*arguments):

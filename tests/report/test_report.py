@@ -12,14 +12,14 @@ import pytest
 from tests.helpers import chromium, report_fixtures
 from vit22b_jax import errors, report
 from vit22b_jax.report import (
-  charts,
-  classification,
-  maps,
+  downsample,
+  heatmaps,
   page,
-  story,
-  thin,
-  workdir,
+  scores,
+  summary,
+  traces,
 )
+from vit22b_jax.runtime import runs
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,7 @@ def test_half_written_last_lines_are_dropped(tmp_path):
     file.write('{"step": 150, "train/lo')
   with (path / 'diagnostics.csv').open('a') as file:
     file.write('100,2.3,1')
-  run = workdir.read(path)
+  run = runs.read(path)
   assert run.last_step == 100
   assert run.diagnostics['step'][-1] == 99
   assert 'Step 100' in report.write(path).read_text()
@@ -135,7 +135,7 @@ def test_blank_columns_before_a_resume_are_not_drawn(tmp_path):
   (tmp_path / 'diagnostics.csv').write_text(
     'step,loss,grad_norm/00,grad_norm/01\n0,1,,\n1,1,,\n2,1,5,6\n3,1,7,8\n'
   )
-  (figure,) = maps.layers(workdir.read(tmp_path)).values()
+  (figure,) = heatmaps.layers(runs.read(tmp_path)).values()
   assert figure['data'][0]['x'] == [2, 3]
   np.testing.assert_allclose(
     figure['data'][0]['z'], np.log10([[5, 7], [6, 8]]), rtol=1e-4
@@ -156,7 +156,7 @@ def test_non_finite_values_reach_the_page_as_text(tmp_path):
   assert curve['data'][0]['y'] == [2.0, None]
   assert logit['data'][0]['y'] == [1.0, None, -3.0]
   assert logit['data'][0]['customdata'] == ['1', 'inf', '-3']
-  assert gradient['data'][0]['y'] == [charts.CAP, 2.0, 3.0]
+  assert gradient['data'][0]['y'] == [traces.CAP, 2.0, 3.0]
   assert gradient['data'][0]['customdata'][0] == '9,000'
   assert heat['data'][0]['z'] == [[0.0, None, 0.0]]
   assert 'Not finite, first at step 1' in html
@@ -174,7 +174,7 @@ def test_a_constant_rate_is_not_drawn_at_zero(tmp_path):
 
 
 def test_explosion_is_the_headline(exploded):
-  answer = page.verdicts(workdir.read(exploded))[1]
+  answer = page.verdicts(runs.read(exploded))[1]
   assert answer.mood == 'bad'
   assert answer.answer == 'Yes, first at step 4,280'
   assert 'In block 03' in answer.detail
@@ -185,7 +185,7 @@ def test_start_up_transients_are_not_explosions(whole):
   report_fixtures.write_lines(
     whole / 'events.jsonl', report_fixtures.events(100)[:1]
   )
-  answer = page.verdicts(workdir.read(whole))[1]
+  answer = page.verdicts(runs.read(whole))[1]
   (whole / 'events.jsonl').unlink()
   assert (answer.answer, answer.mood) == ('No', 'good')
   assert '1 start-up transient' in answer.detail
@@ -195,7 +195,7 @@ def test_halted_run_says_so(tmp_path):
   path = report_fixtures.make(tmp_path / 'run', steps=100, finished=False)
   event = report_fixtures.events(50)[1] | {'action': 'halt', 'step': 101}
   report_fixtures.write_lines(path / 'events.jsonl', [event])
-  progress = page.verdicts(workdir.read(path))[2]
+  progress = page.verdicts(runs.read(path))[2]
   assert (progress.answer, progress.mood) == ('Halted', 'bad')
   assert progress.detail.startswith('Step 101 of 7,000: explosion.')
 
@@ -204,34 +204,36 @@ def test_envelope_keeps_every_spike():
   values = np.random.default_rng(0).normal(size=200_003)
   values[[77_777, 133_333]] = 50.0, -50.0
   values[150_001] = np.nan
-  keep = thin.envelope(values, 400)
+  keep = downsample.envelope(values, 400)
   assert {0, 77_777, 133_333, 150_001, 200_002} <= set(keep)
   assert len(keep) <= 3 * 400 + 2
   assert (np.diff(keep) > 0).all()
 
 
 def test_envelope_leaves_short_series_alone():
-  np.testing.assert_array_equal(thin.envelope(np.ones(7), 5), np.arange(7))
+  np.testing.assert_array_equal(
+    downsample.envelope(np.ones(7), 5), np.arange(7)
+  )
 
 
 def test_buckets():
   values = np.array([[1.0, 9, 2, 3, 4, 5, 6], [0, 0, 0, np.inf, 0, -7, 0]])
-  starts, high = thin.buckets(values, 3, 'max')
+  starts, high = downsample.buckets(values, 3, 'max')
   np.testing.assert_array_equal(starts, [0, 2, 4])
   np.testing.assert_array_equal(high, [[9, 3, 6], [0, np.nan, 0]])
-  _, low = thin.buckets(values, 3, 'min')
+  _, low = downsample.buckets(values, 3, 'min')
   np.testing.assert_array_equal(low, [[1, 2, 4], [0, np.nan, -7]])
 
 
 def test_confused_pairs_leave_out_the_diagonal():
   counts = np.array([[90, 3, 7], [0, 50, 0], [1, 0, 9]])
-  pairs = classification.confused(counts, ['a', 'b', 'c'])
+  pairs = scores.confused(counts, ['a', 'b', 'c'], 12)
   assert [(p['true'], p['predicted'], p['count']) for p in pairs] == [
     ('a', 'c', 7),
     ('a', 'b', 3),
     ('c', 'a', 1),
   ]
-  assert pairs[0]['part'] == '7.0\u202f%'
+  assert pairs[0]['part'] == pytest.approx(0.07)
 
 
 def test_class_names_can_not_inject_html(tmp_path):
@@ -262,7 +264,7 @@ def test_long_run_stays_small(tmp_path):
   'number, text', [(5_628_490, '5.63 M'), (21.7e9, '21.7 G'), (999, '999')]
 )
 def test_si(number, text):
-  assert story.si(number) == text
+  assert summary.si(number) == text
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_si(number, text):
   [(3_725, '1 h 02 min'), (119.6, '2 min 00 s'), (59.4, '59 s')],
 )
 def test_duration(seconds, text):
-  assert story.duration(seconds) == text
+  assert summary.duration(seconds) == text
 
 
 def test_plots_are_pictures(exploded, tmp_path):
@@ -295,7 +297,7 @@ def test_markdown_table(whole, tmp_path):
 
 
 def test_ended_early(whole):
-  progress = page.verdicts(workdir.read(whole))[2]
+  progress = page.verdicts(runs.read(whole))[2]
   assert progress.answer == 'Ended early'
   assert progress.detail == 'Step 700 of 7,000, then tested.'
 
@@ -305,7 +307,7 @@ def test_a_run_that_wants_no_test_finishes_without(tmp_path):
   changed = {'duration': '2 epochs', 'eval': {'test': False}}
   config = json.dumps(report_fixtures.CONFIG | changed)
   (path / 'config.json').write_text(config)
-  progress = page.verdicts(workdir.read(path))[2]
+  progress = page.verdicts(runs.read(path))[2]
   assert (progress.answer, progress.mood) == ('Finished', 'good')
   assert progress.detail == 'Step 700 of 700; eval.test is off.'
 

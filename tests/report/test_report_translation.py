@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.helpers import report_fixtures
 from vit22b_jax import report
-from vit22b_jax.report import grids, page, samples, translation, workdir
+from vit22b_jax.report import page, samples, summary, translation_page
+from vit22b_jax.runtime import runs
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,6 @@ def _text(html: str) -> str:
 
 def test_distances_come_with_their_conditions_and_anchors(whole):
   html = report.write(whole).read_text()
-  digest = workdir.read(whole).evaluation['weights_sha256'][:12]
   seen = _text(html)
   for said in (
     'Distances, uncalibrated',
@@ -44,7 +44,8 @@ def test_distances_come_with_their_conditions_and_anchors(whole):
     'identity: images left as they are 164.9',
     'untrained generator 371.1',
     'test part (64 apple, 60 orange)',
-    f'tap 2048, resize clean, quantize round, weights {digest}, uncalibrated',
+    'tap 2048, resize clean, quantize round, random Inception weights, seed 0,'
+    ' uncalibrated',
     'FID 41.23 / 31.46 (uncalibrated)',
     'FID, uncalibrated',
     'KID, uncalibrated',
@@ -58,13 +59,13 @@ def test_distances_come_with_their_conditions_and_anchors(whole):
 
 def test_runs_from_before_a_key_was_renamed(tmp_path):
   run = report_fixtures.make_translation(tmp_path / 'run', steps=400, every=400)
-  said = translation.conditions(workdir.read(run))
+  said = translation_page.conditions(runs.read(run))
   assert 'quantize round' in said
   for name in ('config.json', 'eval.json'):
     text = (run / name).read_text()
     assert '"quantize"' in text
     (run / name).write_text(text.replace('"quantize"', '"quantise"'))
-  assert translation.conditions(workdir.read(run)) == said
+  assert translation_page.conditions(runs.read(run)) == said
 
 
 def test_public_weights_are_not_called_uncalibrated(tmp_path):
@@ -77,14 +78,14 @@ def test_public_weights_are_not_called_uncalibrated(tmp_path):
 
 
 def test_equal_counts_are_told(whole):
-  run = workdir.read(whole)
-  assert 'smaller' not in translation.conditions(run)
-  run.config['fid']['num'] = 'min'
-  assert 'as the smaller set has, weights ' in translation.conditions(run)
+  run = runs.read(whole)
+  assert 'smaller' not in translation_page.conditions(run)
+  run.choices['fid.num'] = 'min'
+  assert 'as the smaller set has, random ' in translation_page.conditions(run)
 
 
 def test_generators_no_better_than_nothing_have_not_learned(whole, tmp_path):
-  run = workdir.read(whole)
+  run = runs.read(whole)
   run.evaluation['identity_fid_b2a'] = 31.0
   answer = page.verdicts(run)[0]
   assert answer.mood == 'bad'
@@ -95,19 +96,19 @@ def test_unfinished_run_tells_its_validation(tmp_path):
   run = report_fixtures.make_translation(
     tmp_path / 'run', steps=1_000, finished=False
   )
-  answer = page.verdicts(workdir.read(run))[0]
+  answer = page.verdicts(runs.read(run))[0]
   assert answer.answer.startswith('Validation FID ')
   assert answer.answer.endswith(' (uncalibrated)')
   seen = _text(report.write(run).read_text())
   assert 'this run' not in seen
-  assert 'weights random:0, uncalibrated' in seen
+  assert 'random Inception weights, seed 0, uncalibrated' in seen
 
 
 def test_weights_of_ones_own_may_be_the_public_ones(tmp_path):
   run = report_fixtures.make_translation(
     tmp_path / 'run', steps=400, finished=False, weights='inception.pth'
   )
-  assert translation.calibration(workdir.read(run)) == 'own weights'
+  assert translation_page.calibration(runs.read(run)) == 'own weights'
 
 
 def test_bare_workdir(tmp_path):
@@ -155,9 +156,9 @@ def test_half_written_grids_are_left_out(tmp_path):
 
 
 def test_chosen_steps():
-  assert grids.chosen_steps([]) == []
-  assert grids.chosen_steps({30, 10, 20}) == [10, 20, 30]
-  chosen = grids.chosen_steps(range(0, 20_000, 100))
+  assert samples.chosen_steps([]) == []
+  assert samples.chosen_steps({30, 10, 20}) == [10, 20, 30]
+  chosen = samples.chosen_steps(range(0, 20_000, 100))
   assert len(chosen) == 12
   assert chosen[0] == 0 and chosen[-1] == 19_900
   gaps = np.diff(chosen)
@@ -165,10 +166,10 @@ def test_chosen_steps():
 
 
 def test_the_samples_told_of_are_next_to_the_evaluated_weights(whole):
-  run = workdir.read(whole)
+  run = runs.read(whole)
   run.evaluation['step'] = 1_240
-  assert grids.evaluated_step(run, [0, 1_100, 1_200, 1_300]) == 1_200
-  content = translation.content(run)
+  assert samples.evaluated_step(run, [0, 1_100, 1_200, 1_300]) == 1_200
+  content = translation_page.content(run)
   assert content['returns']['step'] == 1_200
   assert 1_200 in [frame['step'] for frame in content['film']]
 
@@ -176,8 +177,8 @@ def test_the_samples_told_of_are_next_to_the_evaluated_weights(whole):
 def test_what_the_way_back_loses():
   real, made = np.full((2, 5, 7, 3), 40, np.uint8), np.zeros_like
   grid = samples.grid([real, made(real), real + 51])
-  assert grids.deviation(grid) == pytest.approx(0.2)
-  width, height = grids.reconstruction(grid)[1:]
+  assert samples.deviation(grid) == pytest.approx(0.2)
+  width, height = samples.reconstruction(grid)[1:]
   assert (width, height) == (2 * 7 + 2, 4 * 5 + 3 * 2)
 
 
@@ -185,11 +186,7 @@ def test_white_grids_lose_nothing():
   grid = np.full((19, 5, 3), 255, np.uint8)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    assert grids.deviation(grid) == 0.0
-
-
-def test_gaps_are_those_of_the_samples():
-  assert grids.GAP == samples.GAP
+    assert samples.deviation(grid) == 0.0
 
 
 def test_domain_names_can_not_inject_html(tmp_path):
@@ -225,7 +222,7 @@ def test_gradient_norms_of_networks_are_lines_not_layers(tmp_path):
 
 def test_events_name_the_network(tmp_path):
   event = report_fixtures.events(50)[1] | {'layer': 'block_gen_ab'}
-  assert workdir.place(event) == 'gen_ab'
+  assert summary.place(event) == 'gen_ab'
 
 
 def test_plots_are_pictures(whole, tmp_path):

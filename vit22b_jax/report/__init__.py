@@ -1,4 +1,4 @@
-"""Workdirs -> self-contained HTML pages, PNG plots, Markdown tables.
+"""Turns workdirs into self-contained HTML pages, PNG plots, Markdown tables.
 
   report.write('runs/cifar100_vit22b_s')            # .../report.html
   report.compare(['runs/a', 'runs/b_*'], 'comparison.html')
@@ -13,8 +13,8 @@ Never imports jax.
 from etils import epath
 
 from vit22b_jax.report.comparison import compare
+from vit22b_jax.report.markdown import markdown_table
 from vit22b_jax.report.page import write
-from vit22b_jax.report.table import markdown_table
 
 __all__ = ['compare', 'markdown_table', 'plots', 'write']
 

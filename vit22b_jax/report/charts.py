@@ -1,32 +1,35 @@
-"""A run's lines as Plotly figures: plain dicts of data and layout.
+"""Curves as Plotly figures: plain dicts of data and layout.
 
-Colours are names such as '$train' that page.js replaces by the values of the
-page's light or dark theme.
+Groups of runs have the colors of Okabe and Ito (2008,
+https://jfly.uni-koeln.de/color/); after the last one, dashes change.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from vit22b_jax.report import thin, workdir
+from vit22b_jax.report import downsample, groups, summary, traces
+from vit22b_jax.runtime import runs
 
 Figure = dict[str, Any]
 
-# Paper, Figure 1: logits and gradients are drawn up to here.
-CAP = 4000.0
-POINTS = 400  # buckets of a line: about two a pixel column of a wide screen
-_SEVERAL = ('$train', '$val', '$extra', '$muted')  # colours of a chart
-_MARKERS = 100  # events drawn; the page says how many there are
+COLORS = 7  # of groups
+DASHES = ('solid', 'dash', 'dot')
+_ALL_POINTS = 4_000  # of all lines of a comparison's chart, about
+_SEVERAL = ('$train', '$val', '$extra', '$muted')  # colors of a run's chart
+_UNIFIED = 6  # lines that one label can list
+_SHOT_UP = 20  # times as high as the line below it: cut off
 
 
 class Curves(NamedTuple):
   """Lines that share a chart.
 
   Attributes:
-    lines: name, key of metrics.jsonl and colour of each.
+    lines: name, key of metrics.jsonl and color of each.
     tickformat: of the vertical axis, as https://d3js.org/d3-format writes it.
   """
 
@@ -39,59 +42,73 @@ LEARNING_RATE = Curves(
 )
 
 
+# --- One run -----------------------------------------------------------------
+
+
 def learning_curves(
-  run: workdir.Run, wanted: dict[str, Curves]
+  run: runs.Run, wanted: dict[str, Curves]
 ) -> dict[str, Figure]:
-  """Metrics by step, of each chart the lines that were recorded."""
+  """Returns metrics by step, of each chart the lines that were recorded."""
   figures = {}
   for title, curves in wanted.items():
-    traces = [
+    drawn = [
       trace
-      for name, key, colour in curves.lines
-      for trace in _line(name, *run.metric(key), colour)
+      for name, key, color in curves.lines
+      for trace in traces.with_crosses(name, *run.metric(key), color)
     ]
-    if traces:
-      axis = {'tickformat': curves.tickformat} | level(traces)
-      figures[title] = _figure(traces, run.onset, axis)
+    if drawn:
+      axis = {'tickformat': curves.tickformat} | _level(drawn)
+      figures[title] = _figure(drawn, axis, run.onset)
   return figures
 
 
-def stability(run: workdir.Run, largest: str) -> dict[str, Figure]:
-  """Figure 1 of the paper, and the norms around an update, by step.
+def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
+  """Returns Figure 1 of the paper, and the norms around an update, by step.
 
   Args:
-    run: what a workdir holds.
-    largest: what the task calls its largest logit.
+    run: the files of a workdir.
+    largest: the task's name of its largest logit.
   """
   table, figures = run.diagnostics, {}
-  for column, title in (
-    ('max_logit', largest),
-    ('max_abs_grad', 'Largest absolute gradient'),
-  ):
+  for column, title in _judged(largest):
     if column in table:
       steps, values = table['step'], table[column]
-      traces = capped(title.lower(), steps, values)
-      traces += cap_line([(steps, values)])
-      traces += event_markers(run.events, steps, values)
-      figures[title] = _figure(traces, run.onset, {'tickformat': ',~r'})
+      line = traces.line(
+        title.lower(), steps, values, '$train', 1.4, capped=True
+      )
+      drawn = [line | {'showlegend': False}]  # the chart's title says it
+      drawn += traces.crosses(title.lower(), steps, values)
+      drawn += traces.cap_line([(steps, values)])
+      drawn += traces.event_markers(run.events, steps, values)
+      figures[title] = _figure(drawn, {'tickformat': ',~r'}, run.onset)
       if run.onset:
         part = (run.onset['step'] - steps[0]) / max(np.ptp(steps), 1)
         figures[title]['layout']['annotations'] = [_label(run.onset, part)]
   for title, lines in _norms(table).items():
-    traces = [
+    drawn = [
       trace
-      for name, (column, colour) in lines.items()
+      for name, (column, color) in lines.items()
       if column in table
-      for trace in _line(name, table['step'], table[column], colour)
+      for trace in traces.with_crosses(
+        name, table['step'], table[column], color
+      )
     ]
-    if traces:
+    if drawn:
       axis = {'type': 'log', 'exponentformat': 'power'}
-      figures[title] = _figure(traces, run.onset, axis)
+      figures[title] = _figure(drawn, axis, run.onset)
   return figures
 
 
+def _judged(largest: str) -> tuple[tuple[str, str], ...]:
+  """Returns columns of diagnostics.csv with the titles of their charts."""
+  return (
+    ('max_logit', largest),
+    ('max_abs_grad', 'Largest absolute gradient'),
+  )
+
+
 def _norms(columns: Iterable[str]) -> dict[str, dict[str, tuple[str, str]]]:
-  """Charts of norms: the column and colour of each line."""
+  """Returns charts of norms: the column and color of each line."""
   networks = [c for c in columns if re.fullmatch(r'grad_norm/[a-z]\w*', c)]
   return {
     'Norms': {
@@ -102,14 +119,167 @@ def _norms(columns: Iterable[str]) -> dict[str, dict[str, tuple[str, str]]]:
       'parameters': ('param_norm', '$muted'),
     },
     'Gradient norm of each network': {
-      column.removeprefix('grad_norm/'): (column, colour)
-      for column, colour in zip(networks, _SEVERAL, strict=False)
+      column.removeprefix('grad_norm/'): (column, color)
+      for column, color in zip(networks, _SEVERAL, strict=False)
     },
   }
 
 
+# --- Groups of runs ----------------------------------------------------------
+
+
+def look(number: int) -> tuple[str, str]:
+  """Returns color and dash of a group's lines."""
+  return f'$group{number % COLORS}', DASHES[number // COLORS % len(DASHES)]
+
+
+def by_epoch(several: Iterable[runs.Run]) -> bool:
+  """Returns whether epochs align the runs: their epochs differ in steps."""
+  return len({run.steps_per_epoch for run in several} - {None}) > 1
+
+
+def group_curves(
+  found: list[groups.Group], wanted: Iterable[tuple[str, str, str]]
+) -> dict[str, Figure]:
+  """Returns metrics of all groups, a chart for each.
+
+  Args:
+    found: the groups.
+    wanted: title, key of metrics.jsonl and tick format of each chart.
+  """
+  epochs = by_epoch(m.run for group in found for m in group.members)
+  figures = {}
+  for title, key, tickformat in wanted:
+    drawn = [
+      trace
+      for group in found
+      for trace in _group(group, key, epochs, len(found))
+    ]
+    if drawn:
+      axis = {'tickformat': tickformat} | _level(drawn)
+      figures[title] = _shared_figure(drawn, axis, epochs)
+      _cut(figures[title])
+  return figures
+
+
+def group_stability(
+  found: list[groups.Group], largest: str
+) -> dict[str, Figure]:
+  """Returns Figure 1 of the paper: every run's line by step, onsets marked."""
+  figures = {}
+  points = max(_ALL_POINTS // sum(len(g.members) for g in found) // 3, 60)
+  for column, title in _judged(largest):
+    chosen = [
+      (group.number, member, member.run.diagnostics)
+      for group in found
+      for member in group.members
+      if column in member.run.diagnostics
+    ]
+    drawn = [
+      trace
+      for number, member, table in chosen
+      for trace in _run(number, member, table['step'], table[column], points)
+    ]
+    if drawn:
+      drawn += traces.cap_line([(t['step'], t[column]) for _, _, t in chosen])
+      figures[title] = _shared_figure(drawn, {'tickformat': ',~r'}, False)
+  return figures
+
+
+def _group(
+  group: groups.Group, key: str, epochs: bool, count: int
+) -> list[traces.Trace]:
+  """Returns a group's mean with its band; alone, lines of runs that go on."""
+  recorded = [(m, *m.run.metric(key)) for m in group.members]
+  recorded = [(m, s, v) for m, s, v in recorded if len(s)]
+  lengths = [m.run.steps_per_epoch if epochs else 1 for m, _, _ in recorded]
+  length = next(filter(None, lengths), None)
+  if length is None:
+    return []
+  lasting = _lasting(recorded)
+  shared = groups.band([(s, v) for m, s, v in recorded if m.name in lasting])
+  banded = len(lasting) > 1 and len(shared.steps) > 1
+  points = max(_ALL_POINTS // count // 3, 40)
+  color, dash = look(group.number)
+  drawn = _band(group.name, shared, color, dash, points) if banded else []
+  for member, steps, values in recorded:
+    after = shared.steps[-1] if banded and member.name in lasting else -1
+    rest = steps >= after
+    if (steps > after).any():
+      style = (1.8, dash) if len(recorded) == 1 else (1, 'dot')
+      drawn.append(
+        traces.line(
+          member.name, steps[rest], values[rest], color, *style, points
+        )
+      )
+    drawn += traces.crosses(member.name, steps, values, color)
+  for trace in drawn:
+    if epochs:
+      trace['x'] = (np.array(trace['x']) / length).tolist()
+    trace['legendgroup'] = str(group.number)
+  return drawn
+
+
+def _lasting(recorded: list[tuple[groups.Member, Any, Any]]) -> set[str]:
+  """Returns names of runs that reach half as far as is usual in the group.
+
+  A run that has just begun, or broke early, would cut the band of the others.
+  """
+  ends = {m.name: s[np.isfinite(v)].max(initial=0) for m, s, v in recorded}
+  enough = np.median(list(ends.values())) / 2
+  kept = {name for name, end in ends.items() if end >= enough}
+  return kept if len(kept) > 1 else set(ends)
+
+
+def _band(
+  name: str, shared: groups.Band, color: str, dash: str, points: int
+) -> list[traces.Trace]:
+  keep = downsample.envelope(shared.mean, points)
+  steps, mean, low, high = (values[keep] for values in shared)
+  x = steps.tolist()
+  area = {
+    'x': x + x[::-1],
+    'y': traces.compact(np.concatenate([high, low[::-1]])),
+    'mode': 'lines',
+    'fill': 'toself',
+    'fillcolor': color,
+    'line': {'width': 0},
+    'opacity': 0.2,
+    'hoverinfo': 'skip',
+  }
+  ranges = [f'{a:.4g} to {b:.4g}' for a, b in zip(low, high, strict=True)]
+  line = traces.line(name, steps, mean, color, 1.8, dash, len(mean)) | {
+    'customdata': ranges,
+    'hovertemplate': '%{y:.4~g} <i>(%{customdata})</i>',
+  }
+  return [area, line]
+
+
+def _run(
+  number: int,
+  member: groups.Member,
+  steps: Float[np.ndarray, 'rows'],
+  values: Float[np.ndarray, 'rows'],
+  points: int,
+) -> list[traces.Trace]:
+  """Returns a run's capped line and the mark of its onset."""
+  color, dash = look(number)
+  name = member.name
+  line = traces.line(name, steps, values, color, 1.4, dash, points, capped=True)
+  drawn = [line, *traces.crosses(name, steps, values)]
+  if member.run.onset:
+    for mark in traces.event_markers([member.run.onset], steps, values):
+      mark['name'] = f'{name}: {mark["name"]}'
+      mark['marker'] |= {'color': color, 'size': 12}
+      drawn.append(mark)
+  return [trace | {'legendgroup': str(number)} for trace in drawn]
+
+
+# --- Parts of figures --------------------------------------------------------
+
+
 def onset_line(event: dict[str, Any] | None) -> list[dict[str, Any]]:
-  """A vertical line at the step of `event`, for a layout's shapes."""
+  """Returns a vertical line at the step of `event`, for a layout's shapes."""
   if event is None:
     return []
   line = {'color': '$bad', 'width': 1, 'dash': 'dash'}
@@ -119,172 +289,80 @@ def onset_line(event: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def step_axis(first: int, last: int) -> dict[str, Any]:
-  """A horizontal axis with whole steps at its ticks, in short runs too."""
+  """Returns a horizontal axis with whole steps at its ticks."""
   every = {'dtick': 1} if last - first < 8 else {}
   return {'title': {'text': 'step'}, 'tickformat': ',d', **every}
 
 
-def raw(value: float) -> str:
-  """A value in full for reading on hover, not finite ones included."""
-  return f'{value:,.5g}' if np.isfinite(value) else str(value)
-
-
-def compact(values: Float[np.ndarray, '...']) -> Any:
-  """Nested lists with five digits; None for what JSON can't say."""
-  if values.ndim > 1:
-    return [compact(row) for row in values]
-  return [float(f'{v:.5g}') if np.isfinite(v) else None for v in values]
-
-
 def _figure(
-  traces: list[dict[str, Any]],
-  onset: dict[str, Any] | None,
+  drawn: list[traces.Trace],
   y_axis: dict[str, Any],
+  onset: dict[str, Any] | None,
 ) -> Figure:
-  ends = [x for trace in traces for x in (trace['x'][0], trace['x'][-1])]
   return {
-    'data': traces,
+    'data': drawn,
     'layout': {
-      'xaxis': step_axis(min(ends), max(ends)),
+      'xaxis': step_axis(*_ends(drawn)),
       'yaxis': y_axis,
-      'showlegend': sum(t.get('showlegend', True) for t in traces) > 1,
+      'showlegend': sum(t.get('showlegend', True) for t in drawn) > 1,
       'shapes': onset_line(onset),
     },
   }
 
 
-def level(traces: list[dict[str, Any]]) -> dict[str, Any]:
-  """The range of an axis whose lines all stay at one height.
+def _shared_figure(
+  drawn: list[traces.Trace], y_axis: dict[str, Any], epochs: bool
+) -> Figure:
+  lines = [t for t in drawn if 'fill' not in t and t['mode'] != 'markers']
+  epoch_axis = {'title': {'text': 'epoch'}}
+  return {
+    'data': drawn,
+    'layout': {
+      'xaxis': epoch_axis if epochs else step_axis(*_ends(drawn)),
+      'yaxis': y_axis,
+      'showlegend': False,  # one key stands above all the charts
+      'hovermode': 'x unified' if len(lines) <= _UNIFIED else 'closest',
+    },
+  }
+
+
+def _ends(drawn: list[traces.Trace]) -> tuple[int, int]:
+  ends = [x for trace in drawn for x in (trace['x'][0], trace['x'][-1])]
+  return min(ends), max(ends)
+
+
+def _level(drawn: list[traces.Trace]) -> dict[str, Any]:
+  """Returns the range of an axis whose lines all stay at one height.
 
   Plotly would choose one unit around it, and a rate of 2e-4 would look like 0.
   """
-  heights = {y for trace in traces for y in trace['y'] if y is not None}
+  heights = {y for trace in drawn for y in trace['y'] if y is not None}
   if len(heights) != 1 or heights == {0.0}:
     return {}
   return {'range': sorted((0.0, 1.25 * heights.pop()))}
 
 
-def _line(
-  name: str,
-  steps: Int[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-  colour: str,
-) -> list[dict[str, Any]]:
-  """A thinned line; values that aren't finite are crosses at its upper end."""
-  if not len(steps):
-    return []
-  keep = thin.envelope(values, POINTS)
-  steps, values = steps[keep].astype(int), values[keep]
-  line = {
-    'name': name,
-    'x': steps.tolist(),
-    'y': compact(values),
-    'mode': 'lines' if len(steps) > 12 else 'lines+markers',
-    'line': {'color': colour, 'width': 1.6},
-    'hovertemplate': '%{y:.5~g}',
-  }
-  return [line, *crosses(name, steps, values)]
-
-
-def capped(
-  name: str,
-  steps: Int[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-  colour: str = '$train',
-  points: int = POINTS,
-) -> list[dict[str, Any]]:
-  """A thinned line drawn up to CAP; hovering reads the raw value."""
-  keep = thin.envelope(values, points)
-  steps, values = steps[keep].astype(int), values[keep]
-  finite = np.isfinite(values)
-  line = {
-    'name': name,
-    'showlegend': False,  # the chart's title says it
-    'x': steps.tolist(),
-    'y': compact(np.where(finite, np.minimum(values, CAP), np.nan)),
-    'customdata': [raw(v) for v in values],
-    'mode': 'lines',
-    'line': {'color': colour, 'width': 1.4},
-    'hovertemplate': '%{customdata}',
-  }
-  return [line, *crosses(name, steps, values)]
-
-
-def cap_line(series: Iterable[workdir.Series]) -> list[dict[str, Any]]:
-  """A line at CAP over all the steps, if anything is cut there."""
-  series = [(s, v) for s, v in series if len(s)]
-  if not any((v[np.isfinite(v)] > CAP).any() for _, v in series):
-    return []
-  ends = min(s[0] for s, _ in series), max(s[-1] for s, _ in series)
-  line = {
-    'name': f'cap {CAP:,.0f}',
-    'x': [int(end) for end in ends],
-    'y': [CAP, CAP],
-    'mode': 'lines',
-    'line': {'color': '$muted', 'width': 1, 'dash': 'dot'},
-    'hoverinfo': 'skip',
-  }
-  return [line]
-
-
-def crosses(
-  name: str,
-  steps: Float[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-  colour: str = '$bad',
-) -> list[dict[str, Any]]:
-  """The values that aren't finite, at the height of the largest other."""
-  finite = np.isfinite(values)
-  if finite.all():
-    return []
-  steps, broken = steps[~finite][:_MARKERS], values[~finite][:_MARKERS]
-  height = min(values[finite].max(), CAP) if finite.any() else 1.0
-  trace = {
-    'name': f'{name}: not finite',
-    'x': steps.tolist(),
-    'y': [float(height)] * len(steps),
-    'customdata': [raw(v) for v in broken],
-    'mode': 'markers',
-    'marker': {'color': colour, 'symbol': 'x', 'size': 8},
-    'hovertemplate': '%{customdata}',
-  }
-  return [trace]
-
-
-def event_markers(
-  events: list[dict[str, Any]],
-  steps: Int[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-) -> list[dict[str, Any]]:
-  """Events of each kind as marks on the line, with their story on hover."""
-  traces = []
-  for kind, colour, symbol in (
-    ('explosion', '$bad', 'triangle-down'),
-    ('transient', '$muted', 'circle-open'),
-    ('non_finite', '$bad', 'x'),
-  ):
-    chosen = [event for event in events if event['kind'] == kind][:_MARKERS]
-    if not chosen:
-      continue
-    at = [event['step'] for event in chosen]
-    rows = np.clip(np.searchsorted(steps, at), 0, len(steps) - 1)
-    drawn = np.nan_to_num(values[rows], nan=CAP, posinf=CAP, neginf=0.0)
-    trace = {
-      'name': kind.replace('_', '-'),
-      'x': at,
-      'y': np.minimum(drawn, CAP).tolist(),
-      'customdata': [workdir.details(event) for event in chosen],
-      'mode': 'markers',
-      'marker': {'color': colour, 'symbol': symbol, 'size': 10},
-      'hovertemplate': '%{customdata}',
-    }
-    traces.append(trace)
-  return traces
+def _cut(figure: Figure) -> None:
+  """Keeps few lines that shot up from flattening all the others."""
+  heights = [[y for y in t['y'] if y is not None] for t in figure['data']]
+  heights = [ys for ys in heights if ys]
+  tops = sorted(map(max, heights))
+  upper = itertools.pairwise(tops[(len(tops) - 1) // 2 :])
+  top = next((t for t, above in upper if 0 < _SHOT_UP * t < above), None)
+  if top is None:
+    return
+  low = min(map(min, heights))
+  edge = 0.05 * (top - low)
+  figure['layout']['yaxis'] |= {'range': [low - edge, top + edge]}
+  note = {'text': f'cut off: up to {tops[-1]:.2g}', 'showarrow': False}
+  note |= {'x': 1, 'xref': 'paper', 'xanchor': 'right'}
+  note |= {'y': 1, 'yref': 'paper', 'yanchor': 'top'}
+  figure['layout']['annotations'] = [note]
 
 
 def _label(event: dict[str, Any], part: float) -> dict[str, Any]:
-  """Step, layer and what moved first beside the line at `part` of the axis."""
-  where = f', {workdir.place(event)}' if event['layer'] else ''
+  """Returns a label beside the line at `part` of the axis."""
+  where = f', {summary.place(event)}' if event['layer'] else ''
   moved = event['moved_first']
   what = f'<br>{moved} moved first' if moved else ''
   right = part < 0.5

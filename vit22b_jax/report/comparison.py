@@ -1,6 +1,7 @@
-"""The page of several runs: `compare(['runs/a', 'runs/b'], 'comparison.html')`.
+"""Writes the page of several runs: `compare(['runs/a', 'runs/b'], output)`.
 
-Runs that differ in their seeds alone form a group; see `groups`.
+Runs that differ in their seeds alone form a group; see `groups`. Each task has
+a part of the page.
 """
 
 import os
@@ -8,27 +9,33 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
+import markupsafe
 from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.report import (
   charts,
-  grids,
   groups,
-  kinds,
-  overlays,
   page,
   results,
+  samples,
   selection,
-  story,
+  summary,
+  task_pages,
   templates,
-  translation,
-  workdir,
+  traces,
+  translation_page,
 )
+from vit22b_jax.runtime import runs, workdir
 
 _EVENTS = 8  # rows of a run's table of events
 _NAMED = 4  # runs that a verdict names
-_FILES = ('metrics.jsonl', 'diagnostics.csv', 'eval.json', 'versions.json')
+_FILES = (
+  workdir.METRICS,
+  workdir.DIAGNOSTICS,
+  workdir.EVAL,
+  workdir.VERSIONS,
+)
 
 
 def compare(
@@ -41,14 +48,13 @@ def compare(
     output: where the page goes; its folder is made when missing.
 
   Returns:
-    Where the page is.
+    The path of the page.
 
   Raises:
     errors.UserError: see `selection.read`; or `output` can't be written.
   """
-  runs, path = selection.read(workdirs), epath.Path(output)
-  template = templates.environment().get_template('compare.html')
-  html = template.render(_content(runs, path.parent), plotly=page.plotly())
+  several, path = selection.read(workdirs), epath.Path(output)
+  html = _render(several, path.parent)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -57,24 +63,43 @@ def compare(
   return path
 
 
-def _content(runs: list[workdir.Run], folder: epath.Path) -> dict[str, Any]:
-  """What the template shows; empty parts stand for what wasn't recorded.
+def _render(several: list[runs.Run], folder: epath.Path) -> str:
+  """Returns the page with a part for each task."""
+  tasks: dict[str, list[groups.Group]] = {}
+  for group in groups.from_runs(several):
+    tasks.setdefault(group.members[0].run.config['task'], []).append(group)
+  environment = templates.environment()
+  part = environment.get_template('compare_task.html')
+  count = sum(map(len, tasks.values()))
+  return environment.get_template('compare.html').render(
+    name=_title([group.name for found in tasks.values() for group in found]),
+    summary=f'{_plural(len(several), "run")} in {_plural(count, "group")}: the'
+    ' runs of a group differ in their seeds alone.',
+    parts=[
+      markupsafe.Markup(
+        part.render(_content(found, folder), title=task, alone=len(tasks) == 1)
+      )
+      for task, found in tasks.items()
+    ],
+    plotly=page.plotly(),
+  )
+
+
+def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
+  """Returns a part's values; empty parts stand for missing records.
 
   Args:
-    runs: of one task.
+    found: groups of one task.
     folder: where the page goes.
   """
-  kind, found = kinds.of(runs[0]), groups.of(runs)
-  wanted = results.measures(runs)
   members = [member for group in found for member in group.members]
+  several = [member.run for member in members]
+  pages = task_pages.for_task(several[0])
+  wanted = results.measures(several)
   return {
-    'name': _title(found),
-    'summary': f'{len(runs)} runs in {len(found)} groups: the runs of a group'
-    ' differ in their seeds alone.',
     'verdicts': _verdicts(found),
     'groups': found,
-    'looks': [overlays.look(number) for number in range(len(found))],
-    'columns': results.columns(runs),
+    'columns': results.columns(several, wanted),
     'rows': [results.row(g.members, g, wanted) for g in found],
     'member_rows': [
       [results.row([member], g, wanted) for member in g.members] for g in found
@@ -90,57 +115,59 @@ def _content(runs: list[workdir.Run], folder: epath.Path) -> dict[str, Any]:
       ]
       for base in found
     ],
-    'yardsticks': results.yardsticks(found),
-    'machines': _machines(runs),
+    'protocols': results.protocols(found),
+    'own_splits': groups.own_splits(several),
+    'histories': groups.other_histories(found),
+    'machines': _machines(several),
     'config': groups.differences(found),
-    'aside': groups.aside(runs),
-    'epochs': overlays.by_epoch(runs),
-    'curves': overlays.curves(found),
-    'stability': overlays.stability(found, kind.WORDS.largest),
-    'largest': kind.WORDS.largest.lower(),
-    'cap': charts.CAP,
-    'samples': samples(members) if kind is translation else None,
+    'others': groups.other_differences(several),
+    'epochs': charts.by_epoch(several),
+    'curves': charts.group_curves(found, wanted_curves(several)),
+    'stability': charts.group_stability(found, pages.WORDS.largest),
+    'largest': pages.WORDS.largest.lower(),
+    'cap': traces.CAP,
+    'samples': show_samples(members) if pages is translation_page else None,
     'runs': [
       [_run(member, folder) for member in group.members] for group in found
     ],
   }
 
 
-def _title(found: list[groups.Group]) -> str:
-  names = [group.name for group in found]
-  if len(names) == 1:
-    return f'{names[0]}: {len(found[0].members)} runs'
+def _title(names: list[str]) -> str:
   if len(names) <= 2:
     return ' and '.join(names)
   return f'{names[0]} and {len(names) - 1} others'
 
 
-def _verdicts(found: list[groups.Group]) -> list[story.Verdict]:
-  """Which does best, what exploded, what is done?"""
+def _plural(count: int, noun: str) -> str:
+  return f'{count} {noun}' + ('' if count == 1 else 's')
+
+
+def wanted_curves(several: list[runs.Run]) -> list[tuple[str, str, str]]:
+  """Returns title, key of metrics.jsonl and tick format of each chart."""
+  titles: dict[str, list[str]] = {}
+  formats = {}
+  for run in several:
+    for title, curves in task_pages.for_task(run).curves(run).items():
+      for name, key, _ in curves.lines:
+        full = f'{title}: {name}' if len(curves.lines) > 1 else title
+        titles.setdefault(key, []).append(full)
+        formats[key] = curves.tickformat
+  return [
+    (task_pages.common_title(found, key), key, formats[key])
+    for key, found in titles.items()
+  ]
+
+
+def _verdicts(found: list[groups.Group]) -> list[summary.Verdict]:
+  """Answers which does best, what exploded, what is done."""
   members = [member for group in found for member in group.members]
-  words = kinds.of(members[0].run).WORDS
-  exploded = [(m, story.stability(m.run, words)) for m in members]
-  bad = [(m, answer) for m, answer in exploded if answer.mood == 'bad']
-  unknown = sum(answer.answer == 'Unknown' for _, answer in exploded)
-  said = [f'{m.name}: {a.answer.lower()}' for m, a in bad[:_NAMED]]
-  if len(bad) > _NAMED:
-    said.append(f'and {len(bad) - _NAMED} more')
-  if unknown:
-    said.append(f'{unknown} without diagnostics')
-  answer = 'Unknown' if unknown == len(members) else 'No'
-  if bad:
-    answer = f'{len(bad)} of {len(members)} runs'
-  states = [story.progress(m.run).answer.lower() for m in members]
+  states = [summary.progress(m.run).answer.lower() for m in members]
   others = sorted({state for state in states if state != 'finished'})
   return [
     _best(found),
-    story.Verdict(
-      'Did anything explode?',
-      answer,
-      ', '.join(said),
-      'bad' if bad else 'good' if not unknown else 'plain',
-    ),
-    story.Verdict(
+    _exploded(members),
+    summary.Verdict(
       'Are they done?',
       f'{states.count("finished")} of {len(members)} finished',
       ', '.join(f'{states.count(state)} {state}' for state in others),
@@ -149,53 +176,72 @@ def _verdicts(found: list[groups.Group]) -> list[story.Verdict]:
   ]
 
 
-def _best(found: list[groups.Group]) -> story.Verdict:
-  """The group with the best mean, and how sure it is ahead of the next."""
+def _exploded(members: list[groups.Member]) -> summary.Verdict:
+  words = task_pages.for_task(members[0].run).WORDS
+  answers = [(m, summary.stability(m.run, words)) for m in members]
+  bad = [(m, answer) for m, answer in answers if answer.mood == 'bad']
+  unknown = sum(answer.answer == 'Unknown' for _, answer in answers)
+  said = [f'{m.name}: {a.answer.lower()}' for m, a in bad[:_NAMED]]
+  if len(bad) > _NAMED:
+    said.append(f'and {len(bad) - _NAMED} more')
+  if unknown:
+    said.append(f'{unknown} without diagnostics')
+  answer = 'Unknown' if unknown == len(members) else 'No'
+  mood = 'plain' if unknown else 'good'
+  if bad:
+    answer, mood = f'{len(bad)} of {_plural(len(members), "run")}', 'bad'
+  return summary.Verdict('Did anything explode?', answer, ', '.join(said), mood)
+
+
+def _best(found: list[groups.Group]) -> summary.Verdict:
+  """Returns the group with the best mean, and how sure that is."""
   question = 'Which does best?'
-  measure = kinds.of(found[0].members[0].run).HEADLINE
   tested = [group for group in found if group.evaluated]
-  if not tested:
-    answer, detail = 'Unknown', 'No run has a final evaluation yet.'
-    return story.Verdict(question, answer, detail, 'plain')
-  if len(results.yardsticks(found)) > 1:
+  headline = task_pages.for_task(found[0].members[0].run).HEADLINE
+  counted = [member.run.evaluation for g in tested for member in g.evaluated]
+  if not counted or any(ev.get(headline.key) is None for ev in counted):
+    detail = f'No {headline.label} of every run yet.'
+    return summary.Verdict(question, 'Unknown', detail, 'plain')
+  if len(results.protocols(found)) > 1:
     detail = 'Their numbers were measured differently: see the warning.'
-    return story.Verdict(question, 'Not comparable', detail, 'bad')
-  scores = results.ranked(measure, tested)
-  (mean, best), *others = scores
-  detail = f'{measure.label}: {mean:{measure.form}}'
+    return summary.Verdict(question, 'Not comparable', detail, 'bad')
+  (mean, best), *others = results.ranked(headline, tested)
+  detail = f'{headline.label}: {mean:{headline.form}}'
   if others:
-    cell = results.difference(measure, others[0][1], best)
+    cell = results.difference(headline, others[0][1], best)
     detail += f'; {cell.text} to {others[0][1].name}, {cell.note}'
-  return story.Verdict(question, best.name, f'{detail}.', 'plain')
+  return summary.Verdict(question, best.name, f'{detail}.', 'plain')
 
 
-def _machines(runs: list[workdir.Run]) -> list[str]:
-  """What the runs ran on, each kind of machine once."""
+def _machines(several: list[runs.Run]) -> list[str]:
+  """Returns each kind of machine that the runs had, once."""
   found = []
-  for run in runs:
-    devices, cpus = run.versions.get('devices', []), run.versions.get('cpus')
-    models = ', '.join(sorted(set(map(str, devices))))
+  for run in several:
+    devices, cpus = run.versions.get('devices') or [], run.versions.get('cpus')
+    models = ', '.join(sorted(set(devices)))
     said = f'{len(devices)} x {models}' if devices else 'unknown'
     found.append(f'{said} ({cpus} CPUs)' if cpus else said)
   return list(dict.fromkeys(found))
 
 
-def samples(members: list[groups.Member]) -> dict[str, Any]:
-  """The grids of all runs next to their evaluated weights, by direction."""
-  read = [(member, translation.evaluated(member.run)) for member in members]
+def show_samples(members: list[groups.Member]) -> dict[str, Any]:
+  """Returns the grids of all runs next to their evaluated weights."""
+  read = [
+    (member, translation_page.evaluated(member.run)) for member in members
+  ]
   shown = [
     (member, step, both) for member, one in read for step, both in one.items()
   ]
-  small = grids.film([grid for _, _, both in shown for grid in both])
+  small = samples.film([grid for _, _, both in shown for grid in both])
   directions: dict[str, list[dict[str, Any]]] = {}
-  for place, direction in enumerate(translation.DIRECTIONS):
-    arrows = (translation.arrow(m.run, direction) for m, _, _ in shown)
-    directions[kinds.agreed(arrows, direction)] = [
+  for place, direction in enumerate(translation_page.DIRECTIONS):
+    arrows = [translation_page.arrow(m.run, direction) for m, _, _ in shown]
+    directions[task_pages.common_title(arrows, direction)] = [
       {
         'member': member,
         'step': step,
         'picture': small[2 * number + place],
-        **translation.directions(member.run)[place],
+        **translation_page.directions(member.run)[place],
       }
       for number, (member, step, _) in enumerate(shown)
     ]
@@ -206,11 +252,13 @@ def samples(members: list[groups.Member]) -> dict[str, Any]:
 
 
 def _run(member: groups.Member, folder: epath.Path) -> dict[str, Any]:
-  """A run's own short section."""
-  run = member.run
+  """Returns a run's own short section."""
+  run, ev = member.run, member.run.evaluation
+  pages = task_pages.for_task(run)
   return {
     'member': member,
-    'summary': kinds.of(run).summary(run),
+    'summary': pages.describe(run),
+    'protocol': pages.eval_protocol(run) if ev else '',
     'verdicts': page.verdicts(run),
     'link': _link(run.path / 'report.html', folder),
     'missing': [f for f in _FILES if not (run.path / f).exists()],
@@ -220,14 +268,14 @@ def _run(member: groups.Member, folder: epath.Path) -> dict[str, Any]:
 
 
 def _link(target: epath.Path, folder: epath.Path) -> str:
-  """A relative link to a file beside or above the page; '' where none leads."""
+  """Returns a relative link to a file near the page; '' where none leads."""
   if not target.exists():
     return ''
-  remote = selection.is_remote(target), selection.is_remote(folder)
+  remote = workdir.is_remote(target), workdir.is_remote(folder)
   if any(remote):
     if not all(remote) or target.parts[:3] != folder.parts[:3]:
       return ''
     relative = os.path.relpath(str(target), str(folder))
   else:
     relative = os.path.relpath(target, folder)
-  return urllib.parse.quote(relative)
+  return urllib.parse.quote(relative, errors='surrogateescape')

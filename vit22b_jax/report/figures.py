@@ -1,4 +1,4 @@
-"""A run's charts as PNG files, for papers and README files."""
+"""Draws a run's charts as PNG files, for papers and README files."""
 
 import io
 
@@ -7,17 +7,24 @@ from etils import epath
 from jaxtyping import Float
 from matplotlib import axes, colors, figure
 
-from vit22b_jax.report import charts, grids, kinds, maps, thin, translation
-from vit22b_jax.report import workdir as workdir_lib
+from vit22b_jax.report import (
+  downsample,
+  heatmaps,
+  samples,
+  task_pages,
+  traces,
+  translation_page,
+)
+from vit22b_jax.runtime import runs
 
-_COLOURS = {
+_COLORS = {
   '$train': '#3b6fb6',
   '$val': '#d07a1f',
   '$extra': '#5a9a6f',
   '$muted': '#68707a',
   '$bad': '#c0352b',
 }
-_TRAIN, _BAD = _COLOURS['$train'], _COLOURS['$bad']
+_TRAIN, _BAD = _COLORS['$train'], _COLORS['$bad']
 _STYLE = {'linewidth': 1.2}
 
 
@@ -28,7 +35,7 @@ def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
   samples.png of a translation.
 
   Args:
-    workdir: what a run wrote.
+    workdir: of a run.
     folder: where the pictures go; made when missing.
 
   Returns:
@@ -37,7 +44,7 @@ def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
   Raises:
     errors.UserError: `workdir` is not a workdir.
   """
-  run, folder = workdir_lib.read(workdir), epath.Path(folder)
+  run, folder = runs.read(workdir), epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   drawn = {
     'curves': _curves(run),
@@ -58,7 +65,7 @@ def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
 
 
 def _row(width: float, height: float, count: int) -> tuple:
-  """A figure with `count` quiet axes side by side."""
+  """Returns a figure with `count` quiet axes side by side."""
   picture = figure.Figure(figsize=(width, height), layout='constrained')
   panels = np.atleast_1d(picture.subplots(1, count))
   for panel in panels:
@@ -69,33 +76,33 @@ def _row(width: float, height: float, count: int) -> tuple:
   return picture, panels
 
 
-def _curves(run: workdir_lib.Run) -> figure.Figure | None:
+def _curves(run: runs.Run) -> figure.Figure | None:
   if not run.metrics:
     return None
-  kind = kinds.of(run)
+  pages = task_pages.for_task(run)
   curves = {
     title: lines
-    for title, (lines, _) in kind.curves(run).items()
-    if title in kind.PLOTTED
+    for title, (lines, _) in pages.curves(run).items()
+    if title in pages.PLOTTED
   }
   picture, panels = _row(4.5 * len(curves), 3.2, len(curves))
   for panel, (title, lines) in zip(panels, curves.items(), strict=True):
     panel.set_title(title, loc='left', fontsize=11)
-    for name, key, colour in lines:
-      panel.plot(*run.metric(key), color=_COLOURS[colour], label=name, **_STYLE)
+    for name, key, color in lines:
+      panel.plot(*run.metric(key), color=_COLORS[color], label=name, **_STYLE)
     panel.legend(frameon=False)
   return picture
 
 
-def _stability(run: workdir_lib.Run) -> figure.Figure | None:
-  """Figure 1 of the paper, capped as there, with events marked."""
+def _stability(run: runs.Run) -> figure.Figure | None:
+  """Draws Figure 1 of the paper, capped as there, with events marked."""
   if not run.diagnostics:
     return None
   picture, panels = _row(9, 3.2, 2)
   for panel, column, title in zip(
     panels,
     ('max_logit', 'max_abs_grad'),
-    (kinds.of(run).WORDS.largest, 'Largest absolute gradient'),
+    (task_pages.for_task(run).WORDS.largest, 'Largest absolute gradient'),
     strict=True,
   ):
     panel.set_title(title, loc='left', fontsize=11)
@@ -111,19 +118,20 @@ def _capped(
   steps: Float[np.ndarray, 'rows'],
   values: Float[np.ndarray, 'rows'],
 ) -> None:
-  keep = thin.envelope(values, 400)
-  drawn = np.where(np.isfinite(values), np.minimum(values, charts.CAP), np.nan)
+  keep = downsample.envelope(values, 400)
+  drawn = np.where(np.isfinite(values), np.minimum(values, traces.CAP), np.nan)
   panel.plot(steps[keep], drawn[keep], color=_TRAIN, **_STYLE)
   bad = ~np.isfinite(values)
   panel.plot(
-    steps[bad], np.full(bad.sum(), charts.CAP), 'x', color=_BAD, markersize=4
+    steps[bad], np.full(bad.sum(), traces.CAP), 'x', color=_BAD, markersize=4
   )
 
 
-def _layers(run: workdir_lib.Run) -> figure.Figure | None:
-  """The heat maps of the page, layer by step."""
+def _layers(run: runs.Run) -> figure.Figure | None:
+  """Draws the heat maps of the page, layer by step."""
   recorded = {
-    statistic: run.layers(name) for name, statistic in maps.STATISTICS.items()
+    statistic: run.layers(name)
+    for name, statistic in heatmaps.STATISTICS.items()
   }
   recorded = {s: found for s, found in recorded.items() if found}
   if not recorded:
@@ -132,13 +140,13 @@ def _layers(run: workdir_lib.Run) -> figure.Figure | None:
   for panel, (statistic, (steps, values)) in zip(
     panels, recorded.items(), strict=True
   ):
-    _, worst = maps.extremes(values, statistic)
+    _, worst = heatmaps.extremes(values, statistic)
     panel.grid(False)
     panel.set_title(statistic.title, loc='left', fontsize=10)
     panel.set_ylabel('block')
     panel.set_facecolor(_BAD)  # seen where a value is not finite
     image = panel.imshow(
-      np.minimum(worst, charts.CAP),
+      np.minimum(worst, traces.CAP),
       aspect='auto',
       origin='lower',
       interpolation='nearest',
@@ -150,24 +158,24 @@ def _layers(run: workdir_lib.Run) -> figure.Figure | None:
   return picture
 
 
-def _samples(run: workdir_lib.Run) -> figure.Figure | None:
-  """The sample grids next to the evaluated weights, both directions."""
-  found = translation.pictures(run)
+def _samples(run: runs.Run) -> figure.Figure | None:
+  """Draws the sample grids next to the evaluated weights, both directions."""
+  found = translation_page.pictures(run)
   if not found:
     return None
-  both = found[grids.evaluated_step(run, found)]
+  both = found[samples.evaluated_step(run, found)]
   height, width, _ = both[0].shape
-  stacked = grids.is_wide(both[0])
+  stacked = samples.is_wide(both[0])
   shape = (2, 1) if stacked else (1, 2)
   inches = 9 / shape[1] * height / width + 0.3  # of one with its title
   picture = figure.Figure(figsize=(9, shape[0] * inches), layout='constrained')
   panels = picture.subplots(*shape)
   for panel, grid, side in zip(
-    panels, both, translation.directions(run), strict=True
+    panels, both, translation_page.directions(run), strict=True
   ):
     panel.imshow(grid, interpolation='nearest')
     panel.set_title(side['name'], loc='left', fontsize=11)
-    middles = (np.arange(grids.ROWS) + 0.5) * height / grids.ROWS
+    middles = (np.arange(samples.ROWS) + 0.5) * height / samples.ROWS
     panel.set_yticks(middles, side['rows'], rotation=90, va='center')
     panel.set_xticks([])
     panel.tick_params(length=0, labelsize=9)

@@ -1,20 +1,25 @@
-"""Runs that repeat each other with other seeds, and what sets groups apart.
+"""Groups runs that differ in their seeds alone, and tells groups apart.
 
-for group in groups.of(runs):
+for group in groups.from_runs(several):
   print(group.name, [member.name for member in group.members])
-groups.differences(groups.of(runs))
+groups.differences(groups.from_runs(several))
 """
 
 import dataclasses
+import json
 import os
 import re
 from typing import Any, NamedTuple
 
-from vit22b_jax.report import workdir
+import numpy as np
+from jaxtyping import Float, Int
 
-# Keys that say where and how a run works, not what it computes and measures;
-# a name with a dot at its end stands for a section.
-ASIDE = (
+from vit22b_jax.report import summary
+from vit22b_jax.runtime import runs
+
+# Keys that say where and how a run works, not what it computes and measures.
+# A name with a dot at its end stands for a section.
+NON_COMPARED_KEYS = (
   'seed',
   'profile',
   'sharding',
@@ -37,33 +42,35 @@ class Member(NamedTuple):
   """A run on the page.
 
   Attributes:
-    run: what its workdir holds.
+    run: its files.
     name: unlike that of any other run.
     anchor: its id in the page.
   """
 
-  run: workdir.Run
+  run: runs.Run
   name: str
   anchor: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs whose configs say the same but for ASIDE.
+  """Runs whose configs say the same but for NON_COMPARED_KEYS.
 
   Attributes:
+    number: its place on the page.
     name: unlike that of any other group.
     members: in the order given; at least one.
-    choices: what their configs say: key -> value.
+    choices: key -> value of their configs.
   """
 
+  number: int
   name: str
   members: list[Member]
   choices: dict[str, Any]
 
   @property
   def evaluated(self) -> list[Member]:
-    """Those with a final evaluation, the first of each seed.
+    """Returns those with a final evaluation, the first of each seed.
 
     A seed that ran twice tells nothing new: it gives the same numbers.
     """
@@ -75,54 +82,66 @@ class Group:
 
   @property
   def repeated(self) -> list[Any]:
-    """Seeds of more than one member."""
+    """Returns seeds of more than one member."""
     seeds = [member.run.config.get('seed') for member in self.members]
     return sorted({seed for seed in seeds if seeds.count(seed) > 1}, key=str)
 
 
-def of(runs: list[workdir.Run]) -> list[Group]:
-  """The groups, in the order of their first runs."""
-  members: list[tuple[dict[str, Any], list[Member]]] = []
-  for member in named(runs):
-    choices = _choices(member.run)
-    for known, found in members:
-      if known == choices:
-        found.append(member)
-        break
-    else:
-      members.append((choices, [member]))
-  names = _unlike([_common(found) for _, found in members])
+class Band(NamedTuple):
+  """Runs of a group at the steps that all of them recorded.
+
+  Attributes:
+    steps: where each run has a finite value.
+    mean: over the runs.
+    low: the smallest of them.
+    high: the largest of them.
+  """
+
+  steps: Int[np.ndarray, 'points']
+  mean: Float[np.ndarray, 'points']
+  low: Float[np.ndarray, 'points']
+  high: Float[np.ndarray, 'points']
+
+
+def from_runs(several: list[runs.Run]) -> list[Group]:
+  """Returns the groups, in the order of their first runs."""
+  members: dict[str, list[Member]] = {}
+  for member in name_runs(several):
+    key = json.dumps(_choices(member.run), sort_keys=True)
+    members.setdefault(key, []).append(member)
+  names = _make_unique([_common_name(found) for found in members.values()])
   return [
-    Group(name, found, choices)
-    for name, (choices, found) in zip(names, members, strict=True)
+    Group(number, name, found, _choices(found[0].run))
+    for number, (name, found) in enumerate(
+      zip(names, members.values(), strict=True)
+    )
   ]
 
 
-def named(runs: list[workdir.Run]) -> list[Member]:
-  """Runs under their folders' names, with parent folders where these repeat.
+def name_runs(several: list[runs.Run]) -> list[Member]:
+  """Names runs by their folders, with parent folders where names repeat.
 
   Args:
-    runs: of absolute paths.
+    several: runs of absolute paths.
   """
-  parts = [run.path.parts for run in runs]
-  lengths = [1] * len(runs)
-  while True:
+  parts = [run.path.parts for run in several]
+  lengths, before = [1] * len(parts), []
+  while lengths != before:
+    before = lengths
     names = ['/'.join(p[-n:]) for p, n in zip(parts, lengths, strict=True)]
-    longer = [
+    lengths = [
       n + 1 if names.count(name) > 1 and n < len(p) else n
       for name, p, n in zip(names, parts, lengths, strict=True)
     ]
-    if longer == lengths:
-      break
-    lengths = longer
-  anchors = _unlike([re.sub(r'[^\w.-]+', '-', f'run-{n}') for n in names])
-  return [Member(*found) for found in zip(runs, names, anchors, strict=True)]
+  names = [runs.printable(name) for name in names]
+  anchors = _make_unique([re.sub(r'[^\w.-]+', '-', f'run-{n}') for n in names])
+  return [Member(*found) for found in zip(several, names, anchors, strict=True)]
 
 
 def differences(groups: list[Group]) -> dict[str, list[str]]:
-  """Keys whose values differ: key -> the text of each group's value.
+  """Returns keys whose values differ, with the text of each group's value.
 
-  'preset' stands for a None: what the block, the variant or the optimiser has.
+  'preset' stands for a None: the value of the block, variant or optimizer.
   """
   keys = sorted({key for group in groups for key in group.choices})
   return {
@@ -132,49 +151,94 @@ def differences(groups: list[Group]) -> dict[str, list[str]]:
   }
 
 
-def aside(runs: list[workdir.Run]) -> list[str]:
-  """Keys of ASIDE, but for the seed, whose values differ between runs."""
-  configs = [_set(run) for run in runs]
+def other_differences(several: list[runs.Run]) -> list[str]:
+  """Returns NON_COMPARED_KEYS, but for the seed, that differ between runs."""
+  configs = [_set_keys(run) for run in several]
   keys = sorted({key for config in configs for key in config})
   return [
     key
     for key in keys
-    if _is_aside(key)
+    if _is_not_compared(key)
     and key != 'seed'
     and any(config.get(key) != configs[0].get(key) for config in configs)
   ]
 
 
-def _set(run: workdir.Run) -> dict[str, Any]:
-  """Its config without the keys left to their defaults.
+def other_histories(groups: list[Group]) -> list[str]:
+  """Returns names of runs whose learning rates differ from their group's first.
+
+  A run that was trained in two parts of other lengths has other rates at the
+  same steps, though its config says the same.
+  """
+  return [
+    member.name
+    for group in groups
+    for member in group.members[1:]
+    if not _same_rates(group.members[0].run, member.run)
+  ]
+
+
+def own_splits(several: list[runs.Run]) -> bool:
+  """Returns whether seeds differ and each draws its own validation part."""
+  seeds = {run.choices.get('seed') for run in several}
+  drawn = all(run.choices.get('data.val_fraction') for run in several)
+  own = any(run.choices.get('data.split_seed') is None for run in several)
+  return len(seeds) > 1 and drawn and own
+
+
+def _same_rates(one: runs.Run, other: runs.Run) -> bool:
+  first, second = (
+    dict(zip(*map(list, run.metric('train/learning_rate')), strict=True))
+    for run in (one, other)
+  )
+  shared = sorted(first.keys() & second.keys())
+  rates = [[rates[step] for step in shared] for rates in (first, second)]
+  return np.allclose(*rates, rtol=1e-3, atol=0, equal_nan=True)
+
+
+def band(series: list[runs.Series]) -> Band:
+  """Returns mean and range where every run has a finite value."""
+  finite = [
+    {s: v for s, v in zip(*map(list, one), strict=True) if np.isfinite(v)}
+    for one in series
+  ]
+  steps = sorted(set.intersection(*map(set, finite)))
+  values = np.array([[run[s] for s in steps] for run in finite])
+  return Band(
+    np.array(steps, np.int64), values.mean(0), values.min(0), values.max(0)
+  )
+
+
+def _set_keys(run: runs.Run) -> dict[str, Any]:
+  """Returns a config without the keys left to their defaults.
 
   So a key that came later than a run changes nothing while it isn't set.
   """
-  flat = workdir.flatten(run.config)
-  return {key: value for key, value in flat.items() if value is not None}
+  return {k: value for k, value in run.choices.items() if value is not None}
 
 
-def _choices(run: workdir.Run) -> dict[str, Any]:
-  return {k: value for k, value in _set(run).items() if not _is_aside(k)}
+def _choices(run: runs.Run) -> dict[str, Any]:
+  return {
+    k: value for k, value in _set_keys(run).items() if not _is_not_compared(k)
+  }
 
 
-def _is_aside(key: str) -> bool:
+def _is_not_compared(key: str) -> bool:
   return any(
     key.startswith(name) if name.endswith('.') else key == name
-    for name in ASIDE
+    for name in NON_COMPARED_KEYS
   )
 
 
 def _shown(group: Group, key: str) -> str:
   if key in group.choices:
     value = group.choices[key]
-    return workdir.text(value) if value != '' else "''"
-  known = workdir.flatten(group.members[0].run.config)
-  return 'preset' if key in known else '–'
+    return summary.text(value) if value != '' else "''"
+  return 'preset' if key in group.members[0].run.choices else '–'
 
 
-def _common(members: list[Member]) -> str:
-  """What the names of a group's runs have in common, without the seed."""
+def _common_name(members: list[Member]) -> str:
+  """Returns the common part of the names of a group's runs, without seeds."""
   names = [member.name for member in members]
   if len(names) == 1:
     return names[0]
@@ -192,14 +256,14 @@ def _common(members: list[Member]) -> str:
 
 
 def _without_seed(member: Member) -> str:
-  """Its name but for its own seed at the end: a of a_seed1, a_s1 and a_1."""
+  """Returns a name but for its own seed: a of a_seed1, a_s1 and a_1."""
   seed = re.escape(str(member.run.config.get('seed')))
   end = rf'(^|[-_./])(seed[-_.=]*|s)?0*{seed}$'
   return re.sub(end, '', member.name)
 
 
-def _unlike(names: list[str]) -> list[str]:
-  """The names, with a number behind those that repeat an earlier one."""
+def _make_unique(names: list[str]) -> list[str]:
+  """Returns the names, with a number behind those that repeat another."""
   taken: list[str] = []
   for name in names:
     count, chosen = 1, name

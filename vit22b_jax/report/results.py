@@ -1,4 +1,4 @@
-"""Numbers of groups of runs beside each other, with what they may differ by.
+"""Sets numbers of groups of runs beside each other, with their intervals.
 
 Means over seeds have intervals of Student's t, differences Welch's; where one
 seed stands alone, a part of right answers has Wilson's, of the test set alone.
@@ -9,17 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit22b_jax.report import groups, intervals, kinds, story, workdir
+from vit22b_jax.report import groups, intervals, summary, task_pages
+from vit22b_jax.runtime import runs
 
 
 class Cell(NamedTuple):
   """A cell of a sortable table.
 
   Attributes:
-    text: what it says.
-    note: what stands below it, smaller.
-    value: what sorting goes by; None comes last.
-    mood: 'good', 'bad' or '' as in `story.Verdict`.
+    text: its text.
+    note: the smaller text below it.
+    value: the number to sort by; None comes last.
+    mood: 'good', 'bad' or '' as in `summary.Verdict`.
   """
 
   text: str
@@ -31,71 +32,74 @@ class Cell(NamedTuple):
 NOTHING = Cell('–')
 
 
-def measures(runs: list[workdir.Run]) -> list[story.Measure]:
-  """The measures of the final evaluation, named as all the runs name them.
-
-  None while no run has one.
-  """
-  if not any(run.evaluation for run in runs):
+def measures(several: list[runs.Run]) -> list[summary.Measure]:
+  """Returns measures that all final evaluations have, under shared titles."""
+  evaluated = [run for run in several if run.evaluation]
+  if not evaluated:
     return []
-  several = zip(*(kinds.of(run).measures(run) for run in runs), strict=True)
+  found = [task_pages.for_task(run).measures(run) for run in several]
   return [
-    same[0]._replace(label=kinds.agreed((m.label for m in same), same[0].key))
-    for same in several
+    same[0]._replace(
+      label=task_pages.common_title([m.label for m in same], same[0].key)
+    )
+    for same in zip(*found, strict=True)
+    if all(run.evaluation.get(same[0].key) is not None for run in evaluated)
   ]
 
 
-def yardsticks(found: Iterable[groups.Group]) -> dict[str, list[str]]:
-  """What was measured with what: yardstick -> names of groups."""
+def protocols(found: Iterable[groups.Group]) -> dict[str, list[str]]:
+  """Returns how numbers were measured, each with the names of its groups."""
   names: dict[str, list[str]] = {}
   for group in found:
-    for yardstick in sorted(_yardsticks(group)):
-      names.setdefault(yardstick, []).append(group.name)
+    for protocol in sorted(_protocols(group)):
+      names.setdefault(protocol, []).append(group.name)
   return names
 
 
-def columns(runs: list[workdir.Run]) -> list[str]:
-  """Heads of the table of final numbers, after the name's."""
-  last = kinds.of(runs[0]).VALIDATION.label
-  labels = [measure.label for measure in measures(runs)]
+def columns(
+  several: list[runs.Run], wanted: list[summary.Measure]
+) -> list[str]:
+  """Returns heads of the table of final numbers, after the name's."""
+  last = task_pages.for_task(several[0]).VALIDATION.label
+  labels = [measure.label for measure in wanted]
   return ['runs', *labels, last, 'steps', 'parameters', 'events', 'images/s']
 
 
 def row(
-  members: list[groups.Member], group: groups.Group, wanted: list[story.Measure]
+  members: list[groups.Member],
+  group: groups.Group,
+  wanted: list[summary.Measure],
 ) -> list[Cell]:
-  """Cells of a group's line, or of the line of one of its members.
+  """Returns cells of a group's line, or of the line of one of its members.
 
   Args:
-    members: of whom it tells.
-    group: theirs.
+    members: runs of the line.
+    group: their group.
     wanted: measures of the final evaluation.
   """
-  runs = [member.run for member in members]
-  counted = [r for r in runs if r.evaluation]
-  if len(runs) > 1:
+  several = [member.run for member in members]
+  counted = [r for r in several if r.evaluation]
+  if len(several) > 1:
     counted = [member.run for member in group.evaluated]
+  sizes = [run.versions.get('parameters') for run in several]
   return [
     _runs(members, group),
     *[_score(measure, counted) for measure in wanted],
-    _validation(runs),
-    _range([run.last_step for run in runs], '{:,}'.format),
-    _range(
-      [r.versions['parameters'] for r in runs if 'parameters' in r.versions],
-      story.si,
-    ),
-    _events(runs),
-    _rate(runs),
+    _validation(several),
+    _range([run.last_step for run in several], '{:,}'.format),
+    _range([size for size in sizes if size is not None], summary.si),
+    _events(several),
+    _rate(several),
   ]
 
 
 def difference(
-  measure: story.Measure, base: groups.Group, other: groups.Group
+  measure: summary.Measure, base: groups.Group, other: groups.Group
 ) -> Cell:
-  """How far a group's mean is from the baseline's, and whether that is 0."""
+  """Returns a group's mean less the baseline's, with its interval."""
   if not base.evaluated or not other.evaluated:
     return Cell('–', 'not evaluated')
-  if not alike(base, other):
+  if len(_protocols(base) | _protocols(other)) > 1:
     return Cell('–', 'measured otherwise')
   before, after = values(measure, base), values(measure, other)
   change, interval = intervals.welch(before, after)
@@ -103,7 +107,7 @@ def difference(
   if interval is None:
     return Cell(text, _why_none(before, after), change)
   ends = [f'{end:{measure.form}}' for end in interval]
-  said = _together(f'[{", ".join(ends)}]')
+  said = _unbroken(f'[{", ".join(ends)}]')
   if not interval.excludes_zero:
     return Cell(text, signed(f'{said} includes 0'), change)
   better = change * measure.sign > 0
@@ -111,22 +115,16 @@ def difference(
   return Cell(text, signed(f'{said} excludes 0: {word}'), change, mood)
 
 
-def alike(base: groups.Group, other: groups.Group) -> bool:
-  """Whether both were measured with one and the same yardstick."""
-  return len(_yardsticks(base) | _yardsticks(other)) == 1
-
-
-def values(measure: story.Measure, group: groups.Group) -> list[float]:
-  """A value for each seed that was evaluated."""
-  return [
-    measure.scale * m.run.evaluation[measure.key] for m in group.evaluated
-  ]
+def values(measure: summary.Measure, group: groups.Group) -> list[float]:
+  """Returns a value for each seed that was evaluated."""
+  found = (member.run.evaluation for member in group.evaluated)
+  return [measure.scale * evaluation[measure.key] for evaluation in found]
 
 
 def ranked(
-  measure: story.Measure, found: Iterable[groups.Group]
+  measure: summary.Measure, found: Iterable[groups.Group]
 ) -> list[tuple[float, groups.Group]]:
-  """Evaluated groups with their means, best first; NaN comes last."""
+  """Returns evaluated groups with their means, best first; NaN comes last."""
   means = [(float(np.mean(values(measure, g))), g) for g in found]
   return sorted(
     means,
@@ -135,17 +133,17 @@ def ranked(
 
 
 def signed(text: str) -> str:
-  """With the minus sign that is as wide as the plus."""
+  """Returns text with the minus sign that is as wide as the plus."""
   return text.replace('-', '−')
 
 
-def _together(text: str) -> str:
-  """Text that no line breaks."""
+def _unbroken(text: str) -> str:
   return text.replace(' ', '\u00a0')
 
 
-def _yardsticks(group: groups.Group) -> set[str]:
-  return {kinds.of(m.run).yardstick(m.run) for m in group.evaluated}
+def _protocols(group: groups.Group) -> set[str]:
+  tested = [member.run for member in group.evaluated]
+  return {task_pages.for_task(run).eval_protocol(run) for run in tested}
 
 
 def _why_none(before: Sequence[float], after: Sequence[float]) -> str:
@@ -160,32 +158,32 @@ def _runs(members: list[groups.Member], group: groups.Group) -> Cell:
   if len(members) == 1:
     run = members[0].run
     seed = f'seed {run.config.get("seed", "unknown")}'
-    return Cell('1', f'{seed}, {story.progress(run).answer.lower()}', 1)
+    return Cell('1', f'{seed}, {summary.progress(run).answer.lower()}', 1)
   notes = [f'seed {seed} repeated' for seed in group.repeated]
   tested = sum(bool(member.run.evaluation) for member in members)
   if tested < len(members):
-    notes.insert(0, _together(f'{tested} evaluated'))
+    notes.insert(0, _unbroken(f'{tested} evaluated'))
   return Cell(str(len(members)), ', '.join(notes), len(members))
 
 
-def _score(measure: story.Measure, runs: list[workdir.Run]) -> Cell:
-  if not runs:
+def _score(measure: summary.Measure, several: list[runs.Run]) -> Cell:
+  if not several:
     return NOTHING
-  parts = [run.evaluation[measure.key] for run in runs]
+  parts = [run.evaluation[measure.key] for run in several]
   scaled = [measure.scale * part for part in parts]
   note, mean = '', float(np.mean(scaled))
-  if len(runs) == 1 and measure.is_part:
-    found = intervals.wilson(parts[0], runs[0].evaluation['num_examples'])
+  if len(several) == 1 and measure.is_part:
+    found = intervals.wilson(parts[0], several[0].evaluation['num_examples'])
     low, high = (f'{measure.scale * v:{measure.form}}' for v in found)
-    note = f'test set: {_together(f"{low} to {high}")}'
+    note = f'test set: {_unbroken(f"{low} to {high}")}'
   elif found := intervals.student(scaled):
-    note = _together(f'± {mean - found.low:{measure.form}}')
+    note = _unbroken(f'± {mean - found.low:{measure.form}}')
   return Cell(signed(f'{mean:{measure.form}}'), signed(note), mean)
 
 
-def _validation(runs: list[workdir.Run]) -> Cell:
-  measure = kinds.of(runs[0]).VALIDATION
-  recorded = [run.metric(measure.key) for run in runs]
+def _validation(several: list[runs.Run]) -> Cell:
+  measure = task_pages.for_task(several[0]).VALIDATION
+  recorded = [run.metric(measure.key) for run in several]
   last = [measure.scale * v[-1] for _, v in recorded if len(v)]
   if not last:
     return NOTHING
@@ -193,7 +191,7 @@ def _validation(runs: list[workdir.Run]) -> Cell:
   steps = {int(steps[-1]) for steps, _ in recorded if len(steps)}
   note = 'of several steps'
   if len(steps) == 1:
-    note = _together(f'step {steps.pop():,}')
+    note = _unbroken(f'step {steps.pop():,}')
   return Cell(f'{mean:{measure.form}}', note, mean)
 
 
@@ -205,16 +203,18 @@ def _range(numbers: Sequence[float], form) -> Cell:
   return Cell(text, '', high)
 
 
-def _events(runs: list[workdir.Run]) -> Cell:
-  if not any(run.events or run.diagnostics for run in runs):
+def _events(several: list[runs.Run]) -> Cell:
+  if not any(run.events or run.diagnostics for run in several):
     return Cell('–', 'not recorded')
   count = {
-    kind: sum(e['kind'] == kind for run in runs for e in run.events)
+    kind: sum(e['kind'] == kind for run in several for e in run.events)
     for kind in ('explosion', 'non_finite', 'transient')
   }
   serious = count['explosion'] + count['non_finite']
-  hit = sum(run.onset is not None for run in runs)
-  notes = [f'in {hit} of {len(runs)}'] if serious and len(runs) > 1 else []
+  hit = sum(run.onset is not None for run in several)
+  notes = (
+    [f'in {hit} of {len(several)}'] if serious and len(several) > 1 else []
+  )
   plural = 's' if count['explosion'] > 1 else ''
   words = {
     'explosion': f'explosion{plural}',
@@ -226,8 +226,8 @@ def _events(runs: list[workdir.Run]) -> Cell:
   return Cell(text, ', '.join(notes + said), serious, 'bad' if serious else '')
 
 
-def _rate(runs: list[workdir.Run]) -> Cell:
-  rates = [rate for _, rate in map(story.throughput, runs) if rate]
+def _rate(several: list[runs.Run]) -> Cell:
+  rates = [rate for _, rate in map(summary.throughput, several) if rate]
   if not rates:
     return NOTHING
   rate = float(np.median(rates))

@@ -1,24 +1,53 @@
-"""Sample images of a run as grids: one column an image, one row a stage.
+"""Grids of sample images: one column an image, one row a stage.
 
-samples.write(run, 'samples/a2b', step, [real, translated, back])
+    samples.write(folder, 'samples/a2b', step, [real, translated, back])
+
+Those of a translation have three rows: real images, their translations, and
+the translations of these by the other generator. The page shows them small.
 """
 
+import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from etils import epath
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image, UnidentifiedImageError
 
-from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.runtime import runs, workdir
 
+ROWS = 3
 GAP = 2  # white pixels between images
+_STEPS = 12  # grids on the page, at most
+_SHOWN_TIMES = 4  # a difference from the real images, to be seen at all
+_FILM_PIXELS = 768  # longest side of a grid of the film
+_PIXELS = 1280  # longest side of a grid that stands alone
+_FILM_BYTES = 3_000_000  # of all grids of the film
+_QUALITIES = (92, 85, 75, 60, 45, 30)  # JPEG; the first that fits is taken
+
+Pixels = UInt8[np.ndarray, 'h w 3']
+
+
+class Picture(NamedTuple):
+  """An image of the page.
+
+  Attributes:
+    source: a data URL.
+    width: in pixels, as embedded.
+    height: likewise.
+  """
+
+  source: str
+  width: int
+  height: int
 
 
 def grid(
   rows: Sequence[UInt8[np.ndarray, 'N H W 3']],
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Images side by side, rows below each other, with white gaps between.
+  """Returns images side by side, rows below each other, white gaps between.
 
   Args:
     rows: equally many images in each, all of one size.
@@ -35,26 +64,114 @@ def grid(
 
 
 def png(image: UInt8[np.ndarray, 'H W 3']) -> bytes:
-  """The image as an RGB PNG file."""
+  """Returns the image as an RGB PNG file."""
   out = io.BytesIO()
   Image.fromarray(np.asarray(image)).save(out, 'PNG')
   return out.getvalue()
 
 
 def write(
-  run: workdir_lib.Workdir,
+  folder: workdir.Workdir,
   name: str,
   step: int,
   rows: Sequence[UInt8[np.ndarray, 'N H W 3']],
 ) -> None:
-  """Writes NAME_STEP.png, the step with eight digits, and tells TensorBoard.
+  """Writes NAME_STEP.png, the step with eight digits; trackers get it too.
 
   Args:
-    run: the run's folder.
+    folder: of the run.
     name: such as 'samples/a2b'.
     step: steps done.
     rows: see `grid`.
   """
   picture = grid(rows)
-  run.write_bytes(f'{name}_{step:08d}.png', png(picture))
-  run.image(name, step, picture)
+  folder.write_bytes(f'{name}_{step:08d}.png', png(picture))
+  folder.image(name, step, picture)
+
+
+def chosen_steps(steps: Iterable[int]) -> list[int]:
+  """Returns at most _STEPS of the steps, early ones denser, with both ends."""
+  steps = sorted(steps)
+  places = np.linspace(0, np.sqrt(max(len(steps) - 1, 0)), _STEPS) ** 2
+  if len(steps) <= _STEPS:
+    return steps
+  return [steps[i] for i in sorted(set(places.round().astype(int)))]
+
+
+def evaluated_step(run: runs.Run, steps: Iterable[int]) -> int:
+  """Returns the step next to that of the evaluated weights, or the last."""
+  wanted = run.evaluation.get('step', run.last_step)
+  return min(steps, key=lambda step: (abs(step - wanted), step))
+
+
+def read(path: epath.Path) -> Pixels | None:
+  """Returns a grid; None when the file can't be read or isn't one."""
+  try:
+    pixels = np.asarray(
+      Image.open(io.BytesIO(path.read_bytes())).convert('RGB')
+    )
+  except (OSError, UnidentifiedImageError):
+    return None
+  whole = (pixels.shape[0] - (ROWS - 1) * GAP) % ROWS == 0
+  return pixels if whole else None
+
+
+def is_wide(grid: Pixels) -> bool:
+  """Returns whether two grids are better shown below than beside each other."""
+  return grid.shape[1] > 2 * grid.shape[0]
+
+
+def film(grids: list[Pixels]) -> list[Picture]:
+  """Returns grids at the best quality that keeps the page small."""
+  images = [_shrunk(grid, _FILM_PIXELS) for grid in grids]
+  for quality in _QUALITIES:
+    encoded = [_jpeg(image, quality) for image in images]
+    if sum(map(len, encoded)) <= _FILM_BYTES:
+      break
+  return [
+    _picture(image, data) for image, data in zip(images, encoded, strict=True)
+  ]
+
+
+def reconstruction(grid: Pixels) -> Picture:
+  """Returns a grid with a fourth row: reconstructions less real images."""
+  off = np.minimum(_SHOWN_TIMES * _lost(grid), 255).astype(np.uint8)
+  off[:, ~_columns(grid)] = 255
+  white = np.full((GAP, *off.shape[1:]), 255, np.uint8)
+  image = _shrunk(np.concatenate([grid, white, off]), _PIXELS)
+  return _picture(image, _jpeg(image, _QUALITIES[1]))
+
+
+def deviation(grid: Pixels) -> float:
+  """Returns the mean absolute error of reconstructions, in [0, 1]."""
+  lost = _lost(grid)[:, _columns(grid)]
+  return float(lost.mean() / 255) if lost.size else 0.0
+
+
+def _lost(grid: Pixels) -> Int[np.ndarray, 'h w 3']:
+  """Returns the absolute difference of the first and the last row."""
+  height = (len(grid) - (ROWS - 1) * GAP) // ROWS
+  return np.abs(grid[:height].astype(np.int16) - grid[-height:])
+
+
+def _columns(grid: Pixels) -> Bool[np.ndarray, 'w']:
+  """Returns which columns show images, not the white between them."""
+  return ~(grid == 255).all((0, 2))
+
+
+def _shrunk(grid: Pixels, pixels: int) -> Image.Image:
+  image = Image.fromarray(grid)
+  image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
+  return image
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+  stream = io.BytesIO()
+  # Colors in full resolution: small images have no pixel to spare.
+  image.save(stream, 'JPEG', quality=quality, subsampling=0)
+  return stream.getvalue()
+
+
+def _picture(image: Image.Image, data: bytes) -> Picture:
+  source = f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
+  return Picture(source, *image.size)

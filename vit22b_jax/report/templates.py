@@ -1,4 +1,4 @@
-"""Templates of pages: strict, and safe for any text.
+"""Loads templates of pages: strict, and safe for any text.
 
 templates.environment().get_template('pairs.html').render(...)
 """
@@ -8,11 +8,11 @@ import re
 import jinja2
 import markupsafe
 
-from vit22b_jax.report import workdir
+from vit22b_jax.report import charts, summary
 
 
 def environment() -> jinja2.Environment:
-  """Finds the files in `template/`; a name that is missing is an error."""
+  """Returns the files of `template/`; a name that is missing is an error."""
   found = jinja2.Environment(
     loader=jinja2.PackageLoader('vit22b_jax.report', 'template'),
     autoescape=True,
@@ -21,14 +21,15 @@ def environment() -> jinja2.Environment:
     undefined=jinja2.StrictUndefined,
   )
   found.filters |= {
-    'place': workdir.place,
-    'details': workdir.details,
+    'place': summary.place,
+    'details': summary.details,
     'breakable': breakable,
+    'look': charts.look,
   }
   return found
 
 
 def breakable(name: str) -> markupsafe.Markup:
-  """A name that may be broken into lines behind its signs."""
+  """Returns a name that may be broken into lines behind its signs."""
   escaped = str(markupsafe.escape(name))
   return markupsafe.Markup(re.sub(r'([_/+-])', r'\1<wbr>', escaped))

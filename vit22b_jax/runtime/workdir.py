@@ -1,16 +1,18 @@
-"""The files of a run: configuration, versions, and tables that grow.
+"""The folder of a run, as a run writes it; `runs` reads it.
 
-    run = workdir.Workdir('runs/cifar100_vit22b_s', tensorboard=True)
-    run.write_json('config.json', {...})
-    run.metrics(step, {'train/loss': 1.2})
-    run.diagnostics(step, {'loss': 1.2, 'max_logit': 3.0})
-    run.truncate(step)   # a resumed run forgets rows after its checkpoint
+    folder = workdir.Workdir('runs/cifar100_vit22b_s', tensorboard=True)
+    folder.write_json('config.json', {...})
+    folder.metrics(step, {'train/loss': 1.2})
+    folder.diagnostics(step, {'loss': 1.2, 'max_logit': 3.0})
+    folder.truncate(step)   # a resumed run forgets rows after its checkpoint
 
 Paths may be `gs://...` (Orbax and TensorStore write checkpoints to no other
 remote disk). Object stores can't append, so files that grow are kept in a local
-folder then, and uploaded whole at each flush.
+folder then, and uploaded whole at each flush. Never imports jax.
 """
 
+import contextlib
+import errno
 import functools
 import importlib.metadata
 import json
@@ -18,20 +20,17 @@ import math
 import os
 import pathlib
 import platform
-import queue
 import subprocess
 import tempfile
-import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import logging
 from etils import epath
 from jaxtyping import UInt8
 
-from vit22b_jax import errors
+from vit22b_jax import errors, rules
+from vit22b_jax.runtime import formats, trackers
 
 CONFIG = 'config.json'
 VERSIONS = 'versions.json'
@@ -42,23 +41,35 @@ EVENTS = 'events.jsonl'
 EVAL = 'eval.json'
 PREDICTIONS = 'predictions.npz'
 SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
+# Columns of diagnostics.csv that trackers get, as peaks since the last row.
+_TRACKED = {'max_logit', 'max_abs_grad', 'grad_norm'}
+# What room on the disk, or another disk, mends.
+_NO_ROOM = {
+  getattr(errno, name)
+  for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
+}
 
 
 def is_remote(path: epath.PathLike) -> bool:
-  """Whether `path` has a scheme, as `gs://bucket/folder` does."""
+  """Returns whether `path` has a scheme, as `gs://bucket/folder` does."""
   return '://' in os.fspath(path)
 
 
 def read_text(workdir: epath.PathLike, name: str) -> str | None:
-  """The content of a file of a run, or None where there's none."""
+  """Returns the content of a file of a run, or None where there's none."""
   path = epath.Path(workdir) / name
   return path.read_text() if path.exists() else None
 
 
-def read_json(workdir: epath.PathLike, name: str) -> Any | None:
-  """The content of a JSON file of a run, or None where there's none."""
-  text = read_text(workdir, name)
-  return None if text is None else json.loads(text)
+def read_json(
+  workdir: epath.PathLike, name: str, fields: formats.Fields | None = None
+) -> Any | None:
+  """Returns the content of a JSON file of a run, or None where there's none.
+
+  Raises:
+    errors.UserError: the file is damaged; see `formats.read_json`.
+  """
+  return formats.read_json(epath.Path(workdir) / name, fields)
 
 
 class GrowingFile:
@@ -72,22 +83,23 @@ class GrowingFile:
   """
 
   def __init__(self, path: epath.PathLike):
-    self._path = epath.Path(path)
-    self._local = pathlib.Path(os.fspath(self._path))
-    self._remote = is_remote(self._path)
+    self.path = epath.Path(path)
+    self._local = pathlib.Path(os.fspath(self.path))
+    self._remote = is_remote(self.path)
     if self._remote:
       folder = pathlib.Path(tempfile.mkdtemp(prefix='vit22b_jax_'))
-      self._local = folder / self._path.name
-      if self._path.exists():
-        self._local.write_bytes(self._path.read_bytes())
+      self._local = folder / self.path.name
+      if self.path.exists():
+        self._local.write_bytes(self.path.read_bytes())
     self._waiting: list[str] = []
 
   def lines(self) -> list[str]:
-    """The whole lines so far; a last one cut off by a crash is left out."""
+    """Returns the whole lines so far; leaves out one cut off by a crash."""
     self.flush()
     if not self._local.exists():
       return []
-    text = self._local.read_text()
+    with formats.judging(self.path):
+      text = self._local.read_bytes().decode()
     return [line for line in text.split('\n')[:-1] if line]
 
   def append(self, line: str) -> None:
@@ -99,9 +111,7 @@ class GrowingFile:
     content = ''.join(line + '\n' for line in lines).encode()
     if self._local.exists() and self._local.read_bytes() == content:
       return
-    new = self._local.with_name(self._local.name + '.new')
-    new.write_bytes(content)
-    new.replace(self._local)
+    _replace(self._local, content)
     self._upload()
 
   def flush(self) -> None:
@@ -125,15 +135,16 @@ class GrowingFile:
 
   def _upload(self) -> None:
     if self._remote:
-      self._path.write_bytes(self._local.read_bytes())
+      self.path.write_bytes(self._local.read_bytes())
 
 
 class Workdir:
-  """A run's folder.
+  """A run's folder, to write to.
 
   Args:
     path: local or `gs://`; made if missing.
-    tensorboard: write the metrics as TensorBoard events as well.
+    tensorboard: write scalars and images as TensorBoard events as well.
+    wandb: the project of Weights & Biases that gets them too; '' for none.
     writer: whether this process writes files (one process of several does).
 
   Raises:
@@ -141,55 +152,73 @@ class Workdir:
   """
 
   def __init__(
-    self, path: epath.PathLike, *, tensorboard: bool = False, writer=True
+    self,
+    path: epath.PathLike,
+    *,
+    tensorboard: bool = False,
+    wandb: str = '',
+    writer: bool = True,
   ):
     self.path = epath.Path(path)
     self._writer = writer
+    self._trackers: list[trackers.Tracker] = []
     if not writer:
       return
-    _check_writable(self.path)
+    _validate_writable(self.path)
     self._files = {
       name: GrowingFile(self.path / name)
       for name in (METRICS, DIAGNOSTICS, EVENTS)
     }
     self._has_columns = False
-    self._tensorboard = _TensorBoard(self.path) if tensorboard else None
+    self._peaks: dict[str, float] = {}
+    if tensorboard:
+      self._trackers.append(trackers.TensorBoard(self.path))
+    if wandb:
+      self._trackers.append(trackers.WandB(self.path, wandb))
 
   def write_json(self, name: str, content: Any) -> None:
-    text = json.dumps(_strict(content), indent=2, allow_nan=False)
+    text = json.dumps(formats.strict(content), indent=2, allow_nan=False)
     self.write_bytes(name, f'{text}\n'.encode())
+    if name == EVAL and self._writer and 'step' in content:
+      self._track(
+        content['step'],
+        {
+          f'{content["split"]}/{key}': value
+          for key, value in content.items()
+          if isinstance(value, float)
+        },
+      )
 
   def write_bytes(self, name: str, content: bytes) -> None:
     """Writes a whole file, in one atomic step where the file system can."""
     if not self._writer:
       return
-    with _explained(self.path):
+    with _explaining(self.path):
       if is_remote(self.path):
         (self.path / name).write_bytes(content)
       else:
-        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        new = self.path / f'{name}.new'
-        new.write_bytes(content)
-        new.replace(self.path / name)
+        path = pathlib.Path(self.path / name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    if name == CONFIG:
+      for tracker in self._trackers:
+        tracker.choices = rules.flatten(json.loads(content))
 
   def metrics(self, step: int, row: dict[str, float]) -> None:
-    """Adds a row to metrics.jsonl and to the TensorBoard events."""
+    """Adds a row to metrics.jsonl and to what trackers get."""
     if not self._writer:
       return
-    self._files[METRICS].append(_line({'step': step, **row}))
-    if self._tensorboard:
-      finite = {k: v for k, v in row.items() if math.isfinite(v)}
-      self._tensorboard.put('write_scalars', step, finite)
-
-  def image(self, name: str, step: int, image: UInt8[np.ndarray, 'H W 3']):
-    """Adds a picture to the TensorBoard events."""
-    if self._writer and self._tensorboard:
-      self._tensorboard.put('write_images', step, {name: image[None]})
+    self._files[METRICS].append(formats.line({'step': step, **row}))
+    self._track(step, row | self._peaks)
+    self._peaks = {}
 
   def diagnostics(self, step: int, row: dict[str, float]) -> None:
     """Adds a row to diagnostics.csv: 9 significant digits, exact in float32."""
     if not self._writer:
       return
+    for name in _TRACKED & row.keys():
+      key = f'diagnostics/{name}'
+      self._peaks[key] = max(self._peaks.get(key, -math.inf), row[name])
     if not self._has_columns:
       if not self._files[DIAGNOSTICS].lines():
         self._files[DIAGNOSTICS].append(','.join(['step', *row]))
@@ -200,22 +229,29 @@ class Workdir:
   def event(self, row: dict[str, Any]) -> None:
     """Adds a row to events.jsonl."""
     if self._writer:
-      self._files[EVENTS].append(_line(row))
+      self._files[EVENTS].append(formats.line(row))
+
+  def image(
+    self, name: str, step: int, image: UInt8[np.ndarray, 'H W 3']
+  ) -> None:
+    """Gives an image to trackers; files of images are `write_bytes`' part."""
+    for tracker in self._trackers:
+      tracker.image(name, step, image)
 
   def truncate(self, step: int) -> None:
-    """Drops rows and samples of later steps: the run goes on from `step`."""
+    """Drops rows and samples of later steps: the run goes on from `step`.
+
+    Raises:
+      errors.UserError: a file is damaged, or can't be written.
+    """
     if not self._writer:
       return
     self._has_columns = False
-    if self._tensorboard:
-      self._tensorboard.done = step
-    with _explained(self.path):
-      for name in (METRICS, EVENTS):
-        lines = self._files[name].lines()
-        self._keep(name, [x for x in lines if json.loads(x)['step'] <= step])
-      header, *rows = self._files[DIAGNOSTICS].lines() or ['']
-      kept = [row for row in rows if int(row.split(',', 1)[0]) <= step]
-      self._keep(DIAGNOSTICS, [header, *kept] if kept else [])
+    for tracker in self._trackers:
+      tracker.done = step
+    with _explaining(self.path):
+      for file in self._files.values():
+        self._truncate(file, step)
       for picture in (self.path / SAMPLES).glob('*.png'):
         number = picture.stem.rpartition('_')[2]
         if number.isdecimal() and int(number) > step:
@@ -224,137 +260,74 @@ class Workdir:
   def forget_evaluation(self) -> None:
     """Drops what was evaluated at an earlier end: the run goes on."""
     if self._writer:
-      with _explained(self.path):
+      with _explaining(self.path):
         for name in (EVAL, PREDICTIONS):
           (self.path / name).unlink(missing_ok=True)
-
-  def _keep(self, name: str, lines: list[str]) -> None:
-    if lines or (self.path / name).exists():
-      self._files[name].replace(lines)
 
   def flush(self) -> None:
     """Makes every row so far durable, before a checkpoint relies on it."""
     if self._writer:
-      with _explained(self.path):
+      with _explaining(self.path):
         for file in self._files.values():
           file.flush()
 
   def close(self) -> None:
     if self._writer:
       self.flush()
-      if self._tensorboard:
-        self._tensorboard.close()
+      for tracker in self._trackers:
+        tracker.close()
+
+  def _track(self, step: int, row: dict[str, float]) -> None:
+    for tracker in self._trackers:
+      tracker.scalars(step, row)
+
+  @staticmethod
+  def _truncate(file: GrowingFile, step: int) -> None:
+    header, kept = [], []
+    for number, line in enumerate(file.lines(), 1):
+      with formats.judging(file.path, f'line {number}'):
+        if line.startswith('step,'):
+          header = [line]
+        elif formats.step_of(line) <= step:
+          kept.append(line)
+    if kept or file.path.exists():
+      file.replace(header + kept if kept else [])
 
 
-class _TensorBoard:
-  """clu's writer on a thread of its own: it imports TensorFlow for seconds.
-
-  Attributes:
-    done: the step that this start begins after.
-  """
-
-  def __init__(self, path: epath.Path):
-    self._path = path
-    self.done = 0
-    self._rows: queue.Queue = queue.Queue()
-    self._thread: threading.Thread | None = None
-
-  def put(self, method: str, *arguments: Any) -> None:
-    """Calls a method of the writer later, `write_scalars` or `write_images`."""
-    if self._thread is None:
-      self._thread = threading.Thread(target=self._work, daemon=True)
-      self._thread.start()
-    self._rows.put((method, arguments))
-
-  def close(self) -> None:
-    if self._thread is not None:
-      self._rows.put(None)
-      self._thread.join()
-
-  def _work(self) -> None:
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # and its notice
-    item: Any = ()
-    try:
-      from clu import metric_writers
-
-      self._open_session()  # in a file that is read before the next
-      writer = metric_writers.SummaryWriter(os.fspath(self._path))
-      while (item := self._rows.get()) is not None:
-        method, arguments = item
-        getattr(writer, method)(*arguments)
-        if self._rows.empty():
-          writer.flush()
-      writer.close()
-    except Exception as error:  # A convenience: a run mustn't end for it.
-      reason = str(error).split('\n')[0]
-      logging.warning('No more TensorBoard events are written: %s', reason)
-      while item is not None:
-        item = self._rows.get()
-
-  def _open_session(self) -> None:
-    """Has TensorBoard drop what a crashed start wrote after `done`.
-
-    Each session but the first does, see `_CheckForRestartAndMaybePurge` in
-    tensorboard/backend/event_processing/plugin_event_accumulator.py.
-    """
-    from tensorboard.compat.proto import event_pb2
-    from tensorboard.summary.writer import event_file_writer
-
-    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    event = event_pb2.Event(
-      wall_time=time.time(), step=self.done + 1, session_log=log
-    )
-    writer = event_file_writer.EventFileWriter(os.fspath(self._path))
-    writer.add_event(event)
-    writer.close()
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  """Writes a whole local file in one atomic step."""
+  new = path.with_name(f'{path.name}.new')
+  new.write_bytes(content)
+  new.replace(path)
 
 
-class _explained:
+@contextlib.contextmanager
+def _explaining(path: epath.Path) -> Iterator[None]:
   """Turns an OSError on the workdir into an error that says what to do."""
-
-  def __init__(self, path: epath.Path):
-    self._path = path
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, trace):
-    if isinstance(error, OSError):
-      raise errors.UserError(
-        f'Could not write to the workdir {self._path}: '
-        f'{error.strerror or error}. Make room or choose another --workdir; '
-        'checkpoints written before are whole, and the same command resumes '
-        'from the newest.'
-      ) from error
+  try:
+    yield
+  except OSError as error:
+    advice = ''
+    if error.errno in _NO_ROOM:
+      advice = ' Make room or choose another --workdir;'
+    raise errors.UserError(
+      f'Could not write to the workdir {path}: {error.strerror or error}.'
+      f'{advice} checkpoints written before are whole, and the same command'
+      ' resumes from the newest.'
+    ) from error
 
 
-def _check_writable(path: epath.Path) -> None:
+def _validate_writable(path: epath.Path) -> None:
   if is_remote(path) and not os.fspath(path).startswith('gs://'):
     raise errors.UserError(
       f'--workdir={path}: checkpoints can be kept on local disks and gs:// '
       'alone; mount other storage, or copy the folder there afterwards.'
     )
-  with _explained(path):
+  with _explaining(path):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.probe_{os.getpid()}'
     probe.write_text('x')
     probe.unlink()
-
-
-def _strict(content: Any) -> Any:
-  """JSON has no NaN and infinity: they become text, as 'nan' and 'inf'."""
-  if isinstance(content, Mapping):
-    return {key: _strict(value) for key, value in content.items()}
-  if isinstance(content, list | tuple):
-    return [_strict(value) for value in content]
-  if isinstance(content, float) and not math.isfinite(content):
-    return str(content)
-  return content
-
-
-def _line(row: dict[str, Any]) -> str:
-  return json.dumps(_strict(row), allow_nan=False)
 
 
 @functools.cache

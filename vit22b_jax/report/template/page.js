@@ -2,7 +2,7 @@
 (async () => {
   const root = document.documentElement;
   const all = (selector) => [...document.querySelectorAll(selector)];
-  const colour = (name) =>
+  const color = (name) =>
     getComputedStyle(root).getPropertyValue('--' + name).trim();
 
   // Without this, and in print, all steps are shown at once.
@@ -33,25 +33,25 @@
   const config = { displayModeBar: false, responsive: true };
 
   function themed(chart) {
-    const scale = [[0, colour('low')], [.5, colour('middle')], [1, colour('high')]];
+    const scale = [[0, color('low')], [.5, color('middle')], [1, color('high')]];
     const steep = scale.map(([at, value]) => [at ** 2, value]);
     const figure = JSON.parse(chart.dataset.chart
       .replaceAll('"$scale"', JSON.stringify(scale))
       .replaceAll('"$steep"', JSON.stringify(steep))
-      .replace(/"\$(\w+)"/g, (_, name) => JSON.stringify(colour(name))));
+      .replace(/"\$(\w+)"/g, (_, name) => JSON.stringify(color(name))));
     const { layout } = figure;
     const lines = {
-      gridcolor: colour('rule'), linecolor: colour('rule'), zeroline: false,
+      gridcolor: color('rule'), linecolor: color('rule'), zeroline: false,
       automargin: true, fixedrange: touch,
     };
     const map = figure.data[0].type === 'heatmap';
     const hidden = (root.dataset.hidden ?? '').split(' ');
     return [figure.data.filter((line) => !hidden.includes(line.legendgroup)), {
       paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour('muted') },
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color('muted') },
       margin: { l: 8, r: 8, t: 8, b: 8 },
       hovermode: map ? 'closest' : 'x unified',
-      hoverlabel: { bgcolor: colour('panel'), bordercolor: colour('rule'), font: { color: colour('ink') }, namelength: -1 },
+      hoverlabel: { bgcolor: color('panel'), bordercolor: color('rule'), font: { color: color('ink') }, namelength: -1 },
       legend: { orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom' },
       dragmode: touch ? false : 'zoom',
       ...layout,

@@ -1,4 +1,4 @@
-"""Long series -> few points, in a way that keeps every spike visible.
+"""Reduces long series to few points in a way that keeps every spike visible.
 
 >>> values = np.zeros(1000)
 >>> values[617] = 5.0
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 def envelope(
   values: Float[np.ndarray, 'rows'], buckets: int
 ) -> Int[np.ndarray, 'kept']:
-  """Rows to draw: each bucket's smallest, largest and first non-finite value.
+  """Returns rows to draw: smallest, largest, first non-finite of each bucket.
 
   Args:
     values: may hold NaN and infinities.
@@ -48,7 +48,7 @@ def envelope(
 def buckets(
   values: Float[np.ndarray, 'depth rows'], count: int, reduce: str
 ) -> tuple[Int[np.ndarray, 'buckets'], Float[np.ndarray, 'depth buckets']]:
-  """Slices of the rows, each reduced to its largest or smallest value.
+  """Returns slices of the rows, each reduced to its largest or smallest value.
 
   Args:
     values: one row of numbers for each layer.

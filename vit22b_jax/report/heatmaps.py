@@ -1,20 +1,21 @@
-"""A run's heat maps as Plotly figures: layers by step, and confusion."""
+"""Draws layers by step, confusion and calibration as Plotly figures."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vit22b_jax.report import charts, thin, workdir
+from vit22b_jax.report import charts, downsample, scores, traces
+from vit22b_jax.runtime import runs
 
 
 class Statistic(NamedTuple):
-  """How a per-layer statistic is drawn.
+  """A per-layer statistic and how it is drawn.
 
   Attributes:
-    title: what it is, as a reader calls it.
-    reduce: what stands for several steps, 'max' or 'min': the worse end.
-    is_log: colours follow log10, up to charts.CAP.
+    title: its name for readers.
+    reduce: 'max' or 'min' of several steps, the worse end.
+    is_log: colors follow log10, up to traces.CAP.
   """
 
   title: str
@@ -31,12 +32,12 @@ STATISTICS = {
 # A larger confusion matrix is listed, not drawn.
 MATRIX_CLASSES = 200
 _COLUMNS = 150  # of a heat map over steps
-_NAMED_CLASSES = 30  # more labels than this don't fit on the axes
+_NAMED_CLASSES = 30  # more labels than this are small
 _NUMBERED_CLASSES = 12  # nor more columns of counts
 
 
-def layers(run: workdir.Run) -> dict[str, charts.Figure]:
-  """A heat map, layer by step, of each per-layer statistic recorded."""
+def layers(run: runs.Run) -> dict[str, charts.Figure]:
+  """Returns a heat map, layer by step, of each per-layer statistic recorded."""
   figures = {}
   for name, statistic in STATISTICS.items():
     recorded = run.layers(name)
@@ -48,19 +49,19 @@ def layers(run: workdir.Run) -> dict[str, charts.Figure]:
 def extremes(
   values: Float[np.ndarray, 'depth rows'], statistic: Statistic
 ) -> tuple[Int[np.ndarray, 'buckets'], Float[np.ndarray, 'depth buckets']]:
-  """The first row of each slice of steps, and the slices' worse ends."""
-  return thin.buckets(values, _COLUMNS, statistic.reduce)
+  """Returns the first row of each slice of steps, and the worse ends."""
+  return downsample.buckets(values, _COLUMNS, statistic.reduce)
 
 
 def confusion(
   counts: Int[np.ndarray, 'C C'], names: list[str]
 ) -> charts.Figure:
-  """Confusion matrix: rows are true classes, colours parts of a row."""
+  """Returns a confusion matrix; colors are parts of a true class."""
   total = np.maximum(counts.sum(1, keepdims=True), 1)
   few = len(names) <= _NAMED_CLASSES
   trace = {
     'type': 'heatmap',
-    'z': charts.compact(counts / total),
+    'z': traces.compact(counts / total),
     'x': names,
     'y': names,
     'customdata': counts.tolist(),
@@ -75,17 +76,47 @@ def confusion(
   }
   if len(names) <= _NUMBERED_CLASSES:
     trace |= {'text': counts.tolist(), 'texttemplate': '%{text}'}
-  axis = {
-    'type': 'category',
-    'showgrid': False,
-    'showticklabels': few,
-    'ticks': '',
-  }
+  axis = {'type': 'category', 'showgrid': False, 'ticks': ''}
+  angle = -45 if few else -90
+  if not few:  # every class has its label
+    axis |= {'tickmode': 'linear', 'dtick': 1, 'tickfont': {'size': 7}}
   return {
     'data': [trace],
     'layout': {
-      'xaxis': axis | {'title': {'text': 'predicted'}, 'tickangle': -45},
+      'xaxis': axis | {'title': {'text': 'predicted'}, 'tickangle': angle},
       'yaxis': axis | {'title': {'text': 'true'}, 'autorange': 'reversed'},
+    },
+  }
+
+
+def reliability(found: scores.Calibration) -> charts.Figure:
+  """Returns accuracy by confidence, beside the diagonal of no error."""
+  counts = [f'{count:,} images' for count in found.count]
+  line = {
+    'name': 'accuracy',
+    'x': traces.compact(found.confidence),
+    'y': traces.compact(found.accuracy),
+    'customdata': counts,
+    'mode': 'lines+markers',
+    'line': {'color': '$train', 'width': 1.6},
+    'hovertemplate': 'confidence %{x:.1%}: %{y:.1%} right, %{customdata}'
+    '<extra></extra>',
+  }
+  diagonal = {
+    'x': [0, 1],
+    'y': [0, 1],
+    'mode': 'lines',
+    'line': {'color': '$muted', 'width': 1, 'dash': 'dot'},
+    'hoverinfo': 'skip',
+  }
+  axis = {'tickformat': '.0%', 'range': [0, 1]}
+  return {
+    'data': [line, diagonal],
+    'layout': {
+      'xaxis': axis | {'title': {'text': 'confidence'}},
+      'yaxis': axis,
+      'showlegend': False,
+      'hovermode': 'closest',
     },
   }
 
@@ -100,7 +131,7 @@ def _by_step(
   drawn = worst
   bar: dict[str, Any] = {'thickness': 10, 'outlinewidth': 0}
   if statistic.is_log:
-    drawn = np.log10(np.clip(worst, 1e-12, charts.CAP))
+    drawn = np.log10(np.clip(worst, 1e-12, traces.CAP))
     bar |= _log_ticks(drawn)
   width = -(-len(steps) // len(starts))
   each = f'{width:,} steps from' if width > 1 else 'step'
@@ -108,8 +139,8 @@ def _by_step(
     'type': 'heatmap',
     'x': steps[starts].astype(int).tolist(),
     'y': list(range(len(values))),
-    'z': charts.compact(drawn),
-    'text': [[charts.raw(v) for v in row] for row in worst],
+    'z': traces.compact(drawn),
+    'text': [[traces.raw(v) for v in row] for row in worst],
     'hovertemplate': f'block %{{y}}, %{{text}}<br>{each} %{{x}}<extra></extra>',
     'hoverongaps': True,
     'colorscale': '$scale',
@@ -127,7 +158,7 @@ def _by_step(
 
 
 def _log_ticks(exponents: Float[np.ndarray, 'depth buckets']) -> dict[str, Any]:
-  """Colour-bar ticks at round raw values of a log10 scale."""
+  """Returns color-bar ticks at round raw values of a log10 scale."""
   finite = exponents[np.isfinite(exponents)]
   if not finite.size:
     return {}
@@ -138,6 +169,6 @@ def _log_ticks(exponents: Float[np.ndarray, 'depth buckets']) -> dict[str, Any]:
   ticks = np.add.outer(powers, digits).ravel()
   ticks = ticks[(ticks >= low) & (ticks <= high)]
   return {
-    'tickvals': charts.compact(ticks),
+    'tickvals': traces.compact(ticks),
     'ticktext': [f'{10**t:,.4g}' for t in ticks],
   }

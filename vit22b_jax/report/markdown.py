@@ -1,15 +1,15 @@
-"""Results of several runs as Markdown tables, for README files."""
+"""Writes results of several runs as Markdown tables, for README files."""
 
 from collections.abc import Iterable
 
 from etils import epath
 
-from vit22b_jax.report import kinds
-from vit22b_jax.report import workdir as workdir_lib
+from vit22b_jax.report import task_pages
+from vit22b_jax.runtime import runs
 
 
 def markdown_table(workdirs: Iterable[epath.PathLike]) -> str:
-  """A table for each task among the runs, from config.json and eval.json.
+  """Returns a table for each task among the runs.
 
   Runs without a final evaluation keep their lines, with dashes for numbers.
 
@@ -18,9 +18,9 @@ def markdown_table(workdirs: Iterable[epath.PathLike]) -> str:
   """
   tables: dict[tuple, list[list[str]]] = {}
   for path in workdirs:
-    run = workdir_lib.read(path)
-    kind = kinds.of(run)
-    tables.setdefault(kind.TABLE, []).extend(kind.rows(run))
+    run = runs.read(path)
+    pages = task_pages.for_task(run)
+    tables.setdefault(pages.TABLE, []).extend(pages.rows(run))
   return '\n'.join(_table(*columns, rows) for columns, rows in tables.items())
 
 

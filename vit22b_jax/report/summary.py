@@ -1,6 +1,6 @@
-"""A run of any task in a few sentences and numbers: what to know in seconds.
+"""Sums a run of any task up in a few sentences and numbers.
 
-What only one task can tell is in the module of its kind: see `kinds`.
+What only one task can tell is in the module of its pages: see `task_pages`.
 """
 
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit22b_jax import durations
-from vit22b_jax.report import workdir
+from vit22b_jax.runtime import runs
 
 
 class Fact(NamedTuple):
@@ -20,7 +20,7 @@ class Fact(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """An answer; mood is 'good', 'bad' or 'plain'."""
+  """An answer to a question; mood is 'good', 'bad' or 'plain'."""
 
   question: str
   answer: str
@@ -29,12 +29,12 @@ class Verdict(NamedTuple):
 
 
 class Words(NamedTuple):
-  """What a task calls the things that every run records.
+  """A task's names of things that every run records.
 
   Attributes:
     largest: column max_logit of diagnostics.csv.
     rate: perf/images_per_second.
-    parameters: whose they are.
+    parameters: the networks that have them.
   """
 
   largest: str
@@ -47,11 +47,11 @@ class Measure(NamedTuple):
 
   Attributes:
     key: of eval.json.
-    label: what it is.
+    label: its name for readers.
     form: format of a value, such as '.2f'.
-    scale: what it is multiplied with, 100 for per cent.
+    scale: it is multiplied by this, 100 for percent.
     sign: 1 where more is better, -1 where less is.
-    is_part: whether it is a part of the test images that are right.
+    is_part: whether it is the part of the test images that are right.
   """
 
   key: str
@@ -62,19 +62,22 @@ class Measure(NamedTuple):
   is_part: bool = False
 
 
-def facts(run: workdir.Run, words: Words) -> list[Fact]:
-  """How long the run was, how fast and how large the model."""
-  found = [Fact('Steps', f'{run.last_step:,}', _batch_note(run))]
+def facts(run: runs.Run, words: Words) -> list[Fact]:
+  """Returns how long the run was, how fast and how large the model."""
+  batch = f'batch {run.config["batch_size"]:,}'
+  found = [Fact('Steps', f'{run.last_step:,}', batch)]
   seconds, rate = throughput(run)
   if rate:
     found += [
-      Fact('Training time', duration(seconds), 'steps alone'),
+      Fact(
+        'Training time', duration(seconds), 'training steps, without validation'
+      ),
       Fact(words.rate, f'{rate:,.{0 if rate >= 100 else 1}f}', 'median'),
     ]
   _, mfu = run.metric('perf/mfu')
   if np.isfinite(mfu).any():
     part = percent(float(np.nanmedian(mfu)))
-    found.append(Fact('FLOPs utilisation', part, 'of the model, median'))
+    found.append(Fact('FLOPs utilization', part, 'of the model, median'))
   if 'parameters' in run.versions:
     size = si(run.versions['parameters'])
     found.append(Fact('Parameters', size, words.parameters))
@@ -82,12 +85,12 @@ def facts(run: workdir.Run, words: Words) -> list[Fact]:
 
 
 def percent(part: float) -> str:
-  """0.123 -> 12.3 %."""
+  """Returns '12.3 %' for 0.123."""
   return f'{100 * part:.1f}\u202f%' if np.isfinite(part) else str(part)
 
 
 def si(number: float) -> str:
-  """5628490 -> 5.63 M."""
+  """Returns '5.63 M' for 5628490."""
   for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
     if number >= size:
       return f'{number / size:.3g} {unit}'
@@ -95,7 +98,7 @@ def si(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-  """3725 -> 1 h 02 min."""
+  """Returns '1 h 02 min' for 3725."""
   minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:
@@ -106,17 +109,13 @@ def duration(seconds: float) -> str:
 
 
 def weights_note(evaluation: dict[str, Any]) -> str:
-  """Which weights a final evaluation is of."""
+  """Returns the name of the weights that were evaluated."""
   averaged = 'averaged ' if evaluation['weights'] == 'ema' else ''
   return f'{averaged}weights of step {evaluation["step"]:,}'
 
 
-def _batch_note(run: workdir.Run) -> str:
-  return f'batch {run.config["batch_size"]:,}'
-
-
-def throughput(run: workdir.Run) -> tuple[float, float]:
-  """Seconds of training and median images a second; 0, 0 when unknown."""
+def throughput(run: runs.Run) -> tuple[float, float]:
+  """Returns seconds of training and median images a second, or 0, 0."""
   steps, rates = run.metric('perf/images_per_second')
   usable = np.isfinite(rates) & (rates > 0)
   if not usable.any():
@@ -126,18 +125,16 @@ def throughput(run: workdir.Run) -> tuple[float, float]:
   return float((done / np.where(usable, rates, rate)).sum()), rate
 
 
-def planned_steps(run: workdir.Run) -> int | None:
-  """Length of the run in steps; None before an epoch's length is known."""
-  epochs = [r['step'] / r['epoch'] for r in run.metrics if r.get('epoch')]
-  if not epochs and 'epoch' in str(run.config['duration']):
+def planned_steps(run: runs.Run) -> int | None:
+  """Returns the run's length; None before an epoch's length is known."""
+  duration, epoch = run.config['duration'], run.steps_per_epoch
+  if epoch is None and 'epoch' in str(duration):
     return None
-  return durations.steps(
-    run.config['duration'], steps_per_epoch=round(epochs[-1]) if epochs else 1
-  )
+  return durations.steps(duration, steps_per_epoch=epoch or 1)
 
 
-def progress(run: workdir.Run) -> Verdict:
-  """Is it done?"""
+def progress(run: runs.Run) -> Verdict:
+  """Answers whether the run is done."""
   question, planned = 'Is it done?', planned_steps(run)
   of = f' of {planned:,}' if planned else ''
   step = f'Step {run.last_step:,}{of}'
@@ -146,7 +143,7 @@ def progress(run: workdir.Run) -> Verdict:
     kind = halted[-1]['kind'].replace('_', '-')
     detail = f'{step}: {kind}. The state before it is saved.'
     return Verdict(question, 'Halted', detail, 'bad')
-  tested = run.config.get('eval', {}).get('test', True)
+  tested = run.choices.get('eval.test', True)
   if not tested and planned and run.last_step >= planned:
     detail = f'{step}; eval.test is off.'
     return Verdict(question, 'Finished', detail, 'good')
@@ -158,8 +155,8 @@ def progress(run: workdir.Run) -> Verdict:
   return Verdict(question, 'Finished', f'{step}, then tested.', 'good')
 
 
-def by_loss(run: workdir.Run, question: str) -> Verdict:
-  """What the training loss says, before any evaluation."""
+def by_loss(run: runs.Run, question: str) -> Verdict:
+  """Answers by the training loss, before any evaluation."""
   _, loss = run.metric('train/loss')
   if not len(loss):
     return Verdict(question, 'Unknown', 'Nothing recorded yet.', 'plain')
@@ -171,8 +168,8 @@ def by_loss(run: workdir.Run, question: str) -> Verdict:
   )
 
 
-def stability(run: workdir.Run, words: Words) -> Verdict:
-  """Did anything explode, and where first?"""
+def stability(run: runs.Run, words: Words) -> Verdict:
+  """Answers whether anything exploded, and where first."""
   question = 'Did anything explode?'
   if run.onset:
     count = sum(e['kind'] != 'transient' for e in run.events)
@@ -187,10 +184,12 @@ def stability(run: workdir.Run, words: Words) -> Verdict:
   table = run.diagnostics
   if not table:
     return Verdict(question, 'Unknown', 'No diagnostics recorded.', 'plain')
-  bad = np.stack([~np.isfinite(table[c]) for c in _judged(table)])
+  # Blanks of the others may stem from a setting.
+  judged = [c for c in table if '/' not in c and c != 'step']
+  bad = np.array([~np.isfinite(table[c]) for c in judged])
   if bad.any():
     row = int(bad.any(0).argmax())
-    column = _judged(table)[int(bad[:, row].argmax())]
+    column = judged[int(bad[:, row].argmax())]
     return Verdict(
       question,
       f'Not finite, first at step {table["step"][row]:,.0f}',
@@ -200,24 +199,52 @@ def stability(run: workdir.Run, words: Words) -> Verdict:
   return Verdict(question, 'No', _peaks(run, words), 'good')
 
 
-def _judged(table: dict[str, Any]) -> list[str]:
-  """Columns whose blanks can't stem from a setting."""
-  return [c for c in table if '/' not in c and c != 'step']
-
-
 def _sentence(event: dict[str, Any]) -> str:
-  where = f'In {workdir.place(event)}. ' if event['layer'] else ''
+  where = f'In {place(event)}. ' if event['layer'] else ''
   moved = event['moved_first']
   what = f'What moved first: {moved}. ' if moved else ''
   return f'{where}{what}Policy: {event["action"].replace("_", " ")}.'
 
 
-def _peaks(run: workdir.Run, words: Words) -> str:
+def _peaks(run: runs.Run, words: Words) -> str:
   table = run.diagnostics
   transients = sum(e['kind'] == 'transient' for e in run.events)
   note = f' {transients} start-up transient(s).' if transients else ''
-  return (
-    f'{words.largest} {table["max_logit"].max():,.4g}, largest gradient entry'
-    f' {table["max_abs_grad"].max():,.4g}, over {len(table["step"]):,}'
-    f' steps.{note}'
-  )
+  said = [
+    f'{name} {table[column].max():,.4g}'
+    for name, column in (
+      (words.largest, 'max_logit'),
+      ('largest gradient entry', 'max_abs_grad'),
+    )
+    if column in table
+  ]
+  return ', '.join([*said, f'over {len(table["step"]):,} steps.{note}'])
+
+
+def text(value: Any) -> str:
+  """Returns a value of a config or of versions, for readers."""
+  several = isinstance(value, list | tuple)
+  return ', '.join(map(str, value)) if several else str(value)
+
+
+def place(event: dict[str, Any]) -> str:
+  """Returns where an event happened; '' when no layer stands out."""
+  layer = (event['layer'] or '').removeprefix('block_')
+  return f'block {layer}' if layer.isdigit() else layer
+
+
+def details(event: dict[str, Any]) -> str:
+  """Returns what else an event holds: values, thresholds, z-scores, message."""
+  said = {'step', 'kind', 'layer', 'moved_first', 'action'}
+  parts = []
+  for key, value in event.items():
+    if isinstance(value, dict):
+      inner = ' '.join(f'{k} {_brief(v)}' for k, v in value.items())
+      parts.append(f'{key}: {inner}')
+    elif key not in said and value is not None:
+      parts.append(f'{key} {_brief(value)}')
+  return ', '.join(parts)
+
+
+def _brief(value: Any) -> str:
+  return f'{value:,.4g}' if isinstance(value, float) else str(value)

@@ -1,0 +1,131 @@
+"""Computes what predictions tell: classes, confusions, calibration, errors."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy
+from jaxtyping import Float, Int
+
+from vit22b_jax.report import intervals
+
+BINS = 15  # of confidence
+_LARGE = 20_000_000  # probabilities, above which AUROC has no interval
+
+
+class Calibration(NamedTuple):
+  """Confidence against accuracy, in bins of confidence that hold images.
+
+  Attributes:
+    confidence: mean of the bin.
+    accuracy: likewise.
+    count: images of the bin.
+    error: expected calibration error (ECE) of Guo et al., 2017: the mean
+      distance of the two over all images.
+  """
+
+  confidence: Float[np.ndarray, 'bins']
+  accuracy: Float[np.ndarray, 'bins']
+  count: Int[np.ndarray, 'bins']
+  error: float
+
+
+def calibration(
+  probabilities: Float[np.ndarray, 'N C'], labels: Int[np.ndarray, 'N']
+) -> Calibration:
+  """Returns the reliability of the first choices in BINS equal bins."""
+  confidence = probabilities.max(1).astype(np.float64)
+  right = probabilities.argmax(1) == labels
+  place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+  count = np.bincount(place, minlength=BINS)
+  held = count > 0
+  sums = [np.bincount(place, x, BINS)[held] for x in (confidence, right)]
+  means = [part / count[held] for part in sums]
+  error = float(np.abs(sums[0] - sums[1]).sum() / max(len(labels), 1))
+  return Calibration(*means, count[held], error)
+
+
+def by_class(
+  counts: Int[np.ndarray, 'C C'], names: list[str]
+) -> list[dict[str, Any]]:
+  """Returns images, precision and recall of each class, in [0, 1].
+
+  None stands for the recall of a class without images, and for the precision of
+  one that is never predicted.
+  """
+  right, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+  return [
+    {
+      'name': name,
+      'count': int(t),
+      'precision': float(r / p) if p else None,
+      'recall': float(r / t) if t else None,
+    }
+    for name, r, t, p in zip(names, right, true, predicted, strict=True)
+  ]
+
+
+def confused(
+  counts: Int[np.ndarray, 'C C'], names: list[str], most: int
+) -> list[dict[str, Any]]:
+  """Returns the pairs of classes confused most often."""
+  wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+  order = np.argsort(wrong, axis=None, kind='stable')[::-1][:most]
+  pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
+  totals = counts.sum(1)
+  return [
+    {
+      'true': names[i],
+      'predicted': names[j],
+      'count': int(counts[i, j]),
+      'part': float(counts[i, j] / totals[i]),
+    }
+    for i, j in pairs
+    if wrong[i, j]
+  ]
+
+
+def wrong_first(
+  probabilities: Float[np.ndarray, 'N C'], labels: Int[np.ndarray, 'N']
+) -> Int[np.ndarray, 'N']:
+  """Returns places of images: wrong ones first, each by confidence."""
+  right = probabilities.argmax(1) == labels
+  return np.lexsort((-probabilities.max(1), right))
+
+
+def loss_interval(
+  probabilities: Float[np.ndarray, 'N C'], labels: Int[np.ndarray, 'N']
+) -> intervals.Interval | None:
+  """Returns the interval of the mean cross-entropy over images."""
+  true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+  return intervals.student(-np.log(np.maximum(true, 1e-30)))
+
+
+def auroc_interval(
+  probabilities: Float[np.ndarray, 'N C'], labels: Int[np.ndarray, 'N']
+) -> intervals.Interval | None:
+  """Returns the interval of the macro AUROC, as DeLong et al., 1988, have it.
+
+  Each image's part in the mean over classes is a sum of its ranks among the
+  others; the spread of these parts gives the interval. None where an image's
+  ranks take too long, or a class is missing.
+  """
+  count, classes = probabilities.shape
+  sizes = np.bincount(labels, minlength=classes)
+  if probabilities.size > _LARGE or not sizes.all() or classes < 2:
+    return None
+  parts, total = np.zeros(count), 0.0
+  for c in range(classes):
+    positive = labels == c
+    ones, zeros = positive.sum(), count - positive.sum()
+    column = probabilities[:, c]
+    rank = scipy.stats.rankdata(column)
+    own = np.empty(count)
+    own[positive] = scipy.stats.rankdata(column[positive])
+    own[~positive] = scipy.stats.rankdata(column[~positive])
+    below = rank - own  # of the other kind, ties half
+    above = np.where(positive, below / zeros, 1 - below / ones)
+    area = above[positive].mean()
+    parts += (above - area) / np.where(positive, ones, zeros) / classes
+    total += area / classes
+  half = scipy.stats.norm.ppf(0.975) * np.sqrt(np.square(parts).sum())
+  return intervals.Interval(float(total - half), float(min(total + half, 1)))

@@ -1,0 +1,149 @@
+"""The parts of Plotly figures that are drawn: lines, crosses, marks.
+
+Colors are names such as '$train' that page.js replaces by the values of the
+page's light or dark theme.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vit22b_jax.report import downsample, summary
+from vit22b_jax.runtime import runs
+
+Trace = dict[str, Any]
+
+# Paper, Figure 1: logits and gradients are drawn up to here.
+CAP = 4000.0
+POINTS = 400  # buckets of a line: about two a pixel column of a wide screen
+_MARKERS = 100  # events drawn; the page says how many there are
+
+
+def line(
+  name: str,
+  steps: Int[np.ndarray, 'rows'],
+  values: Float[np.ndarray, 'rows'],
+  color: str,
+  width: float = 1.6,
+  dash: str = 'solid',
+  points: int = POINTS,
+  *,
+  capped: bool = False,
+) -> Trace:
+  """Returns a line with at most about 3 * `points` points, every spike kept.
+
+  A capped one is drawn up to CAP; hovering reads the raw value.
+  """
+  keep = downsample.envelope(values, points)
+  steps, values = steps[keep].astype(int), values[keep]
+  trace = {
+    'name': name,
+    'x': steps.tolist(),
+    'y': compact(values),
+    'mode': 'lines' if len(steps) > 12 or capped else 'lines+markers',
+    'line': {'color': color, 'dash': dash, 'width': width},
+    'hovertemplate': '%{y:.5~g}',
+  }
+  if capped:
+    drawn = np.where(np.isfinite(values), np.minimum(values, CAP), np.nan)
+    trace |= {'y': compact(drawn), 'hovertemplate': '%{customdata}'}
+    trace['customdata'] = [raw(value) for value in values]
+  return trace
+
+
+def with_crosses(
+  name: str,
+  steps: Int[np.ndarray, 'rows'],
+  values: Float[np.ndarray, 'rows'],
+  color: str,
+) -> list[Trace]:
+  """Returns a line and its values that aren't finite; [] without steps."""
+  if not len(steps):
+    return []
+  return [line(name, steps, values, color), *crosses(name, steps, values)]
+
+
+def cap_line(series: Iterable[runs.Series]) -> list[Trace]:
+  """Returns a line at CAP over all the steps, if anything is cut there."""
+  series = [(s, v) for s, v in series if len(s)]
+  if not any((v[np.isfinite(v)] > CAP).any() for _, v in series):
+    return []
+  ends = min(s[0] for s, _ in series), max(s[-1] for s, _ in series)
+  found = {
+    'name': f'cap {CAP:,.0f}',
+    'x': [int(end) for end in ends],
+    'y': [CAP, CAP],
+    'mode': 'lines',
+    'line': {'color': '$muted', 'width': 1, 'dash': 'dot'},
+    'hoverinfo': 'skip',
+  }
+  return [found]
+
+
+def crosses(
+  name: str,
+  steps: Float[np.ndarray, 'rows'],
+  values: Float[np.ndarray, 'rows'],
+  color: str = '$bad',
+) -> list[Trace]:
+  """Returns the values that aren't finite, as high as the largest other."""
+  finite = np.isfinite(values)
+  if finite.all():
+    return []
+  steps, broken = steps[~finite][:_MARKERS], values[~finite][:_MARKERS]
+  height = min(values[finite].max(), CAP) if finite.any() else 1.0
+  trace = {
+    'name': f'{name}: not finite',
+    'x': steps.astype(int).tolist(),
+    'y': [float(height)] * len(steps),
+    'customdata': [raw(v) for v in broken],
+    'mode': 'markers',
+    'marker': {'color': color, 'symbol': 'x', 'size': 8},
+    'hovertemplate': '%{customdata}',
+  }
+  return [trace]
+
+
+def event_markers(
+  events: list[dict[str, Any]],
+  steps: Int[np.ndarray, 'rows'],
+  values: Float[np.ndarray, 'rows'],
+) -> list[Trace]:
+  """Returns events of each kind as marks on the line, details on hover."""
+  traces = []
+  for kind, color, symbol in (
+    ('explosion', '$bad', 'triangle-down'),
+    ('transient', '$muted', 'circle-open'),
+    ('non_finite', '$bad', 'x'),
+  ):
+    chosen = [event for event in events if event['kind'] == kind][:_MARKERS]
+    if not chosen:
+      continue
+    at = [event['step'] for event in chosen]
+    rows = np.clip(np.searchsorted(steps, at), 0, len(steps) - 1)
+    drawn = np.nan_to_num(values[rows], nan=CAP, posinf=CAP, neginf=0.0)
+    trace = {
+      'name': kind.replace('_', '-'),
+      'x': at,
+      'y': np.minimum(drawn, CAP).tolist(),
+      'customdata': [summary.details(event) for event in chosen],
+      'mode': 'markers',
+      'marker': {'color': color, 'symbol': symbol, 'size': 10},
+      'hovertemplate': '%{customdata}',
+    }
+    traces.append(trace)
+  return traces
+
+
+def raw(value: float) -> str:
+  """Returns a value in full for reading on hover, not finite ones included."""
+  return f'{value:,.5g}' if np.isfinite(value) else str(value)
+
+
+def compact(values: Float[np.ndarray, '...']) -> Any:
+  """Returns nested lists with five digits; None for what JSON can't say."""
+  if values.ndim > 1:
+    return [compact(row) for row in values]
+  return [float(f'{v:.5g}') if np.isfinite(v) else None for v in values]

@@ -1,0 +1,270 @@
+"""The files of a run as arrays and dicts, each judged once as it is read.
+
+    run = runs.read('runs/cifar100_vit22b_s')
+    steps, losses = run.metric('train/loss')
+
+A run may have stopped anywhere, so every file but config.json is optional, a
+half-written last line is dropped, and values may be NaN or infinite. Never
+imports jax.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int
+
+from vit22b_jax import config as config_lib
+from vit22b_jax import durations, errors, rules
+from vit22b_jax.runtime import formats, workdir
+
+Series = tuple[Int[np.ndarray, 'points'], Float[np.ndarray, 'points']]
+
+_VERSIONS = formats.Fields({}, {'parameters': int, 'devices': list})
+_EVENT = formats.Fields(
+  {'kind': str, 'action': str}, {'layer': str, 'moved_first': str}
+)
+_EVALUATED = {'split': str, 'step': int, 'weights': str}
+_EVAL = {
+  'classification': formats.Fields(
+    _EVALUATED | {'num_examples': int},
+    dict.fromkeys(('loss', 'top1', 'top5', 'auroc'), float),
+  ),
+  'translation': formats.Fields(
+    _EVALUATED | {'num_a': int, 'num_b': int},
+    {
+      f'{prefix}{measure}{direction}': float
+      for prefix in ('', 'identity_', 'untrained_')
+      for measure in ('fid', 'kid', 'kid_stderr')
+      for direction in ('', '_a2b', '_b2a')
+    }
+    | {'weights_sha256': str, 'calibrated': bool},
+  ),
+}
+_COMMON = {'batch_size': int, 'data.name': str, 'data.image_size': int}
+_CHOICES = {
+  'classification': _COMMON
+  | {'model.block': str, 'model.variant': str, 'model.patch_size': int},
+  'translation': _COMMON
+  | {'model.generator': str, 'discriminator.name': str, 'fid.weights': str},
+}
+_ARRAYS = {
+  'images': ('u', 'M H W 3'),
+  'image_rows': ('iu', 'M'),
+  'indices': ('iu', 'N'),
+  'labels': ('iu', 'N'),
+  'probabilities': ('f', 'N C'),
+  'confusion': ('iu', 'C C'),
+  'class_names': ('U', 'C'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The files of a run. Empty containers stand for missing files.
+
+  Attributes:
+    path: the workdir.
+    config: raw choices, nested as in the config file.
+    versions: package, libraries and devices of the last start.
+    metrics: rows of metrics.jsonl, by step.
+    diagnostics: column name -> [rows]; 'step' is one of them.
+    events: rows of events.jsonl, by step.
+    evaluation: eval.json, the final evaluation.
+    predictions: arrays of predictions.npz.
+    names: of the classes or the two domains, from classes.json.
+    samples: direction -> step -> its grid of sample images, a PNG file.
+    damaged: messages about files that were left out, see `read`.
+  """
+
+  path: epath.Path
+  config: dict[str, Any]
+  versions: dict[str, Any]
+  metrics: list[dict[str, Any]]
+  diagnostics: dict[str, Float[np.ndarray, 'rows']]
+  events: list[dict[str, Any]]
+  evaluation: dict[str, Any]
+  predictions: dict[str, np.ndarray]
+  names: list[str]
+  samples: dict[str, dict[int, epath.Path]]
+  damaged: list[str]
+
+  @property
+  def name(self) -> str:
+    return printable(self.path.name)
+
+  @functools.cached_property
+  def choices(self) -> dict[str, Any]:
+    """The config with keys such as 'optim.b1'."""
+    return rules.flatten(self.config)
+
+  def metric(self, key: str) -> Series:
+    """Returns steps and values of the rows that have `key`."""
+    rows = [row for row in self.metrics if row.get(key) is not None]
+    steps = np.array([row['step'] for row in rows], np.int64)
+    return steps, np.array([float(row[key]) for row in rows], np.float64)
+
+  def layers(
+    self, statistic: str
+  ) -> tuple[Int[np.ndarray, 'rows'], Float[np.ndarray, 'depth rows']] | None:
+    """Returns steps and values of diagnostics `statistic/00`, `.../01`, ...
+
+    Leaves out the blank rows from before the statistic was switched on. NaNs of
+    a broken step come with a loss that isn't finite, and stay. None when no row
+    is left.
+    """
+    # Layer numbers are zero-padded, so names sort as layers do.
+    pattern = re.compile(rf'{statistic}/\d+')
+    names = sorted(filter(pattern.fullmatch, self.diagnostics))
+    if not names:
+      return None
+    values = np.stack([self.diagnostics[name] for name in names])
+    kept = np.isfinite(values).any(0)
+    kept |= ~np.isfinite(self.diagnostics.get('loss', np.zeros(len(kept))))
+    if not kept.any():
+      return None
+    return self.diagnostics['step'][kept].astype(np.int64), values[:, kept]
+
+  @property
+  def onset(self) -> dict[str, Any] | None:
+    """The first event that is more than a start-up transient."""
+    serious = [e for e in self.events if e['kind'] != 'transient']
+    return serious[0] if serious else None
+
+  @property
+  def last_step(self) -> int:
+    """The last step that left a trace in any file."""
+    steps = [row['step'] for row in [*self.metrics, *self.events]]
+    steps.extend(self.diagnostics.get('step', np.zeros(0))[-1:].astype(int))
+    return max([int(self.evaluation.get('step', 0)), *steps])
+
+  @property
+  def steps_per_epoch(self) -> int | None:
+    """None before a row of metrics tells."""
+    lengths = [r['step'] / r['epoch'] for r in self.metrics if r.get('epoch')]
+    return round(lengths[-1]) if lengths else None
+
+
+def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
+  """Reads a workdir, local or remote, of a run that may still go on.
+
+  Args:
+    path: the workdir.
+    lenient: leave out damaged files beside config.json, and list them in
+      `damaged`.
+
+  Raises:
+    errors.UserError: it has no config.json of a run, or a file is
+      damaged.
+  """
+  path = epath.Path(path)
+  config = _read_config(path)
+  damaged: list[str] = []
+
+  def side(reader, name, *arguments, empty):
+    try:
+      return reader(path / name, *arguments) or empty
+    except errors.UserError as error:
+      if not lenient:
+        raise
+      damaged.append(str(error))
+      return empty
+
+  numbers = formats.Fields(others=float)
+  evaluated = _EVAL.get(config['task'], formats.Fields())
+  blank = {'layer': None, 'moved_first': None}
+  events = side(formats.read_rows, workdir.EVENTS, _EVENT, empty=[])
+  names = side(formats.read_json, workdir.CLASSES, list, empty=[])
+  return Run(
+    path=path,
+    config=config_lib.rename_keys(config),
+    versions=side(formats.read_json, workdir.VERSIONS, _VERSIONS, empty={}),
+    metrics=side(formats.read_rows, workdir.METRICS, numbers, empty=[]),
+    diagnostics=side(formats.read_table, workdir.DIAGNOSTICS, empty={}),
+    events=[blank | event for event in events],
+    evaluation=config_lib.rename_keys(
+      side(formats.read_json, workdir.EVAL, evaluated, empty={}), 'fid.'
+    ),
+    predictions=side(_read_predictions, workdir.PREDICTIONS, empty={}),
+    names=[printable(name) for name in names],
+    samples=_find_samples(path / workdir.SAMPLES),
+    damaged=damaged,
+  )
+
+
+def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
+  """Returns the rows of metrics.jsonl by step, [] where there's none.
+
+  Raises:
+    errors.UserError: the file is damaged.
+  """
+  path = epath.Path(path) / workdir.METRICS
+  return formats.read_rows(path, formats.Fields(others=float))
+
+
+def printable(text: str) -> str:
+  """Returns `text` with '\ufffd' for what no file of UTF-8 can hold."""
+  return re.sub('[\ud800-\udfff]', '\ufffd', text)
+
+
+def is_config(content: Any) -> bool:
+  """Returns whether `content` is that of a config.json of a run."""
+  return isinstance(content, dict) and 'task' in content
+
+
+def _read_config(path: epath.Path) -> dict[str, Any]:
+  config = formats.read_json(path / workdir.CONFIG)
+  if config is None:
+    raise errors.UserError(
+      f'{path} is not a workdir: it has no config.json. Give the folder that'
+      ' a run wrote, such as runs/cifar100_vit22b_s.'
+    )
+  if not is_config(config):
+    raise errors.UserError(
+      f'{path} is not a workdir: its config.json has no task, so it is of'
+      ' another program. Leave it out.'
+    )
+  with formats.judging(path / workdir.CONFIG):
+    formats.validate(config, formats.Fields({'task': str}))
+    if config['task'] not in _CHOICES:
+      return config
+    choices = formats.Fields(_CHOICES[config['task']], {'seed': int})
+    formats.validate(rules.flatten(config), choices)
+    try:
+      durations.validate(config.get('duration', ''), 'duration', percent=False)
+    except errors.UserError as error:
+      raise ValueError(str(error)) from None
+  return config
+
+
+def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
+  arrays = formats.read_arrays(path, _ARRAYS)
+  count = len(arrays.get('labels', ()))
+  if 'images' in arrays and 'image_rows' not in arrays:
+    # Files of old runs hold their sample images alone.
+    arrays['image_rows'] = np.arange(len(arrays['images']))
+  with formats.judging(path):
+    for name, limit in (
+      ('image_rows', count),
+      ('labels', len(arrays.get('class_names', ()))),
+    ):
+      if name in arrays and (arrays[name] >= limit).any():
+        raise ValueError(f'array {name!r} has values above {limit - 1}')
+  if 'class_names' in arrays:
+    names = [printable(str(name)) for name in arrays['class_names']]
+    arrays['class_names'] = np.array(names)
+  return arrays
+
+
+def _find_samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
+  """Returns the grids DIRECTION_STEP.png of a folder, by direction and step."""
+  grids: dict[str, dict[int, epath.Path]] = {}
+  if folder.is_dir():
+    for path in folder.iterdir():
+      found = re.fullmatch(r'(a2b|b2a)_(\d{1,15})\.png', path.name)
+      if found:
+        grids.setdefault(found[1], {})[int(found[2])] = path
+  return grids
