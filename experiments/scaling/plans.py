@@ -17,7 +17,7 @@ import tempfile
 import jax
 from ml_collections import config_dict
 
-from vit22b_jax.plan import search, table, topologies
+from vit22b_jax.plan import rendering, search, topologies
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -66,7 +66,10 @@ def main(names: list[str]) -> None:
     config = config_dict.ConfigDict(plan['config'])
     hardware = topologies.find(plan['topology'])
     plan |= search.largest(
-      plan, config, hardware, tell=lambda p: print(table.line(p), flush=True)
+      plan,
+      config,
+      hardware,
+      tell=lambda p: print(rendering.line(p), flush=True),
     )
     plan['command'] = f'python main.py {" ".join(command(name))}'
     (PLANS / f'{name}.json').write_text(json.dumps(plan, indent=1) + '\n')

@@ -8,9 +8,10 @@ It writes WORKDIR/plan.json and prints it in words.
 from typing import Any
 
 import jax
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
-from vit22b_jax.plan import planner, table, topologies
+from vit22b_jax import errors
+from vit22b_jax.plan import planner, rendering, topologies
 from vit22b_jax.plan import search as search_lib
 from vit22b_jax.runtime import console, workdir
 
@@ -18,7 +19,7 @@ PLAN = 'plan.json'
 
 
 def run(
-  config: Any,
+  config: ConfigDict,
   path: str,
   topology: str,
   search: bool,
@@ -30,7 +31,7 @@ def run(
     config: the run's configuration.
     path: the folder for plan.json.
     topology: hardware by name, see `topologies`.
-    search: whether to vary mesh, rematerialisation and microbatches.
+    search: whether to vary mesh, rematerialization and microbatches.
     efficiency: part of the peak that matrix products are taken to reach.
 
   Returns:
@@ -39,6 +40,11 @@ def run(
   Raises:
     UserError: an unknown topology, or one that mesh or batch don't suit.
   """
+  if not 0 < efficiency <= 1:  # NaN neither
+    raise errors.UserError(
+      f'--matmul_efficiency={efficiency} must be above 0 and at most 1, the '
+      'part of the peak that matrix products reach.'
+    )
   hardware = topologies.find(topology)
   folder = workdir.Workdir(path, writer=jax.process_index() == 0)
   if search:
@@ -46,28 +52,28 @@ def run(
   else:
     chosen = planner.plan(config, hardware, efficiency=efficiency)
   folder.write_json(PLAN, chosen)
-  console.say(table.render(chosen))
+  console.say(rendering.render(chosen))
   console.say(f'Wrote {folder.path / PLAN}')
   return 0
 
 
 def _searched(
-  config: Any, hardware: topologies.Topology, efficiency: float
+  config: ConfigDict, hardware: topologies.Topology, efficiency: float
 ) -> dict[str, Any]:
-  """The fastest plan that fits, or the one that is closest to fitting."""
+  """Returns the fastest plan that fits, or the one closest to fitting."""
 
   def tell(plan):
-    console.say(table.line(plan))
+    console.say(rendering.line(plan))
 
   options = {'efficiency': efficiency, 'tell': tell}
   found, tried = search_lib.fastest(config, hardware, **options)
   if found is None:
     found = min(tried, key=lambda plan: plan['hbm_bytes_per_device'])
   else:
-    best = config_dict.ConfigDict(found['config'])
+    best = ConfigDict(found['config'])
     console.say('\nThe fastest, with twice the batch:')
     found |= search_lib.largest(found, best, hardware, **options)
-  console.say('')
+  console.say(f'\n{rendering.choices(tried)}\n')
   return {**found, 'tried': [_short(p) for p in tried]}
 
 
@@ -83,7 +89,7 @@ _SHORT = (
 
 
 def _short(plan: dict[str, Any]) -> dict[str, Any]:
-  """A plan of a search in a few keys."""
+  """Returns a few keys of a plan of a search."""
   return {
     'remat': plan['config']['model'].get('remat'),
     'accumulate': plan['config']['optim'].get('accumulate'),

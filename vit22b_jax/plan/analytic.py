@@ -1,10 +1,11 @@
-"""An estimate without a compiler, for hardware that jax can't compile for here.
+"""Estimates a step without a compiler, where jax has none for the hardware.
 
     estimate = analytic.estimate(config, topologies.find('h100:8'))
 
-Weights and optimiser are exact. Activations, traffic and collectives come from
+Weights and optimizer are exact. Activations, traffic and collectives come from
 counting what a block keeps, reads and sends: an estimate, which `method` says.
-TPU slices are compiled for instead, see `planner`.
+TPU slices, and GPUs with jax's CUDA plugin, are compiled for instead, see
+`planner`.
 """
 
 import dataclasses
@@ -16,23 +17,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
 
 from vit22b_jax import durations, errors
 from vit22b_jax.models import vit
-from vit22b_jax.plan import roofline, topologies
+from vit22b_jax.plan import costs, gpu_targets, roofline, topologies
 from vit22b_jax.plan.collectives import Collective
 from vit22b_jax.runtime import flops, sharding
 from vit22b_jax.tasks import classification
 from vit22b_jax.training import optim
 
-# float32 products cost so many bfloat16 ones: TensorFloat-32, or the vector
-# units (H100: 495 and 67 TFLOP/s beside 989).
-_PASSES = {'default': 2, 'highest': 15}
+# Of float32 products.
+_PASSES = {
+  'default': costs.TENSOR_FLOAT_PASSES,
+  'highest': costs.FLOAT_PASSES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """What is estimated of a step.
+  """Holds what is estimated of a step.
 
   Attributes:
     facts: those keys of plan.json that a compiled plan takes from the program.
@@ -45,7 +49,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """A step by its sizes.
+  """Describes a step by its sizes.
 
   Attributes:
     mesh: sizes of the axes.
@@ -66,16 +70,17 @@ class _Step:
   element: int
 
 
-def estimate(config: Any, topology: topologies.Topology) -> Estimate:
-  """Sizes up a classifier's step.
+def estimate(config: ConfigDict, topology: topologies.Topology) -> Estimate:
+  """Estimates a classifier's step.
 
   Raises:
     UserError: it isn't a classifier's config, or doesn't suit the devices.
   """
   if config.task != 'classification':
     raise errors.UserError(
-      f'--topology={topology.name}: only classifiers are planned for GPUs that '
-      'are not at hand. On the machine itself --topology=local plans any task.'
+      f'--topology={topology.name}: only classifiers are estimated. Any task '
+      f"is planned where jax's CUDA plugin compiles it: {gpu_targets.INSTALL}; "
+      'or on the machine itself, with --topology=local.'
     )
   mesh = sharding.mesh_shape(
     config.sharding, topology.size, **sharding.mesh_sizes(config.mesh)
@@ -106,7 +111,7 @@ def estimate(config: Any, topology: topologies.Topology) -> Estimate:
 
 
 def _step(config, mesh, data) -> tuple[_Step, int]:
-  """The step's sizes, and the bytes of the optimiser's state on a device."""
+  """Returns the step's sizes, and a device's bytes of optimizer state."""
   model = classification.build_model(config, len(data.names))
   side = config.data.image_size
   images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -146,7 +151,7 @@ def _step(config, mesh, data) -> tuple[_Step, int]:
 
 
 def _kept(step: _Step, remat: str) -> float:
-  """Bytes for each token and block that the backward pass finds again.
+  """Returns bytes kept for the backward pass by each token and block.
 
   Counted in units of the width: the stream 1, q k v 3, their norms 2, attended
   values 1, the branch's result 1, hidden units before and after the GELU; and
@@ -182,7 +187,7 @@ def _memory(config, step: _Step, optimizer: int) -> dict[str, float]:
 
 
 def _work(step: _Step, model_flops: float, memory) -> roofline.Work:
-  """Products, memory traffic and collectives of a step."""
+  """Returns products, memory traffic and collectives of a step."""
   model = step.model
   d, f = model.width, model.mlp_dim
   attention = 2 * step.length * d
@@ -195,7 +200,7 @@ def _work(step: _Step, model_flops: float, memory) -> roofline.Work:
   }[model.remat]
   recomputed = model_flops / 3 * again / forward
   flops_ = model_flops + recomputed
-  # Written once and read twice, forward and backward; the optimiser reads and
+  # Written once and read twice, forward and backward; the optimizer reads and
   # writes weights and moments, and reads gradients.
   touched = 3 * step.tokens * model.depth * _kept(step, 'none') * step.parts
   updates = 2 * (memory['parameters'] + memory['optimizer'])

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: what crosses which mesh axis.
+"""Finds a compiled program's collectives: what crosses which mesh axis.
 
 for collective in collectives.find(module, {'data': 1, 'fsdp': 8}):
   collective.wire_bytes * collective.count
@@ -26,7 +26,7 @@ _PASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective instruction.
+  """Describes one collective instruction.
 
   Attributes:
     kind: 'all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all' or
@@ -48,7 +48,7 @@ class Collective:
 
   @property
   def wire_bytes(self) -> float:
-    """Bytes that each device sends in one execution, by a ring algorithm."""
+    """Returns bytes that a device sends in one execution, in a ring."""
     if self.kind == 'collective-permute':
       return self.bytes
     n = len(self.group)
@@ -56,7 +56,7 @@ class Collective:
 
 
 def find(module: hlo.Module, mesh_shape: dict[str, int]) -> list[Collective]:
-  """The collectives between several devices that a step executes.
+  """Returns the collectives between several devices that a step executes.
 
   Args:
     module: the compiled program.
@@ -106,7 +106,7 @@ def _kind_and_bytes(name, instruction, devices: int) -> tuple[str, int]:
 
 
 def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
-  """The first group of devices, by their positions in the mesh.
+  """Returns the first group of devices, by their positions in the mesh.
 
   The forms are those of `replica_groups` in XLA's text: explicit lists, an
   iota [groups, size]<=[shape]T(axes), or a mesh with the axes reduced over.
@@ -144,7 +144,7 @@ def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
 
 
 def _order(devices: int, shape: str | None, axes: str | None) -> np.ndarray:
-  """Devices in XLA's order: 0, 1, ... as an array, transposed, flat."""
+  """Returns devices in XLA's order: 0, 1, ... shaped, transposed, flat."""
   ids = np.arange(devices)
   if shape:
     ids = ids.reshape(_integers(shape))
@@ -160,7 +160,7 @@ def _integers(text: str) -> list[int]:
 def _axes(
   group: tuple[int, ...], mesh_shape: dict[str, int]
 ) -> tuple[str, ...]:
-  """The mesh axes along which the members of a group differ."""
+  """Returns the mesh axes along which the members of a group differ."""
   places = np.unravel_index(group, tuple(mesh_shape.values()))
   return tuple(
     name

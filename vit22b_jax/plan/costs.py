@@ -1,4 +1,4 @@
-"""What an instruction of a compiled program costs: FLOPs and memory traffic.
+"""Counts what an instruction of a compiled program costs: FLOPs and bytes.
 
     costs.matmul_flops(computation, instruction)
     costs.memory_bytes(module, computation, instruction)
@@ -11,8 +11,9 @@ import re
 
 from vit22b_jax.plan import hlo
 
-# What moves nothing: names for what is there, and what others account for.
+# These move nothing: names for what is there, and work that others account for.
 _FREE = {
+  'async-start',
   'parameter',
   'constant',
   'get-tuple-element',
@@ -29,6 +30,9 @@ _FREE = {
 }
 _ATTENTION = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha)')
 _CUBLAS = re.compile(r'custom_call_target="__cublas\$')
+# A GPU's float32 product costs so many bfloat16 ones: on its tensor cores, as
+# TensorFloat-32, or on its vector units (H100: 495 and 67 TFLOP/s beside 989).
+TENSOR_FLOAT_PASSES, FLOAT_PASSES = 2, 15
 _FREE_CALLS = ('"AllocateBuffer"', '"ConcatBitcast"')
 # Their second half; and collectives, whose time goes by the wires.
 _SECOND_HALVES = ('-done', '-update')
@@ -46,14 +50,14 @@ _VIEWS = ('bitcast', 'reshape', 'get-tuple-element', 'copy', 'transpose')
 
 
 def is_collective(instruction: hlo.Instruction) -> bool:
-  """Whether it moves data between devices."""
+  """Tells whether it moves data between devices."""
   return instruction.opcode.startswith(_COLLECTIVES)
 
 
 def matmul_flops(
   computation: hlo.Computation, instruction: hlo.Instruction
 ) -> int:
-  """FLOPs of a product, two for each multiplication; 0 for anything else.
+  """Counts FLOPs of a product, two for each multiplication; else 0.
 
   TPU programs write matrix products as convolutions, padded and dilated where
   a batch axis became a spatial one: only products with elements that exist
@@ -66,6 +70,8 @@ def matmul_flops(
     return 2 * math.prod(instruction.shapes[0].dims) * contracted
   if instruction.opcode == 'convolution':
     return _convolution_flops(computation, instruction)
+  if _target(instruction).startswith('__cudnn$conv'):
+    return _convolution_flops(computation, instruction)
   if _ATTENTION.search(instruction.attributes):
     return _attention_flops(computation, instruction)
   if _CUBLAS.search(instruction.attributes):
@@ -74,7 +80,7 @@ def matmul_flops(
 
 
 def _cublas_flops(computation, instruction) -> int:
-  """A product that a GPU's program leaves to its library."""
+  """Counts a product that a GPU's program leaves to its library."""
   left = computation[instruction.operands[0]].shapes[0]
   found = re.search(
     r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes
@@ -85,30 +91,42 @@ def _cublas_flops(computation, instruction) -> int:
 
 
 def _attention_flops(computation, instruction) -> int:
-  """Both products of an attention that XLA has put into a kernel of its own.
+  """Counts the products of an attention that is a kernel of its own.
 
-  Its operands are queries, keys and values [B, N, L, K]; other kernels of that
-  kind, which don't have them, count nothing.
+  Its operands are queries, keys and values, [B, N, L, K] on a TPU and
+  [B, L, N, K] for cuDNN, which has two products forward and, backward, these
+  five: logits again, and the gradients of map, values, queries and keys. Other
+  kernels, without such operands, count nothing.
   """
   shapes = [computation[n].shapes[0].dims for n in instruction.operands[:3]]
   if len(shapes) < 3 or {len(dims) for dims in shapes} != {4}:
     return 0
-  return 4 * math.prod(shapes[0]) * shapes[1][2]
+  cudnn = '__cudnn$fmha' in instruction.attributes
+  product = 2 * math.prod(shapes[0]) * shapes[1][1 if cudnn else 2]
+  return product * (5 if 'Backward' in _target(instruction) else 2)
+
+
+def _target(instruction: hlo.Instruction) -> str:
+  """Returns which function a custom call calls."""
+  found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+  return found.group(1) if found else ''
 
 
 def passes(computation: hlo.Computation, instruction: hlo.Instruction) -> int:
-  """How many bfloat16 products a TPU makes of this one.
+  """Returns for how many bfloat16 products this one counts.
 
-  float32 at 'highest' precision takes six, at 'high' three
-  (jax.lax.Precision); a GPU's float32 is not counted in such terms.
+  On a TPU float32 at 'highest' precision takes six, at 'high' three
+  (jax.lax.Precision). On a GPU it takes TENSOR_FLOAT_PASSES, at 'highest'
+  FLOAT_PASSES.
   """
-  found = re.search(r'operand_precision=\{(\w+)', instruction.attributes)
-  if found is None or computation[instruction.operands[0]].shapes[0].dtype in (
-    'bf16',
-    'f16',
-  ):
+  if computation[instruction.operands[0]].shapes[0].dtype in ('bf16', 'f16'):
     return 1
-  return {'highest': 6, 'high': 3}.get(found.group(1), 1)
+  target = _target(instruction)
+  if target.startswith(('__cublas', '__cudnn')):
+    highest = '"HIGHEST"' in instruction.attributes
+    return FLOAT_PASSES if highest else TENSOR_FLOAT_PASSES
+  found = re.search(r'operand_precision=\{(\w+)', instruction.attributes)
+  return {'highest': 6, 'high': 3}.get(found.group(1), 1) if found else 1
 
 
 def _numbers(instruction: hlo.Instruction, key: str) -> list[int]:
@@ -119,6 +137,11 @@ def _numbers(instruction: hlo.Instruction, key: str) -> list[int]:
 def _convolution_flops(computation, instruction) -> int:
   left, right = (computation[n].shapes[0] for n in instruction.operands[:2])
   out = instruction.shapes[0]
+  # cuDNN's gradients are labeled as the convolution that they are of.
+  if 'BackwardInput' in _target(instruction):
+    left, out = out, left
+  elif 'BackwardFilter' in _target(instruction):
+    right, out = out, right
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
   inputs, kernel, outputs = labels.groups()
   work = 2 * out.dims[outputs.index('b')] * out.dims[outputs.index('f')]
@@ -134,7 +157,7 @@ def _convolution_flops(computation, instruction) -> int:
 
 
 def _windows(instruction, rank: int) -> list[dict]:
-  """Of each spatial axis: size, stride, low padding and dilations."""
+  """Returns each spatial axis's size, stride, low padding and dilations."""
   found = re.search(r'window=\{([^}]*)\}', instruction.attributes)
   fields = dict(f.split('=') for f in found.group(1).split()) if found else {}
 
@@ -170,7 +193,7 @@ def _pairs(
   left_dilation: int,
   right_dilation: int,
 ) -> int:
-  """Pairs of an output and a kernel element that meet an input element."""
+  """Counts pairs of an output and a kernel element that meet an input."""
   count = 0
   for out in range(outputs):
     for k in range(size):
@@ -185,7 +208,7 @@ def memory_bytes(
   computation: hlo.Computation,
   instruction: hlo.Instruction,
 ) -> int:
-  """Bytes that it reads from and writes to the device's main memory.
+  """Counts bytes that it reads from and writes to the device's main memory.
 
   What a fusion slices counts as the slice, and what it updates in place as the
   update. Arrays on the chip count nothing; copies to and from there do.
@@ -196,10 +219,12 @@ def memory_bytes(
   if is_collective(instruction):
     return 0
   operands = [computation[name] for name in instruction.operands]
-  if opcode == 'custom-call' and any(
-    target in instruction.attributes for target in _FREE_CALLS
-  ):
-    return 0
+  if opcode == 'custom-call':
+    if any(target in instruction.attributes for target in _FREE_CALLS):
+      return 0
+    # Less the workspaces of libraries, which are bytes.
+    made = [s for s in instruction.shapes if s.dtype not in ('u8', 's8')]
+    return _hbm(operands) + sum(s.bytes for s in made if s.in_hbm)
   if opcode.endswith('-start'):  # copy-start, slice-start: (to, from, ...)
     moved = min(s.bytes for s in instruction.shapes[:2])
     return moved * sum(s.in_hbm for s in instruction.shapes[:2])
@@ -232,7 +257,7 @@ def _parameter(computation: hlo.Computation, index: int) -> hlo.Instruction:
 
 
 def _read(module: hlo.Module, name: str, index: int) -> int:
-  """Bytes that a fused computation reads of its parameter."""
+  """Counts bytes that a fused computation reads of its parameter."""
   computation = module.computations[name]
   return _used(module, computation, _parameter(computation, index))
 
@@ -259,7 +284,7 @@ def _used(module, computation, source) -> int:
 
 
 def _written(module, name, instruction) -> int:
-  """Bytes that a fusion writes: all, or what it updates in place."""
+  """Counts bytes that a fusion writes: all, or what it updates in place."""
   computation = module.computations[name]
   root = next(i for i in computation.values() if i.root)
   results = [root]

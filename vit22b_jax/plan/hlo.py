@@ -42,7 +42,7 @@ _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """One array of an instruction's result.
+  """Describes one array of an instruction's result.
 
   Attributes:
     dtype: XLA's name, such as 'bf16'.
@@ -57,13 +57,13 @@ class Shape:
 
   @property
   def bytes(self) -> int:
-    """Size without padding."""
+    """Returns the size without padding."""
     return _BYTES.get(self.dtype, 0) * math.prod(self.dims)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation.
+  """Holds one line of a computation.
 
   Attributes:
     name: unique in the module.
@@ -83,12 +83,12 @@ class Instruction:
 
   @property
   def operands(self) -> list[str]:
-    """Names of instructions of the same computation."""
+    """Returns names of instructions of the same computation."""
     return _NAME.findall(self.arguments)
 
   @property
   def called(self) -> list[str]:
-    """Names of the computations that it runs."""
+    """Returns names of the computations that it runs."""
     names = _CALLED.findall(self.attributes)
     for branches in _BRANCHES.findall(self.attributes):
       names += _NAME.findall(branches)
@@ -96,7 +96,7 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """Which line of the traced program it comes from."""
+    """Returns which line of the traced program it comes from."""
     found = re.search(r'op_name="([^"]*)"', self.attributes)
     return found.group(1) if found else ''
 
@@ -106,7 +106,7 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A compiled program for one device.
+  """Holds a compiled program for one device.
 
   Attributes:
     computations: by name, each the instructions in order by name.
@@ -158,7 +158,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` closes."""
+  """Returns where the parenthesis that opens at `start` closes."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == '(') - (text[i] == ')')
@@ -184,7 +184,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 def executed(
   module: Module, *, inside_fusions: bool = False
 ) -> Iterator[tuple[str, Instruction, int]]:
-  """What a step executes: (its computation's name, it, how often) each.
+  """Yields what a step executes: (computation's name, it, how often).
 
   Loops are entered with their trip counts. All branches of a conditional
   count, so that it costs too much rather than too little.
@@ -212,7 +212,7 @@ def _executed(module, name, count, inside_fusions):
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-  """How often a `while` runs its body.
+  """Returns how often a `while` runs its body.
 
   XLA notes it where it knows. Else the loop counts from 0 to a constant that
   its condition compares with, as `jax.lax.scan` writes loops, in steps that its
@@ -256,7 +256,7 @@ def _constants(module: Module, instructions) -> set[int]:
 
 
 def _step(module: Module, body: Computation, place: int) -> int | None:
-  """What a loop's body adds to the counter at a place of its tuple."""
+  """Returns what a loop's body adds to the counter at a place of its tuple."""
   root = next(i for i in body.values() if i.root)
   result = body[root.operands[place]]
   while result.opcode in ('copy', 'bitcast', 'convert'):

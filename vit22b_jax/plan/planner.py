@@ -3,19 +3,19 @@
     plan = planner.plan(config, topologies.find('v4:8x8x16'))
     plan['fits'], plan['predicted_step_seconds']
 
-The step is the one that trains: model, loss, gradients, clipping, optimiser,
+The step is the one that trains: model, loss, gradients, clipping, optimizer,
 diagnostics, on the config's mesh. Nothing is computed and no data are read.
 """
 
 import collections
 import functools
-import importlib.metadata
 import math
 import re
 import time
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vit22b_jax import errors, tasks
 from vit22b_jax.plan import ahead, analytic, hlo, roofline, topologies
@@ -31,7 +31,7 @@ _UNPREDICTED = {
   'predicted_mfu_overlap': None,
 }
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-# What XLA says of a program that doesn't fit.
+# XLA's words for a program that doesn't fit.
 _NEEDED = re.compile(
   r'(?:space hbm\. Used |HLO temporaries \(|allocate )'
   r'([\d.]+) ?([KMGT]?)(?:iB)?'
@@ -40,9 +40,9 @@ _AVAILABLE = re.compile(r'(?: of |available HBM \()([\d.]+)([KMGT])(?: hbm|\))')
 
 
 def plan(
-  config: Any, topology: topologies.Topology, *, efficiency: float = 1.0
+  config: ConfigDict, topology: topologies.Topology, *, efficiency: float = 1.0
 ) -> dict[str, Any]:
-  """What a run needs on some hardware: the content of plan.json.
+  """Plans a run on some hardware: returns the content of plan.json.
 
   Args:
     config: the run's configuration.
@@ -52,8 +52,11 @@ def plan(
   Raises:
     UserError: the mesh or the batch doesn't suit the hardware.
   """
+  found = _header(config, topology, efficiency)
   if topology.devices is None:
-    return _estimated(config, topology, efficiency)
+    estimate = analytic.estimate(config, topology)
+    found |= estimate.facts
+    return found | _costs(found, estimate.work, topology, None)
   mesh = sharding.make_mesh(
     config.sharding,
     **sharding.mesh_sizes(config.mesh),
@@ -61,8 +64,7 @@ def plan(
   )
   task = make_task(config, mesh)
   task.check_sharding()
-  found = {
-    **_header(config, topology, efficiency),
+  found |= {
     'method': 'compiled',
     'mesh': dict(mesh.shape),
     'total_steps': task.total_steps,
@@ -89,32 +91,18 @@ def plan(
   if missing and topology.devices[0].platform != 'cpu':
     reason = 'the program calls libraries whose arithmetic it does not tell'
     return found | {'not_predicted': reason, **_UNPREDICTED}
-  found |= _arithmetic(found, work)
-  bandwidth = functools.lru_cache(
-    functools.partial(topologies.bandwidth, topology, mesh)
-  )
-  time_ = roofline.predict(work, topology.chip, bandwidth, efficiency)
-  return found | predicted(found, topology, time_)
+  return found | _costs(found, work, topology, mesh)
 
 
-def make_task(config: Any, mesh: jax.sharding.Mesh) -> base.Task:
-  """The config's task, knowing of its data set no more than the sizes."""
+def make_task(config: ConfigDict, mesh: jax.sharding.Mesh) -> base.Task:
+  """Returns the config's task, which knows its data set's sizes alone."""
   task_type = tasks.named(config.task)
   data = task_type.facts(config)
   return task_type(config, mesh, task_type.names_of(data), data)
 
 
-def _estimated(config, topology, efficiency) -> dict[str, Any]:
-  """A plan for hardware that jax can't compile for without having it."""
-  estimate = analytic.estimate(config, topology)
-  found = _header(config, topology, efficiency) | estimate.facts
-  found |= _arithmetic(found, estimate.work)
-  bandwidth = functools.partial(topologies.bandwidth, topology, None)
-  time_ = roofline.predict(estimate.work, topology.chip, bandwidth, efficiency)
-  return found | predicted(found, topology, time_)
-
-
 def _header(config, topology, efficiency) -> dict[str, Any]:
+  """Returns what a plan begins with: what was asked, and of which versions."""
   return {
     'topology': topology.name,
     'devices': topology.size,
@@ -124,33 +112,29 @@ def _header(config, topology, efficiency) -> dict[str, Any]:
     'hbm_capacity_bytes': topology.chip.hbm_bytes,
     'matmul_efficiency': efficiency,
     'config': config.to_dict(),
-    'versions': {
-      'jax': jax.__version__,
-      'jaxlib': importlib.metadata.version('jaxlib'),
-      'libtpu': topologies.libtpu_version(),
-    },
+    'versions': topologies.compiler_versions(),
   }
 
 
 def count(tree: Any) -> int:
-  """Numbers in a tree of (abstract) arrays."""
+  """Counts the numbers in a tree of (abstract) arrays."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def device_bytes(tree: Any) -> int:
-  """Bytes of a tree of (abstract) arrays that one device holds."""
+  """Returns the bytes of a tree of (abstract) arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
   )
 
 
-# Fields of the tasks' states, by what they are for.
+# Kinds of the tasks' fields of state.
 _KINDS = {'params': 'parameters', 'ema': 'ema'}
 
 
 def _state_bytes(task: base.Task) -> dict[str, int]:
-  """Bytes of a device by what they hold, before anything is computed."""
+  """Returns a device's bytes by what they hold, before anything runs."""
   found = collections.Counter()
   for name, value in vars(task.abstract_state).items():
     kind = 'optimizer' if 'opt' in name else _KINDS.get(name, 'other_state')
@@ -160,7 +144,7 @@ def _state_bytes(task: base.Task) -> dict[str, int]:
 
 
 def _memory(found, topology, stats) -> dict[str, Any]:
-  """What the compiler allocates at the worst moment, and the program itself.
+  """Returns what is allocated at the worst moment, and the program itself.
 
   A TPU's compiler holds the peak against the chip's memory; it knows which
   arrays share their place, which the sum of the sizes doesn't. Others tell the
@@ -182,7 +166,7 @@ def _memory(found, topology, stats) -> dict[str, Any]:
 
 
 def _too_large(found, error, seconds: float) -> dict[str, Any]:
-  """An answer too: the compiler says how much it would have needed."""
+  """Reads how much memory the compiler would have needed."""
   text = str(error)
   if 'RESOURCE_EXHAUSTED' not in text:
     raise errors.UserError(
@@ -206,7 +190,42 @@ def _too_large(found, error, seconds: float) -> dict[str, Any]:
   }
 
 
-def _arithmetic(found, work: roofline.Work) -> dict[str, Any]:
+def _costs(
+  found: dict[str, Any],
+  work: roofline.Work,
+  topology: topologies.Topology,
+  mesh: jax.sharding.Mesh | None,
+) -> dict[str, Any]:
+  """Returns arithmetic and collectives, and the time that they take."""
+  bandwidth = functools.lru_cache(
+    functools.partial(topologies.bandwidth, topology, mesh)
+  )
+  efficiency = found['matmul_efficiency']
+  time_ = roofline.predict(work, topology.chip, bandwidth, efficiency)
+  peak, flops = topology.chip.flops, found['model_flops_per_device']
+  hours = found['total_steps'] * found['devices'] / 3600
+  return {
+    'hardware_flops_per_device': work.flops,
+    'recomputed_flops_per_device': work.recomputed_flops,
+    'memory_traffic_bytes': work.bytes,
+    'collectives': _collectives(work),
+    'predicted_step_seconds': time_.no_overlap,
+    'predicted_step_seconds_overlap': time_.overlap,
+    'predicted_mfu_no_overlap': flops / (peak * time_.no_overlap),
+    'predicted_mfu_overlap': flops / (peak * time_.overlap),
+    'predicted_seconds': {
+      'matmul': time_.matmul,
+      'memory': time_.memory,
+      'communication': time_.communication,
+    },
+    'predicted_images_per_second': found['batch_size'] / time_.no_overlap,
+    'predicted_chip_hours': time_.no_overlap * hours,
+    'predicted_chip_hours_overlap': time_.overlap * hours,
+  }
+
+
+def _collectives(work: roofline.Work) -> list[dict[str, Any]]:
+  """Returns the sums of each kind over each mesh axis, the most bytes first."""
   groups: dict[tuple[str, str], dict[str, Any]] = {}
   for c in work.collectives:
     axes = '+'.join(c.axes)
@@ -217,35 +236,4 @@ def _arithmetic(found, work: roofline.Work) -> dict[str, Any]:
     row['count'] += c.count
     row['bytes'] += c.bytes * c.count
     row['wire_bytes'] += c.wire_bytes * c.count
-  return {
-    'hardware_flops_per_device': work.flops,
-    'recomputed_flops_per_device': work.recomputed_flops,
-    'memory_traffic_bytes': work.bytes,
-    'collectives': sorted(groups.values(), key=lambda r: -r['wire_bytes']),
-  }
-
-
-def predicted(
-  found: dict[str, Any],
-  topology: topologies.Topology,
-  time_: roofline.Prediction,
-) -> dict[str, Any]:
-  """Seconds, utilisation and chip-hours; a prediction."""
-  peak = topology.chip.flops
-  flops = found['model_flops_per_device']
-  seconds = time_.no_overlap
-  hours = found['total_steps'] * found['devices'] / 3600
-  return {
-    'predicted_step_seconds': seconds,
-    'predicted_step_seconds_overlap': time_.overlap,
-    'predicted_mfu_no_overlap': flops / (peak * seconds),
-    'predicted_mfu_overlap': flops / (peak * time_.overlap),
-    'predicted_seconds': {
-      'matmul': time_.matmul,
-      'memory': time_.memory,
-      'communication': time_.communication,
-    },
-    'predicted_images_per_second': found['batch_size'] / seconds,
-    'predicted_chip_hours': seconds * hours,
-    'predicted_chip_hours_overlap': time_.overlap * hours,
-  }
+  return sorted(groups.values(), key=lambda row: -row['wire_bytes'])

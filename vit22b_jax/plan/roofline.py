@@ -1,9 +1,9 @@
-"""How long a compiled step takes at least: products, memory and wires.
+"""Predicts how long a compiled step takes at least.
 
     work = roofline.measure(module, mesh_shape)
     time = roofline.predict(work, chip, bandwidth_of)
 
-A prediction, and an upper bound on utilisation: products run at the chip's peak
+A prediction, and an upper bound on utilization: products run at the chip's peak
 times `efficiency`, everything else at the speed of its memory, collectives at
 that of the links. Without overlap the three follow each other; with overlap
 communication hides behind the others, or they behind it.
@@ -19,7 +19,7 @@ from vit22b_jax.runtime import chips
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """Work of one instruction of the program on one device.
+  """Counts the work of one instruction on one device.
 
   Attributes:
     flops: of matrix products.
@@ -36,12 +36,12 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Work of a step on one device.
+  """Counts the work of a step on one device.
 
   Attributes:
     operations: in the order of the program.
     collectives: likewise.
-    recomputed_flops: of the products, those that rematerialisation repeats.
+    recomputed_flops: of the products, those that rematerialization repeats.
   """
 
   operations: list[Operation]
@@ -50,17 +50,17 @@ class Work:
 
   @property
   def flops(self) -> int:
-    """FLOPs of matrix products in a step."""
+    """Sums the FLOPs of matrix products in a step."""
     return sum(o.flops * o.count for o in self.operations)
 
   @property
   def bytes(self) -> int:
-    """Bytes that a step moves to and from memory."""
+    """Sums the bytes that a step moves to and from memory."""
     return sum(o.bytes * o.count for o in self.operations)
 
 
 def measure(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
-  """The work in a compiled program."""
+  """Counts the work in a compiled program."""
   operations, recomputed = [], 0
   for name, instruction, count in hlo.executed(module):
     computation = module.computations[name]
@@ -74,7 +74,7 @@ def measure(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
 
 
 def _products(module, name, instruction) -> tuple[int, int, int]:
-  """FLOPs, passes and recomputed FLOPs of an instruction and its fusion."""
+  """Counts FLOPs, passes and recomputed FLOPs of an instruction."""
   computation = module.computations[name]
   flops = costs.matmul_flops(computation, instruction)
   passes = costs.passes(computation, instruction) if flops else 1
@@ -90,7 +90,7 @@ def _products(module, name, instruction) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """Seconds of a step on one device.
+  """Holds the seconds of a step on one device.
 
   Attributes:
     matmul: products at peak.
@@ -104,12 +104,12 @@ class Prediction:
 
   @property
   def no_overlap(self) -> float:
-    """One after the other."""
+    """Returns the sum: one after the other."""
     return self.matmul + self.memory + sum(self.communication.values())
 
   @property
   def overlap(self) -> float:
-    """Communication goes on behind the rest, or the rest behind it."""
+    """Returns the longer of communication and the rest."""
     return max(self.matmul + self.memory, sum(self.communication.values()))
 
 
@@ -119,7 +119,7 @@ def predict(
   bandwidth_of: Callable[[tuple[int, ...]], float],
   efficiency: float = 1.0,
 ) -> Prediction:
-  """Seconds of a step.
+  """Predicts the seconds of a step.
 
   Args:
     work: of a step on one device.

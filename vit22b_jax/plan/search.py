@@ -1,8 +1,8 @@
-"""Looks for the fastest way to run a config on some hardware.
+"""Searches for the fastest way to run a config on some hardware.
 
     best, tried = search.fastest(config, topology)
 
-Varied are the mesh, what is kept for the backward pass (`model.remat`) and the
+It varies the mesh, what is kept for the backward pass (`model.remat`) and the
 number of microbatches (`optim.accumulate`). More microbatches only add traffic,
 so for each mesh and policy the fewest that fit are taken; and a policy that
 recomputes more is not tried where one that fits in one part recomputes less.
@@ -12,6 +12,8 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from vit22b_jax import errors
 from vit22b_jax.models import remat as remat_lib
@@ -23,13 +25,13 @@ _REPLICAS = (1, 8)  # of groups that hold the model once; and all devices
 
 
 def fastest(
-  config: Any,
+  config: ConfigDict,
   topology: topologies.Topology,
   *,
   efficiency: float = 1.0,
   tell: Callable[[dict[str, Any]], None] = lambda plan: None,
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-  """The plan with the shortest predicted step that fits, and all plans.
+  """Returns the plan with the shortest step that fits, and all plans.
 
   Args:
     config: the run's configuration; its batch stays as it is.
@@ -67,13 +69,13 @@ def fastest(
 
 def largest(
   plan: dict[str, Any],
-  config: Any,
+  config: ConfigDict,
   topology: topologies.Topology,
   *,
   efficiency: float = 1.0,
   tell: Callable[[dict[str, Any]], None] = lambda plan: None,
 ) -> dict[str, Any]:
-  """How far the batch could be doubled with as many microbatches.
+  """Doubles the batch, with as many microbatches, until it doesn't fit.
 
   Args:
     plan: of the config; one that doesn't fit has no largest batch.
@@ -102,8 +104,8 @@ def largest(
   return found | {'next_batch_bytes_per_device': plan['hbm_bytes_per_device']}
 
 
-def meshes(config: Any, devices: int) -> list[dict[str, int]]:
-  """Sizes of mesh axes to try: the config's, and others.
+def meshes(config: ConfigDict, devices: int) -> list[dict[str, int]]:
+  """Returns sizes of mesh axes to try: the config's, and others.
 
   Heads are split or not; the model is held once, by eight groups or by each
   device.
@@ -125,7 +127,7 @@ def meshes(config: Any, devices: int) -> list[dict[str, int]]:
 def _fewest(
   config, topology, mesh, remat, efficiency
 ) -> Iterator[dict[str, Any]]:
-  """Plans with more and more microbatches, up to the first that fits.
+  """Yields plans with ever more microbatches, up to the first that fits.
 
   How much is missing says how many to try next.
   """
@@ -144,8 +146,10 @@ def _fewest(
     parts *= 2**doublings
 
 
-def with_keys(config: Any, mesh: dict[str, int], remat: str, parts: int) -> Any:
-  """A copy of a config with a mesh, a policy and a number of microbatches."""
+def with_keys(
+  config: ConfigDict, mesh: dict[str, int], remat: str, parts: int
+) -> ConfigDict:
+  """Returns a copy with a mesh, a policy and a number of microbatches."""
   candidate = config.copy_and_resolve_references()
   with candidate.unlocked():
     for axis, size in mesh.items():

@@ -1,4 +1,4 @@
-"""Hardware by name: `v4:8x8x16`, `h100:8`, `local` -> a chip and its devices.
+"""Finds hardware by name: `v4:8x8x16`, `h100:8`, `local`.
 
 topology = topologies.find('v5e:2x4')
 topology.chip, topology.devices
@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vit22b_jax import errors
+from vit22b_jax.plan import gpu_targets
 from vit22b_jax.runtime import chips, flops
 
 LOCAL = 'local'
@@ -37,14 +39,14 @@ _NO_HOST = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Where a run would live.
+  """Holds where a run would live.
 
   Attributes:
     name: as it was asked for.
     chip: of which kind.
     shape: a TPU slice's axes, or (GPUs,).
-    devices: what jax compiles for; None where it can't without the hardware
-      (GPUs), so that a plan has to estimate.
+    devices: what jax compiles for; None for GPUs without jax's CUDA plugin, so
+      that a plan has to estimate.
   """
 
   name: str
@@ -59,16 +61,17 @@ class Topology:
 
 
 def examples() -> str:
-  """The names that `find` knows, for messages."""
+  """Returns the names that `find` knows, for messages."""
+  gpus = ', '.join(f'{name}:N' for name in gpu_targets.CARDS)
   return (
     'v4:XxYxZ, v5p:XxYxZ, v5e:XxY, v6e:XxY (TPU slices by their chips, such as '
-    'v4:8x8x16 or v5e:2x4), a100:N, h100:N, h200:N, b200:N (GPUs, such as '
-    'h100:8), local (the devices at hand)'
+    f'v4:8x8x16 or v5e:2x4), {gpus} (GPUs, such as h100:8), local (the devices '
+    'at hand)'
   )
 
 
 def find(name: str) -> Topology:
-  """The hardware of that name.
+  """Returns the hardware of that name.
 
   Raises:
     UserError: the name isn't known, or libtpu isn't installed.
@@ -77,15 +80,20 @@ def find(name: str) -> Topology:
     return _local()
   kind, _, sizes = name.partition(':')
   chip = chips.named(kind)
-  parts = sizes.split('x')
-  if chip is None or not all(p.isdigit() and int(p) for p in parts):
+  if chip is None or not re.fullmatch(
+    '[1-9][0-9]{0,5}(x[1-9][0-9]{0,5})*', sizes
+  ):
     raise errors.UserError(
       f'--topology={name} is not known. Known: {examples()}.'
       + errors.did_you_mean(kind, [c.name for c in chips.CHIPS if c.is_planned])
     )
-  shape = tuple(int(p) for p in parts)
+  shape = tuple(int(size) for size in sizes.split('x'))
   if not chip.torus:
-    return Topology(name, chip, (math.prod(shape),), None)
+    count = math.prod(shape)
+    devices = None
+    if gpu_targets.plugin_version() is not None:
+      devices = gpu_targets.devices(kind, count)
+    return Topology(name, chip, (count,), devices)
   if len(shape) != chip.torus:
     raise errors.UserError(
       f'--topology={name}: a {kind} slice has {chip.torus} axes, such as '
@@ -108,9 +116,8 @@ def _tpu_devices(
 
   options = {}
   if chip.torus == 3:
-    options['chip_config_name'] = (
-      'megacore'  # a chip's two cores are one device
-    )
+    # A chip's two cores are one device.
+    options['chip_config_name'] = 'megacore'
   if math.prod(shape) == 1:
     options['chips_per_host_bounds'] = (1, 1, 1)
   try:
@@ -137,7 +144,7 @@ def _local() -> Topology:
 
 
 def _extent(devices: Sequence[jax.Device]) -> tuple[int, ...]:
-  """The axes of the slice that TPUs lie in; (devices,) of others."""
+  """Returns the axes of the slice that TPUs lie in; (devices,) of others."""
   places = [getattr(device, 'coords', None) for device in devices]
   if None in places:
     return (len(devices),)
@@ -145,7 +152,7 @@ def _extent(devices: Sequence[jax.Device]) -> tuple[int, ...]:
 
 
 def _measured(devices: Sequence[jax.Device]) -> chips.Chip:
-  """A CPU, or a chip that isn't listed, by what it does in a moment."""
+  """Measures a CPU, or a chip that isn't listed, in a moment."""
   device = devices[0]
   sharing = len(devices) if device.platform == 'cpu' else 1
   memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / sharing
@@ -166,18 +173,24 @@ def _measured(devices: Sequence[jax.Device]) -> chips.Chip:
   )
 
 
-def libtpu_version() -> str | None:
-  """The version of libtpu that compiles, None without one."""
+def compiler_versions() -> dict[str, str | None]:
+  """Returns the versions of what compiles; None for what isn't installed."""
   try:
-    return importlib.metadata.version('libtpu')
+    libtpu = importlib.metadata.version('libtpu')
   except importlib.metadata.PackageNotFoundError:
-    return None
+    libtpu = None
+  return {
+    'jax': jax.__version__,
+    'jaxlib': importlib.metadata.version('jaxlib'),
+    'libtpu': libtpu,
+    'cuda_plugin': gpu_targets.plugin_version(),
+  }
 
 
 def bandwidth(
   topology: Topology, mesh: jax.sharding.Mesh | None, group: tuple[int, ...]
 ) -> float:
-  """Bytes/s that a device of a group sends to the next, over all its links.
+  """Returns the bytes/s that a device sends to the next of its group.
 
   A ring along one axis of a torus uses both directions of its links; along
   several at once, as a ring algorithm is run for each, those of all. An axis
@@ -187,17 +200,18 @@ def bandwidth(
 
   Args:
     topology: the hardware.
-    mesh: of the devices; None for GPUs, which lie node by node.
+    mesh: of the devices; None for GPUs, which then lie node by node.
     group: positions in the mesh of those that take part.
   """
   chip = topology.chip
-  if chip.node and mesh is None:
-    nodes = len({i // chip.node for i in group})
+  if chip.node:
+    ids = group if mesh is None else [mesh.devices.ravel()[i].id for i in group]
+    nodes = len({i // chip.node for i in ids})
     if nodes == 1:
       return chip.link_bandwidth
     share = chip.network_bandwidth * len(group) / nodes
     return min(chip.link_bandwidth, share)
-  if not chip.torus or mesh is None:
+  if not chip.torus:
     return chip.link_bandwidth
   closes = [size % chip.wraps_at == 0 for size in topology.shape]
   if chip.torus == 3:  # smaller slices than cubes of 4 x 4 x 4 have no rings

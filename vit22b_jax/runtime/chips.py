@@ -1,4 +1,4 @@
-"""Accelerators: peaks, memory and links, in one table.
+"""Lists accelerators: peaks, memory and links, in one table.
 
     >>> chip = named('v4')
     >>> chip.flops / 1e12  # TFLOP/s of bfloat16 products
@@ -22,7 +22,7 @@ import re
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """One jax device of a kind.
+  """Describes one jax device of a kind.
 
   Attributes:
     name: as it is typed, such as 'v5e' or 'h100'.
@@ -53,7 +53,7 @@ class Chip:
 
   @property
   def is_planned(self) -> bool:
-    """Whether enough is known of it to plan a run."""
+    """Tells whether enough is known of it to plan a run."""
     return self.link_bandwidth > 0
 
 
@@ -117,12 +117,12 @@ CHIPS = (
 
 
 def of_device(device_kind: str) -> Chip | None:
-  """The chip of jax's `device.device_kind`; None when it isn't listed."""
+  """Returns the chip of a `device.device_kind`; None when it isn't listed."""
   return next(
     (c for c in CHIPS if re.search(rf'\b{c.kind}(?!\d)', device_kind)), None
   )
 
 
 def named(name: str) -> Chip | None:
-  """The chip of that name, if a run can be planned for it."""
+  """Returns the chip of that name, if a run can be planned for it."""
   return next((c for c in CHIPS if c.name == name and c.is_planned), None)

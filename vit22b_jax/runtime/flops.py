@@ -1,9 +1,9 @@
-"""Model FLOPs utilisation: useful arithmetic over what the chips could do.
+"""Computes model FLOPs utilization: useful arithmetic over the peak.
 
     work = flops.training_flops(depth=12, width=384, mlp_dim=1536, tokens=65)
     flops.mfu(images_per_second * work, jax.devices()[0], num_devices=8)
 
-ViT-22B's published utilisation, from its 1,150 tokens a second on each v4 chip:
+ViT-22B's published utilization, from its 1,150 tokens a second on each v4 chip:
 
     >>> work = training_flops(depth=48, width=6144, mlp_dim=24576, tokens=256)
     >>> round(work * 1150 / 256 / chips.named('v4').flops, 3)
@@ -31,7 +31,7 @@ _PROBE_REPEATS = 5
 def training_flops(
   *, depth: int, width: int, mlp_dim: int, tokens: int
 ) -> float:
-  """FLOPs of one training step for one image: forward and backward.
+  """Counts the FLOPs of a training step for one image.
 
   6 FLOPs for each matrix weight and token, and 12 * depth * width * tokens^2
   for the two products inside attention, whose mask is full, so nothing is
@@ -50,7 +50,7 @@ def training_flops(
 
 
 def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:
-  """FLOPs of one pass forward of a generator or discriminator, for one image.
+  """Counts a generator's or discriminator's FLOPs forward for one image.
 
   Those of its convolutions, two for each product of a weight and a pixel (a
   transposed one's pixels are its input's), and of its blocks, as in
@@ -90,7 +90,7 @@ def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:
 
 
 def mfu(flops_per_second: float, device: jax.Device, num_devices: int) -> float:
-  """Model FLOPs utilisation in [0, 1]: the rate over the devices' peak.
+  """Returns the utilization in [0, 1]: the rate over the devices' peak.
 
   Args:
     flops_per_second: `training_flops` times images a second, over all devices.
@@ -102,11 +102,11 @@ def mfu(flops_per_second: float, device: jax.Device, num_devices: int) -> float:
 
 @functools.cache
 def peak(device: jax.Device) -> float:
-  """Peak FLOP/s of one device: from the table, else from a timed product.
+  """Returns one device's peak FLOP/s: listed, else from a timed product.
 
   The peaks of `chips` are for bfloat16 whatever a run computes in. A CPU, or a
   chip that isn't listed, is timed on one float32 matrix product, so there the
-  utilisation is relative to what the machine does in fact reach. Simulated CPU
+  utilization is relative to what the machine does in fact reach. Simulated CPU
   devices share one machine and its peak.
   """
   chip = chips.of_device(device.device_kind)
@@ -117,7 +117,7 @@ def peak(device: jax.Device) -> float:
 
 
 def _probe(device: jax.Device) -> float:
-  """FLOP/s of the fastest of a few square float32 matrix products."""
+  """Times a few square float32 products; returns the fastest's FLOP/s."""
   a = jax.device_put(jnp.ones((_PROBE_SIZE, _PROBE_SIZE)), device)
   product = jax.jit(jnp.matmul)
   product(a, a).block_until_ready()

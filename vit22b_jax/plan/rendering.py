@@ -1,12 +1,13 @@
-"""A plan as text for the console."""
+"""Puts plans into words for the console."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from vit22b_jax.plan import planner
+from vit22b_jax.plan import gpu_targets, planner
 
 _KINDS = {
   'parameters': 'parameters',
-  'optimizer': 'optimiser',
+  'optimizer': 'optimizer',
   'ema': 'averaged weights',
   'other_state': 'rest of the state',
   'batch': 'batch',
@@ -16,7 +17,7 @@ _KINDS = {
 
 
 def render(plan: dict[str, Any]) -> str:
-  """The content of plan.json in words."""
+  """Returns the content of plan.json in words."""
   mesh = ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items())
   config = plan['config']
   lines = [
@@ -34,7 +35,7 @@ def render(plan: dict[str, Any]) -> str:
 
 
 def line(plan: dict[str, Any]) -> str:
-  """One plan of a search."""
+  """Returns a plan of a search in a line."""
   mesh = 'x'.join(str(size) for size in plan['mesh'].values())
   config = plan['config']
   head = (
@@ -45,13 +46,30 @@ def line(plan: dict[str, Any]) -> str:
   if not plan['fits']:
     return f'{head}  does not fit'
   return (
-    f'{head}  {plan["predicted_step_seconds"]:.4g} s a step, utilisation '
+    f'{head}  {plan["predicted_step_seconds"]:.4g} s a step, utilization '
     f'{plan["predicted_mfu_no_overlap"]:.3f}'
   )
 
 
+def choices(tried: Sequence[dict[str, Any]]) -> str:
+  """Returns which remat fits without microbatches, from a search's plans."""
+  needs: dict[str, float] = {}
+  fits = set()
+  for plan in tried:
+    config = plan['config']
+    if config['optim']['accumulate'] == 1:
+      remat, size = config['model']['remat'], plan['hbm_bytes_per_device']
+      needs[remat] = min(size, needs.get(remat, size))
+      fits |= {remat} if plan['fits'] else set()
+  words = [
+    f'remat {remat} {"fits" if remat in fits else "does not fit"} ({gib(size)})'
+    for remat, size in needs.items()
+  ]
+  return f'Without microbatches: {", ".join(words)}.'
+
+
 def gib(size: float) -> str:
-  """Bytes in GiB."""
+  """Returns bytes as text in GiB."""
   return f'{size / 2**30:.2f} GiB'
 
 
@@ -80,7 +98,9 @@ def _memory(plan) -> list[str]:
   if plan['compile_seconds'] is not None:
     lines.append(f'Compiled in {plan["compile_seconds"]:.1f} s.')
   else:
-    lines.append('Estimated: nothing was compiled.')
+    lines.append(
+      f'Estimated: nothing was compiled. {gpu_targets.INSTALL} compiles it.'
+    )
   return lines
 
 
@@ -121,9 +141,9 @@ def _prediction(plan) -> list[str]:
     f'  seconds: products {seconds["matmul"]:.4g}, memory '
     f'{seconds["memory"]:.4g}, links {wires or 0}',
     f'  one after the other         {plan["predicted_step_seconds"]:12.4g} s a '
-    f'step, utilisation {plan["predicted_mfu_no_overlap"]:.3f}',
+    f'step, utilization {plan["predicted_mfu_no_overlap"]:.3f}',
     '  with the links hidden       '
-    f'{plan["predicted_step_seconds_overlap"]:12.4g} s a step, utilisation '
+    f'{plan["predicted_step_seconds_overlap"]:12.4g} s a step, utilization '
     f'{plan["predicted_mfu_overlap"]:.3f}',
     f'  (published for ViT-22B on 1,024 v4: {planner.PUBLISHED_MFU})',
     f'  {plan["total_steps"]:,} steps: {plan["predicted_chip_hours"]:,.0f} '
