@@ -1,6 +1,7 @@
 """Errors that a user can mend: one clear message, no traceback, exit code 2."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,3 +48,20 @@ def printable(text: Any) -> str:
     c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode()
     for c in str(text)
   )
+
+
+def disk_remedy(error: Exception) -> str:
+  """Returns what to do where a disk is full or read-only; '' for other errors.
+
+  Args:
+    error: an OSError, or one of TensorStore's, which names its cause in words.
+  """
+  number = getattr(error, 'errno', None)
+  text = str(error)
+  full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  denied = number in (errno.EACCES, errno.EPERM, errno.EROFS)
+  if full or 'RESOURCE_EXHAUSTED' in text:
+    return 'Make room or choose another --workdir. '
+  if denied or 'PERMISSION_DENIED' in text:
+    return 'Make it writable or choose another --workdir. '
+  return ''

@@ -1,6 +1,8 @@
 """Checkpoints: exact, verified, put aside when damaged, best kept."""
 
+import errno
 import gc
+import json
 import pathlib
 import shutil
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from vit22b_jax import errors
-from vit22b_jax.runtime import checkpoint, sharding
+from vit22b_jax.runtime import checkpoint, checksums, sharding
 
 # Orbax leaves coroutines of a read that failed behind; they complain when they
 # are collected, which must not be in another test.
@@ -165,6 +167,131 @@ def test_damaged_best_gives_way_to_the_newest(
   manager.close()
 
 
+def _rewrite_meta(step_folder, change):
+  """Changes a checkpoint's JSON object, with a checksum that fits."""
+  file = step_folder / 'meta' / 'metadata'
+  meta = json.loads(file.read_text())
+  change(meta)
+  meta['checksum'] = checksums.of_json(meta)
+  file.write_text(json.dumps(meta))
+
+
+def test_a_checkpoint_under_another_number_is_not_believed(tmp_path, caplog):
+  manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
+  for step in (1, 2):
+    _save(manager, step)
+  manager.close()
+  folder = tmp_path / 'checkpoints'
+  (folder / '2').rename(folder / '99')
+  manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
+  assert manager.restore(_abstract(_state())).step == 1
+  assert 'it is checkpoint 2 under another number' in caplog.text
+  _save(manager, 2)
+  assert manager.restore(_abstract(_state())).step == 2
+  manager.close()
+
+
+def test_a_checkpoint_of_a_version_that_named_no_step_is_restored(tmp_path):
+  manager = checkpoint.Manager(tmp_path, scores={})
+  _save(manager, 1)
+  _rewrite_meta(tmp_path / 'checkpoints' / '1', lambda meta: meta.pop('step'))
+  assert manager.restore(_abstract(_state())).step == 1
+  manager.close()
+
+
+def test_what_is_not_saved_is_told(tmp_path):
+  manager = checkpoint.Manager(tmp_path, scores={})
+  _save(manager, 5)
+  with pytest.raises(errors.UserError, match='later checkpoint 5'):
+    _save(manager, 3)
+  assert not manager.save(5, _state(), data=None, meta={})
+  manager.close()
+
+
+def _fuzz():
+  """Ways to damage a checkpoint: (file, what it holds then)."""
+  files = (
+    '_CHECKPOINT_METADATA',
+    'meta/metadata',
+    'state/_METADATA',
+    'state/manifest.ocdbt',
+    'state/array_metadatas/process_0',
+  )
+  contents = (None, b'', b'[]', b'null', b'{}', b'{"format": 1}', b'\xff\0')
+  return [(file, content) for file in files for content in contents]
+
+
+def test_no_damage_of_any_file_is_more_than_a_warning(tmp_path):
+  """The checkpoint is restored whole, or the one before it."""
+  manager = checkpoint.Manager(tmp_path / 'whole', scores={}, keep=3)
+  for step in (1, 2):
+    _save(manager, step)
+  manager.close()
+  used = []
+  for i, (file, content) in enumerate(_fuzz()):
+    shutil.copytree(tmp_path / 'whole', tmp_path / str(i))
+    path = tmp_path / str(i) / 'checkpoints' / '2' / file
+    assert path.exists(), file
+    path.unlink() if content is None else path.write_bytes(content)
+    manager = checkpoint.Manager(tmp_path / str(i), scores={}, keep=3)
+    found = manager.restore(_abstract(_state()))
+    _equal(found.state, _state(found.step))
+    _save(manager, 3)
+    manager.close()
+    used.append(found.step)
+  assert used.count(1) > len(used) / 3  # else nothing was damaged
+
+
+@pytest.mark.parametrize('missing', ['checksums', 'shapes', 'format'])
+def test_a_json_object_without_its_checksums_is_damaged(
+  tmp_path, missing, caplog
+):
+  manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
+  for step in (1, 2, 3):
+    _save(manager, step)
+  folder = tmp_path / 'checkpoints'
+  _rewrite_meta(folder / '3', lambda meta: meta.pop(missing))
+  _rewrite_meta(folder / '2', lambda meta: meta['checksums'].popitem())
+  assert manager.restore(_abstract(_state())).step == 1
+  assert caplog.text.count('its JSON object has no') == 2
+  manager.close()
+
+
+@pytest.mark.parametrize('kind', ['file', 'loop', 'dangling'])
+def test_checkpoints_that_are_no_folder_are_refused(tmp_path, kind):
+  folder = tmp_path / 'checkpoints'
+  if kind == 'file':
+    folder.write_text('')
+  else:
+    folder.symlink_to(folder if kind == 'loop' else tmp_path / 'nowhere')
+  with pytest.raises(errors.UserError, match='should be the folder of check'):
+    checkpoint.Manager(tmp_path, scores={})
+
+
+@pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    (OSError(errno.ENOSPC, 'No space left on device'), 'Make room'),
+    (OSError(errno.EROFS, 'Read-only file system'), 'Make it writable'),
+    (OSError(errno.EIO, 'Input/output error'), r'error\. The checkpoints'),
+    (ValueError("RESOURCE_EXHAUSTED: ... os_error_code='28'"), 'Make room'),
+  ],
+)
+def test_errors_of_the_disk_say_what_they_are(
+  tmp_path, monkeypatch, error, message
+):
+  manager = checkpoint.Manager(tmp_path, scores={})
+
+  def wait():
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(manager._manager, 'wait_until_finished', wait)
+    with pytest.raises(errors.UserError, match=message):
+      manager.wait()
+  manager.close()
+
+
 def test_no_usable_checkpoint_is_an_error(tmp_path):
   manager = checkpoint.Manager(tmp_path, scores={})
   _save(manager, 1)
@@ -241,12 +368,12 @@ def test_restore_on_another_number_of_devices(tmp_path, shapes):
 def test_checksum_sees_every_single_bit_and_no_sharding(dtype):
   x = jax.random.normal(jax.random.key(0), (8, 5)) * 9
   x = x.astype(dtype)
-  expected = int(checkpoint.checksum(x))
+  expected = int(checksums.checksum(x))
   raw = bytearray(np.asarray(x).tobytes())
   for bit in range(0, 8 * len(raw), 7):
     raw[bit // 8] ^= 1 << bit % 8
     other = np.frombuffer(bytes(raw), np.asarray(x).dtype).reshape(x.shape)
-    assert int(checkpoint.checksum(jnp.asarray(other))) != expected
+    assert int(checksums.checksum(jnp.asarray(other))) != expected
     raw[bit // 8] ^= 1 << bit % 8
   split = jax.device_put(x, sharding.batch_sharding(sharding.make_mesh()))
-  assert int(jax.jit(checkpoint.checksum)(split)) == expected
+  assert int(jax.jit(checksums.checksum)(split)) == expected

@@ -24,7 +24,7 @@ from vit22b_jax import errors, train
 from vit22b_jax.runtime import checkpoint, distributed, sharding
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 120  # that processes may take
+SECONDS = 300  # that processes may take
 HEARTBEAT = 10
 SETTINGS = {
   'duration': '80 steps',

@@ -5,19 +5,18 @@
     found = manager.restore(abstract_state, data=iterator)
 
 Layout: `WORKDIR/checkpoints/STEP/{state,meta}`: the state's arrays, and a JSON
-object with format version, position in the data (Grain's iterator state),
+object with format version, step, position in the data (Grain's iterator state),
 checksums, config and whatever the loop wants to find again.
 
-Orbax restores a flipped byte without noticing. So each array's checksum is
-computed on the devices that hold it, saved with it, and compared on restore; a
-checkpoint that can't be read or doesn't match is put aside with a warning and
-the one before it is used.
+Orbax restores a flipped byte without noticing, and believes a folder's number.
+So each array's checksum is computed on the devices that hold it, saved with the
+step, and compared on restore; a checkpoint that can't be read or doesn't match
+is put aside with a warning and the one before it is used.
 """
 
 import contextlib
 import dataclasses
-import json
-import zlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,79 +27,53 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import checkpoint_managers
 
 from vit22b_jax import errors
 from vit22b_jax.models import stacking
-from vit22b_jax.runtime import distributed
+from vit22b_jax.runtime import checksums, distributed
 from vit22b_jax.runtime import workdir as workdir_lib
 
 FORMAT = 1
 _FOLDER = 'checkpoints'
 _DAMAGED = 'checkpoints_damaged'
+_NOTES = '_CHECKPOINT_METADATA'  # Orbax's, of each checkpoint
 
 
 @dataclasses.dataclass
 class Restored:
-  """What `Manager.restore` found: the step, the state, and its JSON object."""
+  """A restored checkpoint: its step, the state, and its JSON object."""
 
   step: int
   state: Any
   meta: dict[str, Any]
 
 
-def checksum(x: Shaped[Array, '...']) -> UInt32[Array, '']:
-  """A 32-bit sum over the bits of `x` that no single changed byte leaves as is.
-
-  sum_i (2 i + 1) bits_i mod 2^32, with 64-bit words as two of 32. Odd weights
-  make each term a bijection of its word; integer sums are exact in any order,
-  so that every sharding gives the same value.
-  """
-  if x.dtype == jnp.bool_:
-    x = x.astype(jnp.uint8)
-  bits = jax.lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}')
-  bits = bits.astype(jnp.uint32)
-  index = jnp.zeros(bits.shape, jnp.uint32)
-  stride = 1
-  for axis in reversed(range(bits.ndim)):
-    iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    index += iota * jnp.uint32(stride % 2**32)
-    stride *= bits.shape[axis]
-  return jnp.sum((2 * index + 1) * bits, dtype=jnp.uint32)
-
-
-@jax.jit
-def _checksums(state: Any) -> list[UInt32[Array, '']]:
-  return [checksum(x) for x in jax.tree.leaves(state)]
-
-
-def _named_checksums(state: Any) -> dict[str, int]:
-  paths = jax.tree_util.tree_flatten_with_path(state)[0]
-  names = [jax.tree_util.keystr(path) for path, _ in paths]
-  sums = jax.device_get(_checksums(state))
-  return {name: int(value) for name, value in zip(names, sums, strict=True)}
-
-
-def _rearranged(state: Any, abstract_state: Any) -> Any:
-  """The state with its blocks stacked, or not, as in `abstract_state`."""
+def _stack_like(state: Any, abstract_state: Any) -> Any:
+  """Stacks the state's blocks, or unstacks them, as in `abstract_state`."""
   names = stacking.paths(abstract_state)
-  placed = jax.tree.map(lambda x: x.sharding, abstract_state)
-  rearrange = jax.jit(lambda s: stacking.like(s, names), out_shardings=placed)
-  return rearrange(state)
+  if stacking.paths(state) == names:
+    return state
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+  stack = jax.jit(lambda s: stacking.like(s, names), out_shardings=shardings)
+  return stack(state)
 
 
 def _best(
   steps: Iterable[int], scores: Mapping[int, float], count: int
 ) -> list[int]:
-  """The `count` steps with the best scores; of equal ones the earlier."""
+  """Returns the `count` steps of the best scores; of equal ones the earlier."""
   scored = [step for step in steps if step in scores]
   return sorted(scored, key=lambda step: (-scores[step], step))[:count]
 
 
 @dataclasses.dataclass
 class _KeepBest(checkpoint_managers.PreservationPolicy):
-  """Preserves the checkpoints with the best scores."""
+  """Preserves the checkpoints with the best scores.
+
+  Orbax's own BestN wants a checkpoint's score when it is saved; a first
+  validation is saved before it, and a resumed run knows scores from its rows.
+  """
 
   scores: Mapping[int, float]
   count: int
@@ -136,6 +109,11 @@ class Manager:
     self.workdir = epath.Path(workdir)
     self._path = self.workdir / _FOLDER
     if not workdir_lib.is_remote(self._path):
+      if os.path.lexists(self._path) and not os.path.isdir(self._path):
+        raise errors.UserError(
+          f'{self._path} should be the folder of checkpoints and is a file, or '
+          'a link to nothing: move it elsewhere, or bring the folder back.'
+        )
       self._path = self._path.resolve()  # Orbax wants absolute paths
     self._scores = scores
     self._read_only = read_only
@@ -149,16 +127,33 @@ class Manager:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-      self._path, options=self._options, item_names=('state', 'meta')
-    )
+    arguments = dict(options=self._options, item_names=('state', 'meta'))
+    try:
+      return ocp.CheckpointManager(self._path, **arguments)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      self._forget_timestamps(error)
+      return ocp.CheckpointManager(self._path, **arguments)
+
+  def _forget_timestamps(self, error: Exception) -> None:
+    """Removes Orbax's notes of when it saved, which it wants whole or not."""
+    notes = sorted(self._path.glob(f'*/{_NOTES}'))
+    if self._read_only or not notes:
+      raise errors.UserError(
+        f"The checkpoints in {self._path} can't be listed ({error}): remove "
+        f'the files {_NOTES} there, which hold times alone.'
+      ) from error
+    logging.warning('Damaged notes of times are removed: %s.', error)
+    if jax.process_index() == 0:
+      for file in notes:
+        file.unlink()
+    multihost_utils.sync_global_devices('notes removed')
 
   def latest_step(self) -> int | None:
-    """The newest saved step; None when there is none."""
+    """Returns the newest saved step; None when there is none."""
     return max(self._manager.all_steps(), default=None)
 
   def best_step(self) -> int | None:
-    """The saved step with the best score; None before any evaluation."""
+    """Returns the saved step with the best score; None without a score."""
     best = _best(self._manager.all_steps(), self._scores, 1)
     return best[0] if best else None
 
@@ -182,19 +177,21 @@ class Manager:
       Whether anything was saved.
 
     Raises:
-      UserError: the disk is full or can't be written.
+      UserError: the folder holds a later step, or can't be written.
     """
     if step in self._manager.all_steps():
       return False
-    arrays = jax.tree_util.tree_flatten_with_path(state)[0]
     meta = dict(
       meta,
       format=FORMAT,
+      step=step,
       data=None if data is None else data.get_state(),
-      shapes={jax.tree_util.keystr(k): list(x.shape) for k, x in arrays},
-      checksums=_named_checksums(state),
+      shapes={
+        name: list(x.shape) for name, x in checksums.named_leaves(state).items()
+      },
+      checksums=checksums.of_arrays(state),
     )
-    meta['checksum'] = _meta_checksum(meta)
+    meta['checksum'] = checksums.of_json(meta)
     if jax.default_backend() == 'cpu':
       # Orbax keeps views of host buffers, which the next step would overwrite.
       state = jax.tree.map(jnp.copy, state)
@@ -202,19 +199,38 @@ class Manager:
       'state': ocp.args.PyTreeSave(state),
       'meta': ocp.args.JsonSave(meta),
     }
-    try:
-      return self._manager.save(step, args=ocp.args.Composite(**items))
-    except (OSError, ValueError) as error:
-      _blame_disk(self.workdir, error)
-      raise
+    with self._explained():
+      saved = self._manager.save(step, args=ocp.args.Composite(**items))
+    if not saved:
+      raise errors.UserError(
+        f'Step {step} was not saved, since {self._path} holds the later '
+        f'checkpoint {self.latest_step()}: move that one elsewhere.'
+      )
+    return True
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises what went wrong there."""
-    try:
+    with self._explained():
       self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _explained(self):
+    """Raises UserError for what the disk refuses, saying what to do."""
+    try:
+      yield
     except (OSError, ValueError) as error:
-      _blame_disk(self.workdir, error)
-      raise
+      if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
+        raise  # a TimeoutError of Orbax's barrier: another process was lost
+      remedy = errors.disk_remedy(error)
+      # TensorStore raises ValueErrors that name their cause in the text.
+      of_disk = isinstance(error, OSError) or 'os_error_code' in str(error)
+      if not remedy and not of_disk:
+        raise
+      raise errors.UserError(
+        f'Could not save a checkpoint in {self.workdir}: {str(error)[:500]}. '
+        f'{remedy}The checkpoints written before are whole, and the same '
+        'command resumes from the newest.'
+      ) from error
 
   def restore(
     self,
@@ -224,7 +240,7 @@ class Manager:
     step: int | None = None,
     check: Callable[[dict[str, Any]], None] = lambda meta: None,
   ) -> Restored | None:
-    """The newest checkpoint that is whole, or None when there is none.
+    """Restores the newest checkpoint that is whole; None if there is none.
 
     Damaged ones that are newer are moved to `checkpoints_damaged/`, once an
     older one has been restored; when none can be, nothing is moved.
@@ -232,7 +248,7 @@ class Manager:
     Args:
       abstract_state: ShapeDtypeStructs with the shardings to restore to, for
         any number of devices; top-level keys may be left out, as the
-        optimiser's are where only the weights matter. Blocks may be stacked
+        optimizer's are where only the weights matter. Blocks may be stacked
         here and not in the checkpoint, or the other way round.
       data: an iterator to set to the saved position.
       step: the one to try first, before the newest.
@@ -244,11 +260,15 @@ class Manager:
     """
     steps = distributed.broadcast_json([*self._manager.all_steps()])
     steps.sort(key=lambda s: (s == step, s), reverse=True)
-    damaged = []
+    damaged = {}
     for candidate in steps:
-      found = self._restore_one(candidate, abstract_state, check)
-      if found is None:
-        damaged.append(candidate)
+      try:
+        found = self._restore_one(candidate, abstract_state, check)
+      except _DamagedError as error:
+        damaged[candidate] = str(error)
+        logging.warning(
+          'Checkpoint %s is damaged (%s).', self._path / str(candidate), error
+        )
         continue
       if damaged:
         logging.warning('Checkpoint %d is used instead.', candidate)
@@ -259,8 +279,9 @@ class Manager:
       return found
     if steps:
       raise errors.UserError(
-        f'None of the checkpoints {steps} in {self.workdir} can be read. Copy '
-        'one from a backup, or start afresh with another --workdir.'
+        f'None of the checkpoints {steps} in {self.workdir} can be read '
+        f'({damaged[steps[0]]}). Copy one from a backup, or start afresh with '
+        'another --workdir.'
       )
     return None
 
@@ -269,33 +290,30 @@ class Manager:
     step: int,
     abstract_state: Any,
     check: Callable[[dict[str, Any]], None],
-  ) -> Restored | None:
-    """Returns one checkpoint; None, with a warning, if it is damaged.
+  ) -> Restored:
+    """Restores one checkpoint, in all processes or in none.
 
     Raises:
-      UserError: it is another run's.
+      UserError: it is another run's, or of another version.
+      _DamagedError: a process can't read it, or a checksum differs.
     """
+    problem = ''
     try:
       state, meta = self._read(step, abstract_state, check)
-      problem = ''
     except errors.UserError:
       raise
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-      problem = _described(error)
-    if not any(distributed.gather(bool(problem))):
-      found = _named_checksums(state)  # of the whole arrays, by all processes
-      wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
-      if not wrong:
-        if stacking.paths(state) != stacking.paths(abstract_state):
-          state = _rearranged(state, abstract_state)
-        return Restored(step, state, meta)
-      problem = f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}'
-    logging.warning(
-      'Checkpoint %s is damaged (%s): trying another one.',
-      self.workdir / _FOLDER / str(step),
-      problem or 'for another process',
-    )
-    return None
+      line = str(error).strip().split('\n')[0][:300]
+      problem = f'{type(error).__name__}: {line}'
+    if any(distributed.gather(bool(problem))):
+      raise _DamagedError(problem or 'another process could not read it')
+    found = checksums.of_arrays(state)  # of the whole arrays, by all processes
+    wrong = [k for k, v in found.items() if meta['checksums'][k] != v]
+    if wrong:
+      raise _DamagedError(
+        f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}'
+      )
+    return Restored(step, _stack_like(state, abstract_state), meta)
 
   def _read(
     self,
@@ -311,7 +329,10 @@ class Manager:
     folder = self._path / str(step)
     with contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
       meta = handler.restore(folder / 'meta', args=ocp.args.JsonRestore())
-    saved = self._judge(step, abstract_state, meta, check)
+    self._validate_meta(step, meta)
+    check(meta)
+    saved = stacking.like(abstract_state, meta['shapes'])
+    self._validate_shapes(step, saved, meta)
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
       state = handler.restore(
         folder / 'state',
@@ -323,32 +344,30 @@ class Manager:
       )
     return state, meta
 
-  def _judge(
-    self,
-    step: int,
-    abstract_state: Any,
-    meta: dict[str, Any],
-    check: Callable[[dict[str, Any]], None],
-  ) -> Any:
-    """Looks at a checkpoint's JSON object; the abstract state it has saved."""
+  def _validate_meta(self, step: int, meta: Any) -> None:
+    """Raises ValueError for a damaged JSON object, UserError for a newer one.
+
+    Those of the first versions don't name their step.
+    """
+    if not isinstance(meta, dict) or not isinstance(meta.get('format'), int):
+      raise ValueError('its JSON object has no format')
     if meta['format'] != FORMAT:
       raise errors.UserError(
         f'Checkpoint {step} in {self.workdir} has format {meta["format"]}; '
         f'this version reads format {FORMAT}. Use the version of vit22b_jax '
         'in its versions.json.'
       )
-    if meta['checksum'] != _meta_checksum(meta):
+    if meta.get('checksum') != checksums.of_json(meta):
       raise ValueError('checksum mismatch in its JSON object')
-    check(meta)
-    saved = stacking.like(abstract_state, meta['shapes'])
-    self._check_shapes(step, saved, meta)
-    return saved
+    if not {'shapes', 'checksums'} <= meta.keys():
+      raise ValueError('its JSON object has no checksums')
+    if meta.get('step', step) != step:
+      raise ValueError(f'it is checkpoint {meta["step"]} under another number')
 
-  def _check_shapes(
+  def _validate_shapes(
     self, step: int, abstract_state: Any, meta: dict[str, Any]
   ) -> None:
-    for path, x in jax.tree_util.tree_flatten_with_path(abstract_state)[0]:
-      name = jax.tree_util.keystr(path)
+    for name, x in checksums.named_leaves(abstract_state).items():
       there = meta['shapes'].get(name)
       if there != list(x.shape):
         raise errors.UserError(
@@ -356,8 +375,10 @@ class Manager:
           f'has shape {there or "(it is missing)"} there and {list(x.shape)} '
           'in this configuration. Use another --workdir.'
         )
+      if name not in meta['checksums']:
+        raise ValueError(f'its JSON object has no checksum of {name}')
 
-  def _put_aside(self, steps: list[int]) -> None:
+  def _put_aside(self, steps: Iterable[int]) -> None:
     """Moves checkpoints away, so that their steps can be saved again."""
     folder = self.workdir / _DAMAGED
     for step in steps if jax.process_index() == 0 else ():
@@ -365,7 +386,7 @@ class Manager:
       target = folder / str(step)
       if target.exists():
         target.rmtree()
-      (self.workdir / _FOLDER / str(step)).rename(target)
+      (self._path / str(step)).rename(target)
     multihost_utils.sync_global_devices('put aside')
     self._manager.close()
     self._manager = self._open()
@@ -376,26 +397,5 @@ class Manager:
     self._manager.close()
 
 
-def _described(error: Exception) -> str:
-  first = str(error).strip().split('\n')[0][:300]
-  return f'{type(error).__name__}: {first}'
-
-
-def _meta_checksum(meta: dict[str, Any]) -> int:
-  rest = {key: value for key, value in meta.items() if key != 'checksum'}
-  return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-
-
-def _blame_disk(workdir: epath.PathLike, error: Exception) -> None:
-  """Raises UserError, saying what to do, if a save failed for the disk."""
-  if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
-    return  # a TimeoutError of Orbax's barrier: another process was lost
-  signs = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'os_error_code')
-  text = str(error)
-  if not isinstance(error, OSError) and not any(s in text for s in signs):
-    return
-  raise errors.UserError(
-    f'Could not save a checkpoint in {workdir}: {text[:500]}. Make room or '
-    'choose another --workdir; the checkpoints written before are whole, and '
-    'the same command resumes from the newest.'
-  ) from error
+class _DamagedError(Exception):
+  """A checkpoint that can't be used; says why."""
