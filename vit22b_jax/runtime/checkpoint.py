@@ -154,8 +154,7 @@ class Manager:
 
   def best_step(self) -> int | None:
     """Returns the saved step with the best score; None without a score."""
-    best = _best(self._manager.all_steps(), self._scores, 1)
-    return best[0] if best else None
+    return next(iter(_best(self._manager.all_steps(), self._scores, 1)), None)
 
   def save(
     self,
@@ -222,7 +221,7 @@ class Manager:
       if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
         raise  # a TimeoutError of Orbax's barrier: another process was lost
       remedy = errors.disk_remedy(error)
-      # TensorStore raises ValueErrors that name their cause in the text.
+      # TensorStore's are ValueErrors.
       of_disk = isinstance(error, OSError) or 'os_error_code' in str(error)
       if not remedy and not of_disk:
         raise

@@ -96,7 +96,7 @@ def initialize(
       '5 sets N and I in OMPI_COMM_WORLD_SIZE and OMPI_COMM_WORLD_RANK.'
     ) from error
   if jax.default_backend() == 'cpu' and jax.process_count() > 1:
-    # Process 0 alone has it on CPUs, and Gloo waits 30 s for those that compile.
+    # Only process 0 has it on CPUs, and Gloo waits just 30 s for the others.
     jax.config.update('jax_enable_compilation_cache', False)
 
 
