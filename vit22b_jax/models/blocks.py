@@ -112,8 +112,7 @@ class Block(layers.Transformer, kw_only=True):
     root = self.head_dim if self.softmax_scale == 'head' else self.width
     cudnn = kernels.takes_cudnn(self.attention, self.dtype, self.head_dim)
     if cudnn and not capture:
-      o = kernels.cudnn.attention(q, k, v, root**-0.5)
-      return remat.named(o, remat.ATTENDED), {}
+      return kernels.cudnn.attention(q, k, v, root**-0.5), {}
     o, logits, weights = kernels.attention(q, k, v, root**-0.5, self.precision)
     stats = {
       'attn_logit_max': logits.max(),
@@ -186,22 +185,17 @@ class SequentialBlock(Block):
       Tokens, and with `capture` the statistics of `ViT.__call__` for this
       block.
     """
-    n, k, d = self.num_heads, self.head_dim, self.width
-    qkv_axes = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
-    qkv_bias = (n, 3 * k) if self.qkv_bias else None
     y = self._input(x, 'attn_in_norm')
-    weights = self.projection('qkv', (d, n, 3 * k), qkv_axes, d, qkv_bias)
-    qkv = kernels.project_heads_in(y, *weights, 3, self.precision)
-    o, stats = self._attend(qkv, capture)
-    out_axes = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-    weights = self.projection('attn_out', (n, k, d), out_axes, d, (d,))
-    y = self._product(kernels.project_heads_out(o, *weights, self.precision))
+    o, stats = self._attend(self.heads_in('qkv', y, 3, self.qkv_bias), capture)
+    y = self._product(self.heads_out('attn_out', o))
     x += self._branch(y, train, rate)
 
     y = self._input(x, 'mlp_in_norm')
     h = self.linear('mlp_in', y, self.mlp_dim, (axes.EMBED, axes.MLP))
     h = self._hidden(h, train)
-    y = self._product(self.linear('mlp_out', h, d, (axes.MLP, axes.EMBED)))
+    y = self._product(
+      self.linear('mlp_out', h, self.width, (axes.MLP, axes.EMBED))
+    )
     y = self.make_norm('mlp_out_norm')(y) if self.mlp_norm else y
     return self._stream(x + self._branch(y, train, rate), stats, capture)
 
@@ -235,7 +229,15 @@ class ParallelBlock(Block):
       d,
       (n, 3 * k + j if self.qkv_bias else j),
     )
-    qkv, h = kernels.project_in(y, kernel, bias, k, self.precision)
+    # Two products, so that either can be computed again without the other.
+    mlp_kernel = kernel[:, :, 3 * k :].reshape(d, n * j)
+    mlp_bias = bias[:, -j:].reshape(-1)
+    h = kernels.linear(y, mlp_kernel, mlp_bias, self.precision)
+    qkv_bias = bias[:, : 3 * k] if self.qkv_bias else None
+    qkv = layers.project_heads_in(
+      y, kernel[:, :, : 3 * k], qkv_bias, 3, self.precision
+    )
+    h = h.reshape(*h.shape[:2], n, j)
     o, stats = self._attend(qkv, capture)
     h = self._hidden(h, train)
     y = self._output(o, h)
@@ -260,10 +262,11 @@ class ParallelBlock(Block):
       )()
       y = kernels.project_out(o, h, kernel, bias, self.precision)
       return self._product(y)
-    weights = self.projection('attn_out', (n, k, d), names, d, (d,))
-    y = self._product(kernels.project_heads_out(o, *weights, self.precision))
-    weights = self.projection('mlp_out', (n, j, d), names, n * j, (d,))
-    mlp = self._product(kernels.project_units(h, *weights, self.precision))
+    y = self._product(self.heads_out('attn_out', o))
+    kernel, bias = self.projection('mlp_out', (n, j, d), names, n * j, (d,))
+    h = h.reshape(*h.shape[:2], n * j)
+    mlp = kernels.linear(h, kernel.reshape(-1, d), bias, self.precision)
+    mlp = self._product(mlp)
     return y + (self.make_norm('mlp_norm')(mlp) if self.mlp_norm else mlp)
 
 

@@ -20,22 +20,18 @@ class MapPool(layers.Transformer, kw_only=True):
   @nn.compact
   def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B D']:
     """Pools the tokens of each image."""
-    n, k, d, f = self.num_heads, self.head_dim, self.width, self.mlp_dim
-    names = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+    d, f = self.width, self.mlp_dim
     init = nn.with_logical_partitioning(
       inits.kernel(self.init_kind, d), (axes.NORM,)
     )
     probe = self.param('probe', init, (d,), jnp.float32)
     probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, d))
-    weights = self.projection('query', (d, n, k), names, d, (n, k))
-    (q,) = kernels.project_heads_in(probe, *weights, 1, self.precision)
-    weights = self.projection('key_value', (d, n, 2 * k), names, d, (n, 2 * k))
+    (q,) = self.heads_in('query', probe, 1, bias=True)
     x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
-    keys, values = kernels.project_heads_in(x, *weights, 2, self.precision)
-    o, _, _ = kernels.attention(q, keys, values, k**-0.5, self.precision)
-    names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-    weights = self.projection('out', (n, k, d), names, d, (d,))
-    x = kernels.project_heads_out(o, *weights, self.precision)[:, 0]
+    k, v = self.heads_in('key_value', x, 2, bias=True)
+    scale = self.head_dim**-0.5
+    o, _, _ = kernels.attention(q, k, v, scale, self.precision)
+    x = self.heads_out('out', o)[:, 0]
 
     y = self.make_norm('mlp_in_norm')(x)
     y = self.linear('mlp_in', y, f, (axes.EMBED, axes.MLP))

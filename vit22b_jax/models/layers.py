@@ -9,6 +9,25 @@ from jaxtyping import Array, Float
 
 from vit22b_jax.models import axes, inits, kernels
 
+Heads = Float[Array, 'B N L K']
+
+
+def project_heads_in(
+  x: Float[Array, 'B L D'],
+  kernel: Float[Array, 'D N E'],
+  bias: Float[Array, 'N E'] | None,
+  parts: int,
+  precision: str,
+) -> tuple[Heads, ...]:
+  """Projects tokens to `parts` arrays of heads: queries, keys, values.
+
+  They are equal slices, in this order, of each head's columns.
+  """
+  bias = None if bias is None else bias.reshape(-1)
+  y = kernels.linear(x, kernel.reshape(len(kernel), -1), bias, precision)
+  y = jnp.split(y.reshape(*x.shape[:2], *kernel.shape[1:]), parts, axis=-1)
+  return tuple(kernels.materialize(jnp.swapaxes(t, 1, 2)) for t in y)
+
 
 class Projection(nn.Module):
   """Kernel and bias of one projection; `kernels` multiplies them.
@@ -172,6 +191,24 @@ class Transformer(nn.Module, kw_only=True):
     shape = (features,) if bias else None
     weights = self.projection(name, (size, features), names, size, shape)
     return kernels.linear(x, *weights, self.precision)
+
+  def heads_in(
+    self, name: str, x: Float[Array, 'B L D'], parts: int, bias: bool
+  ) -> tuple[Heads, ...]:
+    """Projects tokens to `parts` arrays of heads; see `project_heads_in`."""
+    d, n, e = self.width, self.num_heads, parts * self.head_dim
+    names = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+    shape = (n, e) if bias else None
+    weights = self.projection(name, (d, n, e), names, d, shape)
+    return project_heads_in(x, *weights, parts, self.precision)
+
+  def heads_out(self, name: str, o: Heads) -> Float[Array, 'B L D']:
+    """Projects what attention gives to the model's width."""
+    d, n, k = self.width, self.num_heads, self.head_dim
+    names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+    kernel, bias = self.projection(name, (n, k, d), names, d, (d,))
+    o = kernels.materialize(jnp.swapaxes(o, 1, 2)).reshape(len(o), -1, n * k)
+    return kernels.linear(o, kernel.reshape(-1, d), bias, self.precision)
 
   def embed_patches(
     self, images: Float[Array, 'B H W C'], size: int

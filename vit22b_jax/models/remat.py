@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax import ad_checkpoint
 from jax.typing import DTypeLike
@@ -45,7 +46,16 @@ def named(x: Any, name: str) -> Any:
 
 def policy(remat: str) -> Callable[..., bool]:
   """Returns the policy for `jax.checkpoint` of a key of REMAT."""
-  return jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
+  policies = jax.checkpoint_policies
+  by_name = policies.save_only_these_names(*REMAT[remat])
+  if ATTENDED not in REMAT[remat]:
+    return by_name
+  return policies.save_from_both_policies(by_name, _is_cudnn_attention)
+
+
+def _is_cudnn_attention(primitive: jax.extend.core.Primitive, *_, **__) -> bool:
+  """Tells cuDNN's attention, whose two results nothing else can name."""
+  return primitive.name == 'dot_product_attention_fwd_wrapper'
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

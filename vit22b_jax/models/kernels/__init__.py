@@ -13,9 +13,8 @@ The environment variable VIT22B_JAX_KERNELS=reference forces the reference on
 CPUs too; 'auto' is the default.
 
 `B L D` are batch, tokens and width, `N K` heads and head size, `J = F/N` a
-head's share of the MLP, and `E = 3K + J` a head's slice [q, k, v, mlp] of a
-fused input projection; maps are `B H W C`. Functions compute in the dtype of
-their first argument. Parameter layouts are fixed by the modules that call.
+head's share of the MLP; maps are `B H W C`. Functions compute in the dtype of
+their first argument.
 """
 
 import functools
@@ -83,14 +82,11 @@ def _dispatched(function: Callable[..., Any]) -> Callable[..., Any]:
 
 norm = _dispatched(reference.norm)
 linear = _dispatched(reference.linear)
-project_heads_in = _dispatched(reference.project_heads_in)
-project_in = _dispatched(reference.project_in)
-project_heads_out = _dispatched(reference.project_heads_out)
-project_units = _dispatched(reference.project_units)
 project_out = _dispatched(reference.project_out)
 conv = _dispatched(reference.conv)
 instance_norm = _dispatched(reference.instance_norm)
 gather_for_compute = _dispatched(reference.gather_for_compute)
+materialize = _dispatched(reference.materialize)
 block_input = _dispatched(reference.block_input)
 checkpoint_policy = _dispatched(reference.checkpoint_policy)
 run_once_options = _dispatched(reference.run_once_options)

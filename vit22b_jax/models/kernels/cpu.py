@@ -19,21 +19,17 @@ from jaxtyping import Array, Float
 
 from vit22b_jax.models import remat
 from vit22b_jax.models.kernels import cpu_convolutions, reference
-from vit22b_jax.models.kernels.reference import Heads, Qkv
+from vit22b_jax.models.kernels.reference import Heads, Rows, Vector
 
-materialize = jax.lax.optimization_barrier
+materialize = cpu_convolutions.materialize
 conv = cpu_convolutions.conv
 instance_norm = cpu_convolutions.instance_norm
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def norm(
-  x: Float[Array, '*B D'],
-  scale: Float[Array, ' D'] | None,
-  bias: Float[Array, ' D'] | None,
-  eps: float,
-  center: bool,
-) -> Float[Array, '*B D']:
+  x: Rows, scale: Vector, bias: Vector, eps: float, center: bool
+) -> Rows:
   """Computes `reference.norm`; the backward pass keeps x and two numbers a row.
 
   With y the normalized row and h = g scale, the gradient for x is
@@ -69,10 +65,7 @@ norm.defvjp(_norm_forward, _norm_backward)
 
 
 def linear(
-  x: Float[Array, '*B D'],
-  kernel: Float[Array, 'D F'],
-  bias: Float[Array, ' F'] | None,
-  precision: str,
+  x: Rows, kernel: Float[Array, 'D F'], bias: Vector, precision: str
 ) -> Float[Array, '*B F']:
   """Computes `reference.linear`."""
   kernel = kernel.astype(x.dtype)
@@ -108,59 +101,6 @@ def _rows_backward(precision, saved, g):
 _rows.defvjp(_rows_forward, _rows_backward)
 
 
-def project_heads_in(
-  x: Float[Array, 'B L D'],
-  kernel: Float[Array, 'D N E'],
-  bias: Float[Array, 'N E'] | None,
-  parts: int,
-  precision: str,
-) -> tuple[Heads, ...]:
-  """Computes `reference.project_heads_in`."""
-  bias = None if bias is None else bias.reshape(-1)
-  y = linear(x, kernel.reshape(len(kernel), -1), bias, precision)
-  y = jnp.split(y.reshape(*x.shape[:2], *kernel.shape[1:]), parts, axis=-1)
-  return tuple(materialize(jnp.swapaxes(t, 1, 2)) for t in y)
-
-
-def project_in(
-  x: Float[Array, 'B L D'],
-  kernel: Float[Array, 'D N E'],
-  bias: Float[Array, 'N _'],
-  head_dim: int,
-  precision: str,
-) -> tuple[Qkv, Float[Array, 'B L N J']]:
-  """Computes `reference.project_in`."""
-  (d, n, e), cut = kernel.shape, 3 * head_dim
-  mlp_kernel = kernel[:, :, cut:].reshape(d, n * (e - cut))
-  mlp_bias = bias[:, cut - e :].reshape(-1)
-  h = linear(x, mlp_kernel, mlp_bias, precision)
-  qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
-  qkv = project_heads_in(x, kernel[:, :, :cut], qkv_bias, 3, precision)
-  return qkv, h.reshape(*h.shape[:-1], n, e - cut)
-
-
-def project_heads_out(
-  o: Heads,
-  kernel: Float[Array, 'N K D'],
-  bias: Float[Array, ' D'] | None,
-  precision: str,
-) -> Float[Array, 'B L D']:
-  """Computes `reference.project_heads_out`."""
-  o = materialize(jnp.swapaxes(o, 1, 2))
-  return project_units(o, kernel, bias, precision)
-
-
-def project_units(
-  h: Float[Array, 'B L N J'],
-  kernel: Float[Array, 'N J D'],
-  bias: Float[Array, ' D'] | None,
-  precision: str,
-) -> Float[Array, 'B L D']:
-  """Computes `reference.project_units`."""
-  h = h.reshape(*h.shape[:2], -1)
-  return linear(h, kernel.reshape(-1, kernel.shape[-1]), bias, precision)
-
-
 def project_out(
   o: Heads,
   h: Float[Array, 'B L N J'],
@@ -169,9 +109,15 @@ def project_out(
   precision: str,
 ) -> Float[Array, 'B L D']:
   """Computes `reference.project_out` as the sum of two products."""
-  cut = o.shape[-1]
-  y = project_heads_out(o, kernel[:, :cut], None, precision)
-  return y + project_units(h, kernel[:, cut:], bias, precision)
+  attn, mlp = kernel[:, : o.shape[-1]], kernel[:, o.shape[-1] :]
+  o = materialize(jnp.swapaxes(o, 1, 2))
+  y = _project_units(o, attn, None, precision)
+  return y + _project_units(h, mlp, bias, precision)
+
+
+def _project_units(h, kernel, bias, precision):
+  h = h.reshape(*h.shape[:2], -1)
+  return linear(h, kernel.reshape(-1, kernel.shape[-1]), bias, precision)
 
 
 def gather_for_compute(

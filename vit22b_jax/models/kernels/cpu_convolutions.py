@@ -12,6 +12,7 @@ in float32 and rounded.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,16 @@ from jaxtyping import Array, Float
 Maps = Float[Array, 'B H W C']
 Kernel = Float[Array, 'h w I O']
 
-# Makes an array of what XLA would compute within whatever reads it.
-materialize = jax.lax.optimization_barrier
-
 _TILE = 4  # outputs of a Winograd tile, in each direction
 _SIZE = 6  # its products, which are also its inputs
 _FEW = 4  # outputs; an image has 3, scores 1
 # Channels and tiles from which on Winograd's products outweigh its sums.
 _CHANNELS, _TILES = 32, 16
+
+
+def materialize(x: Any) -> Any:
+  """Makes arrays of what XLA would compute within whatever reads them."""
+  return jax.lax.optimization_barrier(x)
 
 
 def conv(

@@ -5,6 +5,7 @@ The docstrings here hold for `cpu` too; `kernels` explains the letters.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,8 +14,10 @@ from jaxtyping import Array, Float
 
 from vit22b_jax.models import axes, remat
 
+Rows = Float[Array, '*B D']
 Heads = Float[Array, 'B N L K']
-Qkv = tuple[Heads, Heads, Heads]
+Map = Float[Array, 'B N L M']
+Vector = Float[Array, ' D'] | None
 Maps = Float[Array, 'B H W C']
 
 gather_for_compute = remat.gather_for_compute
@@ -22,12 +25,8 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def norm(
-  x: Float[Array, '*B D'],
-  scale: Float[Array, ' D'] | None,
-  bias: Float[Array, ' D'] | None,
-  eps: float,
-  center: bool,
-) -> Float[Array, '*B D']:
+  x: Rows, scale: Vector, bias: Vector, eps: float, center: bool
+) -> Rows:
   """Computes (x - mean) / sqrt(variance + eps) scale + bias by rows.
 
   In float32, with the variance as a mean of squared differences, since a stream
@@ -47,8 +46,8 @@ def norm(
 
 
 def normalize(
-  x: Float[Array, '*B D'], eps: float, center: bool
-) -> tuple[Float[Array, '*B D'], Array, Float[Array, '*B 1']]:
+  x: Rows, eps: float, center: bool
+) -> tuple[Rows, Array, Float[Array, '*B 1']]:
   """Returns float32 rows of mean 0 and variance 1, their means and factors."""
   y = x.astype(jnp.float32)
   mean = y.mean(axis=-1, keepdims=True) if center else jnp.zeros(())
@@ -57,7 +56,7 @@ def normalize(
   return y * root, mean, root
 
 
-def gelu(x: Float[Array, '*B']) -> Float[Array, '*B']:
+def gelu(x: Rows) -> Rows:
   """Computes the exact GELU, x P(a standard normal number < x).
 
   By erf, which costs a CPU half of the erfc in `jax.nn.gelu`; in float32, since
@@ -69,87 +68,13 @@ def gelu(x: Float[Array, '*B']) -> Float[Array, '*B']:
 
 
 def linear(
-  x: Float[Array, '*B D'],
-  kernel: Float[Array, 'D F'],
-  bias: Float[Array, ' F'] | None,
-  precision: str,
+  x: Rows, kernel: Float[Array, 'D F'], bias: Vector, precision: str
 ) -> Float[Array, '*B F']:
   """Computes x W + b."""
   kernel = kernel.astype(x.dtype)
   bias = None if bias is None else bias.astype(x.dtype)
   y = jnp.matmul(x, kernel, precision=precision)
   return y if bias is None else y + bias
-
-
-def project_heads_in(
-  x: Float[Array, 'B L D'],
-  kernel: Float[Array, 'D N E'],
-  bias: Float[Array, 'N E'] | None,
-  parts: int,
-  precision: str,
-) -> tuple[Heads, ...]:
-  """Projects tokens to `parts` arrays of heads: queries, keys, values.
-
-  They are equal slices, in this order, of each head's columns.
-  """
-  kernel = kernel.astype(x.dtype)
-  y = jnp.einsum('bld,dne->bnle', x, kernel, precision=precision)
-  if bias is not None:
-    y += bias.astype(x.dtype)[:, None, :]
-  return tuple(jnp.split(y, parts, axis=-1))
-
-
-def project_in(
-  x: Float[Array, 'B L D'],
-  kernel: Float[Array, 'D N E'],
-  bias: Float[Array, 'N _'],
-  head_dim: int,
-  precision: str,
-) -> tuple[Qkv, Float[Array, 'B L N J']]:
-  """Computes the fused input projection of the ViT-22B block.
-
-  As two products, so that either can be computed again without the other.
-
-  Args:
-    x: normalized tokens.
-    kernel: every head's [q, k, v, mlp] columns.
-    bias: of the MLP's J columns, or of all E.
-    head_dim: K.
-    precision: of the products.
-
-  Returns:
-    q, k, v [B, N, L, K], and the MLP's hidden units before the GELU.
-  """
-  e, cut = kernel.shape[-1], 3 * head_dim
-  qkv_kernel, mlp_kernel = jnp.split(kernel, [cut], axis=-1)
-  qkv_bias = bias[:, :cut] if bias.shape[1] == e else None
-  qkv = project_heads_in(x, qkv_kernel, qkv_bias, 3, precision)
-  mlp_kernel = mlp_kernel.astype(x.dtype)
-  h = jnp.einsum('bld,dne->blne', x, mlp_kernel, precision=precision)
-  return qkv, h + bias[:, cut - e :].astype(x.dtype)
-
-
-def project_heads_out(
-  o: Heads,
-  kernel: Float[Array, 'N K D'],
-  bias: Float[Array, ' D'] | None,
-  precision: str,
-) -> Float[Array, 'B L D']:
-  """Computes the output projection of attention."""
-  kernel = kernel.astype(o.dtype)
-  y = jnp.einsum('bnlk,nkd->bld', o, kernel, precision=precision)
-  return y if bias is None else y + bias.astype(o.dtype)
-
-
-def project_units(
-  h: Float[Array, 'B L N J'],
-  kernel: Float[Array, 'N J D'],
-  bias: Float[Array, ' D'] | None,
-  precision: str,
-) -> Float[Array, 'B L D']:
-  """Computes the output projection of an MLP grouped by head."""
-  h = h.reshape(*h.shape[:2], -1)
-  return linear(h, kernel.reshape(-1, kernel.shape[-1]), bias, precision)
 
 
 def project_out(
@@ -176,7 +101,7 @@ def project_out(
 
 def attention(
   q: Heads, k: Heads, v: Heads, scale: float, precision: str
-) -> tuple[Heads, Float[Array, 'B N L M'], Float[Array, 'B N L M']]:
+) -> tuple[Heads, Map, Map]:
   """Computes softmax(scale q k^T) v, with logits and softmax in float32.
 
   Returns:
@@ -285,6 +210,11 @@ def instance_norm(x: Maps, eps: float = 1e-5) -> Maps:
   y -= y.mean(axis=(1, 2), keepdims=True)
   y *= jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2), keepdims=True) + eps)
   return y.astype(x.dtype)
+
+
+def materialize(x: Any) -> Any:
+  """Returns arrays that a CPU must not recompute within whatever reads them."""
+  return x
 
 
 def block_input(x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
