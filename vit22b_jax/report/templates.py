@@ -3,6 +3,7 @@
 templates.environment().get_template('pairs.html').render(...)
 """
 
+import functools
 import re
 
 import jinja2
@@ -11,6 +12,7 @@ import markupsafe
 from vit22b_jax.report import charts, summary
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
   """Returns the files of `template/`; a name that is missing is an error."""
   found = jinja2.Environment(

@@ -94,13 +94,16 @@ def describe(run: runs.Run) -> str:
 
 def generator(run: runs.Run) -> str:
   """Returns the generators in a few words."""
-  model = run.config['model']
+  model = {
+    key: run.choices.get(f'model.{key}')
+    for key in ('generator', 'blocks', 'block', 'variant', 'patch_size')
+  }
   if model['generator'] == 'resnet':
     blocks = model['blocks']
     return 'ResNet generator' + (f', {blocks} blocks' if blocks else '')
   return (
     f'ViTUnet {model["block"]} {model["variant"]}, patch {model["patch_size"]},'
-    f' resampling {model["resample"]}'
+    f' resampling {run.choices.get("model.resample")}'
   )
 
 

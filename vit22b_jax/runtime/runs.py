@@ -251,8 +251,9 @@ def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
       ('image_rows', count),
       ('labels', len(arrays.get('class_names', ()))),
     ):
-      if name in arrays and (arrays[name] >= limit).any():
-        raise ValueError(f'array {name!r} has values above {limit - 1}')
+      found = arrays.get(name, np.zeros(0))
+      if ((found < 0) | (found >= limit)).any():
+        raise ValueError(f'array {name!r} has values outside 0 to {limit - 1}')
   if 'class_names' in arrays:
     names = [printable(str(name)) for name in arrays['class_names']]
     arrays['class_names'] = np.array(names)
