@@ -57,8 +57,8 @@ def translation() -> config_dict.ConfigDict:
   c.diagnostics = _diagnostics()
   c.checkpoint = _checkpoint()
   c.eval = _eval()
-  c.eval.every = '10 epochs'  # eval.batch_size is fid.batch_size, if None
-  c.eval.batch_size = 8
+  c.eval.every = '10 epochs'  # duration between two validations
+  c.eval.batch_size = 8  # images a step; None: fid.batch_size
   c.log = _log()
   c.log.samples = '1 epoch'  # duration between two grids of sample images
   c.log.num_samples = 4  # images of each domain in them
@@ -145,7 +145,9 @@ def _domains() -> config_dict.ConfigDict:
 
 def _model() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
-  c.block = 'vit22b'  # a row of models.vit.PRESETS
+  # A row of models.vit.PRESETS: vit | vit22b | vit22b_mlp_norm | released_vit |
+  # released | released_unnormed.
+  c.block = 'vit22b'
   c.variant = 'S'  # Ti | S | B | L | H | 22B
   c.patch_size = 4  # pixels a side
   _block_fields(c)
@@ -169,8 +171,10 @@ def _generator() -> config_dict.ConfigDict:
   c.generator = 'vitunet'  # vitunet | resnet (CycleGAN's own)
   # The word `resnet` sets what only a ViTUnet reads, which is all up to
   # `attention`, to None.
-  c.block = 'released_vit'  # a row of models.vit.PRESETS
-  c.variant = 'S'  # Ti | S | B
+  # A row of models.vit.PRESETS: vit | vit22b | vit22b_mlp_norm | released_vit |
+  # released | released_unnormed.
+  c.block = 'released_vit'
+  c.variant = 'S'  # Ti | S | B | L | H | 22B
   c.patch_size = 32  # pixels a side
   # Resample the channel axis, as released, or the grid of tokens.
   c.resample = 'channels'  # channels | space
@@ -197,9 +201,8 @@ def _block_fields(c: config_dict.ConfigDict) -> None:
   c.norm_bias = placeholder(bool)  # norms have a learned bias
   c.eps = placeholder(float)  # of every norm
   c.qkv_bias = placeholder(bool)  # queries, keys and values have a bias
-  c.softmax_scale = placeholder(
-    str
-  )  # head: 1/sqrt(head_dim) | width: 1/sqrt(width)
+  # head: 1/sqrt(head_dim) | width: 1/sqrt(width)
+  c.softmax_scale = placeholder(str)
   c.init = placeholder(str)  # vit | torch
 
 
@@ -236,7 +239,8 @@ def _gan_optim() -> config_dict.ConfigDict:
   c.b1 = 0.5
   c.weight_decay = 0.0
   c.clip_norm = 0.0
-  c.schedule = 'linear'  # those above | linear | linear_released
+  # multistep | cosine | rsqrt | constant | linear | linear_released
+  c.schedule = 'linear'
   c.decay_start = '50%'  # duration before a linear schedule falls
   c.first = 'generators'  # who is stepped first: generators | discriminators
   c.pool_size = 50  # earlier fakes that a discriminator sees as well; 0 = none

@@ -325,11 +325,17 @@ def test_choices_are_those_that_the_code_knows():
   ('change', 'message'),
   [
     (lambda v: v['eval'].update(checkpoint='worst'), "checkpoint='worst' is"),
-    (lambda v: v['optim'].update(b1='0.9'), "optim.b1='0.9' must be a number"),
-    (lambda v: v['optim'].pop('b1'), 'the key optim.b1 is missing'),
+    (
+      lambda v: v['optim'].update(b1='0.9'),
+      "optim.b1='0.9' must be a finite numb",
+    ),
+    (
+      lambda v: v['optim'].pop('b1'),
+      'the key optim.b1 is missing for this task',
+    ),
     (lambda v: v.pop('optim'), r'the key optim\.\w+ is missing'),
-    (lambda v: v.update(optim=3), 'there is no key optim in'),
-    (lambda v: v.update(optim=None), 'there is no key optim in'),
+    (lambda v: v.update(optim=3), 'there is no key optim for'),
+    (lambda v: v.update(optim=None), 'there is no key optim for'),
     (lambda v: v.pop('task'), 'task=None is not one of'),
     (lambda v: v.update(task=['x']), r"task=\('x',\) is not one of"),
     (lambda v: v.update(task='translation'), "task='translation': there is no"),

@@ -1,4 +1,4 @@
-"""Trains, evaluates and uses models: the command line of vit22b_jax.
+r"""Trains, evaluates and uses models: the command line of vit22b_jax.
 
 python main.py --config=configs/cifar100_vit22b_s.py
 python main.py --config=configs/cifar100_vit22b_s.py --config.seed=1 --workdir=W
@@ -27,11 +27,14 @@ lost: the same command in all of them resumes (experiments/scaling/README.md).
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from vit22b_jax import config as config_lib
 from vit22b_jax import errors, rules
+from vit22b_jax.modes import named_configs
 
 MODES = (
   *('train', 'eval', 'predict', 'export', 'translate', 'fid', 'report', 'plan'),
@@ -143,20 +146,30 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
     UserError: a flag, key or word doesn't exist, or a value has the wrong type;
       the message names the closest that exists.
   """
+  spec = _spec(argv)
   try:
     rest = values(argv)
     if values['config'].value is not None:
       values['config'].value.keys()  # fails if there was no such file
-  except (AttributeError, KeyError):
-    raise errors.UserError(_unknown_key(argv)) from None
+  except (AttributeError, KeyError) as error:
+    raise errors.UserError(_unknown_key(argv, error)) from None
   except OSError:
-    raise errors.UserError(_unknown_file(_spec(argv))) from None
+    raise errors.UserError(_unknown_file(spec)) from None
   except flags.Error as error:
     raise errors.UserError(_explain(error, argv)) from None
+  except Exception as error:  # of the file, which runs
+    raise errors.UserError(_fault_of_file(spec, error)) from None
   if len(rest) > 1:
     raise errors.UserError(
       f'unexpected argument {rest[1]!r}: flags are --name=value'
     )
+  if spec is not None and 'task' not in (values.config or ()):
+    raise errors.UserError(
+      f'--config={spec} is not a config of this package: its get_config() '
+      'gives no config with a `task`. Start from a file of configs/.'
+    )
+  if values.config is not None:
+    config_lib.validate_config(values.config)
   return rest
 
 
@@ -169,7 +182,18 @@ def _spec(argv: list[str]) -> str | None:
   return None
 
 
-def _unknown_key(argv: list[str]) -> str:
+def _fault_of_file(spec: str | None, error: BaseException) -> str:
+  """Says what went wrong in a config file, and in which line."""
+  file = os.path.basename((spec or '').partition(':')[0])
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [f.lineno for f in frames if os.path.basename(f.filename) == file]
+  line = getattr(error, 'lineno', None) or (lines[-1] if lines else None)
+  where = f' in line {line}' if line else ''
+  message = getattr(error, 'msg', error)
+  return f'--config={spec}: {type(error).__name__}{where}: {message}'
+
+
+def _unknown_key(argv: list[str], error: Exception) -> str:
   """Names the first override of a key that the config file doesn't have."""
   spec = _spec(argv)
   argv_without = [argv[0], f'--config={spec}']
@@ -184,9 +208,9 @@ def _unknown_key(argv: list[str]) -> str:
     flag = argument.lstrip('-').partition('=')[0]
     prefix, _, key = flag.partition('.')
     if prefix in ('config', 'noconfig') and key and key not in known:
-      hint = errors.did_you_mean(key, known)
+      hint = named_configs.suggest_key(key, known)
       return f'--config.{key}: there is no such key in {spec}.{hint}'
-  raise AssertionError(f'no unknown key in {argv}')
+  return _fault_of_file(spec, error)
 
 
 def _unknown_file(spec: str) -> str:
@@ -195,13 +219,21 @@ def _unknown_file(spec: str) -> str:
   files = os.listdir(folder) if os.path.isdir(folder) else []
   known = [os.path.join(os.path.dirname(path), f) for f in files]
   known = [f for f in known if f.endswith('.py')]
-  return f'--config={path}: no such file.{errors.did_you_mean(path, known)}'
+  if not os.path.dirname(path):
+    known += named_configs.names()
+  hint = errors.did_you_mean(path, known)
+  return f'--config={path}: no such file.{hint} --list names what there is.'
 
 
 def _explain(error: flags.Error, argv: list[str]) -> str:
   """Returns one line: what a parser said, or get_config of a word."""
   spec = _spec(argv)
   unknown = getattr(error, 'flagname', '')
+  hint = named_configs.suggest_key(
+    unknown, rules.RULES['classification'], '--config.'
+  )
+  if hint:
+    return f'--{unknown}: there is no such flag.{hint}'
   if spec is None and unknown.startswith('config.'):
     return f'--{unknown}: give --config=FILE before it'
   if f'--config={spec}: ' in str(error):  # wrapped in a traceback
@@ -218,10 +250,33 @@ def main() -> None:
   """Runs the command line of this process and ends it with an exit code."""
   from vit22b_jax.runtime import host, preemption
 
+  named_configs.import_folder()
+  argv = named_configs.resolve(sys.argv)
+  if text := help_for(argv):
+    print(text)
+    return
   host.prepare()  # before jax
+  values = flags.FLAGS
   with preemption.Watcher():
-    define_flags(flags.FLAGS, sys.argv)
-    app.run(_main, flags_parser=lambda argv: parse_or_exit(argv, flags.FLAGS))
+    define_flags(values, argv)
+    app.run(_main, argv, flags_parser=lambda argv: parse_or_exit(argv, values))
+
+
+def help_for(argv: list[str]) -> str:
+  """Returns what --help or --list ask for; '' where they weren't given."""
+  asked = {argument.lstrip('-') for argument in argv if argument[:1] == '-'}
+  if 'list' in asked:
+    return named_configs.listing()
+  if not asked & {'help', 'helpshort', 'helpfull', 'h', '?'}:
+    return ''
+  values = flags.FlagValues()
+  rest = [a for a in argv if a.lstrip('-') not in ('help', 'helpshort', 'h')]
+  define_flags(values, rest)
+  if _spec(rest) is None:
+    return f'{__doc__}{values.module_help(__name__)}'
+  parse_or_exit(rest, values)
+  path = _spec(rest).partition(':')[0]
+  return named_configs.describe(values.config, path)
 
 
 def parse_or_exit(argv: list[str], values: flags.FlagValues) -> list[str]:
@@ -298,6 +353,11 @@ def _report(values: flags.FlagValues) -> int:
   folder = values.workdir or 'runs'
   wanted = [workdir for given in values.workdirs for workdir in given]
   try:
+    if any('**' in pattern for pattern in wanted):
+      raise errors.UserError(
+        f'--workdirs={",".join(wanted)}: ** is not understood; give a pattern '
+        'for each level, such as runs/*,runs/*/*.'
+      )
     path = report.compare(wanted, os.path.join(folder, 'comparison.html'))
   except errors.UserError as error:
     print(f'error: {errors.printable(error)}', file=sys.stderr)

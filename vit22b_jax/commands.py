@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from vit22b_jax import api, errors, plan, tasks, train
 from vit22b_jax import config as config_lib
@@ -64,6 +65,10 @@ def run(
     UserError: something is missing or doesn't fit; the message says what.
     TrainingStopped: see `train.run`.
   """
+  if not 0 < efficiency <= 1:  # nan passes a flag's bounds
+    raise errors.UserError(
+      f'--matmul_efficiency={efficiency} must be above 0 and at most 1.'
+    )
   planning = bool(topology or search)
   _validate_flags(mode, workdir, workdirs, images, max_size, planning)
   if config is not None:
@@ -75,11 +80,23 @@ def run(
     return plan.run(config, workdir, topology or 'local', search, efficiency)
   if mode == 'train':
     config = config or _saved_config(workdir)
-    return train.run(config, workdir, make_mesh(config))
+    return _train(config, workdir)
   task, manager = open_run(mode, workdir, config)
   if mode == 'eval':
     return _evaluate(task, manager, workdir)
   return _use(mode, task, manager, workdir, images, top_k, direction, max_size)
+
+
+def _train(config: ConfigDict, workdir: str) -> int:
+  """Trains; a first start that fails leaves no workdir."""
+  path = epath.Path(workdir)
+  existed = path.exists()
+  try:
+    return train.run(config, workdir, make_mesh(config))
+  except errors.UserError:
+    if not existed and path.is_dir() and not list(path.iterdir()):
+      path.rmdir()
+    raise
 
 
 def _validate_flags(

@@ -59,7 +59,8 @@ def validate_config(config: Mapping[str, Any]) -> None:
     problem = problem or f'the key {missing[0]} is missing'
     hint = errors.did_you_mean(unknown[0], known) if unknown else ''
     raise errors.UserError(
-      f'task={task!r}: {problem} in a config of this task.{hint}'
+      f'task={task!r}: {problem} for this task, which comes with a config file '
+      f'and can not be changed.{hint}'
     )
   for key, rule in known.items():
     rule.validate(key, values[key])

@@ -91,13 +91,16 @@ def _int(low: int, high: int = 2**31, *, rest: bool = False) -> Rule:
 
 def _float(low: float, high: float = _HUGE) -> Rule:
   """At least `low` and below `high`."""
-  expected = f'a number of at least {low:g} and below {high:g}'
+  below = f' and below {high:g}' * (high != _HUGE)
+  expected = f'a finite number of at least {low:g}{below}'
   return Rule(float, expected, lambda x: _is_number(x) and low <= x < high)
 
 
 def _positive(high: float = _HUGE) -> Rule:
   """Above 0 and below `high`."""
-  expected = f'a number above 0 and below {high:g}'
+  expected = 'a finite number above 0' + f' and below {high:g}' * (
+    high != _HUGE
+  )
   return Rule(float, expected, lambda x: _is_number(x) and 0 < x < high)
 
 
