@@ -18,10 +18,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet
 
-# jax's extra: an NVIDIA driver asks for CUDA, a Google PCI device together with
-# an accelerator node for a TPU; anything else is a CPU.
+# jax's extra: an NVIDIA driver asks for CUDA (from 580 on for 13), a Google PCI
+# device together with an accelerator node for a TPU; anything else is a CPU.
 EXTRA ?= $(shell \
-  if [ -e /proc/driver/nvidia/version ] || nvidia-smi >/dev/null 2>&1; then \
+  driver=$$( (cat /proc/driver/nvidia/version || nvidia-smi) 2>/dev/null \
+    | grep -oE '[0-9]{3}\.[0-9.]+' | head -n 1); \
+  if [ "$${driver%%.*}" -ge 580 ] 2>/dev/null; then \
+    echo cuda13; \
+  elif [ -n "$$driver" ]; then \
     echo cuda12; \
   elif ls /dev/accel[0-9]* /dev/vfio/[0-9]* 2>/dev/null | grep -q . && \
     grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor; then \

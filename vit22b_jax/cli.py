@@ -307,7 +307,7 @@ def run_flags(values: flags.FlagValues) -> int:
   import jax
 
   from vit22b_jax import commands
-  from vit22b_jax.runtime import console, distributed
+  from vit22b_jax.runtime import console, devices, distributed
 
   name = None
   if values.config is not None:
@@ -320,6 +320,7 @@ def run_flags(values: flags.FlagValues) -> int:
       heartbeat_seconds=values.heartbeat_seconds,
       mode=values.mode,
     )
+    devices.start()
     console.hush_others()
     return commands.run(
       values.mode,

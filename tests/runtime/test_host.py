@@ -1,13 +1,108 @@
 """The process's settings reach jax, and leave the user's own alone."""
 
 import os
+import pathlib
+import re
 import subprocess
 import sys
+
+import pytest
+
+from vit22b_jax import errors
+from vit22b_jax.runtime import devices, host
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 _SHOW = (
   'from vit22b_jax.runtime import host; host.prepare(); import jax; '
   'print(jax.config.jax_compilation_cache_dir)'
 )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+  """Sets what is in the machine and what is installed."""
+
+  def set_(driver=None, tpu=False, installed=(), platforms=None):
+    monkeypatch.setattr(host, 'cuda_driver', lambda: driver)
+    monkeypatch.setattr(host, 'has_tpu', lambda: tpu)
+    monkeypatch.setattr(host, '_is_installed', lambda name: name in installed)
+    monkeypatch.delenv('JAX_PLATFORMS')
+    if platforms is not None:
+      monkeypatch.setenv('JAX_PLATFORMS', platforms)
+
+  return set_
+
+
+@pytest.mark.parametrize(
+  ('there', 'platform', 'hint'),
+  [
+    ({}, 'cpu', ''),
+    ({'driver': 570}, 'cpu', 'an NVIDIA GPU is in .*cuda12'),
+    ({'driver': 580}, 'cpu', 'an NVIDIA GPU is in .*cuda13'),
+    ({'tpu': True}, 'cpu', r'a TPU is in .*\[tpu\]'),
+    ({'driver': 570, 'installed': {'jax_cuda12_plugin'}}, 'cuda', ''),
+    ({'driver': 580, 'installed': {'jax_cuda13_plugin'}}, 'cuda', ''),
+    ({'tpu': True, 'installed': {'libtpu'}}, 'tpu', ''),
+    ({'installed': {'libtpu', 'jax_cuda12_plugin'}}, 'cpu', ''),
+    ({'driver': 570, 'platforms': 'cpu'}, 'cpu', ''),
+    ({'platforms': 'cuda,cpu'}, 'cuda', ''),
+  ],
+)
+def test_the_platform_is_what_is_there_and_installed(
+  there, platform, hint, machine
+):
+  machine(**there)
+  assert host.expected_platform() == platform
+  found = host.unused_accelerator('cpu')
+  assert bool(found) == bool(hint)
+  if hint:
+    assert re.search(hint, found)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'cuda', 'tpu'])
+def test_memory_is_kept_for_cpus_alone(platform, monkeypatch):
+  kept = []
+  monkeypatch.setattr(host, 'keep_freed_memory', lambda: kept.append(1))
+  monkeypatch.setenv('JAX_PLATFORMS', platform)
+  host.prepare()
+  assert len(kept) == (platform == 'cpu' and sys.platform == 'linux')
+
+
+def test_a_platform_that_is_not_there_is_one_message(monkeypatch):
+  def default_backend():
+    raise RuntimeError("Unable to initialize backend 'cuda': no.\nMore.")
+
+  monkeypatch.setattr(devices.jax, 'default_backend', default_backend)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with pytest.raises(errors.UserError, match=r'JAX_PLATFORMS=cuda.*cuda12'):
+    devices.start()
+
+
+def test_an_accelerator_that_jax_does_not_use_is_told(machine, caplog):
+  machine(driver=580)
+  devices.start()
+  assert "pip install '.[cuda13]'" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('version', 'extra'),
+  [('535.104.05', '-cuda12'), ('580.65.06', '-cuda13'), (None, '')],
+)
+def test_make_installs_what_the_driver_takes(version, extra, tmp_path):
+  program = tmp_path / 'nvidia-smi'
+  shown = f'NVIDIA-SMI {version}  Driver Version: {version}  CUDA Version: 12.2'
+  program.write_text(f'#!/bin/sh\necho "{shown if version else "failed"}"\n')
+  program.chmod(0o755)
+  done = subprocess.run(
+    ['make', '-n', 'run', f'VENV={tmp_path}/venv'],
+    cwd=ROOT,
+    env=os.environ | {'PATH': f'{tmp_path}:{os.environ["PATH"]}'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert f'{tmp_path}/venv/.installed{extra}\n' in done.stdout
 
 
 def _shown(**variables):

@@ -95,9 +95,6 @@ def initialize(
       'with --coordinator=HOST:PORT --num_processes=N --process_id=I; Open MPI '
       '5 sets N and I in OMPI_COMM_WORLD_SIZE and OMPI_COMM_WORLD_RANK.'
     ) from error
-  if jax.default_backend() == 'cpu' and jax.process_count() > 1:
-    # Only process 0 has it on CPUs, and Gloo waits just 30 s for the others.
-    jax.config.update('jax_enable_compilation_cache', False)
 
 
 def _validate_flags(flags: Mapping[str, Any]) -> None:

@@ -1,9 +1,12 @@
-"""The host process, before jax starts in it."""
+"""The host process before jax starts in it, and what is in the machine."""
 
 import ctypes
 import glob
+import importlib.util
 import os
 import pathlib
+import re
+import subprocess
 import sys
 import time
 
@@ -15,6 +18,8 @@ STARTED = time.monotonic()
 # malloc.h of the GNU C library: man7.org/linux/man-pages/man3/mallopt.3.html
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
+_CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
+
 
 def prepare() -> None:
   """Sets what jax reads or uses from its start on; call it before importing it.
@@ -25,7 +30,24 @@ def prepare() -> None:
   """
   folder = cache.root() / 'compiled'
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
-  keep_freed_memory()
+  if sys.platform == 'linux' and expected_platform() == 'cpu':
+    keep_freed_memory()
+
+
+def expected_platform() -> str:
+  """Returns the platform that jax will use, before it starts.
+
+  That is the one JAX_PLATFORMS names first; else that of an accelerator in the
+  machine whose plugin is installed; else 'cpu'.
+  """
+  named = os.environ.get('JAX_PLATFORMS', '').split(',')[0].strip()
+  if named:
+    return named
+  if has_tpu() and _is_installed('libtpu'):
+    return 'tpu'
+  if cuda_driver() is not None and any(map(_is_installed, _CUDA_PLUGINS)):
+    return 'cuda'
+  return 'cpu'
 
 
 def keep_freed_memory() -> None:
@@ -33,12 +55,9 @@ def keep_freed_memory() -> None:
 
   XLA's CPU backend allocates a step's temporaries anew each step, gigabytes of
   them, and the GNU C library maps and unmaps blocks of that size: a fifth of a
-  step's time went into page faults. Nothing happens elsewhere than on Linux, or
-  where JAX_PLATFORMS names another platform than the CPU alone.
+  step's time went into page faults. With one arena, though, threads that decode
+  images wait for each other, so accelerators' hosts are left as they are.
   """
-  platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
-  if sys.platform != 'linux' or platforms != 'cpu':
-    return
   try:
     libc = ctypes.CDLL('libc.so.6')
     libc.mallopt(_M_MMAP_MAX, 0)
@@ -48,9 +67,48 @@ def keep_freed_memory() -> None:
     return  # another C library: nothing to set
 
 
+def unused_accelerator(platform: str) -> str:
+  """Returns a warning of a GPU or TPU that jax lacks the plugin for, or ''.
+
+  Args:
+    platform: what jax runs on, 'cpu', 'gpu' or 'tpu'.
+  """
+  driver = cuda_driver()
+  if platform != 'cpu' or os.environ.get('JAX_PLATFORMS'):
+    return ''  # used, or left alone on purpose
+  if has_tpu() and not _is_installed('libtpu'):
+    kind, extra = 'a TPU', 'tpu'
+  elif driver is not None and not any(map(_is_installed, _CUDA_PLUGINS)):
+    kind, extra = 'an NVIDIA GPU', 'cuda13' if driver >= 580 else 'cuda12'
+  else:
+    return ''
+  return (
+    f'{kind} is in this machine, and jax runs on the CPU: '
+    f"pip install '.[{extra}]'"
+  )
+
+
 def has_tpu() -> bool:
   """Returns whether a TPU is in the machine: a Google PCI device and a node."""
   if not glob.glob('/dev/accel[0-9]*') + glob.glob('/dev/vfio/[0-9]*'):
     return False
   vendors = glob.glob('/sys/bus/pci/devices/*/vendor')
   return any(pathlib.Path(x).read_text().strip() == '0x1ae0' for x in vendors)
+
+
+def cuda_driver() -> int | None:
+  """Returns the major version of the NVIDIA driver; None without a GPU."""
+  try:
+    text = pathlib.Path('/proc/driver/nvidia/version').read_text()
+  except OSError:  # Windows' subsystem for Linux has the program alone
+    try:
+      command = ('nvidia-smi',)
+      text = subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:
+      return None
+  found = re.search(r'\b(\d{3})\.\d', text)
+  return int(found[1]) if found else None
+
+
+def _is_installed(module: str) -> bool:
+  return importlib.util.find_spec(module) is not None
