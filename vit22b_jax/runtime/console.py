@@ -46,7 +46,8 @@ class _PlainWords(python_logging.Formatter):
 
   def format(self, record):
     if _is_of_devices(record):
-      record.exc_info = record.exc_text = None  # the message says enough
+      # jax goes on without them, and the message says enough.
+      record.levelname, record.exc_info = 'WARNING', None
     text = super().format(record)
     if record.levelno > python_logging.INFO:
       text = f'{record.levelname.lower()}: {text}'
