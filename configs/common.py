@@ -242,7 +242,7 @@ def _gan_optim() -> config_dict.ConfigDict:
   # multistep | cosine | rsqrt | constant | linear | linear_released
   c.schedule = 'linear'
   c.decay_start = '50%'  # duration before a linear schedule falls
-  c.first = 'generators'  # who is stepped first: generators | discriminators
+  c.update_order = 'generators'  # the first: generators | discriminators
   c.pool_size = 50  # earlier fakes that a discriminator sees as well; 0 = none
   del c.accumulate, c.ema, c.head_weight_decay
   return c
@@ -407,7 +407,7 @@ def _released(c: config_dict.ConfigDict) -> None:
   c.data.pairing = 'index'
   c.discriminator.name = 'released'
   c.optim.schedule = 'linear_released'
-  c.optim.first = 'discriminators'
+  c.optim.update_order = 'discriminators'
   c.optim.pool_size = 0
   c.loss.discriminator_factor = 1.0
   c.loss.lambda_identity = 0.0

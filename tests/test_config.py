@@ -309,6 +309,7 @@ def test_choices_are_those_that_the_code_knows():
     (pipeline.PAIRINGS, 'data.pairing'),
     (preprocess.MODES, 'data.preprocess'),
     (losses.KINDS, 'loss.kind'),
+    (losses.GANS, 'loss.gan'),
     (vit.PRESETS, 'model.block'),
     (vit.VARIANTS, 'model.variant'),
     (patchgan.PRESETS, 'discriminator.name'),

@@ -11,8 +11,8 @@ import pytest
 from configs import digits_vit22b_ti
 from vit22b_jax import api, errors, train
 from vit22b_jax.modes import evaluate
-from vit22b_jax.runtime import checkpoint, workdir
-from vit22b_jax.tasks import classification, objective
+from vit22b_jax.runtime import checkpoint, preemption, records, workdir
+from vit22b_jax.tasks import classification
 
 
 def _config(**overrides):
@@ -54,7 +54,7 @@ def _final_state(folder):
   data = classification.Classification.load_data(config)
   task = classification.Classification(config, _one_device(), data.names, data)
   manager = checkpoint.Manager(folder, scores={}, read_only=True)
-  found = manager.restore(vars(task.abstract_state))
+  found = manager.restore(task.abstract_state.to_dict())
   manager.close()
   return found
 
@@ -96,24 +96,22 @@ def test_files_of_a_run(whole):
   assert [row['step'] for row in rows] == [4, 4, 6, 6]
 
 
-class _SignalAfter:
-  """Sends this process a signal when the loop has asked for n batches."""
+def signal_after(monkeypatch, last):
+  """Sends this process a signal when the loop has done a step."""
+  original = preemption.Watcher.should_stop
 
-  def __init__(self, monkeypatch, batches):
-    original = train.Loop._after
+  def should_stop(watcher, step):
+    if step == last:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(watcher, step)
 
-    def after(loop, state, step, total):
-      if step == batches:
-        os.kill(os.getpid(), signal.SIGTERM)
-      return original(loop, state, step, total)
-
-    monkeypatch.setattr(train.Loop, '_after', after)
+  monkeypatch.setattr(preemption.Watcher, 'should_stop', should_stop)
 
 
 @pytest.mark.parametrize('step', [3, 4])
 def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
   with monkeypatch.context() as patch:
-    _SignalAfter(patch, step)
+    signal_after(patch, step)
     assert _run(tmp_path) == 128 + signal.SIGTERM
   assert not (tmp_path / 'eval.json').exists()
   assert (tmp_path / 'report.html').exists()
@@ -137,7 +135,7 @@ def test_every_part_of_the_state_resumes(tmp_path, monkeypatch):
   }
   assert _run(tmp_path / 'whole', **overrides) == 0
   with monkeypatch.context() as patch:
-    _SignalAfter(patch, 3)
+    signal_after(patch, 3)
     assert _run(tmp_path / 'parts', **overrides) == 128 + signal.SIGTERM
   assert _run(tmp_path / 'parts', **overrides) == 0
   expected = _final_state(tmp_path / 'whole').state
@@ -174,19 +172,19 @@ def test_crash_without_a_save_loses_and_doubles_no_row(
   class Killed(BaseException):
     pass
 
-  original = train.Loop._after
+  original = records.Recorder.row
 
-  def after(loop, state, step, total):
-    original(loop, state, step, total)
-    if step == 3:
-      loop._record(state)
-      loop.run.flush()
+  def row(recorder, pending):
+    found = original(recorder, pending)
+    if pending.step == 3:
+      recorder._folder.flush()
       raise Killed
+    return found
 
   for name in (workdir.EVAL, workdir.PREDICTIONS):
     (tmp_path / name).write_text('{}')  # of an earlier, shorter end
   with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(train.Loop, '_after', after)
+    patch.setattr(records.Recorder, 'row', row)
     _run(tmp_path)
   assert not (tmp_path / workdir.EVAL).exists()
   assert not (tmp_path / workdir.PREDICTIONS).exists()
@@ -220,14 +218,14 @@ def test_evaluation_uses_the_best_checkpoint(whole):
   rows = [row for row in _rows(whole) if 'val/top1' in row]
   best = max(rows, key=lambda row: row['val/top1'])
   assert step == best['step'] and kind == 'params'
-  result = task.evaluate(variables, task.data.val)
+  result = task.evaluator.evaluate(variables, task.data.val)
   np.testing.assert_allclose(result.values['loss'], best['val/loss'], rtol=1e-6)
   manager.close()
 
 
 def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
   """A poisoned bias in the third step: the layer is named, step 2 is saved."""
-  original = objective.Objective.loss
+  original = classification.Classification.loss
 
   def poisoned(self, params, batch_stats, part):
     loss, aux = original(self, params, batch_stats, part)
@@ -238,12 +236,12 @@ def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
   data = classification.Classification.load_data(config)
   batches = classification.Classification(
     config, _one_device(), data.names, data
-  ).train_iterator()
+  ).train_batches()
   first = [int(next(batches)['label'][0]) for _ in range(4)]
   batches.close()
   poison = first[2]
   bad_step = first.index(poison) + 1
-  monkeypatch.setattr(objective.Objective, 'loss', poisoned)
+  monkeypatch.setattr(classification.Classification, 'loss', poisoned)
   with pytest.raises(errors.TrainingStopped, match=f'Step {bad_step}'):
     _run(tmp_path)
   found = _final_state(tmp_path) if bad_step > 1 else None

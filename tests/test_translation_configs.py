@@ -15,11 +15,11 @@ import pytest
 
 from configs import common
 from tests import test_configs
-from tests.tasks import test_translation
+from tests.tasks import test_cyclegan
 from vit22b_jax import commands, rules, train
 from vit22b_jax.data import catalog, loader, splits
 from vit22b_jax.runtime import sharding
-from vit22b_jax.tasks import translation
+from vit22b_jax.tasks import cyclegan, cyclegan_update
 from vit22b_jax.training import optim
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
@@ -71,7 +71,7 @@ def test_the_recipes_are_the_published_ones():
   assert cyclegan.to_dict() == load('apple2orange_vitunet_s').to_dict()
   optim, loss = cyclegan.optim, cyclegan.loss
   assert (optim.learning_rate, optim.b1, optim.b2) == (2e-4, 0.5, 0.999)
-  assert (optim.pool_size, optim.first) == (50, 'generators')
+  assert (optim.pool_size, optim.update_order) == (50, 'generators')
   assert (loss.lambda_cycle, loss.lambda_identity) == (10, 0.5)
   assert (loss.gan, loss.discriminator_factor) == ('lsgan', 0.5)
   assert (cyclegan.batch_size, cyclegan.duration) == (1, '200 epochs')
@@ -79,7 +79,7 @@ def test_the_recipes_are_the_published_ones():
   assert (data.load_size, data.image_size, data.flip) == (286, 256, True)
   released = load('monet2photo_vit22bunet_s', 'paper')
   assert (released.optim.pool_size, released.batch_size) == (0, 32)
-  assert released.optim.first == 'discriminators'
+  assert released.optim.update_order == 'discriminators'
   assert released.loss.discriminator_factor == 1
   assert released.data.pairing == 'index'
   assert released.data.load_size == released.data.image_size == 256
@@ -137,7 +137,7 @@ def other_than(value, kind):
   ],
 )
 def test_generators_have_the_published_sizes(name, count):
-  networks = translation.build_networks(load(name))
+  networks = cyclegan_update.build_networks(load(name))
   shapes = nn.unbox(
     jax.eval_shape(
       networks.generator.init, jax.random.key(0), jnp.zeros((1, 256, 256, 3))
@@ -169,17 +169,17 @@ def stand_in(config):
 @pytest.mark.filterwarnings('ignore:.*images for 64 features')
 def test_a_run_writes_its_files_and_reads_every_key(monkeypatch, tmp_path):
   # The same step as in those tests: compiled once for all of them.
-  values = test_translation.small_config().to_dict()
+  values = test_cyclegan.small_config().to_dict()
   reads = set()
   config = test_configs.recorded(values, reads)
   loaded = stand_in(config)
   reads.clear()  # what counts is what the package asks for
   load_like = mock.create_autospec(loader.load_domains, return_value=loaded)
   monkeypatch.setattr(loader, 'load_domains', load_like)
-  translation.Translation.check(config)
+  cyclegan.CycleGAN.validate_config(config)
   # Smaller ones than a config can ask for, which compile fast.
-  networks = test_translation.small_networks
-  monkeypatch.setattr(translation, 'build_networks', networks)
+  networks = test_cyclegan.small_networks
+  monkeypatch.setattr(cyclegan_update, 'build_networks', networks)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   assert train.run(config, tmp_path / 'run', mesh) == 0
   files = {str(p.relative_to(tmp_path / 'run')) for p in _files(tmp_path)}

@@ -1,8 +1,6 @@
 """A whole translation by the command line's modes, interrupted and resumed."""
 
 import json
-import os
-import signal
 
 import jax
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 
 from configs import fid as fid_config
 from configs import fruit_vitunet_ti
+from tests import test_train
 from vit22b_jax import api, cli, commands, errors, train
 from vit22b_jax.runtime import checkpoint
 
@@ -50,7 +49,7 @@ def _final(workdir):
     workdir, api.read_config(workdir), _data(api.read_config(workdir))
   )
   manager = checkpoint.Manager(workdir, scores={}, read_only=True)
-  found = manager.restore(vars(task.abstract_state))
+  found = manager.restore(task.abstract_state.to_dict())
   manager.close()
   return found
 
@@ -68,15 +67,8 @@ def _rows(workdir):
 
 @pytest.mark.parametrize('step', [2, 3])
 def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
-  original = train.Loop._after
-
-  def after(loop, state, done, total):
-    if done == step:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return original(loop, state, done, total)
-
   with monkeypatch.context() as patched:
-    patched.setattr(train.Loop, '_after', after)
+    test_train.signal_after(patched, step)
     assert _train(tmp_path) == 143
   assert not (tmp_path / 'eval.json').exists()
   assert _train(tmp_path) == 0

@@ -196,7 +196,7 @@ class Translator:
       `model.apply({'params': variables['gen_ab']}, images)`.
     domain_names: of a and b.
     translate: (images uint8 [B, H, W, 3], 'a2b' or 'b2a') -> uint8; see
-      `tasks.translation.Translation.translate` for the sizes that it takes.
+      `tasks.cyclegan.CycleGAN.translate` for the sizes that it takes.
   """
 
   model: nn.Module
@@ -288,7 +288,7 @@ def open_run(
   names = read_names(workdir)
   task = tasks.named(config.task)(config, _mesh(config), names, data)
   manager = checkpoint.Manager(
-    workdir, scores=evaluate.scores(task, workdir), read_only=True
+    workdir, scores=evaluate.scores(task.evaluator, workdir), read_only=True
   )
   return task, manager
 
@@ -297,7 +297,7 @@ def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
   """Makes a mesh of today's devices, which need not divide a run's batches."""
   devices = jax.devices()
   if jax.process_count() == 1:
-    batch = tasks.named(config.task).parallel_images(config)
+    batch = tasks.named(config.task).images_at_once(config)
     parts = math.gcd(len(devices), batch, config.eval.batch_size or batch)
     devices = devices[:parts]
   return sharding.make_mesh(devices=devices)

@@ -15,7 +15,7 @@ from etils import epath
 from vit22b_jax import api, errors, plan, tasks, train
 from vit22b_jax import config as config_lib
 from vit22b_jax.config import ConfigDict
-from vit22b_jax.modes import evaluate, export, fid, predict, translate
+from vit22b_jax.modes import evaluate, export, fid, predict, setup, translate
 from vit22b_jax.runtime import checkpoint, console, distributed, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
@@ -146,7 +146,7 @@ def validate(config: ConfigDict, mode: str = 'train') -> None:
     raise errors.UserError(
       'This config compares two sets of images: add --mode=fid.'
     )
-  tasks.named(config.task).check(config)
+  tasks.named(config.task).validate_config(config)
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -194,7 +194,7 @@ def open_run(
   config.data.dir = dir or config.data.dir
   data = None
   if mode in ('eval', 'fid'):
-    train.check_alike(config)
+    setup.validate_same_config(config)
     task_type = tasks.named(config.task)
     data = distributed.run_on_process_zero_first(
       lambda: task_type.load_data(config)
@@ -207,8 +207,8 @@ def _evaluate(
 ) -> int:
   """Evaluates on the test part and writes the report anew."""
   folder = _folder(workdir)
-  console.say(task.summary(evaluate.finish(task, manager, folder)))
-  train.write_report(folder)
+  console.say(task.evaluator.summary(evaluate.finish(task, manager, folder)))
+  evaluate.write_report(folder)
   return 0
 
 
@@ -266,4 +266,4 @@ def _open_generator(dir: str, workdir: str, direction: str) -> Iterator[Any]:
   """Yields what a run's generator makes of its test part (or val)."""
   task, manager = open_run('fid', workdir, None, dir)
   _, variables, _ = evaluate.restore(task, manager, task.config.eval.checkpoint)
-  return task.generated(variables, direction)
+  return task.evaluator.made(variables, direction)

@@ -27,7 +27,10 @@ ConfigDict = config_dict.ConfigDict
 Change = tuple[str, Any, Any]
 
 # Old name -> new name, for config.json files written before a key was renamed.
-RENAMED_KEYS = {'fid.quantise': 'fid.quantize'}
+RENAMED_KEYS = {
+  'fid.quantise': 'fid.quantize',
+  'optim.first': 'optim.update_order',
+}
 
 # What a resumed run may change: length, cadences, paths, machines and how
 # they share the work, alarms. Every other key makes it another run.

@@ -309,7 +309,7 @@ RULES: dict[str, dict[str, Rule]] = {
           *_OPTIM['schedule'].choices, 'linear', 'linear_released'
         ),
         'decay_start': _duration(),
-        'first': _choice('generators', 'discriminators'),
+        'update_order': _choice('generators', 'discriminators'),
         'pool_size': _int(0, 1_000_000),
       },
       'loss': {

@@ -59,7 +59,7 @@ def made(task, variables, direction: str) -> np.ndarray:
   return np.concatenate(
     [
       np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
-      for batch in task.generated(variables, direction)
+      for batch in task.evaluator.made(variables, direction)
     ]
   )
 

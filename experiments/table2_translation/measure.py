@@ -52,7 +52,7 @@ def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
     'generator_parameters': sum(
       leaf.size for leaf in jax.tree.leaves(variables['gen_ab'])
     ),
-    'default': task.final(variables, files),
+    'default': task.evaluator.test(variables, files),
     'patches': {
       direction: _patches(task, variables, data, direction)
       for direction in image_sources.DIRECTIONS

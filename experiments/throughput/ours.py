@@ -38,15 +38,16 @@ def training_step(
   task = classification.Classification(
     config, mesh, names, catalog.Dataset(split, split, split, names)
   )
-  state = task.init()
+  state = task.init_state()
   batch = jax.device_put(
     {'image': images, 'label': labels}, sharding.batch_sharding(mesh)
   )
-  loss = task.scalar_names.index('loss')
+  loss = task.scalars.all.index('loss')
 
   def step() -> float:
     nonlocal state
-    state, scalars = task.train_step(state, batch)
+    with sharding.mesh_context(task.mesh):
+      state, scalars = task.train_step(state, batch)
     return float(scalars[loss])
 
   return step, sum(p.size for p in jax.tree.leaves(state.params))

@@ -8,7 +8,7 @@ import numpy as np
 from configs import common
 from vit22b_jax.data import catalog, splits
 from vit22b_jax.runtime import sharding
-from vit22b_jax.tasks import translation
+from vit22b_jax.tasks import cyclegan
 
 
 def training_step(
@@ -33,16 +33,17 @@ def training_step(
   labels = np.zeros(batch_size, np.int32)
   pair = catalog.Pair(*(splits.ArraySplit(i, labels) for i in images.values()))
   mesh = sharding.make_mesh()
-  task = translation.Translation(
+  task = cyclegan.CycleGAN(
     config, mesh, ['a', 'b'], catalog.Dataset(pair, pair, pair, ('a', 'b'))
   )
-  state = task.init()
+  state = task.init_state()
   batch = jax.device_put(images, sharding.batch_sharding(mesh))
-  loss = task.scalar_names.index('loss')
+  loss = task.scalars.all.index('loss')
 
   def step() -> float:
     nonlocal state
-    state, scalars = task.train_step(state, batch)
+    with sharding.mesh_context(task.mesh):
+      state, scalars = task.train_step(state, batch)
     return float(scalars[loss])
 
   return step, sum(p.size for p in jax.tree.leaves(state.params))

@@ -7,6 +7,7 @@ medians; the start is timed on whole processes. Writes overhead.json (a list of
 `name ours_ms peer peer_ms ratio`) and overhead.md beside this file.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -28,6 +29,7 @@ import numpy as np  # noqa: E402
 from configs import common  # noqa: E402
 from vit22b_jax import train  # noqa: E402
 from vit22b_jax.data import catalog, splits  # noqa: E402
+from vit22b_jax.modes import setup  # noqa: E402
 from vit22b_jax.runtime import preemption, sharding, workdir  # noqa: E402
 from vit22b_jax.tasks import classification  # noqa: E402
 from vit22b_jax.training import gradients  # noqa: E402
@@ -41,18 +43,18 @@ MODELS = (('S', 4, 4), ('Ti', 4, 8), ('Ti', 16, 100))
 
 
 class Plain(classification.Classification):
-  """The same step without diagnostics, detector and skipping."""
+  """Takes the same step without diagnostics, detector and skipping."""
 
   def step(self, state, batch):
-    """Loss, gradient, update; the loss is all that is returned."""
+    """Computes loss, gradient, update; the loss is all that is returned."""
     grads, loss, batch_stats, *_ = gradients.of_batch(
-      self.objective.loss,
+      self.loss,
       state.params,
       state.batch_stats,
-      self.objective.parts(state, batch),
+      self._parts(state, batch),
       self.config.optim.accumulate,
       state.loss_scale,
-      self._placed_params,
+      self.param_shardings,
     )
     updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     state = state.replace(
@@ -89,34 +91,38 @@ def make_task(kind, variant: str, patch: int) -> classification.Classification:
 
 def stepper(task, steps: int) -> Callable[[], None]:
   """Runs `steps` steps of a task on batches as they come, and waits."""
-  state, batches = task.init(), task.train_iterator()
+  state, batches = task.init_state(), task.train_batches()
 
   def run():
     nonlocal state
     for _ in range(steps):
-      state, scalars = task.train_step(state, next(batches))
+      with sharding.mesh_context(task.mesh):
+        state, scalars = task.train_step(state, next(batches))
     jax.block_until_ready(scalars)
 
   return run
 
 
-def looper(task, steps: int, folder: str, watcher) -> Callable[[], None]:
-  """Runs `steps` steps of a task in the training loop, and waits."""
-  loop = train.Loop(task, workdir.Workdir(folder), watcher)
-  state = loop.restore()
-  done = 0
+def looper(task, steps: int, folder: str, watcher, stack):
+  """Returns what runs `steps` steps of a task in the training loop, and waits.
 
-  def run():
+  Each call goes on where the last one ended. Checkpoints are not written.
+  """
+  config = task.config
+  run = setup.open_run_of(task, workdir.Workdir(folder), watcher, stack)
+  run.manager.save = lambda *_, **__: False
+  state, done = task.init_state(), 0
+
+  def loop():
     nonlocal state, done
     done += steps
-    original, task.total_steps = task.total_steps, done
-    # No evaluation or checkpoint at what looks like the end of the run.
-    loop.scores[done] = 0.0
-    loop.manager.save = lambda *_, **__: False
-    state = loop.fit(state)
-    task.total_steps = original
+    task.total_steps = done
+    run.scores[done] = 0.0, 0.0  # no validation at what looks like the end
+    with config.unlocked():
+      config.duration = f'{done} steps'
+    state = train.fit(run, state)
 
-  return run
+  return loop
 
 
 def compare(name: str, ours, peer_name: str, peer, steps: int) -> dict:
@@ -160,12 +166,13 @@ def loop_rows() -> list[dict]:
     with (
       tempfile.TemporaryDirectory() as folder,
       preemption.Watcher() as watcher,
+      contextlib.ExitStack() as stack,
     ):
       task = make_task(classification.Classification, variant, patch)
       rows.append(
         compare(
           f'training loop, ViT-22B-{variant}/{patch}',
-          looper(task, steps, folder, watcher),
+          looper(task, steps, folder, watcher, stack),
           'the bare jitted step',
           stepper(task, steps),
           steps,

@@ -60,13 +60,13 @@ def test_overhead_is_measured_against_a_step_that_lacks_it():
   ]
   states, scalars = [], []
   for task in tasks:
-    batch = next(task.train_iterator())
+    batch = next(task.train_batches())
     with sharding.mesh_context(task.mesh):
       state, row = jax.eval_shape(task.step, task.abstract_state, batch)
     states.append(jax.tree.map(lambda x: (x.shape, x.dtype), state))
     scalars.append(row.shape)
   assert states[0] == states[1]
-  assert scalars == [(len(tasks[0].scalar_names),), (1,)]
+  assert scalars == [(len(tasks[0].scalars.all),), (1,)]
 
 
 def test_a_translation_step_takes_turns_with_two_peers(monkeypatch):

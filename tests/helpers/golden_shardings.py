@@ -36,11 +36,11 @@ def text(case: str) -> str:
   config.update_from_flattened_dict(overrides)
   config.data.dir = '/nowhere'  # sizes as they are known
   task_type = tasks.named(config.task)
-  data = task_type.facts(config)
-  names = task_type.names_of(data)
+  data = task_type.dataset_info(config)
+  names = list(data.names)
   task = task_type(config, sharding.make_mesh(**MESH), names, data)
   lines = collections.Counter()
-  state = vars(task.abstract_state)
+  state = task.abstract_state.to_dict()
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     place = '/'.join(map(_key, path))
     place = re.sub(r'(?<=block_)\d+|(?<=gen_)[ab]+|(?<=disc_)[ab]', '*', place)

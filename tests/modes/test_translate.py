@@ -16,10 +16,10 @@ from configs import common
 from vit22b_jax import errors
 from vit22b_jax.models import generators
 from vit22b_jax.modes import translate
-from vit22b_jax.tasks import translation
+from vit22b_jax.tasks import cyclegan
 
 
-class Task(translation.Translation):
+class Task(cyclegan.CycleGAN):
   """A translation that was told what its networks do."""
 
   def __init__(self, generator):
@@ -29,7 +29,7 @@ class Task(translation.Translation):
     self.config = config
     self.networks = types.SimpleNamespace(generator=model)
     self.names = ['day', 'night']
-    self.eval_batch_size = 3
+    self.evaluator = types.SimpleNamespace(batch_size=3)
     self.batches = []
 
   def translate(self, variables, images, direction):

@@ -312,16 +312,18 @@ def test_unfinished_save_is_never_taken_for_a_whole_one(tmp_path):
   manager.close()
 
 
-def test_keeps_the_last_and_the_best(tmp_path):
+@pytest.mark.parametrize(('loss', 'best'), [(-0.5, 4), (-0.6, 2)])
+def test_keeps_the_last_and_the_best(tmp_path, loss, best):
+  """Of equal scores the lower loss decides, then the later step."""
   scores = {}
   manager = checkpoint.Manager(tmp_path, scores=scores, keep=2, keep_best=1)
   assert manager.best_step() is None
   for step, value in enumerate([0.1, 0.9, 0.3, 0.9, 0.4, None], start=1):
     if value is not None:
-      scores[step] = value
+      scores[step] = value, loss if step == 4 else -0.5
     _save(manager, step)
   kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
-  assert kept == [2, 5, 6] and manager.best_step() == 2
+  assert kept == [best, 5, 6] and manager.best_step() == best
   manager.close()
 
 

@@ -21,6 +21,7 @@ import pytest
 
 from configs import digits_vit22b_ti
 from vit22b_jax import errors, train
+from vit22b_jax.modes import setup
 from vit22b_jax.runtime import checkpoint, distributed, sharding
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -161,10 +162,10 @@ def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(
 
 def test_a_configuration_of_one_process_alone_stops_all(monkeypatch):
   config = digits_vit22b_ti.get_config('tiny')
-  train.check_alike(config)
+  setup.validate_same_config(config)
   monkeypatch.setattr(distributed, 'gather', lambda value: [value, 1])
   with pytest.raises(errors.UserError, match=r'Processes \[1\] were started'):
-    train.check_alike(config)
+    setup.validate_same_config(config)
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ def test_nothing_is_said_of_what_is_expected(config, preset):
   narrow = config.model.variant == 'Ti' and config.model.num_heads is None
   if preset == 'fsdp+tensor' and narrow:
     with pytest.raises(errors.UserError, match='3 heads over tensor=2'):
-      task(config, preset=preset).check_sharding()
+      task(config, preset=preset).validate_sharding()
     return
-  text = task(config, preset=preset).check_sharding()
+  text = task(config, preset=preset).validate_sharding()
   # The last layer of a PatchGAN has one channel.
   assert ('conv_4/kernel' in text) == ('discriminator' in config) * (
     preset != 'data'
@@ -77,7 +77,7 @@ def test_nothing_is_said_of_what_is_expected(config, preset):
 def test_heads_that_do_not_divide_are_refused_with_a_list():
   config = cifar100_vit22b_ti.get_config()
   with pytest.raises(errors.UserError) as caught:
-    task(config, fsdp=2, tensor=2).check_sharding()
+    task(config, fsdp=2, tensor=2).validate_sharding()
   message = str(caught.value)
   assert '99% of the weights' in message
   assert 'block_00/in_proj/kernel [192, 3, 448]: 3 heads over tensor=2' in (
@@ -86,7 +86,7 @@ def test_heads_that_do_not_divide_are_refused_with_a_list():
   assert 'and 4 more' in message
   assert 'bias' not in message
   config.mesh.max_replicated = 1.0
-  assert task(config, fsdp=2, tensor=2).check_sharding().startswith('99.26%')
+  assert task(config, fsdp=2, tensor=2).validate_sharding().startswith('99.26%')
 
 
 def test_a_matrix_without_an_axis_for_fsdp_is_left_whole():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit22b_jax.training import diagnostics
+from vit22b_jax.training import diagnostics, explain
 
-NAMES = ['max_logit', 'max_abs_grad', 'grad_norm/00', 'grad_norm/01']
+NAMES = ['max_abs_logit', 'max_abs_grad', 'grad_norm/00', 'grad_norm/01']
 
 
 def _settings(**changes):
@@ -47,6 +47,56 @@ def test_calm_signals_raise_no_alarm():
   _, verdicts = _run(_calm(300), _settings())
   assert not verdicts.alarm.any()
   assert not verdicts.keep.any()
+
+
+# Windows of a judged signal without an explosion: (steps, generator) -> values.
+CALM_WINDOWS = {
+  'negative': lambda n, rng: -10 + rng.normal(size=n),
+  'about zero': lambda n, rng: 0.02 * rng.normal(size=n),
+  'zeros': lambda n, rng: np.zeros(n),
+  'tiny': lambda n, rng: 1e-30 * np.exp(rng.normal(size=n)),
+  'constant': lambda n, rng: np.full(n, 3.0),
+  'constant and tiny': lambda n, rng: np.full(n, 1e-12),
+  'alternating signs': lambda n, rng: 5.0 * (-1.0) ** np.arange(n),
+  'rising from negative': lambda n, rng: np.linspace(-10, 10, n),
+  'falling': lambda n, rng: np.geomspace(10, 1e-6, n),
+}
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('signal', [0, 1])
+@pytest.mark.parametrize('window', CALM_WINDOWS)
+def test_no_sign_and_no_size_of_a_calm_signal_is_an_explosion(
+  window, signal, seed
+):
+  rows = _calm(200, seed)
+  rng = np.random.default_rng(seed)
+  rows[:, signal] = CALM_WINDOWS[window](200, rng)
+  # The first positive, the first non-zero and a larger value.
+  usual, calm = np.median(np.abs(rows[90:150, signal])), (0.9, 9e-3)[signal]
+  for step, value in ((150, 0.03 * calm), (160, calm), (170, -calm)):
+    rows[step, signal] = np.sign(value) * max(abs(value), 2 * usual)
+  rows[:, 1] = np.abs(rows[:, 1])  # a gradient's size
+  _, verdicts = _run(rows, _settings())
+  assert not verdicts.alarm.any(), np.flatnonzero(verdicts.alarm)
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+@pytest.mark.parametrize('window', CALM_WINDOWS)
+def test_every_window_is_left_by_an_explosion_of_either_sign(window, sign):
+  rows = _calm(200)
+  rows[:, 0] = CALM_WINDOWS[window](200, np.random.default_rng(0))
+  rows[150, 0] = sign * 5000.0
+  _, verdicts = _run(rows, _settings())
+  assert np.flatnonzero(verdicts.onset).tolist() == [150]
+
+
+def test_a_window_of_an_older_version_still_judges():
+  """It holds signed logits, where a newer one holds absolute ones."""
+  rows = _calm(150)
+  rows[:, 0] = np.concatenate([np.full(75, -9.0), np.full(75, 9.0)])
+  _, verdicts = _run(rows, _settings())
+  assert not verdicts.alarm.any()
 
 
 @pytest.mark.parametrize('signal', [0, 1])
@@ -132,7 +182,9 @@ def test_zscore_by_hand():
   history = np.full((31, 1), np.nan, np.float32)
   history[:21, 0] = np.exp(np.arange(-10, 11))  # median 1, MAD 5 in logs
   z, median = diagnostics.robust_zscore(
-    jnp.asarray(history), jnp.array([np.e**7.413], jnp.float32)
+    jnp.asarray(history),
+    jnp.array([np.e**7.413], jnp.float32),
+    jnp.array([np.finfo(np.float32).tiny]),
   )
   np.testing.assert_allclose(median, 1.0, rtol=1e-5)
   np.testing.assert_allclose(z, 1.0, rtol=1e-3)
@@ -146,27 +198,27 @@ def test_explain_names_what_moved_first_and_where():
   history = np.full((60, 4), np.nan, np.float32)
   for step in range(100):
     history[step % 60] = rows[step]
-  found = diagnostics.explain(history, NAMES, 99, rows[99])
+  found = explain.first_to_move(history, NAMES, 99, rows[99])
   assert found == {'moved_first': 'grad_norm/01', 'layer': 'block_01'}
   named = [name.replace('/01', '/disc_a') for name in NAMES]
-  other = diagnostics.explain(history, named, 99, rows[99])
+  other = explain.first_to_move(history, named, 99, rows[99])
   assert other == {'moved_first': 'grad_norm/disc_a', 'layer': 'disc_a'}
   # The window may have moved on by a step: the answer stays.
   history[100 % 60] = 7e7
-  assert diagnostics.explain(history, NAMES, 99, rows[99]) == found
+  assert explain.first_to_move(history, NAMES, 99, rows[99]) == found
 
 
 def test_explain_copes_with_nothing_and_with_nan():
   history = np.full((60, 4), np.nan, np.float32)
   rows = _calm(40)
   nothing = {'moved_first': None, 'layer': None}
-  assert diagnostics.explain(history, NAMES, 0, rows[0]) == nothing
+  assert explain.first_to_move(history, NAMES, 0, rows[0]) == nothing
   history[:39] = rows[:39]
-  assert diagnostics.explain(history, NAMES, 39, rows[39]) == nothing
+  assert explain.first_to_move(history, NAMES, 39, rows[39]) == nothing
   history[20] = np.nan  # a step that overflowed
   broken = rows[39].copy()
   broken[2] = np.nan
-  found = diagnostics.explain(history, NAMES, 39, broken)
+  found = explain.first_to_move(history, NAMES, 39, broken)
   assert found == {'moved_first': 'grad_norm/00', 'layer': 'block_00'}
 
 
@@ -175,10 +227,10 @@ def test_first_nonfinite_in_forward_then_backward_order():
   good = {name: np.ones(3) for name in diagnostics.CAPTURED}
   norms = {f'grad_norm/0{i}': 1.0 for i in range(3)}
   bad = {**good, 'residual_rms': np.array([1.0, np.inf, np.nan])}
-  assert 'block_01' in diagnostics.first_nonfinite(bad, norms, layers)
+  assert 'block_01' in explain.first_nonfinite(bad, norms, layers)
   bad = {**norms, 'grad_norm/00': np.nan, 'grad_norm/01': np.inf}
-  assert 'block_01' in diagnostics.first_nonfinite(good, bad, layers)
-  assert diagnostics.first_nonfinite(good, norms, layers) is None
+  assert 'block_01' in explain.first_nonfinite(good, bad, layers)
+  assert explain.first_nonfinite(good, norms, layers) is None
 
 
 def test_measure_by_hand():
@@ -186,6 +238,7 @@ def test_measure_by_hand():
   row = diagnostics.measure(
     loss=jnp.float32(2.0),
     max_logit=jnp.float32(-1.0),
+    max_abs_logit=jnp.float32(7.0),
     grads=grads,
     updates={'a': jnp.array([0.6, 0.8])},
     params={'a': jnp.array([2.0, 1.0, 2.0])},
@@ -194,12 +247,13 @@ def test_measure_by_hand():
   expected = dict(
     loss=2.0,
     max_logit=-1.0,
+    max_abs_logit=7.0,
     max_abs_grad=12.0,
     grad_norm=13.0,
     clipped_grad_norm=6.5,
     update_norm=1.0,
     param_norm=3.0,
   )
-  assert set(row) == set(diagnostics.COLUMNS)
+  assert set(row) == {*diagnostics.COLUMNS, 'max_abs_logit'}
   for name, value in expected.items():
     np.testing.assert_allclose(row[name], value, rtol=1e-6)

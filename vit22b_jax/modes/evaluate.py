@@ -1,41 +1,105 @@
-"""Which weights of a run are used, and its final evaluation.
+"""Chooses which weights of a run are used, and evaluates them at the end.
 
 step, variables, kind = evaluate.restore(task, manager, 'best')
-evaluate.finish(task, manager, run)   # writes eval.json
+evaluate.finish(task, manager, folder)   # writes eval.json
 """
 
-import json
-from collections.abc import Callable
+import sys
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 from etils import epath
 
-from vit22b_jax import errors
-from vit22b_jax.runtime import checkpoint, distributed, workdir
-from vit22b_jax.tasks import base
+from vit22b_jax import errors, report
+from vit22b_jax.runtime import checkpoint, console, distributed, runs, workdir
+from vit22b_jax.tasks import base, evaluators
+
+Score = tuple[float, float]  # see `score`
 
 
-def scores(task: base.Task, path: epath.PathLike) -> dict[int, float]:
-  """How good each evaluated step of a run is, more being better.
+def score(
+  evaluator: evaluators.Evaluator, values: Mapping[str, float]
+) -> Score:
+  """Returns how good validated weights are, more being better.
 
   Args:
-    task: the run's task; names the metric.
-    path: the run's folder, with its metrics.jsonl.
+    evaluator: names the metric.
+    values: a row of metrics.jsonl.
+
+  Returns:
+    The metric, and minus the validation loss for those that it doesn't tell
+    apart.
   """
-  sign = 1 if task.best_mode == 'max' else -1
-  text = workdir.read_text(path, workdir.METRICS) or ''
-  rows = [json.loads(line) for line in text.split('\n')[:-1]]
+  sign = 1 if evaluator.best_mode == 'max' else -1
+  loss = values.get('val/loss', 0.0)
+  return sign * float(values[evaluator.best_metric]), -float(loss)
+
+
+def scores(
+  evaluator: evaluators.Evaluator, path: epath.PathLike
+) -> dict[int, Score]:
+  """Reads the score of each validated step of a run from metrics.jsonl.
+
+  Args:
+    evaluator: names the metric.
+    path: the run's folder.
+  """
   return {
-    row['step']: sign * float(row[task.best_metric])
-    for row in rows
-    if task.best_metric in row
+    row['step']: score(evaluator, row)
+    for row in runs.read_metrics(path)
+    if evaluator.best_metric in row
   }
+
+
+def record(
+  task: base.Task,
+  folder: workdir.Workdir,
+  step: int,
+  found: Mapping[str, float],
+  scores: dict[int, Score],
+) -> bool:
+  """Adds a validation to metrics.jsonl and to the scores, and prints it.
+
+  Args:
+    task: the run's.
+    folder: the run's.
+    step: whose weights were validated.
+    found: names and values.
+    scores: of the earlier validations.
+
+  Returns:
+    Whether no earlier step was as good.
+  """
+  values = {f'val/{name}': value for name, value in found.items()}
+  folder.metrics(step, {'epoch': step / task.steps_per_epoch, **values})
+  folder.flush()
+  new = score(task.evaluator, values)
+  improved = all(new > old for old in scores.values())
+  scores[step] = new
+  shown = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
+  best = ' (best so far)' if improved else ''
+  console.say(f'step {step}  validation: {shown}{task.evaluator.note}{best}')
+  return improved
+
+
+def out_of_patience(scores: Mapping[int, Score], patience: int) -> bool:
+  """Returns whether the last `patience` validations brought nothing better.
+
+  Args:
+    scores: of all validated steps.
+    patience: 0 for no end of it.
+  """
+  if not patience or not scores:
+    return False
+  best = max(scores, key=lambda step: (scores[step], -step))
+  return sum(step > best for step in scores) >= patience
 
 
 def restore(
   task: base.Task, manager: checkpoint.Manager, which: str
 ) -> tuple[int, dict[str, Any], str]:
-  """The weights to use: of the best checkpoint by validation, or of the last.
+  """Restores the weights of the best checkpoint by validation, or of the last.
 
   Args:
     task: the run's task.
@@ -64,30 +128,45 @@ def restore(
 def finish(
   task: base.Task,
   manager: checkpoint.Manager,
-  run: workdir.Workdir,
-  check: Callable[[], None] = lambda: None,
+  folder: workdir.Workdir,
+  poll: evaluators.Poll = evaluators.ignore,
 ) -> dict[str, Any]:
   """Evaluates on the test part and writes eval.json.
 
   Args:
     task: the run's task, with data.
     manager: the run's checkpoints.
-    run: where the files go.
-    check: called between batches; may raise to leave the evaluation.
+    folder: where the files go.
+    poll: called between batches; may raise to leave the evaluation.
 
   Returns:
-    The content of eval.json: what the task's `final` gives, and `step weights
-    checkpoint`.
+    The content of eval.json: what the evaluator's `test` gives, and `step
+    weights checkpoint`.
   """
   which = task.config.eval.checkpoint
   wanted = manager.best_step() if which == 'best' else None
   wanted = distributed.broadcast_json(wanted or manager.latest_step())
   step, variables, kind = restore(task, manager, which)
   content = {
-    **task.final(variables, run, check),
+    **task.evaluator.test(variables, folder, poll),
     'step': step,
     'weights': kind,
     'checkpoint': which if step == wanted else f'another than the {which}',
   }
-  run.write_json(workdir.EVAL, content)
+  folder.write_json(workdir.EVAL, content)
   return content
+
+
+def write_report(folder: workdir.Workdir) -> None:
+  """Writes report.html, once there is a step to tell of, and says where.
+
+  A report that can't be written is a warning: it ends nothing.
+  """
+  if (
+    jax.process_index() > 0 or not (folder.path / workdir.DIAGNOSTICS).exists()
+  ):
+    return
+  try:
+    console.say(f'Report: {report.write(folder.path)}')
+  except errors.UserError as error:
+    print(f'warning: {error}', file=sys.stderr)

@@ -60,7 +60,7 @@ def run(
   contents = inputs.read(folder, files, unreadable)
   for found, images in _batches(task, contents, unreadable):
     rows += len(found)
-    probabilities = np.asarray(task.predict(variables, images))
+    probabilities = np.asarray(task.evaluator.predict(variables, images))
     for file, row in zip(found, probabilities, strict=False):  # the rest pads
       for i in np.argsort(-row, kind='stable')[:top_k]:
         cells = _cell(file, './'), _cell(names[i], "'")
@@ -80,7 +80,7 @@ def _batches(
   unreadable: list[str],
 ) -> Iterator[tuple[list[str], jax.Array]]:
   """Yields names and decoded images in full batches; the last is padded."""
-  size, side = task.eval_batch_size, task.config.data.image_size
+  size, side = task.evaluator.batch_size, task.config.data.image_size
   files, images = [], []
 
   def place():

@@ -34,7 +34,7 @@ from vit22b_jax.models import generators, vitunet_spatial
 from vit22b_jax.modes import inputs
 from vit22b_jax.report import samples, templates
 from vit22b_jax.runtime import workdir
-from vit22b_jax.tasks import translation
+from vit22b_jax.tasks import cyclegan
 
 PAGE = 'index.html'
 FILES = 'files.json'  # names of the PNGs that a call has made
@@ -74,7 +74,7 @@ class _Pair:
 
 
 def run(
-  task: translation.Translation,
+  task: cyclegan.CycleGAN,
   variables: dict[str, Any],
   given: epath.PathLike,
   direction: str,
@@ -100,7 +100,7 @@ def run(
     UserError: the run is of another task, the direction or the folder doesn't
       exist, it holds no readable image, or results can't be written.
   """
-  if not isinstance(task, translation.Translation):
+  if not isinstance(task, cyclegan.CycleGAN):
     raise errors.UserError(
       f'--mode=translate needs the --workdir of an image translation, and this '
       f'one is of a {task.config.task}: use --mode=predict with it.'
@@ -233,7 +233,7 @@ class _Translator:
     notes: gets a line for each image that is scaled down or does not fit.
   """
 
-  task: translation.Translation
+  task: cyclegan.CycleGAN
   variables: dict[str, Any]
   direction: str
   max_size: int
@@ -248,7 +248,9 @@ class _Translator:
       size = self._size(name, *image.shape[:2])
       waiting[size].append((name, image))
       fitting = int(_MEMORY / self._bytes(*size))
-      if len(waiting[size]) >= min(self.task.eval_batch_size, fitting or 1):
+      if len(waiting[size]) >= min(
+        self.task.evaluator.batch_size, fitting or 1
+      ):
         yield from self._translate(size, waiting.pop(size))
     for size, batch in waiting.items():
       yield from self._translate(size, batch)

@@ -85,7 +85,7 @@ def estimate(config: ConfigDict, topology: topologies.Topology) -> Estimate:
   mesh = sharding.mesh_shape(
     config.sharding, topology.size, **sharding.mesh_sizes(config.mesh)
   )
-  data = classification.Classification.facts(config)
+  data = classification.Classification.dataset_info(config)
   step, optimizer = _step(config, mesh, data)
   epoch = max(len(data.train) // config.batch_size, 1)
   memory = _memory(config, step, optimizer)

@@ -63,7 +63,7 @@ def plan(
     devices=topology.devices,
   )
   task = make_task(config, mesh)
-  task.check_sharding()
+  task.validate_sharding()
   found |= {
     'method': 'compiled',
     'mesh': dict(mesh.shape),
@@ -75,7 +75,8 @@ def plan(
     'memory': _state_bytes(task),
   }
   start = time.monotonic()
-  lowered = task.lower_step()
+  with sharding.mesh_context(task.mesh):
+    lowered = task.train_step.lower(task.abstract_state, task.abstract_batch)
   try:
     compiled = ahead.compile_for(topology.devices[0], lowered)
   except jax.errors.JaxRuntimeError as error:
@@ -97,8 +98,8 @@ def plan(
 def make_task(config: ConfigDict, mesh: jax.sharding.Mesh) -> base.Task:
   """Returns the config's task, which knows its data set's sizes alone."""
   task_type = tasks.named(config.task)
-  data = task_type.facts(config)
-  return task_type(config, mesh, task_type.names_of(data), data)
+  data = task_type.dataset_info(config)
+  return task_type(config, mesh, list(data.names), data)
 
 
 def _header(config, topology, efficiency) -> dict[str, Any]:
@@ -136,7 +137,7 @@ _KINDS = {'params': 'parameters', 'ema': 'ema'}
 def _state_bytes(task: base.Task) -> dict[str, int]:
   """Returns a device's bytes by what they hold, before anything runs."""
   found = collections.Counter()
-  for name, value in vars(task.abstract_state).items():
+  for name, value in task.abstract_state.to_dict().items():
     kind = 'optimizer' if 'opt' in name else _KINDS.get(name, 'other_state')
     found[kind] += device_bytes(value)
   found['batch'] = device_bytes(task.abstract_batch)

@@ -60,11 +60,11 @@ def _stack_like(state: Any, abstract_state: Any) -> Any:
 
 
 def _best(
-  steps: Iterable[int], scores: Mapping[int, float], count: int
+  steps: Iterable[int], scores: Mapping[int, Any], count: int
 ) -> list[int]:
-  """Returns the `count` steps of the best scores; of equal ones the earlier."""
+  """Returns the `count` steps of the best scores; of equal ones the later."""
   scored = [step for step in steps if step in scores]
-  return sorted(scored, key=lambda step: (-scores[step], step))[:count]
+  return sorted(scored, key=lambda s: (scores[s], s), reverse=True)[:count]
 
 
 @dataclasses.dataclass
@@ -75,7 +75,7 @@ class _KeepBest(checkpoint_managers.PreservationPolicy):
   validation is saved before it, and a resumed run knows scores from its rows.
   """
 
-  scores: Mapping[int, float]
+  scores: Mapping[int, Any]
   count: int
 
   def should_preserve(self, checkpoints, *, context):
@@ -101,7 +101,7 @@ class Manager:
     self,
     workdir: epath.PathLike,
     *,
-    scores: Mapping[int, float],
+    scores: Mapping[int, Any],
     keep: int = 1,
     keep_best: int = 0,
     read_only: bool = False,

@@ -1,14 +1,17 @@
-"""Rows of a run: what each step's scalars become in the workdir's files.
+"""Turns the scalars of each step into rows of the workdir's files.
 
-recorder = records.Recorder(task, run)
-row = recorder.step(step, scalars)    # a row of diagnostics.csv
+recorder = records.Recorder(task, folder)
+recorder.put(step, scalars, batch, position)
+pending = recorder.take()             # a step later, or when it is due
+row = recorder.row(pending)           # a row of diagnostics.csv
 recorder.log(step, seconds_waited)    # a row of metrics.jsonl: the means
 recorder.event(step, row, monitor)    # a line of events.jsonl
 """
 
+import contextlib
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,12 +19,12 @@ from jaxtyping import Array, Float
 
 from vit22b_jax.runtime import console, flops
 from vit22b_jax.runtime import workdir as workdir_lib
-from vit22b_jax.training import diagnostics
+from vit22b_jax.training import diagnostics, explain
 
 
 @dataclasses.dataclass
 class Interval:
-  """What happened since the last row of metrics; saved with each checkpoint.
+  """Sums up the steps since the last row of metrics; saved with checkpoints.
 
   Attributes:
     sums: of the training scalars.
@@ -34,20 +37,37 @@ class Interval:
   seconds: float = 0.0
 
 
+class Pending(NamedTuple):
+  """Holds a step whose scalars nobody has read, with what it was made of.
+
+  Attributes:
+    step: its number.
+    scalars: on the devices, which may still compute them.
+    batch: what it was trained on.
+    position: of the batches, before it.
+  """
+
+  step: int
+  scalars: Float[Array, 'M']
+  batch: dict[str, Array]
+  position: dict[str, Any]
+
+
 class Recorder:
-  """Writes down what steps did.
+  """Writes rows of a run, one step late: no device waits for the host.
 
   Args:
     task: names the scalars.
-    run: the run's folder.
+    folder: the run's.
 
   Attributes:
     interval: see `Interval`; set it when a run resumes.
   """
 
-  def __init__(self, task: Any, run: workdir_lib.Workdir):
+  def __init__(self, task: Any, folder: workdir_lib.Workdir):
     self._task = task
-    self._run = run
+    self._folder = folder
+    self._pending: Pending | None = None
     self.interval = Interval()
     self._last: dict[str, float] = {}
     self._start: float | None = None
@@ -64,13 +84,16 @@ class Recorder:
     self._waited = waited
     self._first = self.interval.rows
 
-  def leave_out(self, seconds: float) -> None:
-    """Time that steps didn't take: an evaluation, a save."""
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves what is done meanwhile, as an evaluation, out of the speed."""
+    start = time.monotonic()
+    yield
     if self._start is not None:
-      self._start += seconds
+      self._start += time.monotonic() - start
 
   def speed(self) -> float | None:
-    """Images a second since the clock started; None before a whole step."""
+    """Returns images a second since the clock started; None at first."""
     if self._start is None or self.interval.rows == self._first:
       return None
     seconds = max(time.monotonic() - self._start, 1e-9)
@@ -79,24 +102,39 @@ class Recorder:
 
   # --- Rows ----------------------------------------------------------------
 
-  def step(self, step: int, scalars: Float[Array, 'M']) -> dict[str, float]:
+  def put(
+    self,
+    step: int,
+    scalars: Float[Array, 'M'],
+    batch: dict[str, Array],
+    position: dict[str, Any],
+  ) -> None:
+    """Keeps a step to be read later; see `Pending`."""
+    self._pending = Pending(step, scalars, batch, position)
+
+  def take(self) -> Pending | None:
+    """Returns the step that waits to be read, once; None when none does."""
+    pending, self._pending = self._pending, None
+    return pending
+
+  def row(self, pending: Pending) -> dict[str, float]:
     """Adds a row to diagnostics.csv; waits until the step has ended.
 
     Returns:
       The step's scalars by name.
     """
-    task = self._task
-    values = np.asarray(scalars).tolist()
-    row = dict(zip(task.scalar_names, values, strict=True))
-    self._run.diagnostics(
-      step, {name: row[name] for name in task.diagnostic_names}
+    names = self._task.scalars
+    values = np.asarray(pending.scalars).tolist()
+    row = dict(zip(names.all, values, strict=True))
+    self._folder.diagnostics(
+      pending.step, {name: row[name] for name in names.columns}
     )
     return row
 
   def count(self, row: dict[str, float]) -> str:
-    """Adds an applied step to the interval; what the progress line says."""
+    """Adds an applied step to the interval; returns the progress line."""
     interval = self.interval
-    for name in ('loss', *self._task.logged):
+    for name in ('loss', *self._task.scalars.logged):
       interval.sums[name] = interval.sums.get(name, 0.0) + row[name]
     interval.rows += 1
     self._last = row
@@ -132,8 +170,8 @@ class Recorder:
         'perf/input_wait_fraction': (waited - self._waited) / seconds,
       }
     self.interval = Interval(seconds=interval.seconds + seconds)
-    self._run.metrics(step, row)
-    self._run.flush()
+    self._folder.metrics(step, row)
+    self._folder.flush()
     self.start_clock(waited)
     return (
       f'step {step}/{task.total_steps}  loss {row["train/loss"]:.4f}{images}'
@@ -150,7 +188,7 @@ class Recorder:
     monitor: diagnostics.Monitor,
     message: str = '',
   ) -> None:
-    """Writes an explosion down: when, how far, what moved first and where.
+    """Writes a line of events.jsonl: when, how far, what moved first, where.
 
     Args:
       step: when.
@@ -158,8 +196,8 @@ class Recorder:
       monitor: the detector after the step, with the window before it.
       message: what follows from it, if anything.
     """
-    names = self._task.signal_names
-    found = diagnostics.explain(
+    names = self._task.scalars.signals
+    found = explain.first_to_move(
       np.asarray(monitor.history),
       names,
       step - 1,
@@ -179,7 +217,8 @@ class Recorder:
       max_logit=row['max_logit'],
       max_abs_grad=row['max_abs_grad'],
       zscore={
-        name: row[f'verdict/zscore_{name}'] for name in diagnostics.JUDGED
+        name: row[f'verdict/zscore_{name}']
+        for name in ('max_logit', 'max_abs_grad')
       },
       threshold={
         'max_logit': settings.max_logit,
@@ -188,7 +227,7 @@ class Recorder:
       action='halt' if kind == 'non_finite' else action,
       message=message,
     )
-    self._run.event(event)
+    self._folder.event(event)
     console.say(
       f'Step {step}: {kind}, largest logit {row["max_logit"]:.4g}, largest '
       f'gradient entry {row["max_abs_grad"]:.4g}; first to move: '

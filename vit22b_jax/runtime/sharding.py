@@ -300,3 +300,19 @@ def validate_unsharded(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
     "mesh.tensor=1, another preset (sharding='fsdp'), or a larger "
     'mesh.max_replicated if they fit into memory so.'
   )
+
+
+def part_for_batch(mesh: Mesh, batch_size: int) -> Mesh:
+  """Returns the part of a mesh whose devices can share a batch evenly.
+
+  Several processes have to take part with all their devices.
+  """
+  data, fsdp = mesh.shape[DATA], mesh.shape[FSDP]
+  if jax.process_count() > 1 or batch_size % fsdp:
+    return mesh
+  images = batch_size // fsdp
+  part = max(n for n in range(1, data + 1) if images % n == 0)
+  if part == data:
+    return mesh
+  devices = mesh.devices[:part]  # `data` is the first axis
+  return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)

@@ -1,44 +1,60 @@
-"""What the training loop asks of a task, and what every task does alike.
+"""Defines what the training loop asks of a task, and what all tasks share.
 
-    class Classification(base.Task): ...
+    task = Classification(config, mesh, names, data)
+    state = task.init_state()                           # sharded over the mesh
+    with sharding.mesh_context(task.mesh):
+      state, scalars = task.train_step(state, batch)    # jitted, state donated
+    values = dict(task.evaluator.validate(task.variables(state.to_dict())[0]))
 
 The loop (train.py), the command line and `api` know a task by this interface
 alone. One task lives on one mesh with one configuration.
 """
 
 import abc
-import functools
-from collections.abc import Callable
+import dataclasses
 from typing import Any, Self
 
+import flax.linen as nn
 import flax.struct
+import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.training import dynamic_scale
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
+from ml_collections import ConfigDict
 
 from vit22b_jax import durations
 from vit22b_jax.data import devices
-from vit22b_jax.runtime import console, sharding
+from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
-from vit22b_jax.training import diagnostics
+from vit22b_jax.tasks import evaluators
+from vit22b_jax.training import diagnostics, gradients, optim
 
 
 @flax.struct.dataclass
 class State:
-  """What every task's state has; a task adds its weights and optimiser.
+  """Holds what every task's step changes; a task may add to it.
 
   Attributes:
     step: steps done.
     key: raw random key of the run; a step folds its number in.
+    params: the weights, float32.
+    opt_state: optax's state.
     monitor: the explosion detector's memory.
     loss_scale: dynamic loss scale for float16; None otherwise.
   """
 
   step: Int[Array, '']
   key: UInt32[Array, '2']
+  params: Any
+  opt_state: Any
   monitor: diagnostics.Monitor
   loss_scale: dynamic_scale.DynamicScale | None
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the fields by name, which is how checkpoints hold a state."""
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
   def after(
     self,
@@ -47,14 +63,14 @@ class State:
     loss_scale: dynamic_scale.DynamicScale | None,
     **new: Any,
   ) -> Self:
-    """The state after a step, as far as the detector lets it be taken.
+    """Returns the state after a step, as far as the detector allows the step.
 
     Args:
       verdict: with `keep`, none of `new` is taken.
       monitor: the detector's memory after the step; once it has stopped, the
         state stays that of before the step.
       loss_scale: for the next step.
-      **new: the task's own fields.
+      **new: fields of the state.
     """
 
     def unless(kept, new, old):
@@ -69,245 +85,270 @@ class State:
 
 
 class Task(abc.ABC):
-  """One thing to train.
+  """Trains one thing on one mesh with one configuration.
+
+  A task sets `model` and `scalars`, calls this constructor, and then sets
+  `evaluator`.
 
   Args:
     config: the run's configuration.
     mesh: where arrays live.
     names: of the classes in label order, or of the two domains.
-    data: what `load_data` or, to plan a run, `facts` gives; None to only use
-      trained weights.
+    data: what `load_data` or, to plan a run, `dataset_info` gives; None to only
+      use trained weights.
 
   Attributes:
-    best_metric: the row of metrics.jsonl that ranks checkpoints.
-    best_mode: 'max' or 'min'.
-    names_are: what `names` names, in a message.
-    logged: scalars of a step whose means go into metrics.jsonl, beside the
-      loss.
-    cures: what helps against explosions, in a sentence.
-    sample_every: steps between two calls of `sample`; 0 for never.
+    model: the linen module; of a translation, the generator.
+    scalars: names of what a step returns.
+    evaluator: measures weights on the parts of the data that aren't trained on.
+    variable_shapes: of the models' variables, boxed.
+    logical_param_shapes: of the weights, with the logical names of their axes.
+    param_shardings: of the weights; gradients and moments have the same.
+    abstract_state: shapes, types and shardings of the state; with data.
+    train_step: jitted (state, batch) -> (state, scalars [M]), to be called
+      under `sharding.mesh_context(mesh)`; the state is donated. The scalars are
+      float32 in the order of `scalars.all`: one vector, so that reading them
+      costs a single transfer.
+    steps_per_epoch: steps in which every training image is seen about once.
+    total_steps: length of the whole run.
+
+  Raises:
+    UserError: sizes that don't fit together.
   """
 
-  best_metric: str
-  best_mode: str
-  names_are: str
-  logged: tuple[str, ...] = ()
-  cures: str = (
-    'A lower optim.learning_rate, a longer optim.warmup, model.qk_norm or '
-    'model.pre_norm are the usual cures.'
-  )
-  sample_every: int = 0
+  model: nn.Module
+  scalars: diagnostics.ScalarNames
+  evaluator: evaluators.Evaluator
 
   def __init__(
     self,
-    config: Any,
+    config: ConfigDict,
     mesh: jax.sharding.Mesh,
     names: list[str],
     data: Any | None = None,
   ):
-    self.config = config
-    self.mesh = mesh
+    self.config, self.mesh, self.data = config, mesh, data
     self.names = list(names)
-    self.data = data
-    self.eval_batch_size = config.eval.batch_size or config.batch_size
     sharding.validate_batch_size(config.batch_size, mesh)
-    sharding.validate_batch_size(self.eval_batch_size, mesh, 'eval.batch_size')
-
-  # --- Before training -----------------------------------------------------
-
-  @staticmethod
-  @abc.abstractmethod
-  def check(config: Any) -> None:
-    """Judges the task's own keys before any data are read.
-
-    Raises:
-      UserError: a value or sizes that don't fit together.
-    """
-
-  @staticmethod
-  def parallel_images(config: Any) -> int:
-    """Images of a training step that devices can share at once."""
-    return config.batch_size
-
-  @staticmethod
-  @abc.abstractmethod
-  def load_data(config: Any) -> Any:
-    """The data set of the config's `data` section."""
-
-  @staticmethod
-  @abc.abstractmethod
-  def facts(config: Any) -> Any:
-    """What `load_data` would give, but sizes and names without any image.
-
-    With it in the place of data, a task can't train, yet `lower_step` works.
-
-    Raises:
-      UserError: the data set is neither there nor well known.
-    """
-
-  @staticmethod
-  @abc.abstractmethod
-  def names_of(data: Any) -> list[str]:
-    """The `names` that a data set gives."""
-
-  def prepare(self) -> None:
-    """Judges the mesh, and gets what training will need later.
-
-    Nothing can be lost yet.
-
-    Raises:
-      UserError: too much is left whole, or something can't be had.
-    """
-    if text := self.check_sharding():
-      console.say(text)
-
-  def check_sharding(self) -> str:
-    """Which weights are left whole, if any; see `sharding.validate_unsharded`.
-
-    Raises:
-      UserError: more of them than `mesh.max_replicated` allows.
-    """
-    return sharding.validate_unsharded(
-      self.boxed_params, self.mesh, self.config.mesh.max_replicated
+    with sharding.mesh_context(mesh):
+      self.variable_shapes = jax.eval_shape(lambda: self.init_variables(0))
+    self.logical_param_shapes = self.variable_shapes['params']
+    self.param_shardings = sharding.param_shardings(
+      self.logical_param_shapes, mesh
     )
-
-  @property
-  @abc.abstractmethod
-  def steps_per_epoch(self) -> int:
-    """Steps in which every training image is seen about once."""
-
-  @functools.cached_property
-  def total_steps(self) -> int:
-    """Length of the whole run."""
-    return durations.steps(
-      self.config.duration, steps_per_epoch=self.steps_per_epoch
+    if data is None:
+      return
+    self.steps_per_epoch = self.count_steps_per_epoch()
+    self.total_steps = durations.steps(
+      config.duration, steps_per_epoch=self.steps_per_epoch
+    )
+    self.tx, self._schedule = optim.make(
+      config.optim,
+      total_steps=self.total_steps,
+      steps_per_epoch=self.steps_per_epoch,
+    )
+    self._detector = self._make_detector()
+    self.abstract_state = self._abstract_state()
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    self.train_step = jax.jit(
+      self.step,
+      donate_argnums=0,
+      in_shardings=(shardings, sharding.batch_sharding(mesh)),
+      out_shardings=(shardings, sharding.replicated(mesh)),
     )
 
   def steps(self, duration: int | str) -> int:
-    """A duration of the config in steps."""
+    """Returns a duration of the config in steps."""
     return durations.steps(
       duration,
       steps_per_epoch=self.steps_per_epoch,
       total_steps=self.total_steps,
     )
 
-  @property
-  @abc.abstractmethod
-  def flops_per_image(self) -> float:
-    """Model FLOPs of a training step for one image; see `flops`."""
+  def validate_sharding(self) -> str:
+    """Says which weights devices hold whole, if any that they should share.
 
-  # --- State ---------------------------------------------------------------
-
-  @property
-  @abc.abstractmethod
-  def boxed_params(self) -> Any:
-    """Shapes of the weights, with the logical names of their axes."""
-
-  @property
-  @abc.abstractmethod
-  def abstract_state(self) -> State:
-    """Shapes, types and shardings of the state, with nothing computed."""
-
-  @property
-  @abc.abstractmethod
-  def abstract_weights(self) -> dict[str, Any]:
-    """The part of a state that `variables` needs; made without any data."""
-
-  @abc.abstractmethod
-  def fresh(self, seed: int) -> State:
-    """A new state; traced by `init`."""
-
-  def init(self) -> State:
-    """A new state from the config's seed, each array made where it lives."""
-    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    with sharding.mesh_context(self.mesh):
-      return jax.jit(self.fresh, static_argnums=0, out_shardings=placed)(
-        self.config.seed
-      )
-
-  @abc.abstractmethod
-  def with_pretrained(self, state: State, path: str) -> State:
-    """The state with the weights of a file (`init_from`)."""
-
-  @abc.abstractmethod
-  def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """What the models apply, and which weights they are: 'params' or 'ema'.
-
-    Args:
-      weights: what `abstract_weights` names, as a state has them.
+    Raises:
+      UserError: more of them than `mesh.max_replicated` allows.
     """
-
-  # --- Steps ---------------------------------------------------------------
-
-  @property
-  @abc.abstractmethod
-  def signal_names(self) -> list[str]:
-    """What the explosion detector remembers of each step, in order."""
-
-  @property
-  @abc.abstractmethod
-  def diagnostic_names(self) -> list[str]:
-    """The columns of diagnostics.csv after `step`."""
-
-  @property
-  @abc.abstractmethod
-  def scalar_names(self) -> list[str]:
-    """Names of the entries of the vector that `train_step` returns."""
-
-  @abc.abstractmethod
-  def train_iterator(self) -> devices.DeviceIterator:
-    """Endless training batches on the devices, from the first one on."""
-
-  @functools.cached_property
-  def train_step(
-    self,
-  ) -> Callable[[State, dict[str, Array]], tuple[State, Float[Array, 'M']]]:
-    """Jitted (state, batch) -> (state, scalars [M]); the state is donated.
-
-    The scalars are float32 in the order of `scalar_names`: one vector, so that
-    reading them costs a single transfer.
-    """
-    return self.in_mesh(self._jitted_step)
-
-  @functools.cached_property
-  def _jitted_step(self):
-    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    return jax.jit(
-      self.step,
-      donate_argnums=0,
-      in_shardings=(placed, sharding.batch_sharding(self.mesh)),
-      out_shardings=(placed, sharding.replicated(self.mesh)),
+    return sharding.validate_unsharded(
+      self.logical_param_shapes, self.mesh, self.config.mesh.max_replicated
     )
+
+  # --- Data ----------------------------------------------------------------
+
+  @staticmethod
+  @abc.abstractmethod
+  def validate_config(config: ConfigDict) -> None:
+    """Judges how the task's keys fit together, before any data are read.
+
+    Raises:
+      UserError: a value or sizes that don't fit together.
+    """
+
+  @staticmethod
+  @abc.abstractmethod
+  def load_data(config: ConfigDict) -> Any:
+    """Loads the data set of the config's `data` section."""
+
+  @staticmethod
+  @abc.abstractmethod
+  def dataset_info(config: ConfigDict) -> Any:
+    """Returns what `load_data` would, but sizes and names without any image.
+
+    With it in the place of data a task can't train, but be planned.
+
+    Raises:
+      UserError: the data set is neither there nor well known.
+    """
+
+  @staticmethod
+  def images_at_once(config: ConfigDict) -> int:
+    """Returns how many images of a step devices can share at once."""
+    return config.batch_size
+
+  @abc.abstractmethod
+  def count_steps_per_epoch(self) -> int:
+    """Counts the steps in which every training image is seen about once."""
+
+  @abc.abstractmethod
+  def host_batches(self, rows: Int[np.ndarray, ' b']) -> grain.DatasetIterator:
+    """Iterates without end over those rows of the training batches."""
+
+  def train_batches(self) -> devices.DeviceIterator:
+    """Iterates without end over training batches on the devices."""
+    placed = sharding.batch_sharding(self.mesh)
+    rows = devices.local_rows(placed, self.config.batch_size)
+    return devices.DeviceIterator(self.host_batches(rows), placed)
 
   @property
   @abc.abstractmethod
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a training batch."""
+    """Returns shapes, types and shardings of a training batch."""
 
-  def lower_step(self) -> jax.stages.Lowered:
-    """The training step for the mesh's devices, which need not be at hand."""
-    # Outside of the mesh: what is computed on the way runs here.
-    step, state, batch = (
-      self._jitted_step,
-      self.abstract_state,
-      self.abstract_batch,
-    )
+  @property
+  @abc.abstractmethod
+  def flops_per_image(self) -> float:
+    """Returns the model FLOPs of a training step for one image; see `flops`."""
+
+  # --- State ---------------------------------------------------------------
+
+  @abc.abstractmethod
+  def init_variables(self, seed: int) -> dict[str, Any]:
+    """Draws the models' variables, boxed: `params` and others. Traced."""
+
+  @abc.abstractmethod
+  def new_state(self, variables: dict[str, Any], seed: int) -> State:
+    """Returns the state before the first step. Traced.
+
+    Args:
+      variables: unboxed.
+      seed: decides on the key of the steps.
+    """
+
+  @abc.abstractmethod
+  def shardings(self, shapes: State) -> dict[str, Any]:
+    """Returns the shardings of the fields of a state that aren't whole.
+
+    Args:
+      shapes: of a state; `params` needs no answer.
+    """
+
+  def init_state(self) -> State:
+    """Makes a new state from the config's seed, each array where it lives."""
+
+    def new(seed):
+      return self.new_state(nn.unbox(self.init_variables(seed)), seed)
+
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     with sharding.mesh_context(self.mesh):
-      return step.lower(state, batch)
+      return jax.jit(new, static_argnums=0, out_shardings=shardings)(
+        self.config.seed
+      )
+
+  def _abstract_state(self) -> State:
+    variables = nn.unbox(self.variable_shapes)
+    with sharding.mesh_context(self.mesh):
+      shapes = jax.eval_shape(lambda v: self.new_state(v, 0), variables)
+    whole = sharding.replicated(self.mesh)
+    shardings = jax.tree.map(lambda _: whole, shapes).replace(
+      params=self.param_shardings, **self.shardings(shapes)
+    )
+    return jax.tree.map(abstract, shapes, shardings)
+
+  def common_state(self, params: Any, key: jax.Array) -> dict[str, Any]:
+    """Returns the fields of a new state that need no optimizer, by name."""
+    return {
+      'step': jnp.zeros((), jnp.int32),
+      'key': jax.random.key_data(key),
+      'params': params,
+      'monitor': diagnostics.init(
+        self.config.diagnostics.window, len(self.scalars.signals)
+      ),
+      'loss_scale': gradients.loss_scale(self.config.model.dtype),
+    }
+
+  @abc.abstractmethod
+  def with_pretrained(self, state: State, path: str) -> State:
+    """Returns the state with the weights that `init_from` names."""
+
+  @property
+  @abc.abstractmethod
+  def abstract_weights(self) -> dict[str, Any]:
+    """Returns the part of a state that `variables` needs; without any data."""
+
+  @abc.abstractmethod
+  def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Returns what the models apply, and which weights: 'params' or 'ema'.
+
+    Args:
+      weights: at least the fields of a state that `abstract_weights` names.
+    """
+
+  # --- Steps ---------------------------------------------------------------
 
   @abc.abstractmethod
   def step(
     self, state: State, batch: dict[str, Array]
   ) -> tuple[State, Float[Array, 'M']]:
-    """One training step; traced by `train_step`."""
+    """Takes one training step; traced by `train_step`."""
 
-  @abc.abstractmethod
-  def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
-    """Which layer of the step on `batch` is non-finite first."""
+  def step_key(self, state: State) -> jax.Array:
+    """Returns the random key of the step from `state`."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-  @functools.cached_property
-  def detector(self) -> diagnostics.Settings:
-    """The explosion detector that the config's `diagnostics` asks for."""
+  def finish_step(
+    self,
+    state: State,
+    row: dict[str, Float[Array, '']],
+    overflow: Bool[Array, ''],
+    loss_scale: dynamic_scale.DynamicScale | None,
+    **new: Any,
+  ) -> tuple[State, Float[Array, 'M']]:
+    """Lets the detector judge a step, and takes it if it may.
+
+    Args:
+      state: before the step.
+      row: what was measured, by name.
+      overflow: float16 gradients overflowed.
+      loss_scale: for the next step.
+      **new: fields of the state after the step.
+
+    Returns:
+      The state after the step, and its scalars in the order of `scalars.all`.
+    """
+    signals = jnp.stack([row[name] for name in self.scalars.signals])
+    monitor, verdict = diagnostics.observe(
+      state.monitor, signals, row['loss'], state.step, overflow, self._detector
+    )
+    row |= diagnostics.verdict_row(verdict, monitor)
+    taken = optim.steps_taken(state.opt_state)
+    row['train/learning_rate'] = self._schedule(taken)
+    state = state.after(verdict, monitor, loss_scale, **new)
+    return state, jnp.stack([row[name] for name in self.scalars.all])
+
+  def _make_detector(self) -> diagnostics.Settings:
+    """Returns the detector that the config's `diagnostics` asks for."""
     d = self.config.diagnostics
     return diagnostics.Settings(
       max_logit=d.max_logit,
@@ -318,55 +359,16 @@ class Task(abc.ABC):
       policy=d.on_explosion,
     )
 
-  def in_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, called under this task's mesh."""
-
-    @functools.wraps(function)
-    def call(*args):
-      with sharding.mesh_context(self.mesh):
-        return function(*args)
-
-    return call
-
-  # --- Results -------------------------------------------------------------
-
   @abc.abstractmethod
-  def validate(
-    self, variables: dict[str, Any], check: Callable[[], None]
-  ) -> dict[str, float]:
-    """Values of the validation part, by name.
-
-    Args:
-      variables: as `variables` gives them.
-      check: called between batches; may raise to leave the evaluation.
-    """
-
-  @property
-  def validation_note(self) -> str:
-    """What has to be said with the values of `validate`."""
-    return ''
-
-  @abc.abstractmethod
-  def final(
-    self,
-    variables: dict[str, Any],
-    run: workdir_lib.Workdir,
-    check: Callable[[], None] = lambda: None,
-  ) -> dict[str, Any]:
-    """Evaluates on the test part: the content of eval.json.
-
-    Args:
-      variables: as `variables` gives them.
-      run: where the task writes other files of the result.
-      check: called between batches; may raise to leave the evaluation.
-    """
-
-  @staticmethod
-  @abc.abstractmethod
-  def summary(result: dict[str, Any]) -> str:
-    """The content of eval.json in words."""
+  def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
+    """Finds which layer of the step on `batch` is non-finite first."""
 
   def sample(  # noqa: B027 (most tasks have nothing to show)
     self, state: State, run: workdir_lib.Workdir
   ) -> None:
     """Writes pictures of what the models do by now into the workdir."""
+
+
+def abstract(x: Any, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  """Returns the shape, type and sharding of an array that need not exist."""
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)

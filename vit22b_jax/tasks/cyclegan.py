@@ -1,182 +1,434 @@
-"""What the four networks of a CycleGAN compute in one step.
+"""Trains and evaluates image translation between two unpaired domains.
 
-    nets = Networks(generator, discriminator, config.loss)
-    made = nets.generate(generators, real, key)       # every generator pass
-    loss, seen = nets.generator_loss(made, discriminators, real)
-    loss, seen = nets.discriminator_loss(discriminators, real, shown)
+    task = CycleGAN(config, mesh, names, data)
+    state = task.init_state()
+    with sharding.mesh_context(mesh):
+      state, scalars = task.train_step(state, batch)
+    images = task.translate(variables, images, 'a2b')
 
-Domains are `a` and `b`. `gen_ab` turns a into b, `gen_ba` b into a; `disc_a`
-and `disc_b` tell a domain's images from fakes. Images are float32 in [-1, 1].
-Zhu et al. 2017, arXiv:1703.10593, section 3.
-
-Passes of one network over two batches are one pass over both: no network mixes
-the images of a batch (instance norm is per image), so the result is the same.
+One jitted step does everything of both updates: see `cyclegan_update`.
 """
 
-import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
 
-from vit22b_jax.training import losses_gan
+from vit22b_jax.data import (
+  augment,
+  catalog,
+  dataset_info,
+  loader,
+  pipeline,
+)
+from vit22b_jax.fid import image_sources
+from vit22b_jax.models import kernels
+from vit22b_jax.report import samples
+from vit22b_jax.runtime import console, flops, sharding
+from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.tasks import base, fid_evaluator, pools
+from vit22b_jax.tasks import cyclegan_update as update
+from vit22b_jax.training import diagnostics, gradients
+from vit22b_jax.weights import other_run
 
-GENERATORS = ('gen_ab', 'gen_ba')
-DISCRIMINATORS = ('disc_a', 'disc_b')
-NETWORKS = GENERATORS + DISCRIMINATORS
+# Columns and signals: the gradient norm of each network.
+_NORMS = tuple(f'grad_norm/{name}' for name in update.NETWORKS)
+_GROUPS = {
+  'generators': update.GENERATORS,
+  'discriminators': update.DISCRIMINATORS,
+}
 
-Images = dict[str, Float[Array, 'B H W 3']]
-Scalars = dict[str, Float[Array, '']]
 
-
-@dataclasses.dataclass(frozen=True)
-class Networks:
-  """The modules and the weights of the losses' terms.
+@flax.struct.dataclass
+class State(base.State):
+  """Holds everything that a step changes, with the weights by network.
 
   Attributes:
-    generator: of either direction.
-    discriminator: of either domain.
-    gan: a kind of `losses_gan.adversarial`.
-    lambda_cycle: weight of the cycle consistency.
-    lambda_identity: weight of the identity loss, times `lambda_cycle`; 0 leaves
-      its passes out of the program.
-    discriminator_factor: weight of the discriminators' loss.
+    pools: earlier fakes of the domains `a` and `b`; None without pools.
   """
 
-  generator: nn.Module
-  discriminator: nn.Module
-  gan: str
-  lambda_cycle: float
-  lambda_identity: float
-  discriminator_factor: float
+  pools: dict[str, pools.Pool | None]
+
+
+class CycleGAN(base.Task):
+  """Trains two generators and two discriminators; see `base.Task`.
+
+  Of the mesh's devices along `data`, as many are used as can share a batch: one
+  for CycleGAN's batch of 1.
+
+  Attributes:
+    networks: the modules and losses.
+  """
+
+  names_are = 'domains'
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    names: list[str],
+    data: catalog.Dataset | None = None,
+  ):
+    shared = sharding.part_for_batch(mesh, config.batch_size)
+    if data is not None and shared.size < mesh.size:
+      console.say(
+        f'{shared.size} of {mesh.size} devices are used: no more can share '
+        f'batch_size={config.batch_size}.'
+      )
+    self.networks = update.build_networks(config)
+    self.model = self.networks.generator
+    self.scalars = diagnostics.ScalarNames(
+      diagnostics.COLUMNS + (_NORMS if config.diagnostics.per_layer else ()),
+      (*diagnostics.JUDGED, *_NORMS),
+      tuple(f'train/{name}' for name in self.networks.terms),
+    )
+    super().__init__(config, shared, names, data)
+    self.evaluator = fid_evaluator.FidEvaluator(
+      config.fid,
+      self.mesh,
+      data,
+      self._translated,
+      lambda: self.variables({'params': self._draw_params()})[0],
+      # As many as Inception takes at once: it would pad smaller batches.
+      batch_size=config.eval.batch_size or config.fid.batch_size,
+      workers=config.data.workers,
+    )
+    whole = sharding.replicated(self.mesh)
+    self._generate = jax.jit(self._apply)  # one program for both directions
+    self._rounded = jax.jit(
+      lambda images: jnp.round(images).astype(jnp.uint8), out_shardings=whole
+    )
+
+  # --- Data ----------------------------------------------------------------
+
+  @staticmethod
+  def validate_config(config: ConfigDict) -> None:
+    """Judges networks, losses and `init_from` before data are read.
+
+    Raises:
+      UserError: a value that isn't known, or sizes that don't fit together.
+    """
+    update.validate_networks(config)
+    if config.init_from:
+      other_run.validate(config.init_from)
+
+  @staticmethod
+  def load_data(config: ConfigDict) -> catalog.Dataset:
+    """Loads the two domains that the config's `data` section names."""
+    data = config.data
+    return loader.load_domains(
+      data.name,
+      dir=data.dir,
+      load_size=data.load_size,
+      image_size=data.image_size,
+      mode=data.preprocess,
+      seed=config.seed,
+      val_fraction=data.val_fraction,
+      cache_max_gb=data.cache_max_gb,
+      max_corrupt=data.max_corrupt,
+    )
+
+  @staticmethod
+  def dataset_info(config: ConfigDict) -> catalog.Dataset:
+    """Returns sizes and names of those domains, without an image."""
+    data = config.data
+    return dataset_info.of_domains(
+      data.name, dir=data.dir, val_fraction=data.val_fraction
+    )
+
+  def count_steps_per_epoch(self) -> int:
+    """Counts steps that see the larger (paired: the smaller) domain once."""
+    return pipeline.pair_steps_per_epoch(
+      self.data.train, self.config.batch_size, self.config.data.pairing
+    )
+
+  def host_batches(self, rows: Int[np.ndarray, ' b']) -> pipeline.PairIterator:
+    """Iterates without end over those rows of the training batches."""
+    return pipeline.pair_iterator(
+      self.data.train,
+      batch_size=self.config.batch_size,
+      seed=self.config.seed,
+      pairing=self.config.data.pairing,
+      workers=self.config.data.workers,
+      rows=rows,
+    )
 
   @property
-  def modules(self) -> dict[str, nn.Module]:
-    """The module of each network."""
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, types and shardings of a training batch.
+
+    Images that are cropped but not resized may come larger than this.
+    """
+    data = self.config.data
+    resized = data.preprocess == 'resize_and_crop'
+    side = data.load_size if resized else data.image_size
+    images = jax.ShapeDtypeStruct(
+      (self.config.batch_size, side, side, 3),
+      jnp.uint8,
+      sharding=sharding.batch_sharding(self.mesh),
+    )
+    return {'a': images, 'b': images}
+
+  @property
+  def flops_per_image(self) -> float:
+    """Returns the model FLOPs of a step for one image of each domain.
+
+    A pass backward is two forward, or one where the weights are constants, as
+    the discriminators' are to the generators.
+    """
+    size = (self.config.data.image_size,) * 2
+    generator = flops.image_flops(self.networks.generator, size)
+    discriminator = flops.image_flops(self.networks.discriminator, size)
+    passes = 6 if self.config.loss.lambda_identity else 4
+    judged = 2 * 2 + 4 * 3  # fakes for the generators; real ones and fakes
+    return passes * 3 * generator + judged * discriminator
+
+  # --- State ---------------------------------------------------------------
+
+  def init_variables(self, seed: int) -> dict[str, Any]:
+    """Draws boxed `params` by network, each from a key of its own. Traced."""
+    keys = _init_keys(seed)
     return {
-      **dict.fromkeys(GENERATORS, self.generator),
-      **dict.fromkeys(DISCRIMINATORS, self.discriminator),
+      'params': {n: self._init_network(n, keys[n]) for n in update.NETWORKS}
     }
 
+  def _init_network(self, name: str, key: jax.Array) -> Any:
+    size = self.config.data.image_size
+    module = self.networks.modules[name]
+    return module.init(key, jnp.zeros((1, size, size, 3)))['params']
+
+  def new_state(self, variables: dict[str, Any], seed: int) -> State:
+    """Returns the state before the first step. Traced."""
+    params, size = variables['params'], self.config.data.image_size
+    return State(
+      **self.common_state(params, _init_keys(seed)['step']),
+      opt_state={
+        group: self.tx.init(update.pick(params, names))
+        for group, names in _GROUPS.items()
+      },
+      pools={
+        domain: pools.init(self.config.optim.pool_size, (size, size, 3))
+        for domain in 'ab'
+      },
+    )
+
+  def _draw_params(self) -> dict[str, Any]:
+    """Draws the weights that the config's seed stands for, where they live.
+
+    Compiles a program for each kind of network and runs it twice, since drawing
+    hundreds of arrays takes long to compile and no time to run.
+    """
+    keys = _init_keys(self.config.seed)
+    with sharding.mesh_context(self.mesh):
+      options = kernels.run_once_options()
+    params = {}
+    for names in _GROUPS.values():
+      draw = jax.jit(
+        lambda key, name=names[0]: nn.unbox(self._init_network(name, key)),
+        out_shardings=self.param_shardings[names[0]],
+        compiler_options=options,
+      )
+      with sharding.mesh_context(self.mesh):
+        params |= {name: draw(keys[name]) for name in names}
+    return params
+
+  def init_state(self) -> State:
+    """Makes a new state from the config's seed, each array where it lives."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    new_state = jax.jit(
+      self.new_state,
+      static_argnums=1,
+      donate_argnums=0,
+      out_shardings=shardings,
+    )
+    variables = {'params': self._draw_params()}
+    with sharding.mesh_context(self.mesh):
+      return new_state(variables, self.config.seed)
+
+  def shardings(self, shapes: State) -> dict[str, Any]:
+    """Splits moments as the weights are split, and pools by rows of images."""
+    opt_state = {
+      group: sharding.opt_state_shardings(
+        self.tx,
+        shapes.opt_state[group],
+        update.pick(self.param_shardings, names),
+        self.mesh,
+      )
+      for group, names in _GROUPS.items()
+    }
+    return {
+      'opt_state': opt_state,
+      'pools': pools.shardings(shapes.pools, self.mesh),
+    }
+
+  def with_pretrained(self, state: State, path: str) -> State:
+    """Returns the state with the networks of another run's newest checkpoint.
+
+    Args:
+      state: a new one.
+      path: that run's workdir.
+
+    Raises:
+      UserError: it has no checkpoint, or other networks.
+    """
+    params = other_run.restore_params(path, self.abstract_state.params)
+    return state.replace(params=params)
+
   @property
-  def terms(self) -> tuple[str, ...]:
-    """Names of the losses' terms, each a mean before its weight."""
-    identity = ('idt_a', 'idt_b') if self.lambda_identity else ()
-    generators = ('gan_a2b', 'gan_b2a', 'cycle_a', 'cycle_b', *identity)
-    return (*generators, *DISCRIMINATORS)
+  def abstract_weights(self) -> dict[str, Any]:
+    """Returns the generators' part of a state, which `variables` needs."""
+    shapes = nn.unbox(self.logical_param_shapes)
+    params = jax.tree.map(base.abstract, shapes, self.param_shardings)
+    return {'params': update.pick(params, update.GENERATORS)}
 
-  def generate(
-    self, generators: dict[str, Any], real: Images, key: PRNGKeyArray
-  ) -> Images:
-    """All that the generators make of a batch in training.
+  def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Returns the generators' parameters by name, and 'params'."""
+    return update.pick(weights['params'], update.GENERATORS), 'params'
 
-    Args:
-      generators: parameters by name.
-      real: batches `a` and `b`.
-      key: of dropout.
+  # --- Steps ---------------------------------------------------------------
 
-    Returns:
-      `fake_b` (of a) and `fake_a`; `rec_a` and `rec_b`, the way back; with an
-      identity loss `idt_a` (what gen_ba makes of a) and `idt_b`.
-    """
-    keys = iter(jax.random.split(key, 4))
-
-    def apply(name, images):
-      return self.generator.apply(
-        {'params': generators[name]},
-        images,
-        train=True,
-        rngs={'dropout': next(keys)},
-      )
-
-    made = {}
-    if self.lambda_identity:
-      both = together(real['a'], real['b'])
-      made['fake_b'], made['idt_b'] = apart(apply('gen_ab', both))
-      made['idt_a'], made['fake_a'] = apart(apply('gen_ba', both))
-    else:
-      made['fake_b'] = apply('gen_ab', real['a'])
-      made['fake_a'] = apply('gen_ba', real['b'])
-    made['rec_a'] = apply('gen_ba', made['fake_b'])
-    made['rec_b'] = apply('gen_ab', made['fake_a'])
-    return made
-
-  def generator_loss(
-    self, made: Images, discriminators: dict[str, Any], real: Images
-  ) -> tuple[Float[Array, ''], Scalars]:
-    """What both generators minimise.
+  def step(
+    self, state: State, batch: dict[str, UInt8[Array, 'B h w 3']]
+  ) -> tuple[State, Float[Array, 'M']]:
+    """Takes one training step; traced by `train_step`.
 
     Args:
-      made: as `generate` gives them.
-      discriminators: parameters by name; constants here.
-      real: batches `a` and `b`.
-
-    Returns:
-      The loss, and the terms by name with `max_score`, the largest absolute
-      score.
+      state: before the step.
+      batch: images of `a` and `b`.
     """
-    terms, scores = {}, []
-    for domain, direction in (('b', 'a2b'), ('a', 'b2a')):
-      name = f'disc_{domain}'
-      found = self._scores(discriminators[name], made[f'fake_{domain}'])
-      terms[f'gan_{direction}'] = self._adversarial(found, True)
-      scores.append(found)
-    for domain, images in real.items():
-      terms[f'cycle_{domain}'] = losses_gan.l1(made[f'rec_{domain}'], images)
-      if self.lambda_identity:
-        terms[f'idt_{domain}'] = losses_gan.l1(made[f'idt_{domain}'], images)
-    identity = self.lambda_identity * self.lambda_cycle
-    weights = {'gan': 1.0, 'cycle': self.lambda_cycle, 'idt': identity}
-    loss = sum(weights[k.split('_')[0]] * term for k, term in terms.items())
-    return loss, terms | {'max_score': _largest(scores)}
+    done = self._update(state, batch)
+    grads, seen = done.grads, done.seen
+    loss_scale, overflow = state.loss_scale, jnp.asarray(False)
+    if loss_scale is not None:
+      finite = gradients.all_finite(grads)
+      loss_scale = gradients.next_loss_scale(loss_scale, finite)
+      overflow = ~finite & jnp.isfinite(seen['loss'])
+    row = diagnostics.measure(
+      loss=seen['loss'],
+      max_logit=seen['max_score'],
+      max_abs_logit=seen['max_score'],
+      grads=grads,
+      updates=done.updates,
+      params=state.params,
+      clip_norm=self.config.optim.clip_norm,
+    )
+    row['clipped_grad_norm'] = self.clipped_norm(grads)
+    row |= {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
+    row |= {f'train/{name}': seen[name] for name in self.networks.terms}
+    return self.finish_step(
+      state,
+      row,
+      overflow,
+      loss_scale,
+      params=jax.tree.map(jnp.add, state.params, done.updates),
+      opt_state=done.opt_state,
+      pools=done.pools,
+    )
 
-  def discriminator_loss(
-    self, discriminators: dict[str, Any], real: Images, shown: Images
-  ) -> tuple[Float[Array, ''], Scalars]:
-    """What both discriminators minimise.
+  def _update(self, state: State, batch: dict[str, Array]) -> update.Updates:
+    """Crops, mirrors and scales images to [-1, 1]; computes both updates."""
+    data = self.config.data
+    image_key, key = jax.random.split(self.step_key(state))
+    crop = functools.partial(
+      augment.crop_and_flip, size=(data.image_size,) * 2, flip=data.flip
+    )
+    real = {
+      domain: augment.to_signed(crop(k, batch[domain]))
+      for k, domain in zip(jax.random.split(image_key), 'ab', strict=True)
+    }
+    return update.cyclegan_update(
+      state,
+      self.networks,
+      self.tx,
+      real,
+      key,
+      order=self.config.optim.update_order,
+      mesh=self.mesh,
+    )
+
+  def clipped_norm(self, grads: dict[str, Any]) -> Float[Array, '']:
+    """Computes the norm of all gradients; each optimizer clips its own."""
+    clip = self.config.optim.clip_norm or jnp.inf
+    norms = [optax.tree.norm(update.pick(grads, n)) for n in _GROUPS.values()]
+    return jnp.linalg.norm(jnp.minimum(jnp.stack(norms), clip))
+
+  def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
+    """Finds which image, score or gradient of the step isn't finite first."""
+    names: list[str] = []
+
+    def passes(state, batch):
+      done = self._update(state, batch)
+      forward = {**done.made, **done.seen}
+      backward = {f'the gradient of {k}': v for k, v in done.grads.items()}
+      # A dict would come back sorted: forward order, then backward.
+      names.extend((*forward, *backward))
+      found = (*forward.values(), *backward.values())
+      return [gradients.all_finite(x) for x in found]
+
+    with sharding.mesh_context(self.mesh):
+      flags = jax.device_get(jax.jit(passes)(state, batch))
+    found = [n for n, ok in zip(names, flags, strict=True) if not ok]
+    return found[0] if found else 'the update'
+
+  # --- Use -----------------------------------------------------------------
+
+  def _apply(self, params: Any, images: Array) -> Array:
+    made = self.model.apply(
+      {'params': params}, augment.to_signed(images), train=False
+    )
+    return (made + 1) * 127.5
+
+  def _translated(self, variables, images, direction):
+    """Translates to float32 in [0, 255], which FID quantizes itself."""
+    name = 'gen_' + ''.join(image_sources.DIRECTIONS[direction])
+    with sharding.mesh_context(self.mesh):
+      return self._generate(variables[name], images)
+
+  def translate(
+    self,
+    variables: dict[str, Any],
+    images: UInt8[Array, 'B H W 3'],
+    direction: str,
+  ) -> UInt8[Array, 'B H W 3']:
+    """Translates images.
 
     Args:
-      discriminators: parameters by name.
-      real: batches `a` and `b`.
-      shown: fakes of `a` and `b`, new or from a pool; constants here.
-
-    Returns:
-      The loss, and the terms by name with `max_score`.
+      variables: the generators' parameters by name.
+      images: of `data.image_size` for a ViTUnet that resamples channels; see
+        `generators.fitting_size` for others.
+      direction: 'a2b' or 'b2a'.
     """
-    terms, scores = {}, []
-    for domain, images in real.items():
-      both = together(images, shown[domain])
-      found = self._scores(discriminators[f'disc_{domain}'], both)
-      of_real, of_fake = apart(found)
-      terms[f'disc_{domain}'] = losses_gan.discriminator(
-        of_real, of_fake, kind=self.gan
-      )
-      scores.append(found)
-    loss = self.discriminator_factor * sum(terms.values())
-    return loss, terms | {'max_score': _largest(scores)}
+    made = self._translated(variables, images, direction)
+    with sharding.mesh_context(self.mesh):
+      return self._rounded(made)
 
-  def _scores(self, params: Any, images: Array) -> Array:
-    return self.discriminator.apply({'params': params}, images)
+  def sample(self, state: State, run: workdir_lib.Workdir) -> None:
+    """Writes samples/DIRECTION_STEP.png: real, translated and back again."""
+    variables, _ = self.variables(state.to_dict())
+    for direction, (source, _) in image_sources.DIRECTIONS.items():
+      real = self._sample_images(source)
+      made = self.translate(variables, real, direction)
+      back = self.translate(variables, made, direction[::-1])
+      rows = [real, made, back]
+      samples.write(run, f'samples/{direction}', int(state.step), rows)
 
-  def _adversarial(self, scores: Array, real: bool) -> Array:
-    return losses_gan.adversarial(scores, real=real, kind=self.gan)
-
-
-def together(x: Array, y: Array) -> Array:
-  """Two batches [B, ...] as one [2 B, ...], image by image.
-
-  Images that belong together stay on the device that they are on.
-  """
-  return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
+  def _sample_images(self, domain: str) -> UInt8[np.ndarray, 'N H W 3']:
+    """Returns the same images every time, from all over the val part."""
+    split = getattr(self.data.val, domain)
+    count = min(self.config.log.num_samples, len(split))
+    rows = np.linspace(0, len(split) - 1, count).round().astype(int)
+    return np.stack([split[int(row)]['image'] for row in rows])
 
 
-def apart(z: Array) -> tuple[Array, Array]:
-  """The inverse of `together`."""
-  pairs = z.reshape(-1, 2, *z.shape[1:])
-  return pairs[:, 0], pairs[:, 1]
-
-
-def _largest(scores: list[Array]) -> Float[Array, '']:
-  return jnp.max(jnp.stack([jnp.max(jnp.abs(s)) for s in scores]))
+def _init_keys(seed: int) -> dict[str, jax.Array]:
+  """Returns a key for each network, and one for the steps."""
+  names = (*update.NETWORKS, 'step')
+  keys = jax.random.split(jax.random.key(seed), len(names))
+  return dict(zip(names, keys, strict=True))

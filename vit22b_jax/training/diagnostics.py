@@ -1,8 +1,7 @@
-"""What a step did to the model, and whether it exploded.
+"""Measures what a step did to the model, and tells whether it exploded.
 
     row = diagnostics.measure(...)                     # inside the jitted step
     monitor, verdict = diagnostics.observe(monitor, ...)
-    found = diagnostics.explain(history, names, ...)   # on the host, at onsets
 
 The paper's Figure 1 follows the largest logit and the largest absolute gradient
 entry of each iteration. This module measures those and their companions within
@@ -12,12 +11,12 @@ fixed threshold and by a robust z-score over the window.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -33,11 +32,16 @@ COLUMNS = (
   'update_norm',
   'param_norm',
 )
-# What the detector judges, at the head of every window.
-JUDGED = ('max_logit', 'max_abs_grad')
+# Signals that the detector judges, at the head of every window. Logits count by
+# size: while all are negative, as those of a sigmoid loss are, the column's
+# signed maximum says nothing of how far they went.
+JUDGED = ('max_abs_logit', 'max_abs_grad')
+# Sizes below which a judged signal is calm, whatever its window: a logit of 0.1
+# moves a probability by a tenth, and Adam takes no notice of small gradients.
+_CALM_SIZES = (0.1, 1e-3)
 # Intermediates of the forward pass that per-layer columns show.
 CAPTURED = ('attn_logit_max', 'attn_entropy', 'residual_rms')
-# What a step tells the loop of the detector's verdict, as 0 or 1 or a number.
+# The detector's verdict as scalars of a step, each 0 or 1 or a number.
 VERDICT = (
   'verdict/onset',
   'verdict/transient',
@@ -59,11 +63,51 @@ STUCK_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """How the detector judges.
+class ScalarNames:
+  """Names of the scalars that a training step returns.
 
   Attributes:
-    max_logit: the largest logit counts as exploded from here on.
+    columns: of diagnostics.csv, after `step`.
+    signals: which the detector remembers of each step, JUDGED first.
+    logged: whose means go into metrics.jsonl, beside the loss.
+  """
+
+  columns: tuple[str, ...]
+  signals: tuple[str, ...]
+  logged: tuple[str, ...]
+
+  @functools.cached_property
+  def all(self) -> tuple[str, ...]:
+    """The entries of the step's vector, in order."""
+    others = (*self.signals, *self.logged, 'train/learning_rate', *VERDICT)
+    return tuple(dict.fromkeys((*self.columns, *others)))
+
+
+def scalar_names_of_blocks(
+  layers: list[str], per_layer: bool, logged: tuple[str, ...]
+) -> ScalarNames:
+  """Names the scalars of a model of blocks.
+
+  Args:
+    layers: the blocks' names.
+    per_layer: whether each block has columns, and signals of its activations.
+    logged: see `ScalarNames`.
+  """
+  ids = [name.removeprefix('block_') for name in layers]
+  columns, quantities = COLUMNS, ['grad_norm']
+  if per_layer:
+    columns += tuple(f'{q}/{i}' for q in (*CAPTURED, 'grad_norm') for i in ids)
+    quantities += ['attn_logit_max', 'residual_rms']
+  signals = tuple(f'{q}/{i}' for q in quantities for i in ids)
+  return ScalarNames(columns, (*JUDGED, *signals), logged)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Says how the detector judges.
+
+  Attributes:
+    max_logit: the largest absolute logit counts as exploded from here on.
     max_abs_grad: the largest gradient entry counts as exploded from here on.
     zscore: robust z-score, in standard deviations of the logarithm, from which
       a signal of ten times its median counts as exploded.
@@ -84,7 +128,7 @@ class Settings:
 
 @flax.struct.dataclass
 class Monitor:
-  """The detector's memory, part of the training state.
+  """Remembers the last steps for the detector; part of the training state.
 
   Attributes:
     history: the last W values of S signals; slot `step % W`; NaN where empty.
@@ -101,7 +145,7 @@ class Monitor:
 
 @flax.struct.dataclass
 class Verdict:
-  """What the detector says of one step; all scalars.
+  """Holds the detector's judgement of one step; all scalars.
 
   Attributes:
     finite: loss and gradients are finite.
@@ -123,7 +167,7 @@ class Verdict:
 
 
 def init(window: int, num_signals: int) -> Monitor:
-  """An empty memory for `num_signals` signals, JUDGED first."""
+  """Returns an empty memory for `num_signals` signals, JUDGED first."""
   return Monitor(
     history=jnp.full((window, num_signals), jnp.nan, jnp.float32),
     calm=jnp.asarray(_CALM_STEPS, jnp.int32),
@@ -136,25 +180,27 @@ def measure(
   *,
   loss: Float[Array, ''],
   max_logit: Float[Array, ''],
+  max_abs_logit: Float[Array, ''],
   grads: Any,
   updates: Any,
   params: Any,
   clip_norm: float,
 ) -> dict[str, Float[Array, '']]:
-  """The columns of diagnostics.csv for one step.
+  """Computes the columns of diagnostics.csv, and `max_abs_logit`, for a step.
 
   Args:
     loss: the training loss, penalties included.
     max_logit: the largest of the batch's logits, in training mode.
+    max_abs_logit: the largest absolute one.
     grads: the gradients before clipping.
-    updates: what the optimiser adds to the parameters.
+    updates: what the optimizer adds to the parameters.
     params: the parameters before the step.
     clip_norm: the threshold of global-norm clipping; 0 means none.
 
   Returns:
     Float32 scalars by column: loss; largest logit (signed, as in the paper's
-    Figure 1); largest absolute entry of the gradients; Euclidean norms of
-    gradients, clipped gradients, updates and parameters.
+    Figure 1) and largest absolute one; largest absolute entry of the gradients;
+    Euclidean norms of gradients, clipped gradients, updates and parameters.
   """
   grad_norm = optax.tree.norm(grads)
   clipped = jnp.minimum(grad_norm, clip_norm) if clip_norm else grad_norm
@@ -162,6 +208,7 @@ def measure(
   return {
     'loss': loss,
     'max_logit': max_logit,
+    'max_abs_logit': max_abs_logit,
     'max_abs_grad': jnp.max(jnp.stack(largest)),
     'grad_norm': grad_norm,
     'clipped_grad_norm': clipped,
@@ -171,7 +218,7 @@ def measure(
 
 
 def layer_norms(grads: dict[str, Any]) -> dict[str, Float[Array, '']]:
-  """Gradient norm of each block, by column name `grad_norm/NN`."""
+  """Computes the gradient norm of each block, by column name `grad_norm/NN`."""
   if stacking.BLOCKS in grads:
     norms = jax.vmap(optax.tree.norm)(grads[stacking.BLOCKS])
     layers = stacking.layer_names(len(norms))
@@ -188,7 +235,7 @@ def layer_norms(grads: dict[str, Any]) -> dict[str, Float[Array, '']]:
 def layer_columns(
   captured: dict[str, Float[Array, 'depth']], layers: list[str]
 ) -> dict[str, Float[Array, '']]:
-  """Per-layer intermediates by column name, such as `residual_rms/03`."""
+  """Names per-layer intermediates by column, such as `residual_rms/03`."""
   return {
     f'{name}/{layer.removeprefix("block_")}': captured[name][i]
     for name in CAPTURED
@@ -200,7 +247,7 @@ def layer_columns(
 def verdict_row(
   verdict: Verdict, monitor: Monitor
 ) -> dict[str, Float[Array, '']]:
-  """The verdict as float32 scalars, by the names in VERDICT."""
+  """Returns the verdict as float32 scalars, by the names in VERDICT."""
   values = (
     verdict.onset,
     verdict.transient,
@@ -236,8 +283,10 @@ def observe(
     settings: thresholds and policy.
   """
   finite = (jnp.isfinite(loss) & jnp.all(jnp.isfinite(signals))) | overflow
-  judged = signals[: len(JUDGED)]
-  zscore, median = robust_zscore(monitor.history[:, : len(JUDGED)], judged)
+  judged = jnp.abs(signals[: len(JUDGED)])
+  zscore, median = robust_zscore(
+    monitor.history[:, : len(JUDGED)], judged, jnp.array(_CALM_SIZES)
+  )
   thresholds = jnp.array([settings.max_logit, settings.max_abs_grad])
   beyond = judged >= thresholds
   jumped = (zscore >= settings.zscore) & (judged >= _Z_FACTOR * median)
@@ -270,101 +319,31 @@ def observe(
 
 
 def robust_zscore(
-  history: Float[Array, 'W S'], values: Float[Array, 'S']
+  history: Float[Array, 'W S'],
+  values: Float[Array, 'S'],
+  floor: Float[Array, 'S'],
 ) -> tuple[Float[Array, 'S'], Float[Array, 'S']]:
-  """How far `values` lie from a window, in robust standard deviations.
+  """Measures how far `values` lie from a window, in robust deviations.
 
-  z = (log v - median(log h)) / (1.4826 MAD(log h)), on logarithms since the
-  signals are positive and move by factors; 1.4826 makes the median absolute
+  z = (log v - median(log h)) / (1.4826 MAD(log h)), on logarithms of absolute
+  values since signals move by factors; 1.4826 makes the median absolute
   deviation estimate a normal's standard deviation
   (https://en.wikipedia.org/wiki/Median_absolute_deviation). Zero until the
   window holds 20 values.
 
+  Args:
+    history: the window; NaN where empty.
+    values: one of each signal.
+    floor: above 0; sizes below it count as it, so that a window of zeros, or of
+      noise about zero, has a scale too.
+
   Returns:
     z-scores, and the window's medians (in the signals' own unit).
   """
-  tiny = jnp.finfo(jnp.float32).tiny
-  logs = jnp.log(jnp.maximum(history, tiny))
+  logs = jnp.log(jnp.maximum(jnp.abs(history), floor))
   median = jnp.nanmedian(logs, axis=0)
   mad = jnp.nanmedian(jnp.abs(logs - median), axis=0)
-  z = (jnp.log(jnp.maximum(values, tiny)) - median) / (1.4826 * mad + 1e-3)
+  now = jnp.log(jnp.maximum(jnp.abs(values), floor))
+  z = (now - median) / (1.4826 * mad + 1e-3)
   count = jnp.sum(~jnp.isnan(history), axis=0)
   return jnp.where(count >= _MIN_HISTORY, z, 0.0), jnp.exp(median)
-
-
-def explain(
-  history: Float[np.ndarray, 'W S'],
-  names: list[str],
-  step: int,
-  values: Float[np.ndarray, 'S'],
-) -> dict[str, str | None]:
-  """Which signal moved first, and in which layer, at an onset. On the host.
-
-  Each signal is compared with the first half of its own window; the one that
-  left its usual range (robust z-score of 6) earliest moved first. Ties go to
-  the larger z-score.
-
-  Args:
-    history: the monitor's window, read at the step after the onset at the
-      latest.
-    names: the signals' names; `QUANTITY/NN` for those of block NN, and
-      `QUANTITY/NAME` for those of another part of the model.
-    step: the onset's step (steps done before it).
-    values: the signals at the onset.
-
-  Returns:
-    `moved_first`: a signal's name, and `layer`: the first layer (`block_NN` or
-    NAME) affected or None when none stands out.
-  """
-  window = history.shape[0]
-  slots = [s % window for s in range(max(step - window + 2, 0), step)]
-  before = history[slots]
-  before = before[~np.isnan(before).any(axis=1)]  # no slots still empty
-  if not len(before):
-    return {'moved_first': None, 'layer': None}
-  rows = np.concatenate([before, np.nan_to_num(values, nan=np.inf)[None]])
-  half = max(len(before) // 2, 1)
-  logs = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
-  median = np.median(logs[:half], axis=0)
-  mad = np.median(np.abs(logs[:half] - median), axis=0)
-  z = np.abs(logs - median) / (1.4826 * mad + 1e-3)
-
-  def first(indices: list[int]) -> int | None:
-    """Of these signals, which moved first; of several at once, which most."""
-    moved = []
-    for i in indices:
-      beyond = np.flatnonzero(z[half:, i] >= 6.0)
-      if len(beyond):
-        moved.append((beyond[0], -z[half + beyond[0], i], i))
-    return min(moved)[2] if moved else None
-
-  layered = [i for i, name in enumerate(names) if '/' in name]
-  earliest, layer = first(list(range(len(names)))), first(layered)
-  part = None if layer is None else names[layer].split('/')[1]
-  return {
-    'moved_first': None if earliest is None else names[earliest],
-    'layer': f'block_{part}' if part and part.isdigit() else part,
-  }
-
-
-def first_nonfinite(
-  captured: dict[str, Any], layer_grads: dict[str, Any], layers: list[str]
-) -> str | None:
-  """Where non-finite values first appear: forward order, then backward.
-
-  Args:
-    captured: per-layer intermediates of the forward pass on the failing batch.
-    layer_grads: gradient norms by `grad_norm/NN`.
-    layers: the blocks' names in forward order.
-
-  Returns:
-    The layer and what it was, or None when all of them are finite.
-  """
-  for i, layer in enumerate(layers):
-    for name in ('attn_logit_max', 'residual_rms'):
-      if not np.isfinite(captured[name][i]):
-        return f'{layer} ({name} in the forward pass)'
-  for layer in reversed(layers):
-    if not np.isfinite(layer_grads[f'grad_norm/{layer.split("_")[1]}']):
-      return f'{layer} (its gradient, in the backward pass)'
-  return None

@@ -1,7 +1,8 @@
 """Gradients of a batch: whole or part by part, with or without a loss scale.
 
+parts = gradients.split(images, labels, key, count)
 found = gradients.of_batch(
-  loss_fn, params, batch_stats, batch, count, scale, placed
+  loss_fn, params, batch_stats, parts, count, scale, shardings
 )
 """
 
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.training import dynamic_scale
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 
 class Gradients(NamedTuple):
-  """What `of_batch` finds.
+  """Holds what `of_batch` computes.
 
   Attributes:
     grads: of the mean loss, like the parameters.
@@ -38,23 +39,22 @@ def of_batch(
   loss_fn: Callable[..., Any],
   params: Any,
   batch_stats: Any,
-  batch: Any,
+  parts: Any,
   count: int,
   scale: dynamic_scale.DynamicScale | None,
-  placed: Any,
+  shardings: Any,
 ) -> Gradients:
-  """Mean gradients over the `count` parts of a batch, one after the other.
+  """Computes mean gradients over `count` parts of a batch, one after the other.
 
   Args:
     loss_fn: (params, batch_stats, part) -> (loss, (batch_stats, aux)).
     params: what to differentiate for.
     batch_stats: batch norm's running statistics.
-    batch: the whole batch for count 1, or the parts stacked in front; see
-      `parts`.
+    parts: of the batch, as `split` gives them.
     count: how many parts.
     scale: dynamic loss scale for float16 (Micikevicius et al. 2018).
-    placed: shardings of the parameters. Each part's gradients are split alike
-      at once, so that no device holds, or sums, more than its own.
+    shardings: of the parameters. Each part's gradients are split like them at
+      once, so that no device holds, or sums, more than its own.
   """
 
   def one(carry, part):
@@ -72,19 +72,20 @@ def of_batch(
         of_params, has_aux=True
       )(params)
       finite &= ok
-    new = jax.lax.with_sharding_constraint(new, placed)
+    new = jax.lax.with_sharding_constraint(new, shardings)
     grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
     return (batch_stats, scale, grads, loss + value, finite), aux
 
+  carry = (batch_stats, scale, None, 0.0, jnp.asarray(True))
   if count == 1:
-    carry, aux = one((batch_stats, scale, None, 0.0, jnp.asarray(True)), batch)
+    carry, aux = one(carry, parts)
   else:
     zeros = jax.lax.with_sharding_constraint(
-      jax.tree.map(jnp.zeros_like, params), placed
+      jax.tree.map(jnp.zeros_like, params), shardings
     )
-    carry = (batch_stats, scale, zeros, 0.0, jnp.asarray(True))
-    carry, aux = jax.lax.scan(one, carry, batch)
-    aux = {k: _whole(k, v) for k, v in aux.items()}
+    carry = (*carry[:2], zeros, *carry[3:])
+    carry, aux = jax.lax.scan(one, carry, parts)
+    aux = {k: _of_parts(k, v) for k, v in aux.items()}
   batch_stats, scale, grads, loss, finite = carry
   grads = jax.tree.map(lambda g: g / count, grads)
   loss = loss / count
@@ -93,28 +94,56 @@ def of_batch(
   )
 
 
-def _whole(name: str, values: Float[Array, 'n']) -> Float[Array, '']:
-  """A scalar of the batch from those of its parts: their mean or largest."""
-  mean = name == 'top1' or 'entropy' in name
+def _of_parts(name: str, values: Float[Array, 'n']) -> Float[Array, '']:
+  """Returns a scalar of the batch: the mean or the largest of its parts'."""
+  mean = 'top1' in name or 'entropy' in name
   return values.mean(0) if mean else values.max(0)
 
 
-def parts(images: Array, labels: Array, key: Array, count: int) -> Any:
+def split(images: Array, labels: Array, key: PRNGKeyArray, count: int) -> Any:
   """Splits a batch in `count`: (images, labels, keys), each [count, ...].
 
   Every count-th image goes together, so that devices keep the images they have.
+  One part is the batch itself, without an axis in front.
   """
-  split = jax.tree.map(
+  if count == 1:
+    return images, labels, key
+  parts = jax.tree.map(
     lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0),
     (images, labels),
   )
-  return *split, jax.random.split(key, count)
+  return *parts, jax.random.split(key, count)
 
 
 def loss_scale(dtype: str) -> dynamic_scale.DynamicScale | None:
-  """A dynamic loss scale for float16; None for the other types."""
+  """Returns a dynamic loss scale for float16; None for the other types."""
   if dtype != 'float16':
     return None
   return dynamic_scale.DynamicScale(
     fin_steps=jnp.zeros((), jnp.int32), scale=jnp.float32(2.0**16)
+  )
+
+
+def next_loss_scale(
+  scale: dynamic_scale.DynamicScale, finite: Bool[Array, '']
+) -> dynamic_scale.DynamicScale:
+  """Returns the scale for the next step, as flax's `value_and_grad` sets it.
+
+  For steps that scale several losses, whose backward passes flax's own method
+  can't hold.
+  """
+  grow = finite & (scale.fin_steps == scale.growth_interval)
+  largest = jnp.finfo(jnp.float32).max
+  grown = jnp.minimum(scale.scale * scale.growth_factor, largest)
+  shrunk = scale.scale * scale.backoff_factor
+  return scale.replace(
+    fin_steps=jnp.where(finite & ~grow, scale.fin_steps + 1, 0),
+    scale=jnp.where(grow, grown, jnp.where(finite, scale.scale, shrunk)),
+  )
+
+
+def all_finite(tree: Any) -> Bool[Array, '']:
+  """Returns whether no array of a tree has a NaN or an infinity."""
+  return jnp.all(
+    jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
   )

@@ -1,11 +1,20 @@
-"""Classification losses, one number an example, and the input-gradient penalty.
+"""The losses of classifiers and of CycleGANs, all computed in float32.
 
-def loss_fn(images):
-  logits = model.apply(variables, images)
-  return losses.cross_entropy(logits, labels), logits
+    values = losses.cross_entropy(logits, labels, kind='softmax')     # [B]
+    values, aux = losses.penalized(loss_fn, images, strength=0.1)
 
-values, logits = losses.penalised(loss_fn, images, strength=0.1)
-loss = values.mean()
+    gan = losses.adversarial(disc_b_scores, real=True)     # of a fake: fool
+    loss = gan + lambda_cycle * losses.l1(rec_a, real_a)
+    loss += lambda_cycle * lambda_identity * losses.l1(idt_a, real_a)
+    disc = factor * losses.discriminator(scores_real, scores_fake)
+
+    >>> scores = jnp.array([0.5, 1.0])
+    >>> float(adversarial(scores, real=True))  # ((0.5 - 1)^2 + 0) / 2
+    0.125
+
+CycleGAN's are those of Zhu et al. 2017, arXiv:1703.10593, sections 3 and 4:
+least squares (Mao et al. 2016, arXiv:1611.04076) in place of the original GAN's
+cross entropy.
 """
 
 from collections.abc import Callable
@@ -16,9 +25,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from vit22b_jax import errors
-
-KINDS = ('softmax', 'sigmoid')
+KINDS = ('softmax', 'sigmoid')  # of `loss.kind`
+GANS = ('lsgan', 'vanilla')  # of `loss.gan`
 
 
 def cross_entropy(
@@ -28,9 +36,9 @@ def cross_entropy(
   kind: str = 'softmax',
   label_smoothing: float = 0.0,
 ) -> Float[Array, ' B']:
-  """Cross entropy of each example, in nats.
+  """Returns the cross entropy of each example, in nats.
 
-  The target of the labelled class is 1 - s + s/C and s/C elsewhere, with s the
+  The target of the labeled class is 1 - s + s/C and s/C elsewhere, with s the
   label smoothing (Szegedy et al. 2016, arXiv:1512.00567, section 7). `softmax`
   compares distributions over classes; `sigmoid` sums one binary cross entropy
   for each class (Beyer et al. 2020, arXiv:2006.07159, section 4).
@@ -40,13 +48,10 @@ def cross_entropy(
     2.303
 
   Args:
-    logits: of any float type; the loss is computed in float32.
+    logits: of any float type.
     labels: in [0, C).
-    kind: softmax or sigmoid.
+    kind: one of KINDS.
     label_smoothing: s, in [0, 1).
-
-  Raises:
-    errors.UserError: `kind` is unknown.
   """
   logits = logits.astype(jnp.float32)
   targets = optax.smooth_labels(
@@ -54,14 +59,10 @@ def cross_entropy(
   )
   if kind == 'softmax':
     return optax.softmax_cross_entropy(logits, targets)
-  if kind == 'sigmoid':
-    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
-  raise errors.UserError(
-    f'loss.kind={kind!r}: expected one of {", ".join(KINDS)}'
-  )
+  return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
 
 
-def penalised(
+def penalized(
   loss_fn: Callable[[Float[Array, 'B H W 3']], tuple[Float[Array, ' B'], Any]],
   images: Float[Array, 'B H W 3'],
   strength: float,
@@ -76,9 +77,9 @@ def penalised(
   the summed loss.
 
   Args:
-    loss_fn: from normalised images to the loss of each example and anything
-      else, which is handed through.
-    images: normalised as the model expects them.
+    loss_fn: maps normalized images to the loss of each example and anything
+      else, which is passed through.
+    images: normalized as the model expects them.
     strength: lambda, at least 0; a Python number, since 0 leaves the gradient
       out of the program.
   """
@@ -91,3 +92,40 @@ def penalised(
 
   gradient, (values, aux) = jax.grad(total, has_aux=True)(images)
   return values + strength * jnp.sum(gradient**2, axis=(1, 2, 3)), aux
+
+
+def adversarial(
+  scores: Float[Array, '*B'], *, real: bool, kind: str = 'lsgan'
+) -> Float[Array, '']:
+  """Measures how far scores are from "real" (1) or "fake" (0), in the mean.
+
+  lsgan: mean((s - t)^2); vanilla: the mean binary cross entropy of the logit s
+  with t. A generator minimizes it towards `real=True` on its fakes.
+
+  Args:
+    scores: a discriminator's, one a patch, of any float type.
+    real: the target t.
+    kind: one of GANS.
+  """
+  scores = scores.astype(jnp.float32)
+  target = jnp.full_like(scores, float(real))
+  if kind == 'lsgan':
+    return jnp.mean((scores - target) ** 2)
+  return jnp.mean(optax.sigmoid_binary_cross_entropy(scores, target))
+
+
+def discriminator(
+  scores_real: Float[Array, '*B'],
+  scores_fake: Float[Array, '*B'],
+  *,
+  kind: str = 'lsgan',
+) -> Float[Array, '']:
+  """Pulls real images to 1 and fakes to 0; CycleGAN halves the sum."""
+  return adversarial(scores_real, real=True, kind=kind) + adversarial(
+    scores_fake, real=False, kind=kind
+  )
+
+
+def l1(x: Float[Array, '*B'], y: Float[Array, '*B']) -> Float[Array, '']:
+  """Computes mean |x - y|: cycle consistency, and the identity loss."""
+  return jnp.mean(jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32)))

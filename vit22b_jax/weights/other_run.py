@@ -1,7 +1,7 @@
-"""Starting a translation from the networks of another: `init_from`.
+"""Starts a translation from the networks of another run: `init_from`.
 
-starts.check('runs/x')                      # before data are read
-params = starts.networks('runs/x', abstract_params)
+other_run.validate('runs/x')                      # before data are read
+params = other_run.restore_params('runs/x', abstract_params)
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from vit22b_jax.runtime import checkpoint
 from vit22b_jax.runtime import workdir as workdir_lib
 
 
-def check(path: epath.PathLike) -> None:
-  """Raises UserError for what no translation can start from."""
+def validate(path: epath.PathLike) -> None:
+  """Raises UserError for a folder that no translation can start from."""
   there = workdir_lib.read_json(path, workdir_lib.CONFIG) or {}
   if there.get('task') != 'translation':
     raise errors.UserError(
@@ -24,21 +24,21 @@ def check(path: epath.PathLike) -> None:
     )
 
 
-def networks(path: epath.PathLike, params: dict[str, Any]) -> dict[str, Any]:
-  """The weights of a run's newest checkpoint.
+def restore_params(path: epath.PathLike, params: Any) -> Any:
+  """Restores the weights of a run's newest checkpoint.
 
   Args:
     path: the run's workdir.
     params: shapes, types and shardings of the weights that are wanted.
 
   Raises:
-    UserError: it has none, or those of other networks.
+    UserError: it has no checkpoint, or those of other networks.
   """
   wanted = {'params': params}
-  leaves = jax.tree_util.tree_flatten_with_path(wanted)[0]
+  leaves = jax.tree_util.tree_leaves_with_path(wanted)
   here = {jax.tree_util.keystr(k): list(x.shape) for k, x in leaves}
 
-  def check_shapes(meta):
+  def validate_shapes(meta):
     there = {k: v for k, v in meta['shapes'].items() if k in here}
     if there != here:
       raise errors.UserError(
@@ -49,7 +49,7 @@ def networks(path: epath.PathLike, params: dict[str, Any]) -> dict[str, Any]:
 
   manager = checkpoint.Manager(path, scores={}, read_only=True)
   try:
-    found = manager.restore(wanted, check=check_shapes)
+    found = manager.restore(wanted, check=validate_shapes)
   finally:
     manager.close()
   if found is None:

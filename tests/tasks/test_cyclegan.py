@@ -15,11 +15,16 @@ from vit22b_jax import errors
 from vit22b_jax.data import catalog, splits
 from vit22b_jax.models import convolutions, patchgan
 from vit22b_jax.runtime import checkpoint, sharding
-from vit22b_jax.tasks import cyclegan, quality, translation
-from vit22b_jax.training import losses_gan
+from vit22b_jax.tasks import (
+  cyclegan,
+  cyclegan_update,
+  evaluators,
+  fid_evaluator,
+)
+from vit22b_jax.training import losses
 
 SIZE = 16
-FOUR = set(cyclegan.NETWORKS)
+FOUR = set(cyclegan_update.NETWORKS)
 
 
 def _mesh(data=1, fsdp=1):
@@ -67,7 +72,7 @@ class Network(nn.Module):
 
 def small_networks(config):
   width, dtype = config.model.width, config.model.dtype
-  return cyclegan.Networks(
+  return cyclegan_update.Networks(
     Network(width, 3, dtype), Network(width, 1, dtype), **config.loss
   )
 
@@ -95,10 +100,10 @@ def task_of(data):
     name = (mesh, *sorted(overrides.items()))
     if name not in known:
       config = small_config(**overrides)
-      translation.Translation.check(config)
+      cyclegan.CycleGAN.validate_config(config)
       with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(translation, 'build_networks', small_networks)
-        known[name] = translation.Translation(
+        patched.setattr(cyclegan_update, 'build_networks', small_networks)
+        known[name] = cyclegan.CycleGAN(
           config, mesh or _mesh(), ['dark', 'bright'], data
         )
     return known[name]
@@ -108,13 +113,14 @@ def task_of(data):
 
 def _steps(task, count, state=None, skip=0):
   """The state after `count` steps from batch `skip` on, and their scalars."""
-  state, batches = state or task.init(), task.train_iterator()
+  state, batches = state or task.init_state(), task.train_batches()
   batches.set_state({**batches.get_state(), 'next_index': skip})
   rows = []
   for _ in range(count):
-    state, scalars = task.train_step(state, next(batches))
+    with sharding.mesh_context(task.mesh):
+      state, scalars = task.train_step(state, next(batches))
     row = np.asarray(scalars).tolist()
-    rows.append(dict(zip(task.scalar_names, row, strict=True)))
+    rows.append(dict(zip(task.scalars.all, row, strict=True)))
   batches.close()
   return state, rows
 
@@ -130,14 +136,14 @@ def _moved(before, after):
 
 
 def test_networks_start_from_different_weights_and_the_seed_decides(task_of):
-  first = jax.device_get(task_of().init().params)
+  first = jax.device_get(task_of().init_state().params)
   assert set(first) == FOUR
   for one, other in (('gen_ab', 'gen_ba'), ('disc_a', 'disc_b')):
     pairs = jax.tree.map(lambda x, y: (x, y), first[one], first[other])
     leaves = jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))
     assert all(x.std() == 0 or (x != y).all() for x, y in leaves)
-  _close(first, task_of().init().params, rtol=0)
-  other = task_of(seed=1).init().params
+  _close(first, task_of().init_state().params, rtol=0)
+  other = task_of(seed=1).init_state().params
   assert all(distance > 0.1 for distance in _moved(first, other).values())
 
 
@@ -159,11 +165,11 @@ def _by_hand(task, state, batch, order):
     fake_b, fake_a = gen(gens, 'gen_ab', a), gen(gens, 'gen_ba', b)
     loss = jnp.mean((disc(discs, 'disc_b', fake_b) - 1) ** 2)
     loss += jnp.mean((disc(discs, 'disc_a', fake_a) - 1) ** 2)
-    loss += 10 * losses_gan.l1(gen(gens, 'gen_ba', fake_b), a)
-    loss += 10 * losses_gan.l1(gen(gens, 'gen_ab', fake_a), b)
+    loss += 10 * losses.l1(gen(gens, 'gen_ba', fake_b), a)
+    loss += 10 * losses.l1(gen(gens, 'gen_ab', fake_a), b)
     if networks.lambda_identity:
-      loss += 5 * losses_gan.l1(gen(gens, 'gen_ba', a), a)
-      loss += 5 * losses_gan.l1(gen(gens, 'gen_ab', b), b)
+      loss += 5 * losses.l1(gen(gens, 'gen_ba', a), a)
+      loss += 5 * losses.l1(gen(gens, 'gen_ab', b), b)
     return loss
 
   fakes = {
@@ -180,7 +186,7 @@ def _by_hand(task, state, batch, order):
 
   total = 0.0
   for group in order:
-    names = getattr(cyclegan, group.upper())
+    names = getattr(cyclegan_update, group.upper())
     mine = {name: params[name] for name in names}
     others = {k: v for k, v in params.items() if k not in names}
     if group == 'generators':
@@ -195,7 +201,7 @@ def _by_hand(task, state, batch, order):
 
 CYCLEGAN = {}  # the defaults
 RELEASED = {
-  'optim.first': 'discriminators',
+  'optim.update_order': 'discriminators',
   'loss.lambda_identity': 0.0,
   'loss.discriminator_factor': 1.0,
 }
@@ -209,8 +215,8 @@ def test_a_step_equals_one_written_out(task_of, overrides):
   task = task_of(**overrides)
   order = ['generators', 'discriminators']
   order = order[::-1] if overrides else order
-  before = jax.device_get(task.init())
-  batch = jax.device_get(next(task.train_iterator()))
+  before = jax.device_get(task.init_state())
+  batch = jax.device_get(next(task.train_batches()))
   loss, params = jax.jit(
     lambda state, batch: _by_hand(task, state, batch, order)
   )(before, batch)
@@ -229,10 +235,10 @@ def test_a_step_equals_one_written_out(task_of, overrides):
 
 def test_every_network_learns_and_every_weight_gets_a_gradient(task_of):
   task = task_of()
-  before = jax.device_get(task.init().params)
+  before = jax.device_get(task.init_state().params)
   state, rows = _steps(task, 2)
   assert all(distance > 0 for distance in _moved(before, state.params).values())
-  for name in cyclegan.NETWORKS:
+  for name in cyclegan_update.NETWORKS:
     assert rows[0][f'grad_norm/{name}'] > 0
   # Adam moves whatever has a gradient.
   moved = jax.tree.map(lambda x, y: (x != y).any(), before, state.params)
@@ -243,7 +249,7 @@ def test_every_network_learns_and_every_weight_gets_a_gradient(task_of):
   weights = {'gan': 1, 'cycle': 10, 'idt': 5, 'disc': 0.5}
   parts = [
     weights[name.removeprefix('train/').split('_')[0]] * rows[1][name]
-    for name in task.logged
+    for name in task.scalars.logged
   ]
   np.testing.assert_allclose(rows[1]['loss'], sum(parts), rtol=1e-5)
 
@@ -254,22 +260,26 @@ def test_resumed_equals_uninterrupted_bit_for_bit(task_of, tmp_path):
   whole, rows = _steps(task, 6)
   state, first = _steps(task, 3)
   manager = checkpoint.Manager(tmp_path, scores={})
-  manager.save(3, vars(state), data=task.train_iterator(), meta={})
+  manager.save(3, state.to_dict(), data=task.train_batches(), meta={})
   manager.wait()
-  found = manager.restore(vars(task.abstract_state))
+  found = manager.restore(task.abstract_state.to_dict())
   weights = manager.restore(task.abstract_weights).state
   manager.close()
   for x, y in zip(
-    *map(jax.tree.leaves, (vars(state), found.state)), strict=True
+    *map(jax.tree.leaves, (state.to_dict(), found.state)), strict=True
   ):
     np.testing.assert_array_equal(x, y)
   variables, kind = task.variables(weights)
   assert kind == 'params'
-  assert set(variables) == set(cyclegan.GENERATORS)
-  _close(variables, task.variables(vars(state))[0], rtol=0)
-  resumed, rest = _steps(task, 3, translation.State(**found.state), skip=3)
+  assert set(variables) == set(cyclegan_update.GENERATORS)
+  _close(variables, task.variables(state.to_dict())[0], rtol=0)
+  resumed, rest = _steps(
+    task, 3, task.abstract_state.replace(**found.state), skip=3
+  )
   assert first + rest == rows
-  jax.tree.map(np.testing.assert_array_equal, vars(whole), vars(resumed))
+  jax.tree.map(
+    np.testing.assert_array_equal, whole.to_dict(), resumed.to_dict()
+  )
   assert whole.pools['a'].count == 3
 
 
@@ -277,14 +287,14 @@ def test_starts_from_the_networks_of_another_run(task_of, tmp_path):
   task = task_of()
   there, _ = _steps(task, 2)
   manager = checkpoint.Manager(tmp_path, scores={})
-  manager.save(2, vars(there), data=task.train_iterator(), meta={})
+  manager.save(2, there.to_dict(), data=task.train_batches(), meta={})
   manager.wait()
   manager.close()
   there = jax.device_get(there.params)
   text = config_lib.to_json(task.config)
   (tmp_path / 'config.json').write_text(text)
   other = task_of(seed=1, init_from=str(tmp_path))
-  state = other.with_pretrained(other.init(), str(tmp_path))
+  state = other.with_pretrained(other.init_state(), str(tmp_path))
   jax.tree.map(np.testing.assert_array_equal, there, state.params)
   assert state.step == 0
   assert not any(x.any() for x in jax.tree.leaves(state.opt_state))
@@ -312,7 +322,7 @@ def test_as_many_devices_as_share_a_batch(
     config = small_config(**{'eval.batch_size': 8})
     config.batch_size = batch_size
     mesh = _mesh(*shape)
-    return translation.Translation(config, mesh, ['a', 'b'], data)
+    return cyclegan.CycleGAN(config, mesh, ['a', 'b'], data)
 
   if used is None:
     with pytest.raises(errors.UserError, match='batch_size=3'):
@@ -326,13 +336,13 @@ def test_as_many_devices_as_share_a_batch(
 
 def test_the_two_optimisers_clip_apart(task_of):
   task = task_of(**{'optim.clip_norm': 2.0})
-  grads = {name: jnp.zeros(3) for name in cyclegan.NETWORKS}
+  grads = {name: jnp.zeros(3) for name in cyclegan_update.NETWORKS}
   grads['gen_ab'], grads['disc_a'] = jnp.array([3.0, 0, 4]), jnp.array([1.5])
-  norm = task._clipped_norm(grads)
+  norm = task.clipped_norm(grads)
   np.testing.assert_allclose(norm, np.hypot(2, 1.5), rtol=1e-6)
   updates = {}
   for group in ('generators', 'discriminators'):
-    mine = {k: grads[k] for k in getattr(cyclegan, group.upper())}
+    mine = {k: grads[k] for k in getattr(cyclegan_update, group.upper())}
     clip = optax.clip_by_global_norm(2.0)
     updates |= clip.update(mine, clip.init(mine))[0]
   np.testing.assert_allclose(norm, optax.tree.norm(updates), rtol=1e-6)
@@ -352,7 +362,9 @@ def test_pools_show_earlier_fakes(task_of):
     for s in (state, state.replace(pools=flat))
   )
   moved = _moved(jax.device_get(shown.params), other.params)
-  assert min(moved[name] for name in cyclegan.DISCRIMINATORS) > 1e-5, moved
+  assert min(moved[name] for name in cyclegan_update.DISCRIMINATORS) > 1e-5, (
+    moved
+  )
   assert min(moved.values()) > 0
 
 
@@ -387,7 +399,7 @@ def test_sharded_equals_one_device(task_of):
 @pytest.mark.slow
 def test_float16_scales_the_loss_and_survives_an_overflow(task_of):
   task = task_of(**RELEASED, **{'model.dtype': 'float16'})
-  state = task.init()
+  state = task.init_state()
   assert state.loss_scale.scale == 2.0**16
   huge = state.loss_scale.replace(scale=jnp.float32(2.0**60))
   before = jax.device_get(state.params)
@@ -407,14 +419,15 @@ def test_float16_scales_the_loss_and_survives_an_overflow(task_of):
 
 def test_a_step_that_is_not_finite_is_not_taken_and_located(task_of):
   task = task_of()
-  state, batches = task.init(), task.train_iterator()
+  state, batches = task.init_state(), task.train_batches()
   params = jax.tree.map(jnp.copy, state.params)
   params['gen_ba'] = jax.tree.map(lambda x: x * jnp.nan, params['gen_ba'])
   state, batch = state.replace(params=params), next(batches)
   assert task.locate_nonfinite(state, batch).startswith('fake_a')
   before = jax.device_get(state.params['gen_ab'])
-  state, scalars = task.train_step(state, batch)
-  row = dict(zip(task.scalar_names, scalars.tolist(), strict=True))
+  with sharding.mesh_context(task.mesh):
+    state, scalars = task.train_step(state, batch)
+  row = dict(zip(task.scalars.all, scalars.tolist(), strict=True))
   assert row['verdict/stopped'] == 1
   assert state.step == 0
   _close(before, state.params['gen_ab'], rtol=0)
@@ -422,7 +435,7 @@ def test_a_step_that_is_not_finite_is_not_taken_and_located(task_of):
 
 def test_translations_are_images_of_the_same_size(task_of):
   task = task_of()
-  variables, _ = task.variables(vars(task.init()))
+  variables, _ = task.variables(task.init_state().to_dict())
   images = np.random.default_rng(0).integers(0, 256, (3, 20, 12, 3), np.uint8)
   made = task.translate(variables, images, 'a2b')
   assert made.shape == images.shape
@@ -450,7 +463,7 @@ class Folder:
 
 def test_samples_of_both_directions_are_written(task_of):
   run = Folder()
-  task_of().sample(task_of().init(), run)
+  task_of().sample(task_of().init_state(), run)
   assert run.files == [f'samples/{d}_00000000.png' for d in ('a2b', 'b2a')]
 
 
@@ -461,16 +474,25 @@ def test_distances_count_what_entered_them_and_look_up_real_images(
 ):
   monkeypatch.setenv('VIT22B_JAX_CACHE', str(tmp_path))
   looked_at = []
+  original = evaluators.eval_batches
+
+  def batches(split, *args):
+    looked_at.append(split)
+    return original(split, *args)
+
+  monkeypatch.setattr(evaluators, 'eval_batches', batches)
 
   def measured(task):
-    def batches(split):
-      looked_at.append(split)
-      return task._batches(split)
-
-    found = quality.Quality(
-      task.config.fid, task.mesh, batches, lambda _, images, __: 255 - images
+    found = fid_evaluator.FidEvaluator(
+      task.config.fid,
+      task.mesh,
+      task.data,
+      lambda _, images, __: 255 - images,
+      lambda: {},
+      batch_size=8,
+      workers=0,
     )
-    return found.of({}, task.data.val)
+    return found.distances({}, 'val')
 
   first = measured(task_of())
   assert (first['num_a'], first['num_b']) == (3, 5)
@@ -487,14 +509,14 @@ def test_distances_count_what_entered_them_and_look_up_real_images(
 @pytest.mark.filterwarnings('ignore:.*images for 64 features')
 def test_validation_measures_both_directions(task_of, data):
   task = task_of()
-  variables, _ = task.variables(vars(task.init()))
-  values = task.validate(variables, lambda: None)
+  variables, _ = task.variables(task.init_state().to_dict())
+  values = dict(task.evaluator.validate(variables))
   assert set(values) == {
     f'{name}{end}' for name in ('fid', 'kid') for end in ('', '_a2b', '_b2a')
   }
   mean = (values['fid_a2b'] + values['fid_b2a']) / 2
   np.testing.assert_allclose(values['fid'], mean)
-  result = task.final(variables, Folder())
+  result = task.evaluator.test(variables, Folder())
   assert (result['split'], result['num_a'], result['num_b']) == ('val', 3, 5)
   assert 'identity_num_a' not in result
   for name, value in values.items():
@@ -504,7 +526,7 @@ def test_validation_measures_both_directions(task_of, data):
   np.testing.assert_allclose(
     result['identity_fid_a2b'], result['identity_fid_b2a'], rtol=1e-5
   )
-  text = task.summary({**result, 'step': 0})
+  text = task.evaluator.summary({**result, 'step': 0})
   assert 'uncalibrated' in text
   assert 'a2b' in text
 
@@ -513,7 +535,7 @@ def test_validation_measures_both_directions(task_of, data):
   ('key', 'value', 'message'),
   [
     ('loss.gan', 'hinge', r"loss\.gan='hinge'"),
-    ('optim.first', 'both', r"optim\.first='both'"),
+    ('optim.update_order', 'both', r"optim\.update_order='both'"),
     ('discriminator.name', 'x', r"discriminator\.name='x'"),
     ('model.generator', 'x', r"model\.generator='x'"),
     ('loss.gan', 'vanilla', 'probabilities'),
@@ -525,10 +547,11 @@ def test_validation_measures_both_directions(task_of, data):
 def test_what_does_not_fit_is_refused_before_data_are_read(key, value, message):
   config = small_config(**{key: value})
   with pytest.raises(errors.UserError, match=message):
-    translation.Translation.check(config)
+    config_lib.validate_config(config)
+    cyclegan.CycleGAN.validate_config(config)
 
 
 def test_discriminators_are_those_of_patchgan():
-  assert translation.build_networks(
+  assert cyclegan_update.build_networks(
     small_config()
   ).discriminator == patchgan.build('released', 'float32', 'default')

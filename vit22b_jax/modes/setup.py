@@ -1,0 +1,278 @@
+"""Sets up a run to train: its folder, data, task, checkpoints and rows.
+
+r = setup.open_run(config, path, mesh, watcher, stack)
+state = setup.restore(r)
+setup.introduce(r.task)
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from vit22b_jax import config as config_lib
+from vit22b_jax import errors, rules, tasks
+from vit22b_jax.data import devices
+from vit22b_jax.modes import evaluate
+from vit22b_jax.runtime import (
+  checkpoint,
+  console,
+  distributed,
+  preemption,
+  profiling,
+  records,
+)
+from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.tasks import base
+
+
+@dataclasses.dataclass
+class Run:
+  """Holds what a run works with.
+
+  Attributes:
+    task: trains.
+    folder: the workdir.
+    watcher: hears SIGTERM and SIGINT.
+    manager: the workdir's checkpoints.
+    recorder: writes rows of scalars.
+    batches: endless, at the position of the state.
+    scores: of the validated steps, see `evaluate.scores`.
+    saved_at: when the last checkpoint was saved, by `time.monotonic`.
+    polls: batches of evaluations so far.
+  """
+
+  task: base.Task
+  folder: workdir_lib.Workdir
+  watcher: preemption.Watcher
+  manager: checkpoint.Manager
+  recorder: records.Recorder
+  batches: devices.DeviceIterator
+  scores: dict[int, evaluate.Score]
+  saved_at: float = 0.0
+  polls: int = 0
+
+
+def open_run(
+  config: ConfigDict,
+  path: epath.PathLike,
+  mesh: jax.sharding.Mesh,
+  watcher: preemption.Watcher,
+  stack: contextlib.ExitStack,
+) -> Run:
+  """Opens what a run works with, and writes down what it is.
+
+  Args:
+    config: the run's configuration.
+    path: its workdir.
+    mesh: where arrays live.
+    watcher: hears SIGTERM and SIGINT.
+    stack: closes everything, and writes the report.
+
+  Raises:
+    UserError: the input is wrong.
+  """
+  validate_same_config(config)
+  profiling.Window.parse(config.profile)
+  folder = open_workdir(config, path)
+  task = make_task(config, mesh, folder)
+  stack.callback(evaluate.write_report, folder)
+  stack.callback(folder.close)
+  run = open_run_of(task, folder, watcher, stack)
+  write_description(task, folder)
+  return run
+
+
+def open_run_of(
+  task: base.Task,
+  folder: workdir_lib.Workdir,
+  watcher: preemption.Watcher,
+  stack: contextlib.ExitStack,
+) -> Run:
+  """Opens checkpoints, rows and batches of a task; `stack` closes them."""
+  config = task.config
+  scores: dict[int, evaluate.Score] = {}
+  manager = checkpoint.Manager(
+    folder.path,
+    scores=scores,
+    keep=config.checkpoint.keep,
+    keep_best=config.checkpoint.keep_best,
+  )
+  stack.callback(manager.close)
+  batches = stack.enter_context(contextlib.closing(task.train_batches()))
+  recorder = records.Recorder(task, folder)
+  return Run(task, folder, watcher, manager, recorder, batches, scores)
+
+
+def validate_same_config(config: ConfigDict) -> None:
+  """Checks that all processes have the configuration of process 0.
+
+  Raises:
+    UserError: in every process, if one of them has another.
+  """
+  first = distributed.broadcast_json(config_lib.to_json(config))
+  here, theirs = (
+    rules.flatten(c) for c in (config, config_lib.from_json(first))
+  )
+  rows = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]
+  different = distributed.gather(bool(rows))
+  others = [i for i, differs in enumerate(different) if differs]
+  if not others:
+    return
+  keys = f': here {", ".join(rows)} differ' if rows else ''
+  raise errors.UserError(
+    f'Processes {others[:20]} were started with another configuration than '
+    f'process 0{keys}. Give every process the same command, but for '
+    '--process_id.'
+  )
+
+
+def open_workdir(
+  config: ConfigDict, path: epath.PathLike
+) -> workdir_lib.Workdir:
+  """Makes or reopens a run's folder, and says what changed since.
+
+  A folder where no step was recorded is nobody's: a first start that failed
+  doesn't stand in the way of the next.
+
+  Raises:
+    UserError: the folder can't be written, or is another run's.
+  """
+  folder = workdir_lib.Workdir(
+    path,
+    tensorboard=config.log.tensorboard,
+    writer=jax.process_index() == 0,
+  )
+  distributed.validate_shared(
+    folder.path, lambda name: folder.write_bytes(name, b'')
+  )
+  old = workdir_lib.read_text(path, workdir_lib.CONFIG)
+  if old is None or not has_steps(folder):
+    return folder
+  old = config_lib.from_json(old, folder.path / workdir_lib.CONFIG)
+  for key, before, now in config_lib.compare(old, config, folder.path):
+    console.say(f'Changed since the last start: {key}: {before!r} -> {now!r}')
+  return folder
+
+
+def has_steps(folder: workdir_lib.Workdir) -> bool:
+  """Returns whether a run has recorded a step."""
+  return (folder.path / workdir_lib.DIAGNOSTICS).exists()
+
+
+def make_task(
+  config: ConfigDict, mesh: jax.sharding.Mesh, folder: workdir_lib.Workdir
+) -> base.Task:
+  """Loads the data, and gets what training will need later.
+
+  Raises:
+    UserError: the data or Inception's weights can't be had, the data have other
+      classes than the run's, or too many weights aren't sharded.
+  """
+  task_type = tasks.named(config.task)
+  data = distributed.run_on_process_zero_first(
+    lambda: task_type.load_data(config)
+  )
+  names = list(data.names)
+  before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES)
+  if has_steps(folder) and before is not None and before != names:
+    raise errors.UserError(
+      f'The workdir {folder.path} was trained on the {len(before)} '
+      f'{task_type.names_are} {", ".join(before[:5])}, ..., and the data set '
+      f'now has {len(names)}: {", ".join(names[:5])}, .... Use another '
+      '--workdir, or the data set as it was.'
+    )
+  task = task_type(config, mesh, names, data)
+  if text := task.validate_sharding():
+    console.say(text)
+  task.evaluator.prepare()
+  return task
+
+
+def write_description(task: base.Task, folder: workdir_lib.Workdir) -> None:
+  """Writes config.json, classes.json and versions.json."""
+  text = config_lib.to_json(task.config)
+  folder.write_bytes(workdir_lib.CONFIG, text.encode())
+  folder.write_json(workdir_lib.CLASSES, task.names)
+  devices = [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
+  shapes = jax.tree.leaves(task.abstract_weights['params'])
+  parameters = sum(math.prod(x.shape) for x in shapes)
+  folder.write_json(
+    workdir_lib.VERSIONS,
+    {**workdir_lib.versions(devices), 'parameters': parameters},
+  )
+
+
+def restore(r: Run) -> base.State:
+  """Returns the state to start from, with rows and batches to match.
+
+  The newest checkpoint comes before `init_from`, and that before the seed.
+
+  Raises:
+    UserError: the checkpoints are another run's, or none can be read.
+  """
+  task, config, path = r.task, r.task.config, r.folder.path
+
+  def validate_meta(meta):
+    config_lib.compare(meta['config'], config, path)
+
+  found = r.manager.restore(
+    task.abstract_state.to_dict(), data=r.batches, check=validate_meta
+  )
+  r.folder.truncate(found.step if found else 0)
+  if found is None or found.step < task.total_steps:
+    r.folder.forget_evaluation()
+  if found is None:
+    state = task.init_state()
+    if not config.init_from:
+      console.say(f'Starting from scratch, seed {config.seed}.')
+      return state
+    console.say(f'Starting from the weights of {config.init_from}.')
+    return task.with_pretrained(state, config.init_from)
+  r.recorder.interval = records.Interval(**found.meta['progress'])
+  known = distributed.broadcast_json(
+    [*evaluate.scores(task.evaluator, path).items()]
+  )
+  r.scores.update((step, tuple(score)) for step, score in known)
+  done, total = found.step, task.total_steps
+  text = f'Resuming from checkpoint {done} of {total} steps in {path}.'
+  if done > total:
+    text = (
+      f'The run in {path} has done {done} steps, more than the {total} of '
+      f'duration={config.duration!r}: nothing is left to train.'
+    )
+  console.say(text)
+  return task.abstract_state.replace(**found.state)
+
+
+def introduce(task: base.Task) -> None:
+  """Prints what is about to be trained, on what."""
+  console.say(console.parameter_table(task.abstract_state.params))
+  mesh = ', '.join(f'{k}={v}' for k, v in task.mesh.shape.items())
+  console.say(
+    f'{task.total_steps} steps of {task.config.batch_size} images, '
+    f'{task.steps_per_epoch} an epoch; {task.mesh.size} x '
+    f'{jax.devices()[0].device_kind} ({mesh}).'
+  )
+
+
+def cadences(config: ConfigDict) -> tuple[str, str, str, str]:
+  """Returns how often rows are logged, weights validated, saved, and shown."""
+  samples = config.log.samples if 'samples' in config.log else 0
+  return (config.log.every, config.eval.every, config.checkpoint.every, samples)
+
+
+def minutes_are_up(r: Run, log_now: bool) -> bool:
+  """Returns whether `checkpoint.minutes` have passed since the last save.
+
+  Several processes ask process 0's clock, when they log a row.
+  """
+  minutes = r.task.config.checkpoint.minutes
+  if not minutes or (jax.process_count() > 1 and not log_now):
+    return False
+  up = time.monotonic() - r.saved_at >= 60 * minutes
+  return distributed.broadcast_json(up)

@@ -1,0 +1,357 @@
+"""Computes one step of a CycleGAN: its networks' losses, and both updates.
+
+    networks = Networks(generator, discriminator, **config.loss)
+    done = cyclegan_update(
+      state, networks, tx, real, key, order='generators', mesh=mesh
+    )
+
+Domains are `a` and `b`. `gen_ab` turns a into b, `gen_ba` b into a; `disc_a`
+and `disc_b` tell a domain's images from fakes. Images are float32 in [-1, 1].
+Zhu et al. 2017, arXiv:1703.10593, section 3.
+
+Passes of one network over two batches are one pass over both: no network mixes
+the images of a batch (instance norm is per image), so the result is the same.
+The fakes of a step are those of the generators before it, whichever is updated
+first: so they are made once, judged by the discriminators for both losses, and
+pulled back to the generators' weights once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from vit22b_jax import errors
+from vit22b_jax.models import generators, patchgan
+from vit22b_jax.runtime import sharding
+from vit22b_jax.tasks import pools
+from vit22b_jax.training import gradients, losses
+
+GENERATORS = ('gen_ab', 'gen_ba')
+DISCRIMINATORS = ('disc_a', 'disc_b')
+NETWORKS = GENERATORS + DISCRIMINATORS
+
+Images = dict[str, Float[Array, 'B H W 3']]
+Scalars = dict[str, Float[Array, '']]
+
+
+def build_networks(config: ConfigDict) -> 'Networks':
+  """Builds the networks and losses that a config describes."""
+  model = config.model
+  return Networks(
+    generators.build(dict(model), config.data.image_size),
+    patchgan.build(config.discriminator.name, model.dtype, model.precision),
+    **config.loss,
+  )
+
+
+def validate_networks(config: ConfigDict) -> None:
+  """Judges how networks, image size and losses fit together.
+
+  Raises:
+    UserError: they don't.
+  """
+  discriminator = build_networks(config).discriminator.preset
+  size, smallest = config.data.image_size, discriminator.smallest
+  if size < smallest:
+    raise errors.UserError(
+      f'data.image_size={size}: the discriminator '
+      f'{config.discriminator.name!r} judges images of {smallest} pixels at '
+      'least.'
+    )
+  if discriminator.sigmoid and config.loss.gan == 'vanilla':
+    raise errors.UserError(
+      f"loss.gan='vanilla' takes logits, and the discriminator "
+      f'{config.discriminator.name!r} gives probabilities: use '
+      "loss.gan='lsgan' or discriminator.name='patchgan70'."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """Holds the modules and the weights of the losses' terms.
+
+  Attributes:
+    generator: of either direction.
+    discriminator: of either domain.
+    gan: a kind of `losses.adversarial`.
+    lambda_cycle: weight of the cycle consistency.
+    lambda_identity: weight of the identity loss, times `lambda_cycle`; 0 leaves
+      its passes out of the program.
+    discriminator_factor: weight of the discriminators' loss.
+  """
+
+  generator: nn.Module
+  discriminator: nn.Module
+  gan: str
+  lambda_cycle: float
+  lambda_identity: float
+  discriminator_factor: float
+
+  @property
+  def modules(self) -> dict[str, nn.Module]:
+    """Returns the module of each network."""
+    return {
+      **dict.fromkeys(GENERATORS, self.generator),
+      **dict.fromkeys(DISCRIMINATORS, self.discriminator),
+    }
+
+  @property
+  def terms(self) -> tuple[str, ...]:
+    """Names the losses' terms, each a mean before its weight."""
+    identity = ('idt_a', 'idt_b') if self.lambda_identity else ()
+    generators = ('gan_a2b', 'gan_b2a', 'cycle_a', 'cycle_b', *identity)
+    return (*generators, *DISCRIMINATORS)
+
+  def generate(
+    self, generators: dict[str, Any], real: Images, key: PRNGKeyArray
+  ) -> Images:
+    """Makes all images that a step needs of the generators.
+
+    Args:
+      generators: parameters by name.
+      real: batches `a` and `b`.
+      key: of dropout.
+
+    Returns:
+      `fake_b` (of a) and `fake_a`; `rec_a` and `rec_b`, the way back; with an
+      identity loss `idt_a` (what gen_ba makes of a) and `idt_b`.
+    """
+    keys = iter(jax.random.split(key, 4))
+
+    def apply(name, images):
+      return self.generator.apply(
+        {'params': generators[name]},
+        images,
+        train=True,
+        rngs={'dropout': next(keys)},
+      )
+
+    made = {}
+    if self.lambda_identity:
+      both = interleave(real['a'], real['b'])
+      made['fake_b'], made['idt_b'] = deinterleave(apply('gen_ab', both))
+      made['idt_a'], made['fake_a'] = deinterleave(apply('gen_ba', both))
+    else:
+      made['fake_b'] = apply('gen_ab', real['a'])
+      made['fake_a'] = apply('gen_ba', real['b'])
+    made['rec_a'] = apply('gen_ba', made['fake_b'])
+    made['rec_b'] = apply('gen_ab', made['fake_a'])
+    return made
+
+  def generator_loss(
+    self, made: Images, discriminators: dict[str, Any], real: Images
+  ) -> tuple[Float[Array, ''], Scalars]:
+    """Computes the loss that both generators minimize.
+
+    Args:
+      made: as `generate` gives them.
+      discriminators: parameters by name; constants here.
+      real: batches `a` and `b`.
+
+    Returns:
+      The loss, and the terms by name with `max_score`, the largest absolute
+      score.
+    """
+    terms, scores = {}, []
+    for domain, direction in (('b', 'a2b'), ('a', 'b2a')):
+      name = f'disc_{domain}'
+      found = self._scores(discriminators[name], made[f'fake_{domain}'])
+      terms[f'gan_{direction}'] = self._adversarial(found, True)
+      scores.append(found)
+    for domain, images in real.items():
+      terms[f'cycle_{domain}'] = losses.l1(made[f'rec_{domain}'], images)
+      if self.lambda_identity:
+        terms[f'idt_{domain}'] = losses.l1(made[f'idt_{domain}'], images)
+    identity = self.lambda_identity * self.lambda_cycle
+    weights = {'gan': 1.0, 'cycle': self.lambda_cycle, 'idt': identity}
+    loss = sum(weights[k.split('_')[0]] * term for k, term in terms.items())
+    return loss, terms | {'max_score': _largest(scores)}
+
+  def discriminator_loss(
+    self, discriminators: dict[str, Any], real: Images, shown: Images
+  ) -> tuple[Float[Array, ''], Scalars]:
+    """Computes the loss that both discriminators minimize.
+
+    Args:
+      discriminators: parameters by name.
+      real: batches `a` and `b`.
+      shown: fakes of `a` and `b`, new or from a pool; constants here.
+
+    Returns:
+      The loss, and the terms by name with `max_score`.
+    """
+    terms, scores = {}, []
+    for domain, images in real.items():
+      both = interleave(images, shown[domain])
+      found = self._scores(discriminators[f'disc_{domain}'], both)
+      of_real, of_fake = deinterleave(found)
+      terms[f'disc_{domain}'] = losses.discriminator(
+        of_real, of_fake, kind=self.gan
+      )
+      scores.append(found)
+    loss = self.discriminator_factor * sum(terms.values())
+    return loss, terms | {'max_score': _largest(scores)}
+
+  def _scores(self, params: Any, images: Array) -> Array:
+    return self.discriminator.apply({'params': params}, images)
+
+  def _adversarial(self, scores: Array, real: bool) -> Array:
+    return losses.adversarial(scores, real=real, kind=self.gan)
+
+
+class Updates(NamedTuple):
+  """Holds what `cyclegan_update` computes.
+
+  Attributes:
+    made: all images of the generators.
+    grads: by network, before clipping.
+    updates: what the optimizers add to the parameters, by network.
+    opt_state: of `generators` and `discriminators`, afterwards.
+    pools: of the domains, afterwards.
+    seen: the terms of the losses by name, `loss` (their weighted sum) and
+      `max_score`, the largest absolute score.
+  """
+
+  made: Images
+  grads: dict[str, Any]
+  updates: dict[str, Any]
+  opt_state: dict[str, Any]
+  pools: dict[str, pools.Pool | None]
+  seen: Scalars
+
+
+def cyclegan_update(
+  state: Any,
+  networks: Networks,
+  tx: optax.GradientTransformation,
+  real: Images,
+  key: PRNGKeyArray,
+  *,
+  order: str,
+  mesh: jax.sharding.Mesh,
+) -> Updates:
+  """Computes gradients and updates of generators and discriminators.
+
+  The pools' images and the fakes are constants to the discriminators; the
+  discriminators are constants to the generators: as they were before the step
+  or, updated first, after it.
+
+  Args:
+    state: a `cyclegan.State` before the step.
+    networks: the modules and losses.
+    tx: the rule of both optimizers.
+    real: batches `a` and `b` in [-1, 1].
+    key: of dropout and the pools.
+    order: what is updated first, generators or discriminators.
+    mesh: where the batch lives.
+  """
+  opt_state = {}
+  gens = pick(state.params, GENERATORS)
+  discs = pick(state.params, DISCRIMINATORS)
+  scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+  dropout_key, pool_key = jax.random.split(key)
+  made, pull_back = jax.vjp(
+    lambda params: networks.generate(params, real, dropout_key), gens
+  )
+  shown, new_pools = _exchange(pool_key, state.pools, made, mesh)
+  disc_grads, disc_seen = _scaled_grad(
+    networks.discriminator_loss, scale, discs, real, shown
+  )
+  disc_grads = jax.tree.map(lambda g: g / scale, disc_grads)
+  disc_updates, opt_state['discriminators'] = tx.update(
+    disc_grads, state.opt_state['discriminators'], discs
+  )
+  if order == 'discriminators':
+    finite = gradients.all_finite(disc_grads)  # or else the step isn't taken
+    discs = jax.tree.map(
+      lambda p, u: jnp.where(finite, p + u, p), discs, disc_updates
+    )
+  cotangents, gen_seen = _scaled_grad(
+    networks.generator_loss, scale, made, discs, real
+  )
+  gen_grads = jax.tree.map(lambda g: g / scale, pull_back(cotangents)[0])
+  gen_updates, opt_state['generators'] = tx.update(
+    gen_grads, state.opt_state['generators'], gens
+  )
+  seen = disc_seen | gen_seen
+  seen['loss'] = gen_seen['loss'] + disc_seen['loss']
+  seen['max_score'] = jnp.maximum(gen_seen['max_score'], disc_seen['max_score'])
+  return Updates(
+    made,
+    gen_grads | disc_grads,
+    gen_updates | disc_updates,
+    opt_state,
+    new_pools,
+    seen,
+  )
+
+
+def _scaled_grad(
+  loss_fn: Callable[..., tuple[Float[Array, ''], Scalars]],
+  scale: Float[Array, ''] | float,
+  *args: Any,
+) -> tuple[Any, Scalars]:
+  """Differentiates scale x loss by the first argument.
+
+  Returns:
+    The gradient, and the scalars of `loss_fn` with the unscaled `loss`.
+  """
+
+  def scaled(*args):
+    loss, seen = loss_fn(*args)
+    return scale * loss, seen | {'loss': loss}
+
+  return jax.grad(scaled, has_aux=True)(*args)
+
+
+def _exchange(
+  key: PRNGKeyArray,
+  old: dict[str, pools.Pool | None],
+  made: Images,
+  mesh: jax.sharding.Mesh,
+) -> tuple[Images, dict[str, pools.Pool | None]]:
+  """Exchanges fakes for those of the pools that discriminators see instead."""
+  shown, new = {}, {}
+  for k, domain in zip(jax.random.split(key), 'ab', strict=True):
+    fakes, pool = made[f'fake_{domain}'], old[domain]
+    if pool is not None:
+      # One image after the other: each device does it for the whole batch, with
+      # the rows of the images that it has of the pool.
+      rows = pools.of_rows(fakes.shape[1], mesh)
+      fakes = jax.lax.with_sharding_constraint(fakes, rows)
+      fakes, pool = pools.exchange(k, pool, fakes)
+      fakes = jax.lax.with_sharding_constraint(
+        fakes, sharding.batch_sharding(mesh)
+      )
+    shown[domain], new[domain] = fakes, pool
+  return shown, new
+
+
+def pick(tree: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+  """Returns the entries of these names."""
+  return {name: tree[name] for name in names}
+
+
+def interleave(x: Array, y: Array) -> Array:
+  """Joins two batches [B, ...] into one [2 B, ...], image by image.
+
+  Images that belong together stay on the device that they are on.
+  """
+  return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
+
+
+def deinterleave(z: Array) -> tuple[Array, Array]:
+  """Inverts `interleave`."""
+  pairs = z.reshape(-1, 2, *z.shape[1:])
+  return pairs[:, 0], pairs[:, 1]
+
+
+def _largest(scores: list[Array]) -> Float[Array, '']:
+  return jnp.max(jnp.stack([jnp.max(jnp.abs(s)) for s in scores]))

@@ -1,0 +1,273 @@
+"""Measures trained weights on the parts of a data set: names and values.
+
+    evaluator = ClassificationEvaluator(logits, 'softmax', mesh, data, ...)
+    dict(evaluator.validate(variables))      # loss top1 top5 auroc, of val
+    result = evaluator.test(variables, run)  # the content of eval.json
+    evaluator.summary(result)                # in words
+
+Image translations have an evaluator of their own, in `fid_evaluator`.
+"""
+
+import abc
+import dataclasses
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped, UInt8
+
+from vit22b_jax.data import catalog, devices, pipeline, splits
+from vit22b_jax.runtime import sharding
+from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.training import losses, metrics
+
+_SAMPLES = 48  # images kept with their predictions, for the report
+
+Poll = Callable[[], None]
+# {'image': [B, H, W, 3] in [0, 255], 'mask': [B]}
+Batches = Iterator[dict[str, Shaped[Array, 'B ...']]]
+
+
+def ignore() -> None:
+  """Polls nothing: nobody asks to leave the evaluation."""
+
+
+class Evaluator(abc.ABC):
+  """Evaluates one task.
+
+  Each `poll` is called between batches, and may raise to leave the evaluation.
+
+  Attributes:
+    best_metric: the row of metrics.jsonl that ranks checkpoints.
+    best_mode: 'max' or 'min'.
+    note: what has to be said with the values of `validate`.
+  """
+
+  best_metric: str
+  best_mode: str
+  note: str = ''
+
+  def __init__(self, data: Any | None):
+    self.data = data
+
+  def prepare(self) -> None:  # noqa: B027 (most need nothing)
+    """Gets what evaluations need, while nothing can be lost yet.
+
+    Raises:
+      UserError: it can't be had.
+    """
+
+  @property
+  def last_part(self) -> str:
+    """Returns the part for the end: 'test', or 'val' where there is none."""
+    return 'val' if self.data.test is None else 'test'
+
+  @abc.abstractmethod
+  def validate(
+    self, variables: dict[str, Any], poll: Poll = ignore
+  ) -> Iterable[tuple[str, float]]:
+    """Yields names and values of the validation part.
+
+    Args:
+      variables: the models', as the task's `variables` gives them.
+      poll: see the class.
+    """
+
+  @abc.abstractmethod
+  def test(
+    self,
+    variables: dict[str, Any],
+    run: workdir_lib.Workdir,
+    poll: Poll = ignore,
+  ) -> dict[str, Any]:
+    """Evaluates on the test part: the content of eval.json, with its `split`.
+
+    Args:
+      variables: the models', as the task's `variables` gives them.
+      run: where other files of the result go.
+      poll: see the class.
+    """
+
+  @staticmethod
+  @abc.abstractmethod
+  def summary(result: dict[str, Any]) -> str:
+    """Returns the content of eval.json in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """Holds what a classifier gives for a split.
+
+  Attributes:
+    values: `num_examples loss top1 top5 auroc`; accuracies in [0, 1].
+    probabilities: softmax outputs, float32.
+    labels: the true classes, in the same order.
+    indices: the images' places in the split; those that can't be read are
+      missing.
+  """
+
+  values: dict[str, float]
+  probabilities: Float[np.ndarray, 'n C']
+  labels: Int[np.ndarray, ' n']
+  indices: Int[np.ndarray, ' n']
+
+
+class ClassificationEvaluator(Evaluator):
+  """Measures a classifier; every image counts once.
+
+  Args:
+    logits: (variables, images uint8 [B, H, W, 3]) -> float32 [B, C].
+    kind: of the loss, see `losses.cross_entropy`.
+    mesh: over which batches are split.
+    data: the data set; None to predict alone.
+    names: of the classes.
+    batch_size: images of a batch, over all processes.
+    workers: processes that decode.
+
+  Raises:
+    UserError: the devices don't divide `batch_size`.
+  """
+
+  best_metric = 'val/top1'
+  best_mode = 'max'
+
+  def __init__(
+    self,
+    logits: Callable[[Any, Array], Float[Array, 'B C']],
+    kind: str,
+    mesh: jax.sharding.Mesh,
+    data: catalog.Dataset | None,
+    names: list[str],
+    *,
+    batch_size: int,
+    workers: int,
+  ):
+    super().__init__(data)
+    sharding.validate_batch_size(batch_size, mesh, 'eval.batch_size')
+    self._mesh, self._names = mesh, names
+    self.batch_size, self._workers = batch_size, workers
+
+    def step(variables, batch):
+      """Returns metric sums, and what the rest is made of."""
+      found = logits(variables, batch['image'])
+      values = losses.cross_entropy(found, batch['label'], kind=kind)
+      sums = metrics.batch_sums(found, batch['label'], values, batch['mask'])
+      rest = (batch[name] for name in ('label', 'index', 'mask'))
+      return sums, jax.nn.softmax(found), *rest
+
+    whole = sharding.replicated(mesh)
+    self._step = jax.jit(step, out_shardings=whole)
+    self._probabilities = jax.jit(
+      lambda variables, images: jax.nn.softmax(logits(variables, images)),
+      out_shardings=whole,
+    )
+
+  def predict(
+    self, variables: dict[str, Any], images: UInt8[Array, 'B H W 3']
+  ) -> Float[Array, 'B C']:
+    """Computes the classes' probabilities for raw uint8 images."""
+    with sharding.mesh_context(self._mesh):
+      return self._probabilities(variables, images)
+
+  def evaluate(
+    self, variables: dict[str, Any], split: splits.Split, poll: Poll = ignore
+  ) -> Predictions:
+    """Computes loss, top-1, top-5 and AUROC over every image of a split, once.
+
+    Args:
+      variables: the model's.
+      split: the images.
+      poll: see `Evaluator`.
+    """
+    total, kept = None, []
+    for batch in eval_batches(
+      split, self._mesh, self.batch_size, self._workers
+    ):
+      poll()
+      with sharding.mesh_context(self._mesh):
+        sums, *rest = jax.device_get(self._step(variables, batch))
+      total = sums if total is None else metrics.merge(total, sums)
+      *rest, mask = rest
+      kept.append([array[mask > 0] for array in rest])
+    probabilities, labels, indices = map(
+      np.concatenate, zip(*kept, strict=True)
+    )
+    values = metrics.means(total)
+    values['auroc'] = metrics.auroc(probabilities, labels)
+    return Predictions(values, probabilities, labels, indices)
+
+  def validate(
+    self, variables: dict[str, Any], poll: Poll = ignore
+  ) -> Iterable[tuple[str, float]]:
+    """Yields `loss top1 top5 auroc` of the validation part."""
+    found = self.evaluate(variables, self.data.val, poll).values
+    return ((k, v) for k, v in found.items() if k != 'num_examples')
+
+  def test(
+    self,
+    variables: dict[str, Any],
+    run: workdir_lib.Workdir,
+    poll: Poll = ignore,
+  ) -> dict[str, Any]:
+    """Evaluates on the test part and writes predictions.npz.
+
+    A data set without a test part is evaluated on its validation part.
+
+    Returns:
+      `split num_examples loss top1 top5 auroc`.
+    """
+    split = getattr(self.data, self.last_part)
+    found = self.evaluate(variables, split, poll)
+    run.write_bytes(workdir_lib.PREDICTIONS, self._archive(split, found))
+    return {'split': self.last_part, **found.values}
+
+  def _archive(self, split: splits.Split, found: Predictions) -> bytes:
+    """Makes predictions.npz: some images, and all of them in a matrix.
+
+    Returns:
+      An npz file of `images` uint8 [M, H, W, 3], their `labels` [M] and
+      `probabilities` [M, C]; `confusion` int64 [C, C], true class by predicted
+      class, of every image; and `class_names` [C].
+    """
+    confusion = np.zeros((len(self._names),) * 2, np.int64)
+    np.add.at(confusion, (found.labels, found.probabilities.argmax(axis=1)), 1)
+    chosen = np.random.default_rng(0).permutation(len(found.labels))[:_SAMPLES]
+    chosen.sort()
+    out = io.BytesIO()
+    np.savez_compressed(
+      out,
+      images=np.stack([split[int(found.indices[i])]['image'] for i in chosen]),
+      labels=found.labels[chosen],
+      probabilities=found.probabilities[chosen],
+      confusion=confusion,
+      class_names=np.array(self._names),
+    )
+    return out.getvalue()
+
+  @staticmethod
+  def summary(result: dict[str, Any]) -> str:
+    """Returns the content of eval.json in words."""
+    which = ', averaged' if result['weights'] == 'ema' else ''
+    return (
+      f'Result on the {result["split"]} part ({result["num_examples"]} images; '
+      f'weights of step {result["step"]}{which}):\n'
+      f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
+      f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
+    )
+
+
+def eval_batches(
+  split: splits.Split, mesh: jax.sharding.Mesh, batch_size: int, workers: int
+) -> Batches:
+  """Yields every image of a split, once, on the devices; padding at the end."""
+  placement = sharding.batch_sharding(mesh)
+  batches = pipeline.eval_batches(
+    split,
+    batch_size=batch_size,
+    workers=workers,
+    rows=devices.local_rows(placement, batch_size),
+  )
+  for batch in batches:
+    yield devices.place(batch, placement)
