@@ -214,7 +214,7 @@ _BLOCKS = _choice(
 )
 _VARIANTS = _choice('Ti', 'S', 'B', 'L', 'H', '22B')
 _PATCH = _int(1, 65_536)
-_ATTENTION = _choice('xla', 'cudnn')
+_ATTENTION = _choice('auto', 'xla', 'cudnn')
 _OPTIM = {
   'name': _choice('adamw', 'adam', 'sgd', 'adagrad'),
   'learning_rate': _positive(),
@@ -333,3 +333,21 @@ RULES: dict[str, dict[str, Rule]] = {
     }
   ),
 }
+
+
+def validate_fields(
+  section: str, fields: Mapping[str, Any], task: str = 'classification'
+) -> None:
+  """Judges fields that Python code gives, each by the rule of its key.
+
+  Args:
+    section: of the config where the fields stand, such as 'model'.
+    fields: values by name; those without a rule are left aside.
+    task: whose rules count.
+
+  Raises:
+    UserError: a value is not one that its key takes.
+  """
+  for name, value in fields.items():
+    if rule := RULES[task].get(f'{section}.{name}'):
+      rule.validate(f'{section}.{name}', value)

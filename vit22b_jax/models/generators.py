@@ -15,7 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from vit22b_jax import errors
+from vit22b_jax import errors, rules
 from vit22b_jax.models import (
   blocks,
   resnet_generator,
@@ -24,7 +24,6 @@ from vit22b_jax.models import (
   vitunet_spatial,
 )
 
-KINDS = ('vitunet', 'resnet')
 RESNET = ('blocks', 'width', 'dtype', 'precision')
 
 
@@ -61,7 +60,7 @@ def build_vitunet(
     UserError: for unknown names and values, for impossible combinations, and
       for shapes that don't divide as the architecture has it.
   """
-  errors.validate_choice('model.resample', resample, _RESAMPLING)
+  rules.validate_fields('model', {'resample': resample}, 'translation')
   preset = {field.name for field in dataclasses.fields(blocks.Preset)}
   known = (preset - _CLASSIFIER) | vit.VARIANTS['S'].keys()
   known |= {'dropout', 'attention', 'dtype', 'precision'}
@@ -100,7 +99,7 @@ def build(
   """
   fields = {k: v for k, v in model_section.items() if v is not None}
   generator = fields.pop('generator')
-  errors.validate_choice('model.generator', generator, KINDS)
+  rules.validate_fields('model', {'generator': generator}, 'translation')
   if generator == 'vitunet':
     if 'blocks' in fields:
       raise errors.UserError(

@@ -6,9 +6,6 @@ from jaxtyping import Array, Float
 
 from vit22b_jax.models import axes, inits, kernels, layers
 
-POOLS = ('cls', 'mean', 'map')
-HEADS = ('linear', 'mlp', 'mlp_bn')
-
 
 class MapPool(layers.Transformer, kw_only=True):
   """Multihead attention pooling: one learned query looks at all tokens.

@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax import errors
-from vit22b_jax.models import convolutions, kernels, vit
+from vit22b_jax import errors, rules
+from vit22b_jax.models import convolutions, kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,6 @@ def build(
   Raises:
     UserError: for unknown names and values.
   """
-  errors.validate_choice('discriminator.name', name, PRESETS)
-  errors.validate_choice('model.dtype', dtype, vit.CHOICES['dtype'])
-  errors.validate_choice('model.precision', precision, vit.CHOICES['precision'])
+  rules.validate_fields('discriminator', {'name': name}, 'translation')
+  rules.validate_fields('model', {'dtype': dtype, 'precision': precision})
   return PatchGAN(preset=PRESETS[name], dtype=dtype, precision=precision)

@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax import errors
-from vit22b_jax.models import convolutions, kernels, vit
+from vit22b_jax import errors, rules
+from vit22b_jax.models import convolutions, kernels
 
 Maps = Float[Array, 'B H W C']
 
@@ -139,11 +139,7 @@ def build(
   Raises:
     UserError: for values that no generator has.
   """
-  for name, value in {'blocks': blocks, 'width': width}.items():
-    if value < 1:
-      raise errors.UserError(f'model.{name}={value} must be at least 1.')
-  errors.validate_choice('model.dtype', dtype, vit.CHOICES['dtype'])
-  errors.validate_choice('model.precision', precision, vit.CHOICES['precision'])
-  return ResNetGenerator(
-    blocks=blocks, width=width, dtype=dtype, precision=precision
-  )
+  fields = {'blocks': blocks, 'width': width}
+  fields |= {'dtype': dtype, 'precision': precision}
+  rules.validate_fields('model', fields, 'translation')
+  return ResNetGenerator(**fields)

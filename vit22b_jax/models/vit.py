@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax import errors
+from vit22b_jax import errors, rules
 from vit22b_jax.models import (
   axes,
   blocks,
@@ -29,7 +29,6 @@ from vit22b_jax.models import (
   inits,
   kernels,
   layers,
-  remat,
   stacking,
 )
 
@@ -43,19 +42,6 @@ VARIANTS = {
   'L': {'depth': 24, 'width': 1024, 'mlp_dim': 4096, 'num_heads': 16},
   'H': {'depth': 32, 'width': 1280, 'mlp_dim': 5120, 'num_heads': 16},
   '22B': {'depth': 48, 'width': 6144, 'mlp_dim': 24576, 'num_heads': 48},
-}
-
-CHOICES = {
-  'norm': ('layer', 'rms'),
-  'softmax_scale': ('head', 'width'),
-  'head': heads.HEADS,
-  'init': inits.KINDS,
-  'pool': heads.POOLS,
-  'pos_embedding': embeddings.POSITIONS,
-  'attention': ('auto', 'xla', 'cudnn'),
-  'dtype': ('float32', 'bfloat16', 'float16'),
-  'precision': ('highest', 'default'),
-  'remat': tuple(remat.REMAT),
 }
 
 
@@ -228,22 +214,12 @@ class ViT(Encoder, kw_only=True):
 
 
 def _check(fields: dict[str, Any]) -> None:
-  for name, choices in CHOICES.items():
-    if name in fields:
-      errors.validate_choice(f'model.{name}', fields[name], choices)
-  positive = ('depth', 'width', 'mlp_dim', 'num_heads', 'patch_size')
-  for name in positive:
-    if fields[name] < 1:
-      raise errors.UserError(f'model.{name}={fields[name]} must be at least 1.')
+  """Judges each field by its key's rule, then how fields fit together."""
+  rules.validate_fields('model', fields)
   if fields['num_classes'] < 0:
     raise errors.UserError(
       f'num_classes={fields["num_classes"]} must be at least 0.'
     )
-  for name in ('dropout', 'stochastic_depth'):
-    if not 0 <= fields.get(name, 0) < 1:
-      raise errors.UserError(
-        f'model.{name}={fields[name]} must be at least 0 and less than 1.'
-      )
   width, num_heads, mlp_dim = (
     fields[name] for name in ('width', 'num_heads', 'mlp_dim')
   )
@@ -304,8 +280,7 @@ def build(
   Raises:
     UserError: for unknown names and values, and for impossible combinations.
   """
-  errors.validate_choice('model.block', block, PRESETS)
-  errors.validate_choice('model.variant', variant, VARIANTS)
+  rules.validate_fields('model', {'block': block, 'variant': variant})
   fields = {
     **dataclasses.asdict(PRESETS[block]),
     **VARIANTS[variant],
