@@ -313,6 +313,7 @@ def _log() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.every = '50 steps'  # duration between two rows of metrics.jsonl
   c.tensorboard = True  # write TensorBoard events as well
+  c.wandb = ''  # project of Weights & Biases to write to; '': none
   return c
 
 

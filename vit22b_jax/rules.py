@@ -141,6 +141,7 @@ def _optional(rule: Rule) -> Rule:
 
 _FLAG = Rule(bool, 'True or False', lambda value: isinstance(value, bool))
 _PATH = _text('a path')
+_PROJECT = dataclasses.replace(_text('the name of a project'), absent='')
 _COUNT = _int(1)
 _FRACTION = _float(0, 1)
 _WEIGHT = _float(0)
@@ -175,7 +176,7 @@ _RUN = {
     'window': _int(1, 100_000),
     'ignore': _duration(),
   },
-  'log': {'every': _CADENCE, 'tensorboard': _FLAG},
+  'log': {'every': _CADENCE, 'tensorboard': _FLAG, 'wandb': _PROJECT},
   'mesh': {
     **dict.fromkeys(('data', 'fsdp', 'tensor'), _optional(_int(1, rest=True))),
     'max_replicated': _WEIGHT,

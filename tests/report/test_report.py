@@ -14,6 +14,7 @@ from vit22b_jax import errors, report
 from vit22b_jax.report import (
   downsample,
   heatmaps,
+  intervals,
   page,
   scores,
   summary,
@@ -234,6 +235,102 @@ def test_confused_pairs_leave_out_the_diagonal():
     ('c', 'a', 1),
   ]
   assert pairs[0]['part'] == pytest.approx(0.07)
+
+
+def _predict(path, count, wrong, classes=10, pictures=True):
+  """Gives a run predictions of a whole part, `wrong` of them wrong."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(classes, size=count)
+  chosen = labels.copy()
+  chosen[:wrong] = (labels[:wrong] + 1) % classes
+  sure = rng.uniform(0.5, 1, count).astype(np.float32)
+  probabilities = np.repeat((1 - sure[:, None]) / (classes - 1), classes, 1)
+  probabilities[np.arange(count), chosen] = sure
+  confusion = np.zeros((classes, classes), int)
+  np.add.at(confusion, (labels, chosen), 1)
+  rows = np.arange(count if pictures else 1)
+  np.savez(
+    path / 'predictions.npz',
+    images=rng.integers(0, 255, (len(rows), 4, 4, 3), np.uint8),
+    image_rows=rows,
+    labels=labels,
+    probabilities=probabilities,
+    indices=np.arange(count) + 1_000,
+    confusion=confusion,
+    class_names=np.array([f'class {i}' for i in range(classes)]),
+  )
+  scores = json.loads((path / 'eval.json').read_text())
+  scores |= {'num_examples': count, 'top1': 1 - wrong / count}
+  (path / 'eval.json').write_text(json.dumps(scores))
+  return path, sure[:wrong]
+
+
+def test_every_error_is_on_the_page_worst_first(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100)
+  path, sure = _predict(run, 400, 70)
+  html = report.write(path).read_text()
+  assert '70 of 400 images are wrong' in html
+  first = re.findall(r'class="wrong">.*?<small>image (\d+)', html, re.DOTALL)
+  (more,) = re.findall(r"data-errors='([^']*)'", html)
+  places = [*map(int, first), *(one['place'] for one in json.loads(more))]
+  assert places == (np.argsort(-sure) + 1_000).tolist()
+  assert all(one['source'] for one in json.loads(more))
+
+
+def test_errors_without_pictures_have_their_places(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100)
+  path, _ = _predict(run, 400, 9, pictures=False)
+  html = report.write(path).read_text()
+  assert '9 of 400 images are wrong' in html
+  assert len(re.findall(r'<small>image 10\d\d', html)) == 9
+
+
+def test_headlines_have_their_intervals_and_calibration(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100)
+  html = report.write(_predict(run, 400, 70)[0]).read_text()
+  low, high = intervals.wilson(1 - 70 / 400, 400)
+  between = f'{summary.percent(low)} to {summary.percent(high)}'
+  assert f'first choice is right; 95 % interval {between}' in html
+  assert 'nats; 95 % interval' in html
+  assert 'macro, one against rest; 95 % interval' in html
+  assert 'Expected calibration error' in html
+
+
+def test_few_classes_have_no_top_five(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100, classes=['a', 'b'])
+  text = report.write(run).read_text()
+  assert 'top-5' not in text
+  table = report.markdown_table([run])
+  assert '| 0.631 | – | 0.938 |' in table
+
+
+@pytest.mark.parametrize(
+  'classes, top1, mood',
+  [(100, 0.064, 'plain'), (100, 0.011, 'bad'), (100, 0.5, 'good')],
+)
+def test_what_learned_little_is_not_green(tmp_path, classes, top1, mood):
+  names = [f'class {i}' for i in range(classes)]
+  path = report_fixtures.make(tmp_path / 'run', steps=100, classes=names)
+  run = runs.read(path)
+  run.evaluation['top1'] = top1
+  assert page.verdicts(run)[0].mood == mood
+
+
+def test_how_to_repeat_it(tmp_path):
+  path = report_fixtures.make(tmp_path / 'run', steps=100)
+  versions = report_fixtures.VERSIONS | {'command': 'python main.py --config=x'}
+  (path / 'versions.json').write_text(json.dumps(versions))
+  html = report.write(path).read_text()
+  assert '<pre><code>python main.py --config=x</code></pre>' in html
+  assert 'model.depth' not in html  # None: left to the variant
+
+
+def test_a_hundred_classes_have_their_labels(tmp_path):
+  names = [f'class {i}' for i in range(100)]
+  path = report_fixtures.make(tmp_path / 'run', steps=100, classes=names)
+  (*_, figure) = _figures(report.write(path).read_text())
+  assert figure['data'][0]['x'] == names
+  assert figure['layout']['xaxis']['dtick'] == 1
 
 
 def test_class_names_can_not_inject_html(tmp_path):

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import resource
+import sys
 import time
 
 import numpy as np
@@ -192,6 +193,20 @@ def test_only_the_writer_writes(tmp_path):
   run.truncate(0)
   run.close()
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'command'),
+  [
+    (['/a/main.py', '--x=a b'], "python main.py '--x=a b'"),
+    (['/bin/vit22b', '--list'], 'vit22b --list'),
+    (['/a/__main__.py', '-h'], 'python -m vit22b_jax -h'),
+    (['/bin/pytest'], None),
+  ],
+)
+def test_versions_name_the_command(monkeypatch, arguments, command):
+  monkeypatch.setattr(sys, 'argv', arguments)
+  assert workdir.versions([])['command'] == command
 
 
 def test_versions_name_software_and_devices():

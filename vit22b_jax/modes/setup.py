@@ -145,6 +145,7 @@ def open_workdir(
   folder = workdir_lib.Workdir(
     path,
     tensorboard=config.log.tensorboard,
+    wandb=config.log.wandb,
     writer=jax.process_index() == 0,
   )
   distributed.validate_shared(

@@ -23,7 +23,9 @@ from vit22b_jax.runtime import formats, workdir
 
 Series = tuple[Int[np.ndarray, 'points'], Float[np.ndarray, 'points']]
 
-_VERSIONS = formats.Fields({}, {'parameters': int, 'devices': list})
+_VERSIONS = formats.Fields(
+  {}, {'parameters': int, 'devices': list, 'command': str}
+)
 _EVENT = formats.Fields(
   {'kind': str, 'action': str}, {'layer': str, 'moved_first': str}
 )

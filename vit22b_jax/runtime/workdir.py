@@ -20,7 +20,9 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -332,7 +334,7 @@ def _validate_writable(path: epath.Path) -> None:
 
 @functools.cache
 def _git_commit() -> str | None:
-  """The checkout's commit, with '-dirty' where files differ; None elsewhere."""
+  """Returns the checkout's commit, '-dirty' where files differ, or None."""
   command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
   folder = pathlib.Path(__file__).parent
   try:
@@ -345,32 +347,38 @@ def _git_commit() -> str | None:
 
 
 def versions(devices: list[str]) -> dict[str, Any]:
-  """What the run ran on, for versions.json.
+  """Returns the content of versions.json: software, machine, command.
 
   Args:
     devices: a description of each accelerator.
   """
-  found = {}
-  for name in (
-    'vit22b_jax',
-    'jax',
-    'jaxlib',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'grain',
-    'numpy',
-  ):
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = None  # run from a checkout that isn't installed
+  distributions = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
   return {
-    'package': found.pop('vit22b_jax'),
+    'package': _version('vit22b_jax'),
     'git_commit': _git_commit(),
-    **found,
+    **{name: _version(name) for name in (*distributions, 'grain', 'numpy')},
     'python': platform.python_version(),
     'platform': platform.platform(),
     'cpus': os.cpu_count(),
     'devices': devices,
+    'command': _command(sys.argv),
   }
+
+
+def _version(name: str) -> str | None:
+  """Returns a distribution's version; None in a checkout without install."""
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _command(arguments: list[str]) -> str | None:
+  """Returns the command line that began this process, None within others."""
+  programs = {
+    'main.py': ['python', 'main.py'],
+    '__main__.py': ['python', '-m', 'vit22b_jax'],
+    'vit22b': ['vit22b'],
+  }
+  program = programs.get(pathlib.Path(arguments[0]).name)
+  return program and shlex.join([*program, *arguments[1:]])

@@ -23,7 +23,8 @@ from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.training import losses, metrics
 
-_SAMPLES = 48  # images kept with their predictions, for the report
+_SAMPLES = 48  # images kept with their predictions, drawn at random
+_PICTURE_BYTES = 16_000_000  # of errors' images kept, the worst ones
 
 Poll = Callable[[], None]
 # {'image': [B, H, W, 3] in [0, 255], 'mask': [B]}
@@ -224,23 +225,27 @@ class ClassificationEvaluator(Evaluator):
     return {'split': self.last_part, **found.values}
 
   def _archive(self, split: splits.Split, found: Predictions) -> bytes:
-    """Makes predictions.npz: some images, and all of them in a matrix.
+    """Makes predictions.npz, what the report judges a classifier by.
 
     Returns:
-      An npz file of `images` uint8 [M, H, W, 3], their `labels` [M] and
-      `probabilities` [M, C]; `confusion` int64 [C, C], true class by predicted
-      class, of every image; and `class_names` [C].
+      An npz file of `labels` [N], `probabilities` [N, C] and `indices` [N],
+      places in the split, of every image; `confusion` int64 [C, C], true class
+      by predicted class; `class_names` [C]; and `images` uint8 [M, H, W, 3] of
+      some, with their `image_rows` [M] among the N.
     """
     confusion = np.zeros((len(self._names),) * 2, np.int64)
     np.add.at(confusion, (found.labels, found.probabilities.argmax(axis=1)), 1)
-    chosen = np.random.default_rng(0).permutation(len(found.labels))[:_SAMPLES]
-    chosen.sort()
+    first = split[int(found.indices[0])]['image']
+    rows = _pictured(found, _PICTURE_BYTES // first.nbytes)
+    places = found.indices[rows].tolist()
     out = io.BytesIO()
     np.savez_compressed(
       out,
-      images=np.stack([split[int(found.indices[i])]['image'] for i in chosen]),
-      labels=found.labels[chosen],
-      probabilities=found.probabilities[chosen],
+      images=np.stack([split[place]['image'] for place in places]),
+      image_rows=rows,
+      labels=found.labels,
+      probabilities=found.probabilities,
+      indices=found.indices,
       confusion=confusion,
       class_names=np.array(self._names),
     )
@@ -256,6 +261,14 @@ class ClassificationEvaluator(Evaluator):
       f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
       f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
     )
+
+
+def _pictured(found: Predictions, most: int) -> Int[np.ndarray, 'M']:
+  """Returns rows of a random sample and of the `most` confident errors."""
+  wrong = found.probabilities.argmax(1) != found.labels
+  order = np.lexsort((-found.probabilities.max(1), ~wrong))
+  sample = np.random.default_rng(0).permutation(len(wrong))[:_SAMPLES]
+  return np.union1d(sample, order[: min(most, wrong.sum())])
 
 
 def eval_batches(

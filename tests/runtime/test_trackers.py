@@ -1,0 +1,95 @@
+"""TensorBoard and Weights & Biases get a run's numbers, and can't end it."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from vit22b_jax.runtime import workdir
+
+
+def run(folder):
+  """Writes a config, two steps, an image and a final evaluation."""
+  folder.write_json(workdir.CONFIG, {'seed': 1, 'optim': {'b1': 0.9}})
+  for step, logit in ((1, 5.0), (2, 3.0)):
+    folder.diagnostics(step, {'max_logit': logit, 'grad_norm': 0.5})
+  folder.metrics(2, {'train/loss': 1.5})
+  folder.image('samples', 2, np.zeros((3, 5, 3), np.uint8))
+  folder.write_json(
+    workdir.EVAL, {'step': 2, 'split': 'test', 'top1': 0.5, 'num_examples': 4}
+  )
+  folder.close()
+
+
+def test_tensorboard_gets_peaks_test_numbers_and_hyperparameters(tmp_path):
+  from tensorboard.backend.event_processing import plugin_event_accumulator
+  from tensorboard.util import tensor_util
+
+  run(workdir.Workdir(tmp_path, tensorboard=True))
+  events = plugin_event_accumulator.EventAccumulator(str(tmp_path))
+  events.Reload()
+  found = {
+    tag: float(tensor_util.make_ndarray(events.Tensors(tag)[0].tensor_proto))
+    for tag in events.Tags()['tensors']
+    if tag != 'samples' and not tag.startswith('_hparams_')
+  }
+  assert found == {
+    'train/loss': 1.5,
+    'diagnostics/max_logit': 5.0,  # the larger of two steps
+    'diagnostics/grad_norm': 0.5,
+    'test/top1': 0.5,
+  }
+  assert 'samples' in events.Tags()['tensors']
+  assert '_hparams_/session_start_info' in events.Tags()['tensors']
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """A module in place of wandb, which notes its calls."""
+  calls = []
+
+  class Run:
+    def log(self, row, step):
+      calls.append(('log', step, row))
+
+    def finish(self):
+      calls.append(('finish',))
+
+  def init(**options):
+    calls.append(('init', options))
+    return Run()
+
+  module = types.ModuleType('wandb')
+  module.init = init
+  module.Image = lambda image: ('image', image.shape)
+  monkeypatch.setitem(sys.modules, 'wandb', module)
+  return calls
+
+
+def test_weights_and_biases_gets_the_same(tmp_path, wandb):
+  run(workdir.Workdir(tmp_path / 'run', wandb='vits'))
+  (_, options), *rest = wandb
+  assert options['project'] == 'vits' and options['name'] == 'run'
+  assert options['config'] == {'seed': 1, 'optim.b1': 0.9}
+  row = {'diagnostics/max_logit': 5.0, 'diagnostics/grad_norm': 0.5}
+  assert rest == [
+    ('log', 2, {'train/loss': 1.5} | row),
+    ('log', 2, {'samples': ('image', (3, 5, 3))}),
+    ('log', 2, {'test/top1': 0.5}),
+    ('finish',),
+  ]
+
+
+def test_one_workdir_is_one_run_there(tmp_path, wandb):
+  for _ in range(2):
+    run(workdir.Workdir(tmp_path / 'run', wandb='vits'))
+  ids = [call[1]['id'] for call in wandb if call[0] == 'init']
+  assert ids[0] == ids[1]
+
+
+def test_without_wandb_the_run_goes_on(tmp_path, monkeypatch, caplog):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  run(workdir.Workdir(tmp_path, wandb='vits'))
+  assert (tmp_path / 'eval.json').exists()
+  assert 'Nothing more is written to Weights & Biases' in caplog.text
