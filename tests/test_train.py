@@ -11,7 +11,7 @@ import pytest
 from configs import digits_vit22b_ti
 from vit22b_jax import api, errors, train
 from vit22b_jax.modes import evaluate
-from vit22b_jax.runtime import checkpoint, preemption, records, workdir
+from vit22b_jax.runtime import checkpoint, preemption, records, runs, workdir
 from vit22b_jax.tasks import classification
 
 
@@ -90,8 +90,12 @@ def test_files_of_a_run(whole):
   assert result['split'] == 'test' and result['num_examples'] == 359
   assert set(result) >= {'loss', 'top1', 'top5', 'auroc', 'step'}
   with np.load(whole / 'predictions.npz') as file:
-    assert file['confusion'].sum() == 359
-    assert file['images'].shape == (48, 8, 8, 3)
+    assert file['confusion'].sum() == len(file['labels']) == 359
+    wrong = file['probabilities'].argmax(1) != file['labels']
+    rows = file['image_rows']
+    assert set(np.flatnonzero(wrong)) <= set(rows.tolist())
+    assert file['images'].shape == (len(rows), 8, 8, 3)
+  assert runs.read(whole).predictions['indices'].tolist() == [*range(359)]
   rows = _rows(whole)
   assert [row['step'] for row in rows] == [4, 4, 6, 6]
 
