@@ -1,9 +1,10 @@
-"""Plans every size on 1 to 4,096 chips: sweep.json, a row for each.
+"""Plans every size on 1 to 4,096 TPU chips and on GPUs: sweep.json, by rows.
 
     python -m experiments.scaling.sweep
 
 Weak scaling keeps the images of a chip, strong scaling the batch. Stopped and
-started again it goes on; delete a row to have it made anew. Needs libtpu.
+started again it goes on; delete a row to have it made anew. Needs the extras
+`tpu` and `plan-gpu`, no accelerator.
 """
 
 import json
@@ -30,10 +31,15 @@ SLICES = {
 }
 VARIANTS = ('Ti', 'S', 'B', 'L', 'H', '22B')
 PRESETS = ('data', 'fsdp', 'fsdp+tensor')
+# GPUs by their names, with as many images as a chip in weak scaling: a card of
+# 24 GB, an H100 and a node of them.
+GPUS = (('rtx4090', 1), ('h100', 1), ('h100', 8))
+GPU_VARIANTS = ('S', 'B', 'L', 'H')
 CHIP_BATCH = 64  # images of a chip in weak scaling
 BATCH = 16_384  # images of a step in strong scaling
 
 _KEPT = (
+  'method',
   'fits',
   'hbm_bytes_per_device',
   'hbm_capacity_bytes',
@@ -49,7 +55,7 @@ _KEPT = (
 
 
 def cells() -> Iterator[dict[str, Any]]:
-  """What is planned: kind of scaling, variant, preset, chips and batch."""
+  """Yields what is planned: scaling (or GPU), variant, preset, chips, batch."""
   for variant in VARIANTS:
     for preset in PRESETS:
       for chips in SLICES:
@@ -71,24 +77,41 @@ def cells() -> Iterator[dict[str, Any]]:
           'chips': chips,
           'batch_size': BATCH,
         }
+  for name, count in GPUS:
+    for variant in GPU_VARIANTS:
+      yield {
+        'scaling': name,
+        'variant': variant,
+        'sharding': 'data' if count == 1 else 'fsdp',
+        'chips': count,
+        'batch_size': CHIP_BATCH * count,
+      }
+
+
+def topology_of(cell: dict[str, Any]) -> str:
+  """Returns the hardware of a cell by its name."""
+  if cell['scaling'] in ('weak', 'strong'):
+    return SLICES[cell['chips']]
+  return f'{cell["scaling"]}:{cell["chips"]}'
 
 
 def config_of(cell: dict[str, Any]) -> Any:
-  """ImageNet at 224 px, patch 14: L's recipe at another size and batch."""
+  """Returns L's recipe, ImageNet at 224 px, at another size and batch."""
   config = imagenet_vit22b_l.get_config()
   with config.unlocked():
     config.model.variant = cell['variant']
     config.sharding = cell['sharding']
     config.batch_size = cell['batch_size']
     config.optim.accumulate = 1
+    config.model.attention = 'auto'
     config.data.augment = 'standard'  # RandAugment takes a minute to compile
   return config
 
 
 def row(cell: dict[str, Any]) -> dict[str, Any]:
-  """A cell with its plan, or with the reason why there is none."""
+  """Returns a cell with its plan, or the reason why there is none."""
   try:
-    plan = planner.plan(config_of(cell), topologies.find(SLICES[cell['chips']]))
+    plan = planner.plan(config_of(cell), topologies.find(topology_of(cell)))
   except errors.UserError as error:
     return {**cell, 'fits': False, 'refused': str(error)}
   return {**cell, **{key: plan.get(key) for key in _KEPT}}

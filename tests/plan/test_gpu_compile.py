@@ -1,0 +1,232 @@
+"""What runs on NVIDIA GPUs compiles for an H100, on a machine without one.
+
+Tiny sizes, one compilation each. Needs the extra `plan-gpu`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits_vit22b_ti, fruit_vitunet_ti, vit22b_22b
+from tests.models import test_blocks
+from vit22b_jax.fid import extractor
+from vit22b_jax.models import blocks, kernels
+from vit22b_jax.plan import (
+  ahead,
+  gpu_targets,
+  hlo,
+  planner,
+  roofline,
+  topologies,
+)
+from vit22b_jax.runtime import sharding
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    gpu_targets.plugin_version() is None,
+    reason=f"jax's CUDA plugin is missing: {gpu_targets.INSTALL}",
+  ),
+]
+
+B, L, D, N, F = 3, 13, 32, 2, 48
+FORWARD, BACKWARD = '"__cudnn$fmhaSoftmax"', '"__cudnn$fmhaSoftmaxBackward"'
+
+
+def changed(config, **keys):
+  """A config with other values, by keys with __ in place of dots."""
+  with config.unlocked():
+    for key, value in keys.items():
+      *sections, name = key.split('__')
+      section = config
+      for part in sections:
+        section = section[part]
+      section[name] = value
+  return config
+
+
+@pytest.fixture
+def compile_step(monkeypatch):
+  """Plans a config for H100s: (plan, the compiled program's text)."""
+  texts = []
+  compile_for = ahead.compile_for
+
+  def recorded(device, lowered):
+    compiled = compile_for(device, lowered)
+    texts.append(compiled.as_text())
+    return compiled
+
+  monkeypatch.setattr(planner.ahead, 'compile_for', recorded)
+
+  def run(config, topology='h100:1'):
+    plan = planner.plan(config, topologies.find(topology))
+    assert plan['method'] == 'compiled' and plan['fits']
+    assert plan.get('not_predicted') is None
+    assert plan['hardware_flops_per_device'] > plan['model_flops_per_device']
+    (text,) = texts
+    return plan, text
+
+  return run
+
+
+# --- Blocks ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'attention'),
+  [
+    ('float32', 'xla'),
+    ('bfloat16', 'xla'),
+    ('bfloat16', 'cudnn'),
+    ('float16', 'xla'),
+    ('float16', 'cudnn'),
+  ],
+)
+@pytest.mark.parametrize('preset', blocks.PRESETS)
+def test_a_block(preset, dtype, attention):
+  """Forward and backward, of an odd number of tokens."""
+  (device, *_) = gpu_targets.devices('h100')
+  mesh = sharding.make_mesh('data', devices=[device])
+  place = sharding.replicated(mesh)
+  block = test_blocks.make(
+    preset,
+    width=D,
+    num_heads=N,
+    mlp_dim=F,
+    dtype=dtype,
+    attention=attention,
+    precision='default',
+  )
+
+  def loss(params, x):
+    return jnp.square(block.apply(params, x)[0].astype(jnp.float32)).sum()
+
+  x = jax.ShapeDtypeStruct((B, L, D), dtype, sharding=place)
+  with jax.set_mesh(mesh):  # where nothing can be computed
+    params = jax.eval_shape(lambda x: block.init(jax.random.key(0), x), x)
+    params = jax.tree.map(
+      lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=place),
+      nn.unbox(params),
+    )
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x)
+  text = ahead.compile_for(device, lowered).as_text()
+  assert (FORWARD in text) == (BACKWARD in text) == (attention == 'cudnn')
+  work = roofline.measure(hlo.parse(text), {'data': 1})
+  products = 3 * 2 * B * L * (4 * D**2 + 2 * D * F)
+  # As small as these, XLA may write some without a product.
+  attended = 6 * 2 * B * L**2 * D
+  assert 0.9 * products < work.flops < 1.2 * (products + attended)
+
+
+# --- Steps of training -------------------------------------------------------
+
+
+@pytest.mark.parametrize('pool', ['cls', 'mean', 'map'])
+def test_pools(pool, compile_step):
+  """At 65, 64 and 64 tokens, odd and even ones."""
+  config = changed(
+    digits_vit22b_ti.get_config('tiny'),
+    model__pool=pool,
+    model__dtype='bfloat16',
+    model__attention='auto',
+    model__patch_size=1,
+  )
+  _, text = compile_step(config)
+  assert FORWARD in text and BACKWARD in text
+
+
+@pytest.mark.parametrize('remat', ['none', 'projections', 'hidden', 'full'])
+@pytest.mark.parametrize('scan', [False, True])
+def test_remat_and_scan(remat, scan, compile_step):
+  config = changed(
+    digits_vit22b_ti.get_config('tiny'),
+    model__depth=3,
+    model__remat=remat,
+    model__scan_layers=scan,
+    model__dtype='bfloat16',
+    model__attention='auto',
+  )
+  plan, text = compile_step(config)
+  assert text.count(BACKWARD) == (1 if scan else 3)
+  recomputed = plan['recomputed_flops_per_device']
+  if remat in ('hidden', 'full'):
+    assert recomputed > 0.1 * plan['model_flops_per_device']
+
+
+@pytest.mark.parametrize('preset', ['fsdp', 'fsdp+tensor'])
+def test_eight_gpus(preset, compile_step):
+  """The full size's recipe, narrow; gathers and sums over the right axes."""
+  config = changed(
+    vit22b_22b.get_config('tiny'),
+    model__depth=2,
+    model__width=64,
+    sharding=preset,
+    mesh__max_replicated=1e9,
+    model__attention='auto',
+  )
+  plan, text = compile_step(config, 'h100:8')
+  assert BACKWARD in text
+  sent = {(c['kind'], c['axes']) for c in plan['collectives']}
+  assert ('all-gather', 'fsdp') in sent
+  assert any(kind in ('reduce-scatter', 'all-reduce') for kind, _ in sent)
+  assert ('tensor' in {axes for _, axes in sent}) == ('tensor' in preset)
+
+
+@pytest.mark.parametrize(
+  'keys',
+  [
+    {'optim__accumulate': 2, 'optim__ema': 0.9, 'diagnostics__per_layer': True},
+    {'loss__input_gradient_penalty': 0.1, 'model__attention': 'xla'},
+    {'loss__kind': 'sigmoid', 'data__augment': 'randaugment'},
+  ],
+  ids=['accumulated', 'penalized', 'sigmoid'],
+)
+def test_recipes(keys, compile_step):
+  config = digits_vit22b_ti.get_config('tiny')
+  compile_step(changed(config, model__dtype='float16', **keys))
+
+
+@pytest.mark.parametrize(
+  ('word', 'keys'),
+  [
+    ('tiny', {'model__resample': 'space'}),
+    ('tiny', {'model__resample': 'channels', 'model__dtype': 'bfloat16'}),
+    ('resnet,tiny', {'discriminator__name': 'patchgan70'}),
+    ('resnet,tiny', {'discriminator__name': 'released'}),
+  ],
+  ids=['space', 'channels', 'resnet', 'resnet_released'],
+)
+def test_translations(word, keys, compile_step):
+  config = changed(fruit_vitunet_ti.get_config(word), **keys)
+  _, text = compile_step(config)
+  assert '__cudnn$convForward' in text
+  assert '__cudnn$convBackwardFilter' in text
+
+
+# --- Inception ---------------------------------------------------------------
+
+
+def test_inception():
+  """In float32 at the highest precision, as FID compares features."""
+  (device, *_) = gpu_targets.devices('h100')
+  settings = extractor.Settings('random:0', tap=2048)
+  features = extractor.Extractor(settings, 2)
+  images = jax.ShapeDtypeStruct(
+    (2, 299, 299, 3),
+    np.float32,
+    sharding=jax.sharding.SingleDeviceSharding(device),
+  )
+  params = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=images.sharding),
+    features._params,
+  )
+  model = extractor.inception.Inception(('2048',))
+  with jax.set_mesh(sharding.make_mesh('data', devices=[device])):
+    assert kernels.platform() == 'gpu'
+    lowered = jax.jit(model.apply).lower({'params': params}, images)
+  text = ahead.compile_for(device, lowered).as_text()
+  assert text.count('__cudnn$conv') >= 94  # convolutions of Inception-v3
+  work = roofline.measure(hlo.parse(text), {'data': 1})
+  assert 2 * 10e9 < work.flops < 2 * 13e9  # 5.7 billion products an image
