@@ -47,7 +47,7 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
 	@echo
 	@echo '  make report     compare the runs in runs/ on one page, or RUNS="runs/a runs/b"'
-	@echo '  make test-all   all tests, with torch, timm, libtpu; Chromium if present'
+	@echo '  make test-all   all tests, with torch, timm, libtpu, XLA for GPUs; Chromium if present'
 	@echo '  make experiments  the tables and figures of the paper, and how far each is'
 	@echo '  make lint       ruff: rules and format'
 	@echo '  make clean      remove $(VENV), caches and build files, not runs/'
@@ -109,8 +109,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(INSTALL) -e '.[peers]' $(TORCH)
 	@touch $@
 
-# The libtpu that this jax is made for; it compiles for TPUs on Linux alone.
+# The compilers for TPUs and GPUs that this jax is made for, on Linux alone.
 $(VENV)/.installed-compiler: $(VENV)/.installed-test
-	@echo 'Installing libtpu into $(VENV).'
-	@[ "$$(uname -sm)" != 'Linux x86_64' ] || $(INSTALL) -e '.[tpu]'
+	@echo 'Installing [tpu,plan-gpu] into $(VENV).'
+	@[ "$$(uname -sm)" != 'Linux x86_64' ] || $(INSTALL) -e '.[tpu,plan-gpu]'
 	@touch $@

@@ -7,6 +7,7 @@ started again it goes on; delete a row to have it made anew. Needs the extras
 `tpu` and `plan-gpu`, no accelerator.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -38,8 +39,16 @@ GPU_VARIANTS = ('S', 'B', 'L', 'H')
 CHIP_BATCH = 64  # images of a chip in weak scaling
 BATCH = 16_384  # images of a step in strong scaling
 
+_ESTIMATED = (
+  'hbm_bytes_per_device',
+  'hardware_flops_per_device',
+  'memory_traffic_bytes',
+  'predicted_step_seconds',
+)
 _KEPT = (
   'method',
+  'hardware_flops_per_device',
+  'memory_traffic_bytes',
   'fits',
   'hbm_bytes_per_device',
   'hbm_capacity_bytes',
@@ -88,6 +97,10 @@ def cells() -> Iterator[dict[str, Any]]:
       }
 
 
+def _attention(cell: dict[str, Any]) -> str:
+  return 'xla' if cell['scaling'] in ('weak', 'strong') else 'cudnn'
+
+
 def topology_of(cell: dict[str, Any]) -> str:
   """Returns the hardware of a cell by its name."""
   if cell['scaling'] in ('weak', 'strong'):
@@ -103,18 +116,31 @@ def config_of(cell: dict[str, Any]) -> Any:
     config.sharding = cell['sharding']
     config.batch_size = cell['batch_size']
     config.optim.accumulate = 1
-    config.model.attention = 'auto'
+    config.model.attention = _attention(cell)
     config.data.augment = 'standard'  # RandAugment takes a minute to compile
   return config
 
 
 def row(cell: dict[str, Any]) -> dict[str, Any]:
   """Returns a cell with its plan, or the reason why there is none."""
+  hardware = topologies.find(topology_of(cell))
   try:
-    plan = planner.plan(config_of(cell), topologies.find(topology_of(cell)))
+    plan = planner.plan(config_of(cell), hardware)
   except errors.UserError as error:
     return {**cell, 'fits': False, 'refused': str(error)}
-  return {**cell, **{key: plan.get(key) for key in _KEPT}}
+  found = {**cell, **{key: plan.get(key) for key in _KEPT}}
+  if hardware.chip.torus:
+    return found
+  return found | {'estimated': estimate(cell, hardware)}
+
+
+def estimate(
+  cell: dict[str, Any], hardware: topologies.Topology
+) -> dict[str, Any]:
+  """Returns what is planned for GPUs where nothing compiles for them."""
+  absent = dataclasses.replace(hardware, devices=None)
+  plan = planner.plan(config_of(cell), absent)
+  return {key: plan[key] for key in _ESTIMATED}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def plans_table() -> str:
   """What each named plan says, a row each."""
   lines = [
     '| hardware | batch, parts, remat | GiB of | largest batch | compiled, s | '
-    'recomputed | s a step | utilisation | with overlap | chip-hours |',
+    'recomputed | s a step | utilization | with overlap | chip-hours |',
     '|---|---|--:|--:|--:|--:|--:|--:|--:|--:|',
   ]
   lines += [_plan_row(name, plan) for name, plan in load()]
@@ -67,7 +67,7 @@ def _plan_row(name: str, plan: dict[str, Any]) -> str:
 
 
 def sweep_table() -> str:
-  """Utilisation and memory of each size by chips and preset, weak scaling."""
+  """Utilization and memory of each size by chips and preset, weak scaling."""
   rows = json.loads(sweep.SWEEP.read_text())
   chips = list(sweep.SLICES)
   lines = [
@@ -89,7 +89,7 @@ def sweep_table() -> str:
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-  """Predicted utilisation and memory of one cell of the sweep."""
+  """Predicted utilization and memory of one cell of the sweep."""
   if row is None:
     return ''
   if 'refused' in row:
@@ -108,7 +108,7 @@ def strong_table() -> str:
     if r['scaling'] == 'strong' and r['fits']
   ]
   lines = [
-    '| size | chips | s a step | products | memory | links | utilisation |',
+    '| size | chips | s a step | products | memory | links | utilization |',
     '|---|--:|--:|--:|--:|--:|--:|',
   ]
   for r in rows:
@@ -121,6 +121,40 @@ def strong_table() -> str:
       f'{"**" if most else ""}{links:.3g}{"**" if most else ""} | '
       f'{r["predicted_mfu_no_overlap"]:.2f} |'
     )
+  return '\n'.join(lines)
+
+
+def gpus_table() -> str:
+  """Each size on GPUs and on a TPU v4: memory, and time without overlap."""
+  rows = json.loads(sweep.SWEEP.read_text())
+  columns = [(f'{name}:{count}', name, count) for name, count in sweep.GPUS]
+  columns.append(('v4:1x1x1', 'weak', 1))
+  lines = [
+    '| size | ' + ' | '.join(name for name, _, _ in columns) + ' |',
+    '|---|' + '--:|' * len(columns),
+  ]
+  for variant in sweep.GPU_VARIANTS:
+    found = {
+      (r['scaling'], r['chips']): r for r in rows if r['variant'] == variant
+    }
+    cells = [_cell(found.get((kind, n))) for _, kind, n in columns]
+    lines.append(f'| {variant} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+def estimates_table() -> str:
+  """How far off the estimate is, where nothing compiles: estimated/compiled."""
+  lines = [
+    '| size | GPUs | memory | products | traffic | s a step |',
+    '|---|---|--:|--:|--:|--:|',
+  ]
+  for r in json.loads(sweep.SWEEP.read_text()):
+    if 'estimated' in r:
+      ratios = [
+        f'{value / r[key]:.2f}' for key, value in r['estimated'].items()
+      ]
+      gpus = f'{r["scaling"]}:{r["chips"]}'
+      lines.append(f'| {r["variant"]} | {gpus} | ' + ' | '.join(ratios) + ' |')
   return '\n'.join(lines)
 
 
@@ -197,6 +231,8 @@ TABLES = {
   'plans': plans_table,
   'sweep': sweep_table,
   'strong': strong_table,
+  'gpus': gpus_table,
+  'estimates': estimates_table,
 }
 
 

@@ -17,6 +17,8 @@ def test_every_size_and_preset_is_planned():
   assert {c['batch_size'] // c['chips'] for c in weak} == {sweep.CHIP_BATCH}
   strong = [c for c in cells if c['scaling'] == 'strong']
   assert {c['batch_size'] for c in strong} == {sweep.BATCH}
+  gpus = {(c['scaling'], c['chips']) for c in cells} & set(sweep.GPUS)
+  assert gpus == set(sweep.GPUS)
   for cell in cells:
     commands.validate(sweep.config_of(cell))
 
@@ -48,6 +50,8 @@ def folder(tmp_path, monkeypatch):
       rows.append({**cell, 'fits': False, 'refused': '3 heads'})
     else:
       rows.append(row(cell))
+    if (cell['scaling'], cell['chips']) in sweep.GPUS:
+      rows[-1]['estimated'] = {'hbm_bytes_per_device': 2**30}
   file = tmp_path / 'sweep.json'
   file.write_text(json.dumps(rows))
   monkeypatch.setattr(sweep, 'SWEEP', file)
@@ -61,6 +65,10 @@ def test_tables_of_a_sweep(folder):
   assert '| 0.25 (2.0) |' in next(x for x in lines if 'B, fsdp |' in x)
   assert lines[2 + 2].count('refused') == len(sweep.SLICES) - 1
   assert 'no (2.0)' in lines[-1]
+  gpus = tables.gpus_table().splitlines()
+  assert gpus[0] == '| size | rtx4090:1 | h100:1 | h100:8 | v4:1x1x1 |'
+  assert gpus[2] == '| S |' + ' 0.25 (2.0) |' * 4
+  assert '| S | h100:8 | 0.50 |' in tables.estimates_table()
   assert '**0.3**' in tables.strong_table()
   tables.draw()
   assert (folder / 'memory.png').stat().st_size > 10_000

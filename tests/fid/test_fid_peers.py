@@ -1,4 +1,6 @@
-"""The same numbers as torch-fidelity and torchmetrics, from the same weights.
+"""The same numbers as torch-fidelity, torchmetrics and pytorch-fid.
+
+From the same weights.
 
 Needs the extra `peers`.
 """
@@ -120,6 +122,38 @@ def test_distances_of_torch_fidelity(torch, path, tap, counts):
   found, _ = distances.kernel(x.features[:size], y.features[:size])
   value = expected[metric_kid.KEY_METRIC_KID_MEAN]
   assert found == pytest.approx(value, rel=1e-4)
+
+
+def pytorch_fid_features(torch, path, monkeypatch, tap, batch):
+  """As pytorch-fid's `get_activations` computes them, of uint8 images."""
+  peer = pytest.importorskip('pytorch_fid.inception')
+  monkeypatch.setattr(
+    peer, 'load_state_dict_from_url', lambda *_, **__: torch.load(path)
+  )
+  model = peer.InceptionV3([peer.InceptionV3.BLOCK_INDEX_BY_DIM[tap]]).eval()
+  with torch.no_grad():
+    (maps,) = model(nchw(torch, batch).float() / 255)
+  return maps.double().mean(dim=(2, 3)).numpy()
+
+
+@pytest.mark.parametrize('tap', [64, 2048])
+def test_features_of_pytorch_fid(torch, path, tap, monkeypatch):
+  """`fid.resize=torch`: its resizing, and its range of inputs."""
+  a, b = images(70, 0, 256), images(66, 30, 220)
+  expected = [
+    pytorch_fid_features(torch, path, monkeypatch, tap, batch)
+    for batch in (a, b)
+  ]
+  features = fid.Extractor(fid.Settings(path, tap, resize='torch'), 16)
+  found = [features.statistics([{'image': batch}]) for batch in (a, b)]
+  for ours_, peer in zip(found, expected, strict=True):
+    assert np.abs(ours_.features - peer).max() < 1e-5 * np.abs(peer).max()
+  if tap == 64:  # enough images for its square root of matrices
+    from pytorch_fid import fid_score
+
+    moments = [(x.mean(axis=0), np.cov(x, rowvar=False)) for x in expected]
+    value = fid_score.calculate_frechet_distance(*moments[0], *moments[1])
+    assert distances.frechet(*found) == pytest.approx(value, rel=1e-4)
 
 
 def test_distance_of_torchmetrics(torch, path):

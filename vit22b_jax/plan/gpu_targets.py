@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from vit22b_jax import errors
 from vit22b_jax.runtime import chips
 
-INSTALL = "pip install '.[plan-gpu]' (Linux; no GPU is needed)"
+INSTALL = "pip install '.[plan-gpu]' (Linux; no GPU needed)"
 _PLUGIN = re.compile(r'jax-cuda\d+-plugin')
 
 # Per streaming multiprocessor, by compute capability: bytes of shared memory,
@@ -42,7 +42,7 @@ _CORES = {
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """What XLA asks of a card beyond memory and bandwidth.
+  """Holds what XLA asks of a card beyond memory and bandwidth.
 
   Attributes:
     kind: its name as CUDA tells it.
