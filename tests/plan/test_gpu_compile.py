@@ -205,6 +205,54 @@ def test_translations(word, keys, compile_step):
   assert '__cudnn$convBackwardFilter' in text
 
 
+# --- Steps of evaluation and of use ------------------------------------------
+
+
+def lower_on_gpu(config, program, **images):
+  """Compiles a program of a task, given its weights and images by name."""
+  devices = gpu_targets.devices('h100')
+  mesh = sharding.make_mesh('data', devices=devices)
+  task = planner.make_task(config, mesh)
+  arrays = {
+    name: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding.replicated(mesh)
+    )
+    for name, x in images.items()
+  }
+  variables, _ = task.variables(task.abstract_weights)
+  with sharding.mesh_context(mesh):
+    lowered = program(task, variables, arrays)
+  return ahead.compile_for(devices[0], lowered).as_text()
+
+
+@pytest.mark.parametrize('step', ['_step', '_probabilities'])
+def test_evaluation_and_prediction(step):
+  config = digits_vit22b_ti.get_config('tiny')
+  config = changed(config, model__dtype='bfloat16', model__attention='cudnn')
+  batch = {'image': np.zeros((8, 8, 8, 3), np.uint8)}
+  if step == '_step':
+    batch |= {'label': np.zeros(8, np.int32), 'index': np.zeros(8, np.int32)}
+    batch['mask'] = np.zeros(8, np.float32)
+
+  def program(task, variables, arrays):
+    given = arrays if step == '_step' else arrays['image']
+    return getattr(task.evaluator, step).lower(variables, given)
+
+  text = lower_on_gpu(config, program, **batch)
+  assert FORWARD in text and BACKWARD not in text
+
+
+def test_translation_of_images():
+  text = lower_on_gpu(
+    fruit_vitunet_ti.get_config('tiny'),
+    lambda task, variables, arrays: task._generate.lower(
+      variables['gen_ab'], arrays['image']
+    ),
+    image=np.zeros((2, 32, 32, 3), np.uint8),
+  )
+  assert '__cudnn$convForward' in text
+
+
 # --- Inception ---------------------------------------------------------------
 
 
