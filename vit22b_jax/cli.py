@@ -37,7 +37,8 @@ from vit22b_jax import errors, rules
 from vit22b_jax.modes import named_configs
 
 MODES = (
-  *('train', 'eval', 'predict', 'export', 'translate', 'fid', 'report', 'plan'),
+  *('train', 'eval', 'predict', 'export', 'translate'),
+  *('fid', 'report', 'plan', 'probe'),
 )
 
 
@@ -83,6 +84,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     'plan: the part of the peak that matrix products are taken to reach.',
     lower_bound=0.01,
     upper_bound=1.0,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'minutes',
+    20.0,
+    'probe: no further trial begins after so many minutes.',
+    lower_bound=0.0,
     flag_values=values,
   )
   for define, name, default, text in (
@@ -334,6 +342,7 @@ def run_flags(values: flags.FlagValues) -> int:
       search=values.search,
       efficiency=values.matmul_efficiency,
       workdirs=values.workdirs,
+      minutes=values.minutes,
     )
   except errors.TrainingStopped as error:
     if jax.process_index() == 0:  # all have met it

@@ -15,7 +15,15 @@ from etils import epath
 from vit22b_jax import api, errors, plan, tasks, train
 from vit22b_jax import config as config_lib
 from vit22b_jax.config import ConfigDict
-from vit22b_jax.modes import evaluate, export, fid, predict, setup, translate
+from vit22b_jax.modes import (
+  evaluate,
+  export,
+  fid,
+  predict,
+  probe,
+  setup,
+  translate,
+)
 from vit22b_jax.runtime import checkpoint, console, distributed, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
@@ -42,6 +50,7 @@ def run(
   search: bool = False,
   efficiency: float = 1.0,
   workdirs: Sequence[str] = (),
+  minutes: float = 20.0,
 ) -> int:
   """Runs one mode of the command line.
 
@@ -57,6 +66,7 @@ def run(
     search: plan: look for the fastest way.
     efficiency: plan: part of the peak that products reach, in (0, 1].
     workdirs: what only a report, which needs no jax, is given.
+    minutes: probe: when the last trial begins.
 
   Returns:
     The process's exit code.
@@ -78,8 +88,11 @@ def run(
   if mode == 'plan':
     config = config or api.read_config(workdir)
     return plan.run(config, workdir, topology or 'local', search, efficiency)
-  if mode == 'train':
+  if mode in ('train', 'probe'):
     config = config or _saved_config(workdir)
+  if mode == 'probe':
+    return probe.run(config, workdir, make_mesh(config), minutes)
+  if mode == 'train':
     return _train(config, workdir)
   task, manager = open_run(mode, workdir, config)
   if mode == 'eval':

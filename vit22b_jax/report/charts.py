@@ -58,7 +58,7 @@ def learning_curves(
     ]
     if drawn:
       axis = {'tickformat': curves.tickformat} | _level(drawn)
-      figures[title] = _figure(drawn, axis, run.onset)
+      figures[title] = figure(drawn, axis, run.onset)
   return figures
 
 
@@ -80,7 +80,7 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
       drawn += traces.crosses(title.lower(), steps, values)
       drawn += traces.cap_line([(steps, values)])
       drawn += traces.event_markers(run.events, steps, values)
-      figures[title] = _figure(drawn, {'tickformat': ',~r'}, run.onset)
+      figures[title] = figure(drawn, {'tickformat': ',~r'}, run.onset)
       if run.onset:
         part = (run.onset['step'] - steps[0]) / max(np.ptp(steps), 1)
         figures[title]['layout']['annotations'] = [_label(run.onset, part)]
@@ -95,7 +95,7 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
     ]
     if drawn:
       axis = {'type': 'log', 'exponentformat': 'power'}
-      figures[title] = _figure(drawn, axis, run.onset)
+      figures[title] = figure(drawn, axis, run.onset)
   return figures
 
 
@@ -294,11 +294,12 @@ def step_axis(first: int, last: int) -> dict[str, Any]:
   return {'title': {'text': 'step'}, 'tickformat': ',d', **every}
 
 
-def _figure(
+def figure(
   drawn: list[traces.Trace],
   y_axis: dict[str, Any],
   onset: dict[str, Any] | None,
 ) -> Figure:
+  """Returns a chart by step, with a mark where the first explosion began."""
   return {
     'data': drawn,
     'layout': {

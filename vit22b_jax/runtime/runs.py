@@ -53,6 +53,14 @@ _CHOICES = {
   'translation': _COMMON
   | {'model.generator': str, 'discriminator.name': str, 'fid.weights': str},
 }
+_PROBE = formats.Fields(
+  {'config': dict, 'trials': dict, 'switches': dict, 'advice': str}
+)
+_TRIAL = formats.Fields(
+  {'switch': str, 'rate': float, 'steps': int},
+  {'exploded': int, 'moved_first': str, 'layer': str, 'last_loss': float},
+)
+_BOUNDS = formats.Fields({}, {'stable_at': float, 'explodes_at': float})
 _ARRAYS = {
   'images': ('u', 'M H W 3'),
   'image_rows': ('iu', 'M'),
@@ -205,6 +213,24 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
   """
   path = epath.Path(path) / workdir.METRICS
   return formats.read_rows(path, formats.Fields(others=float))
+
+
+def read_probe(path: epath.PathLike) -> dict[str, Any] | None:
+  """Returns the content of a folder's probe.json; None without one.
+
+  Raises:
+    errors.UserError: the file is damaged.
+  """
+  path = epath.Path(path) / workdir.PROBE
+  record = formats.read_json(path, _PROBE)
+  with formats.judging(path):
+    for bounds in record['switches'].values() if record else ():
+      formats.validate(bounds, _BOUNDS)
+    for trial in record['trials'].values() if record else ():
+      formats.validate(trial, _TRIAL)
+      for key in ('max_logit', 'max_abs_grad'):  # None is not finite
+        np.asarray(trial[key], float).reshape(-1)
+  return record
 
 
 def printable(text: str) -> str:

@@ -41,6 +41,7 @@ METRICS = 'metrics.jsonl'
 DIAGNOSTICS = 'diagnostics.csv'
 EVENTS = 'events.jsonl'
 EVAL = 'eval.json'
+PROBE = 'probe.json'
 PREDICTIONS = 'predictions.npz'
 SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
 # Columns of diagnostics.csv that trackers get, as peaks since the last row.

@@ -20,6 +20,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.training import dynamic_scale
 from jaxtyping import Array, Bool, Float, Int, UInt32
 from ml_collections import ConfigDict
@@ -142,19 +143,24 @@ class Task(abc.ABC):
     self.total_steps = durations.steps(
       config.duration, steps_per_epoch=self.steps_per_epoch
     )
-    self.tx, self._schedule = optim.make(
+    tx, self._schedule = optim.make(
       config.optim,
       total_steps=self.total_steps,
       steps_per_epoch=self.steps_per_epoch,
     )
     self._detector = self._make_detector()
+    self.use_optimizer(tx)
+
+  def use_optimizer(self, tx: optax.GradientTransformation) -> None:
+    """Sets the optimizer, and with it `abstract_state` and `train_step`."""
+    self.tx = tx
     self.abstract_state = self._abstract_state()
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     self.train_step = jax.jit(
       self.step,
       donate_argnums=0,
-      in_shardings=(shardings, sharding.batch_sharding(mesh)),
-      out_shardings=(shardings, sharding.replicated(mesh)),
+      in_shardings=(shardings, sharding.batch_sharding(self.mesh)),
+      out_shardings=(shardings, sharding.replicated(self.mesh)),
     )
 
   def steps(self, duration: int | str) -> int:
