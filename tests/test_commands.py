@@ -145,6 +145,8 @@ def small(arguments, given):
     if tensor:  # which has to divide the heads
       put('--config.model.num_heads', tensor)
     out.append('--noconfig.log.tensorboard')
+    if mode == 'probe':  # opens everything, and trains nothing
+      put('--minutes', 0)
   return out
 
 

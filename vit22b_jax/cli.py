@@ -13,6 +13,8 @@ python main.py --mode=fid --config=configs/fid.py --config.a=A --config.b=B
 python main.py --mode=report --workdirs=runs/a,runs/b
 python main.py --mode=report --workdirs="runs/figure2*" --workdir=FOLDER
 
+python main.py --mode=probe --config=configs/cifar10_vit22b_s.py --minutes=20
+
 python main.py --mode=plan --config=configs/vit22b_22b.py --topology=v4:8x8x16
 python main.py --mode=plan --config=configs/vit22b_22b.py --search \
   --topology=v5e:16x16
