@@ -276,6 +276,16 @@ def test_signal_before_the_first_step(tmp_path):
   assert saved_steps(tmp_path) == []
 
 
+def test_a_second_process_in_a_workdir_is_refused(tmp_path, capsys):
+  command = (CONFIG, QUIET, *LONG, f'--workdir={tmp_path}')
+  process = start(*command)
+  wait_for(process, 'First step done')
+  assert f'in use: process {process.pid} on' in refused(capsys, *command)
+  process.kill()
+  process.communicate()
+  assert call(CONFIG, QUIET, f'--workdir={tmp_path}') == 0
+
+
 @pytest.mark.parametrize('part', ['val', 'test'])
 def test_signal_leaves_an_evaluation_and_saves(
   first, tmp_path, monkeypatch, part

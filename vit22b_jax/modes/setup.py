@@ -22,6 +22,7 @@ from vit22b_jax.runtime import (
   checkpoint,
   console,
   distributed,
+  lock,
   preemption,
   profiling,
   records,
@@ -79,6 +80,7 @@ def open_run(
   validate_same_config(config)
   profiling.Window.parse(config.profile)
   folder = open_workdir(config, path)
+  stack.enter_context(lock.held(folder.path))
   task = make_task(config, mesh, folder)
   stack.callback(evaluate.write_report, folder)
   stack.callback(folder.close)
