@@ -90,12 +90,7 @@ def estimate(config: ConfigDict, topology: topologies.Topology) -> Estimate:
   epoch = max(len(data.train) // config.batch_size, 1)
   memory = _memory(config, step, optimizer)
   total = sum(memory.values())
-  per_image = flops.training_flops(
-    depth=step.model.depth,
-    width=step.model.width,
-    mlp_dim=step.model.mlp_dim,
-    tokens=step.length,
-  )
+  per_image = flops.classifier_flops(step.model, config.data.image_size)
   facts = {
     'method': 'estimated',
     'mesh': mesh,

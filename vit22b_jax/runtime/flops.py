@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit22b_jax.models import convolutions, vitunet
+from vit22b_jax.models import convolutions, vit, vitunet
 from vit22b_jax.runtime import chips
 
 _PROBE_SIZE = 1536
@@ -47,6 +47,16 @@ def training_flops(
   """
   weights = depth * (4 * width**2 + 2 * width * mlp_dim)
   return 6.0 * weights * tokens + 12.0 * depth * width * tokens**2
+
+
+def classifier_flops(model: vit.ViT, image_size: int) -> float:
+  """Returns `training_flops` of a classifier, for square images."""
+  return training_flops(
+    depth=model.depth,
+    width=model.width,
+    mlp_dim=model.mlp_dim,
+    tokens=(image_size // model.patch_size) ** 2 + (model.pool == 'cls'),
+  )
 
 
 def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:

@@ -32,12 +32,7 @@ from vit22b_jax.data import (
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import flops, sharding
 from vit22b_jax.tasks import base, evaluators
-from vit22b_jax.training import (
-  diagnostics,
-  explain,
-  gradients,
-  losses,
-)
+from vit22b_jax.training import diagnostics, explain, gradients, losses
 from vit22b_jax.weights import pretrained
 
 
@@ -56,13 +51,7 @@ class State(base.State):
 
 def build_model(config: ConfigDict, num_classes: int) -> vit.ViT:
   """Builds the classifier that the config's `model` section describes."""
-  fields = dict(config.model)
-  return vit.build(
-    fields.pop('block'),
-    fields.pop('variant'),
-    num_classes=num_classes,
-    **fields,
-  )
+  return vit.build(num_classes=num_classes, **config.model)
 
 
 class Classification(base.Task):
@@ -140,16 +129,10 @@ class Classification(base.Task):
   @staticmethod
   def load_data(config: ConfigDict) -> catalog.Dataset:
     """Loads the data set that the config's `data` section names."""
-    data = config.data
-    return loader.load_classes(
-      data.name,
-      dir=data.dir,
-      image_size=data.image_size,
-      seed=config.seed,
-      val_fraction=data.val_fraction,
-      cache_max_gb=data.cache_max_gb,
-      max_corrupt=data.max_corrupt,
-    )
+    keys = ('name', 'dir', 'image_size')
+    keys += ('val_fraction', 'cache_max_gb', 'max_corrupt')
+    section = {key: config.data[key] for key in keys}
+    return loader.load_classes(seed=config.seed, **section)
 
   @staticmethod
   def dataset_info(config: ConfigDict) -> catalog.Dataset:
@@ -189,14 +172,7 @@ class Classification(base.Task):
   @property
   def flops_per_image(self) -> float:
     """Returns the model FLOPs of a training step for one image; see `flops`."""
-    model = self.model
-    side = self.config.data.image_size // model.patch_size
-    return flops.training_flops(
-      depth=model.depth,
-      width=model.width,
-      mlp_dim=model.mlp_dim,
-      tokens=side**2 + (model.pool == 'cls'),
-    )
+    return flops.classifier_flops(self.model, self.config.data.image_size)
 
   # --- State ---------------------------------------------------------------
 
@@ -239,13 +215,8 @@ class Classification(base.Task):
       jax.device_get(whole),
       self.config.data.image_size,
     )
-    params = jax.tree.map(
-      lambda new, old: jax.device_put(
-        jnp.asarray(new, old.dtype), old.sharding
-      ),
-      found,
-      state.params,
-    )
+    found = jax.tree.map(lambda x, p: x.astype(p.dtype), found, state.params)
+    params = jax.device_put(found, self.param_shardings)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema)
 
@@ -285,12 +256,13 @@ class Classification(base.Task):
       state: before the step.
       batch: `image` uint8 [B, H, W, 3] and `label` int32 [B].
     """
+    config = self.config
     found = gradients.of_batch(
       self.loss,
       state.params,
       state.batch_stats,
       self._parts(state, batch),
-      self.config.optim.accumulate,
+      config.optim.accumulate,
       state.loss_scale,
       self.param_shardings,
     )
@@ -298,6 +270,10 @@ class Classification(base.Task):
       found.grads, state.opt_state, state.params
     )
     params = jax.tree.map(jnp.add, state.params, updates)
+    decay = config.optim.ema
+    ema = state.ema and jax.tree.map(
+      lambda e, p: decay * e + (1 - decay) * p, state.ema, params
+    )
     row = diagnostics.measure(
       loss=found.loss,
       max_logit=found.aux.pop('max_logit'),
@@ -305,7 +281,7 @@ class Classification(base.Task):
       grads=found.grads,
       updates=updates,
       params=state.params,
-      clip_norm=self.config.optim.clip_norm,
+      clip_norm=config.optim.clip_norm,
     )
     row |= diagnostics.layer_norms(found.grads) | found.aux
     return self.finish_step(
@@ -316,7 +292,7 @@ class Classification(base.Task):
       params=params,
       batch_stats=found.batch_stats,
       opt_state=opt_state,
-      ema=self._averaged(state.ema, params),
+      ema=ema,
     )
 
   def _parts(self, state: State, batch: dict[str, Array]) -> Any:
@@ -383,13 +359,6 @@ class Classification(base.Task):
       capture=capture,
       rngs={'dropout': key},
       mutable=['batch_stats'],
-    )
-
-  def _averaged(self, ema: Any, params: Any) -> Any:
-    """Returns the moving average with new weights; None where there is none."""
-    decay = self.config.optim.ema
-    return ema and jax.tree.map(
-      lambda e, p: decay * e + (1 - decay) * p, ema, params
     )
 
   def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:

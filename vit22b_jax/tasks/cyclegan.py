@@ -31,7 +31,7 @@ from vit22b_jax.data import (
 from vit22b_jax.fid import image_sources
 from vit22b_jax.models import kernels
 from vit22b_jax.report import samples
-from vit22b_jax.runtime import console, flops, sharding
+from vit22b_jax.runtime import console, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base, fid_evaluator, pools
 from vit22b_jax.tasks import cyclegan_update as update
@@ -100,10 +100,10 @@ class CycleGAN(base.Task):
       batch_size=config.eval.batch_size or config.fid.batch_size,
       workers=config.data.workers,
     )
-    whole = sharding.replicated(self.mesh)
     self._generate = jax.jit(self._apply)  # one program for both directions
     self._rounded = jax.jit(
-      lambda images: jnp.round(images).astype(jnp.uint8), out_shardings=whole
+      lambda images: jnp.round(images).astype(jnp.uint8),
+      out_shardings=sharding.replicated(self.mesh),
     )
 
   # --- Data ----------------------------------------------------------------
@@ -122,17 +122,11 @@ class CycleGAN(base.Task):
   @staticmethod
   def load_data(config: ConfigDict) -> catalog.Dataset:
     """Loads the two domains that the config's `data` section names."""
-    data = config.data
+    keys = ('name', 'dir', 'load_size', 'image_size')
+    keys += ('val_fraction', 'cache_max_gb', 'max_corrupt')
+    section = {key: config.data[key] for key in keys}
     return loader.load_domains(
-      data.name,
-      dir=data.dir,
-      load_size=data.load_size,
-      image_size=data.image_size,
-      mode=data.preprocess,
-      seed=config.seed,
-      val_fraction=data.val_fraction,
-      cache_max_gb=data.cache_max_gb,
-      max_corrupt=data.max_corrupt,
+      mode=config.data.preprocess, seed=config.seed, **section
     )
 
   @staticmethod
@@ -178,17 +172,8 @@ class CycleGAN(base.Task):
 
   @property
   def flops_per_image(self) -> float:
-    """Returns the model FLOPs of a step for one image of each domain.
-
-    A pass backward is two forward, or one where the weights are constants, as
-    the discriminators' are to the generators.
-    """
-    size = (self.config.data.image_size,) * 2
-    generator = flops.image_flops(self.networks.generator, size)
-    discriminator = flops.image_flops(self.networks.discriminator, size)
-    passes = 6 if self.config.loss.lambda_identity else 4
-    judged = 2 * 2 + 4 * 3  # fakes for the generators; real ones and fakes
-    return passes * 3 * generator + judged * discriminator
+    """Returns the model FLOPs of a step for one image of each domain."""
+    return self.networks.training_flops(self.config.data.image_size)
 
   # --- State ---------------------------------------------------------------
 
@@ -269,15 +254,7 @@ class CycleGAN(base.Task):
     }
 
   def with_pretrained(self, state: State, path: str) -> State:
-    """Returns the state with the networks of another run's newest checkpoint.
-
-    Args:
-      state: a new one.
-      path: that run's workdir.
-
-    Raises:
-      UserError: it has no checkpoint, or other networks.
-    """
+    """Returns the state with the networks of another run's last checkpoint."""
     params = other_run.restore_params(path, self.abstract_state.params)
     return state.replace(params=params)
 
@@ -297,12 +274,7 @@ class CycleGAN(base.Task):
   def step(
     self, state: State, batch: dict[str, UInt8[Array, 'B h w 3']]
   ) -> tuple[State, Float[Array, 'M']]:
-    """Takes one training step; traced by `train_step`.
-
-    Args:
-      state: before the step.
-      batch: images of `a` and `b`.
-    """
+    """Takes one step on images of `a` and `b`; traced by `train_step`."""
     done = self._update(state, batch)
     grads, seen = done.grads, done.seen
     loss_scale, overflow = state.loss_scale, jnp.asarray(False)
@@ -319,7 +291,9 @@ class CycleGAN(base.Task):
       params=state.params,
       clip_norm=self.config.optim.clip_norm,
     )
-    row['clipped_grad_norm'] = self.clipped_norm(grads)
+    row['clipped_grad_norm'] = update.clipped_norm(
+      grads, self.config.optim.clip_norm
+    )
     row |= {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
     row |= {f'train/{name}': seen[name] for name in self.networks.terms}
     return self.finish_step(
@@ -352,12 +326,6 @@ class CycleGAN(base.Task):
       order=self.config.optim.update_order,
       mesh=self.mesh,
     )
-
-  def clipped_norm(self, grads: dict[str, Any]) -> Float[Array, '']:
-    """Computes the norm of all gradients; each optimizer clips its own."""
-    clip = self.config.optim.clip_norm or jnp.inf
-    norms = [optax.tree.norm(update.pick(grads, n)) for n in _GROUPS.values()]
-    return jnp.linalg.norm(jnp.minimum(jnp.stack(norms), clip))
 
   def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
     """Finds which image, score or gradient of the step isn't finite first."""
@@ -397,12 +365,11 @@ class CycleGAN(base.Task):
     images: UInt8[Array, 'B H W 3'],
     direction: str,
   ) -> UInt8[Array, 'B H W 3']:
-    """Translates images.
+    """Translates images of the sizes that `generators.fitting_size` allows.
 
     Args:
       variables: the generators' parameters by name.
-      images: of `data.image_size` for a ViTUnet that resamples channels; see
-        `generators.fitting_size` for others.
+      images: all of one size.
       direction: 'a2b' or 'b2a'.
     """
     made = self._translated(variables, images, direction)
@@ -413,18 +380,15 @@ class CycleGAN(base.Task):
     """Writes samples/DIRECTION_STEP.png: real, translated and back again."""
     variables, _ = self.variables(state.to_dict())
     for direction, (source, _) in image_sources.DIRECTIONS.items():
-      real = self._sample_images(source)
+      split = getattr(self.data.val, source)
+      # The same images every time, from all over the val part.
+      count = min(self.config.log.num_samples, len(split))
+      places = np.linspace(0, len(split) - 1, count).round().astype(int)
+      real = np.stack([split[int(i)]['image'] for i in places])
       made = self.translate(variables, real, direction)
       back = self.translate(variables, made, direction[::-1])
       rows = [real, made, back]
       samples.write(run, f'samples/{direction}', int(state.step), rows)
-
-  def _sample_images(self, domain: str) -> UInt8[np.ndarray, 'N H W 3']:
-    """Returns the same images every time, from all over the val part."""
-    split = getattr(self.data.val, domain)
-    count = min(self.config.log.num_samples, len(split))
-    rows = np.linspace(0, len(split) - 1, count).round().astype(int)
-    return np.stack([split[int(row)]['image'] for row in rows])
 
 
 def _init_keys(seed: int) -> dict[str, jax.Array]:

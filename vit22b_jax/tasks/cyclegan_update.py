@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import errors
 from vit22b_jax.models import generators, patchgan
-from vit22b_jax.runtime import sharding
+from vit22b_jax.runtime import flops, sharding
 from vit22b_jax.tasks import pools
 from vit22b_jax.training import gradients, losses
 
@@ -108,6 +108,19 @@ class Networks:
     identity = ('idt_a', 'idt_b') if self.lambda_identity else ()
     generators = ('gan_a2b', 'gan_b2a', 'cycle_a', 'cycle_b', *identity)
     return (*generators, *DISCRIMINATORS)
+
+  def training_flops(self, image_size: int) -> float:
+    """Returns the model FLOPs of a step for one image of each domain.
+
+    A pass backward is two forward, or one where the weights are constants, as
+    the discriminators' are to the generators.
+    """
+    size = image_size, image_size
+    generator = flops.image_flops(self.generator, size)
+    discriminator = flops.image_flops(self.discriminator, size)
+    passes = 6 if self.lambda_identity else 4
+    judged = 2 * 2 + 4 * 3  # fakes for the generators; real ones and fakes
+    return passes * 3 * generator + judged * discriminator
 
   def generate(
     self, generators: dict[str, Any], real: Images, key: PRNGKeyArray
@@ -332,6 +345,13 @@ def _exchange(
       )
     shown[domain], new[domain] = fakes, pool
   return shown, new
+
+
+def clipped_norm(grads: dict[str, Any], clip_norm: float) -> Float[Array, '']:
+  """Computes the norm of all gradients; each optimizer clips its own."""
+  groups = (pick(grads, names) for names in (GENERATORS, DISCRIMINATORS))
+  norms = jnp.stack([optax.tree.norm(group) for group in groups])
+  return jnp.linalg.norm(jnp.minimum(norms, clip_norm or jnp.inf))
 
 
 def pick(tree: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
