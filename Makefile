@@ -96,12 +96,12 @@ REQUIREMENTS = setup.cfg pyproject.toml
 
 $(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
 	@echo 'Installing into $(VENV); the first time takes minutes.'
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[tensorflow]'
 	@touch $@
 
 $(VENV)/.installed-%: $(REQUIREMENTS) | $(BIN)/python
 	@echo 'Installing [$*] into $(VENV); the first time takes minutes.'
-	$(INSTALL) -e '.[$*]'
+	$(INSTALL) -e '.[tensorflow,$*]'
 	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test

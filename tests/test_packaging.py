@@ -2,8 +2,11 @@
 
 import configparser
 import pathlib
+import re
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -57,3 +60,31 @@ def test_an_installation_finds_its_configs(tmp_path):
     done.stdout
   )
   assert "duration = '4 steps'" in done.stdout
+
+
+def test_preparing_a_set_without_tensorflow_names_it(monkeypatch, tmp_path):
+  import tensorflow_datasets
+
+  from vit22b_jax import errors
+  from vit22b_jax.data.readers import tfds
+
+  def builder(*arguments, **options):
+    raise ModuleNotFoundError("In <Image>: No module named 'tensorflow'")
+
+  monkeypatch.setattr(tensorflow_datasets, 'builder', builder)
+  with pytest.raises(errors.UserError, match='pip install tensorflow'):
+    tfds._prepared('cifar10', str(tmp_path))
+
+
+def test_tensorflow_is_an_extra_that_make_installs():
+  sections = setup()
+  required = sections['options']['install_requires']
+  found = re.findall(r'^(tensorflow[\w-]*)>', required, re.M)
+  assert found == ['tensorflow-datasets']
+  extra = sections['options.extras_require']['tensorflow']
+  assert re.findall(r'^([\w-]+)>', extra, re.M) == [
+    'tensorflow',
+    'tensorflow-cpu',
+  ]
+  makefile = (ROOT / 'Makefile').read_text()
+  assert makefile.count("$(INSTALL) -e '.[tensorflow") == 2

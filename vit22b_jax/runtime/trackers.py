@@ -75,6 +75,8 @@ class Tracker:
       calls['close']()
     except Exception as error:  # A convenience: a run mustn't end for it.
       reason = str(error).split('\n')[0]
+      if getattr(error, 'name', None) == 'tensorflow':
+        reason += ': pip install tensorflow, or log.tensorboard=False'
       logging.warning('Nothing more is written to %s: %s', self.name, reason)
       while item is not None:
         item = self._calls.get()

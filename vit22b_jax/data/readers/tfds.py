@@ -301,6 +301,12 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _how_to_prepare(name: str, data_dir: str, error: Exception) -> str:
   reason = str(error).strip().split('\n')[0][:300]
+  if 'tensorflow' in str(error) and isinstance(error, ModuleNotFoundError):
+    return (
+      f'the TFDS set {name!r} is not prepared, and preparing it needs '
+      'TensorFlow: pip install tensorflow (the extra [tensorflow] of this '
+      'package). A prepared set is read without it.'
+    )
   place = data_dir or 'a folder here'
   code = (
     'import tensorflow_datasets as tfds; tfds.builder('
