@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from vit22b_jax import durations, errors
-from vit22b_jax.models import vit
+from vit22b_jax.models import kernels, vit
 from vit22b_jax.plan import costs, gpu_targets, roofline, topologies
 from vit22b_jax.plan.collectives import Collective
 from vit22b_jax.runtime import flops, sharding
@@ -32,6 +32,11 @@ _PASSES = {
   'default': costs.TENSOR_FLOAT_PASSES,
   'highest': costs.FLOAT_PASSES,
 }
+
+# How often a step reads or writes what a block keeps without remat: values and
+# their gradients, by products, norms and sums, in programs compiled for an H100
+# (experiments/scaling).
+_ACCESSES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,9 @@ def _step(config, mesh, data) -> tuple[_Step, int]:
   model = classification.build_model(config, len(data.names))
   side = config.data.image_size
   images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-  boxed = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  # Its attention may not be one that can be traced here.
+  init = model.clone(attention='xla').init
+  boxed = jax.eval_shape(init, jax.random.key(0), images)['params']
   abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh))
   shardings = sharding.param_shardings(boxed, abstract)
   sharding.validate_unsharded(boxed, abstract, config.mesh.max_replicated)
@@ -150,7 +157,8 @@ def _kept(step: _Step, remat: str) -> float:
 
   Counted in units of the width: the stream 1, q k v 3, their norms 2, attended
   values 1, the branch's result 1, hidden units before and after the GELU; and
-  attention's logits and map, unless cuDNN makes them anew.
+  attention's logits and map, unless cuDNN makes them anew ('auto' takes it
+  where it can).
   """
   model = step.model
   hidden = model.mlp_dim / model.width
@@ -161,7 +169,10 @@ def _kept(step: _Step, remat: str) -> float:
     'none': 1 + 1 + 3 + 2 + 1 + 2 * hidden + 1,
   }[remat]
   size = units * model.width * step.element
-  if remat == 'none' and model.attention != 'cudnn':
+  cudnn = model.attention != 'xla' and kernels.cudnn.supports(
+    model.dtype, model.width // model.num_heads
+  )
+  if remat == 'none' and not cudnn:
     size += model.num_heads * step.length * (4 + step.element)
   return size / step.mesh[sharding.TENSOR]
 
@@ -195,9 +206,9 @@ def _work(step: _Step, model_flops: float, memory) -> roofline.Work:
   }[model.remat]
   recomputed = model_flops / 3 * again / forward
   flops_ = model_flops + recomputed
-  # Written once and read twice, forward and backward; the optimizer reads and
-  # writes weights and moments, and reads gradients.
-  touched = 3 * step.tokens * model.depth * _kept(step, 'none') * step.parts
+  # The optimizer reads and writes weights and moments, and reads gradients.
+  kept = step.tokens * model.depth * _kept(step, 'none') * step.parts
+  touched = _ACCESSES * kept
   updates = 2 * (memory['parameters'] + memory['optimizer'])
   passes = 1 if step.element == 2 else _PASSES[model.precision]
   operations = [
