@@ -219,6 +219,8 @@ def no_plugin(monkeypatch):
 @pytest.mark.usefixtures('no_plugin')
 def test_gpus_are_estimated_without_the_plugin():
   config = vit22b_22b.get_config()
+  with config.unlocked():  # which can't be traced here
+    config.model.attention = 'cudnn'
   found = planner.plan(config, topologies.find('h100:1024'))
   assert found['method'] == 'estimated'
   memory = found['memory']
@@ -323,14 +325,6 @@ def test_which_remat_fits_is_said():
     'Without microbatches: remat none does not fit (40.00 GiB), remat '
     'projections does not fit (28.00 GiB), remat hidden fits (15.00 GiB).'
   )
-
-
-@pytest.mark.parametrize('efficiency', [float('nan'), 0, -1, 1.5, 1e300])
-def test_no_part_of_the_peak(efficiency, tmp_path):
-  config = digits_vit22b_ti.get_config('tiny')
-  with pytest.raises(errors.UserError, match=r'--matmul_efficiency=.* above 0'):
-    plan.run(config, str(tmp_path), 'local', False, efficiency)
-  assert not list(tmp_path.iterdir())
 
 
 def test_search_is_for_classifiers():

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit22b_jax import errors
 from vit22b_jax.plan import planner, rendering, topologies
 from vit22b_jax.plan import search as search_lib
 from vit22b_jax.runtime import console, workdir
@@ -40,11 +39,6 @@ def run(
   Raises:
     UserError: an unknown topology, or one that mesh or batch don't suit.
   """
-  if not 0 < efficiency <= 1:  # NaN neither
-    raise errors.UserError(
-      f'--matmul_efficiency={efficiency} must be above 0 and at most 1, the '
-      'part of the peak that matrix products reach.'
-    )
   hardware = topologies.find(topology)
   folder = workdir.Workdir(path, writer=jax.process_index() == 0)
   if search:
