@@ -333,6 +333,16 @@ def test_search_is_for_classifiers():
     search.fastest(config, topologies.find('local'))
 
 
+@pytest.mark.parametrize('efficiency', [float('nan'), 0, -1, 1.5, 1e300])
+def test_no_part_of_the_peak(efficiency, tmp_path):
+  config = digits_vit22b_ti.get_config('tiny')
+  with pytest.raises(errors.UserError, match=r'--matmul_efficiency=.* above 0'):
+    commands.run(
+      'plan', config=config, workdir=str(tmp_path), efficiency=efficiency
+    )
+  assert not list(tmp_path.iterdir())
+
+
 def test_flags_of_a_plan_need_its_mode():
   config = digits_vit22b_ti.get_config('tiny')
   with pytest.raises(errors.UserError, match='--mode=plan'):
