@@ -45,6 +45,8 @@ def line(plan: dict[str, Any]) -> str:
   )
   if not plan['fits']:
     return f'{head}  does not fit'
+  if plan['predicted_step_seconds'] is None:
+    return f'{head}  fits; no prediction'
   return (
     f'{head}  {plan["predicted_step_seconds"]:.4g} s a step, utilization '
     f'{plan["predicted_mfu_no_overlap"]:.3f}'

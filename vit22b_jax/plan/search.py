@@ -63,8 +63,11 @@ def fastest(
   if not tried and reason is not None:
     raise reason
   fitting = [p for p in tried if p['fits']]
-  best = min(fitting, key=lambda p: p['predicted_step_seconds'], default=None)
-  return best, tried
+
+  def seconds(plan):  # those without a prediction come last
+    return plan['predicted_step_seconds'] or math.inf
+
+  return min(fitting, key=seconds, default=None), tried
 
 
 def largest(
