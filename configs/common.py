@@ -269,7 +269,7 @@ def _fid() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.weights = ''  # '': the public release | a file | 'random:SEED'
   c.tap = 2048  # features: 64 | 192 | 768 | 2048
-  c.resize = 'clean'  # to 299 px: clean | tf1 | torch
+  c.resize = 'clean'  # to 299 px: clean | tf1 | torch (as pytorch-fid)
   c.quantize = 'round'  # images to uint8: round | truncate | none
   c.num = 'all'  # images: all | min (as many as the smaller domain has)
   c.batch_size = 16  # images a step

@@ -6,7 +6,8 @@
 X and Y are each a folder of images, `tfds:cycle_gan/monet2photo:testA` (with
 `--config.dir=DIR`), `runs/NAME:a2b` (or `b2a`) for what a run's generator makes
 of its test part, or an `.npz` file with `mu` and `sigma`, as pytorch-fid writes
-it. The word `paper` sets what Table 2 of the paper was computed with: tap 64,
+it (its own have `--config.fid.resize=torch`, which is its range of inputs too).
+The word `paper` sets what Table 2 of the paper was computed with: tap 64,
 tf1, truncated, as many images as the smaller set has. Writes fid.json to
 `--workdir`, by default runs/fid.
 
