@@ -181,7 +181,7 @@ def _generator() -> config_dict.ConfigDict:
   _block_fields(c)
   c.dropout = placeholder(float)  # of embeddings and branches; None: 0
   _compute_fields(c)
-  c.attention = placeholder(str)  # auto, if None | xla | cudnn
+  c.attention = placeholder(str)  # as for classifiers; None: auto
   c.blocks = placeholder(int)  # resnet alone: residual blocks; None: 9
   return c
 
@@ -207,7 +207,9 @@ def _block_fields(c: config_dict.ConfigDict) -> None:
 
 
 def _compute_fields(c: config_dict.ConfigDict) -> None:
-  c.attention = 'xla'  # auto | xla | cudnn (flash attention on NVIDIA GPUs)
+  # cudnn: flash attention, for half precision on NVIDIA GPUs. auto: there, but
+  # for what needs the map (per_layer) or second derivatives (gradient penalty).
+  c.attention = 'auto'  # auto | xla | cudnn
   c.dtype = 'float32'  # of compute: float32 | bfloat16 | float16
   c.precision = 'default'  # of matrix products: default | highest
 

@@ -38,7 +38,7 @@ MUTABLE_ON_RESUME = (
   *('duration', 'init_from', 'profile', 'sharding', 'mesh.'),
   *('data.dir', 'data.cache_max_gb', 'data.max_corrupt', 'data.workers'),
   *('checkpoint.', 'eval.', 'log.', 'fid.batch_size'),
-  *('model.remat', 'model.scan_layers'),
+  *('model.attention', 'model.remat', 'model.scan_layers'),
   *('diagnostics.on_explosion', 'diagnostics.max_logit'),
   *('diagnostics.max_abs_grad', 'diagnostics.zscore', 'diagnostics.ignore'),
 )

@@ -577,7 +577,11 @@ def test_batch_norm_statistics_are_over_the_global_batch():
     ({'dropout': 1.0}, r'model\.dropout=1\.0 must be .* at least 0 and be'),
     ({'block': 'vit', 'sum_norm': True}, r'sum_norm=True .*sequential'),
     ({'norm': 'rms', 'norm_bias': True}, r'set model\.norm_bias=False'),
-    ({'attention': 'cudnn'}, r"set model\.dtype to 'bfloat16'"),
+    ({'attention': 'cudnn'}, r"float32 with 64: set model\.dtype='bfloat16'"),
+    (
+      {'attention': 'cudnn', 'dtype': 'bfloat16', 'num_heads': 16},
+      r'multiple of 8 up to 128, not bfloat16 with 12',
+    ),
     (
       {'pos_embedding': 'sincos', 'width': 30, 'mlp_dim': 120},
       r"'sincos' needs a width of 8 or more that 4 divides, not 30",

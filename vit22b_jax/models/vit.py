@@ -245,13 +245,13 @@ def _check_combinations(fields: dict[str, Any]) -> None:
     raise errors.UserError(
       "model.norm='rms' has no bias: set model.norm_bias=False."
     )
-  if fields.get('attention') == 'cudnn' and fields.get('dtype') in (
-    None,
-    'float32',
-  ):
+  dtype = fields.get('dtype', 'float32')
+  head_dim = fields['width'] // fields['num_heads']
+  wanted = fields.get('attention') == 'cudnn'
+  if wanted and not kernels.cudnn.supports(dtype, head_dim):
     raise errors.UserError(
-      "model.attention='cudnn' computes in half precision: set model.dtype to "
-      "'bfloat16' or 'float16'."
+      f"model.attention='cudnn' takes {kernels.cudnn.RULE}, not {dtype} with "
+      f"{head_dim}: set model.dtype='bfloat16', or leave it to 'auto'."
     )
   if fields.get('pos_embedding') == 'sincos':
     embeddings.sincos_2d(1, 1, fields['width'])

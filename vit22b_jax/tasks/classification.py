@@ -50,8 +50,22 @@ class State(base.State):
 
 
 def build_model(config: ConfigDict, num_classes: int) -> vit.ViT:
-  """Builds the classifier that the config's `model` section describes."""
-  return vit.build(num_classes=num_classes, **config.model)
+  """Builds the classifier that the config's `model` section describes.
+
+  Raises:
+    UserError: as `vit.build`, and for cuDNN's attention with the gradient
+      penalty, which needs a second derivative that cuDNN lacks.
+  """
+  fields = dict(config.model)
+  if config.loss.input_gradient_penalty:
+    if fields['attention'] == 'cudnn':
+      raise errors.UserError(
+        "model.attention='cudnn' has no second derivative, which "
+        f'loss.input_gradient_penalty={config.loss.input_gradient_penalty:g} '
+        "needs: use 'auto' or 'xla'."
+      )
+    fields['attention'] = 'xla'
+  return vit.build(num_classes=num_classes, **fields)
 
 
 class Classification(base.Task):

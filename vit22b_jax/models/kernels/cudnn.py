@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 
 from vit22b_jax.models.kernels.reference import Heads
 
-RULE = 'bfloat16 or float16, and heads of a multiple of 8 up to 128'
+RULE = 'bfloat16 or float16 and heads of a multiple of 8 up to 128'
 
 
 def supports(dtype: DTypeLike, head_dim: int) -> bool:
