@@ -1,4 +1,4 @@
-"""The paper's tables and figures, and how far each is.
+"""Lists the paper's tables and figures, and how far each is.
 
 python -m experiments.catalogue
 """
@@ -16,7 +16,7 @@ EXPERIMENTS = tuple(
 
 
 def status(experiment: runner.Experiment, scale: str) -> str:
-  """How many of the runs that are known by now have results, and their cost."""
+  """Returns how many of the known runs have results, and their cost."""
   rows = runner.read(runner.results_file(experiment.results, scale))
   known = len(experiment.cells(scale, rows))
   done = known - len(experiment.missing(scale, rows))

@@ -1,4 +1,4 @@
-"""What experiments write for readers: tables, plots, blocks of a README."""
+"""Writes tables, plots and blocks of a README for readers."""
 
 import hashlib
 import pathlib
@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib import figure
 
-# Colours that stay apart for the colour-blind (Okabe and Ito, 2008,
+# Colors that stay apart for the color-blind (Okabe and Ito, 2008,
 # https://jfly.uni-koeln.de/color/).
-COLOURS = (
+COLORS = (
   '#0072b2',
   '#d55e00',
   '#009e73',
@@ -25,7 +25,7 @@ _SOURCE = 'Source'  # a text field of PNG files
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """A Markdown table; a column whose name begins with '#' holds numbers."""
+  """Returns a Markdown table; '#' begins the name of a column of numbers."""
   names = [name.removeprefix('#') for name in columns]
   rules = ['--:' if name.startswith('#') else '---' for name in columns]
   lines = [names, *([str(cell) for cell in row] for row in rows)]
@@ -42,7 +42,7 @@ def write(
 
 
 def fill(page: str, text: str, start: str = _START) -> str:
-  """The page with `text` as its block of results, which `start` begins."""
+  """Returns the page with `text` as its block of results after `start`."""
   pattern = re.compile(f'{re.escape(start)}.*?{_END}', re.DOTALL)
   return pattern.sub(lambda _: f'{start}\n\n{text}\n\n{_END}', page)
 
@@ -50,7 +50,7 @@ def fill(page: str, text: str, start: str = _START) -> str:
 def panels(
   width: float, height: float, titles: Sequence[str], label: str
 ) -> tuple[figure.Figure, list[Any]]:
-  """A figure of quiet axes side by side, with titles and a horizontal label."""
+  """Returns a figure of axes side by side, with titles and one label."""
   picture = figure.Figure(figsize=(width, height), layout='constrained')
   axes = picture.subplots(1, len(titles), squeeze=False)[0]
   for panel, title in zip(axes, titles, strict=True):
@@ -88,7 +88,7 @@ def save(
 
 
 def is_of(path: pathlib.Path, results: pathlib.Path) -> bool:
-  """Whether a PNG was drawn from the results as they are now."""
+  """Returns whether a PNG was drawn from the results as they are now."""
   from PIL import Image
 
   with Image.open(path) as image:

@@ -38,7 +38,7 @@ TABLES = (
   (
     'throughput/overhead.md',
     'What a run costs beside its arithmetic (batch 64; 0.99 means 1 % '
-    'slower than what it stands beside; the median over pairs of neighbouring '
+    'slower than what it stands beside; the median over pairs of neighboring '
     'steps, not the quotient of the medians):',
   ),
 )
@@ -53,7 +53,7 @@ def render(readme: str) -> str:
 
 
 def others() -> str:
-  """The tables of single runs and benchmarks, as Markdown."""
+  """Returns the tables of single runs and benchmarks, as Markdown."""
   return '\n\n'.join([*runs(), *_step(), *_speed()])
 
 
@@ -68,7 +68,7 @@ def _finished(task: str) -> list[pathlib.Path]:
 
 
 def runs() -> list[str]:
-  """Single runs whose files are kept."""
+  """Returns single runs whose files are kept."""
   return [
     'Runs on two CPU cores, test part:',
     report.markdown_table(_finished('classification')).strip(),
@@ -82,7 +82,7 @@ def runs() -> list[str]:
 
 
 def _step() -> list[str]:
-  """Training steps beside PyTorch's."""
+  """Returns training steps beside PyTorch's."""
   folder = ROOT / 'experiments' / 'throughput'
   rows, machine = (
     json.loads((folder / name).read_text())
@@ -104,7 +104,7 @@ def _speed() -> list[str]:
 
 
 def pages() -> dict[pathlib.Path, str]:
-  """The pages of experiments/ with their results in their place."""
+  """Returns the pages of experiments/ with their results in their place."""
   found = {}
   for experiment in catalogue.EXPERIMENTS:
     path = experiment.folder / 'README.md'
@@ -116,7 +116,7 @@ def pages() -> dict[pathlib.Path, str]:
 
 
 def _written(table: tuple[str, str]) -> list[str]:
-  """The words above a table and the table; nothing where it isn't written."""
+  """Returns the words above a table and the table; [] without the file."""
   file, words = table
   path = ROOT / 'experiments' / file
   return [words, path.read_text().strip()] if path.exists() else []

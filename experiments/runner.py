@@ -54,13 +54,13 @@ class Cell:
   program: tuple[str, ...] = ('main.py',)
 
   def arguments(self) -> list[str]:
-    """What the program is given, but for the workdir."""
+    """Returns the program's arguments, but for the workdir."""
     config = [f'--config={self.config}'] if self.config else []
     keys = [f'--config.{key}={value}' for key, value in self.keys.items()]
     return [*config, *keys]
 
   def is_done(self, rows: Rows) -> bool:
-    """Whether the rows hold this very run."""
+    """Returns whether the rows hold this very run."""
     row = rows.get(self.name)
     return row is not None and row['arguments'] == self.arguments()
 
@@ -97,24 +97,24 @@ class Experiment:
     return self.folder.with_name(self.runs_of or self.name)
 
   def ordered(self, scale: str, rows: Rows) -> Rows:
-    """Rows as the cells come, whatever ended first; strangers come last."""
+    """Orders rows as the cells come; those of unknown cells come last."""
     names = [cell.name for cell in self.cells(scale, rows)]
     return {name: rows[name] for name in (*names, *rows) if name in rows}
 
   def missing(self, scale: str, rows: Rows) -> list[Cell]:
-    """The known cells that have no row yet, in order."""
+    """Returns the known cells that have no row yet, in order."""
     return [c for c in self.cells(scale, rows) if not c.is_done(rows)]
 
 
 def results_file(folder: pathlib.Path, scale: str) -> pathlib.Path:
-  """Where the rows of a scale lie."""
+  """Returns the file with the rows of a scale."""
   return folder / (
     'results.json' if scale == 'cpu' else f'results_{scale}.json'
   )
 
 
 def read(path: pathlib.Path) -> Rows:
-  """The rows of a results file, by their cells' names; {} without one."""
+  """Returns the rows of a results file by names of cells; {} without one."""
   if not path.exists():
     return {}
   return {row['name']: row for row in json.loads(path.read_text())}
@@ -261,11 +261,11 @@ class _Run:
     self._write_note()
 
   def forget(self) -> None:
-    """Another start is to begin anew."""
+    """Makes another start begin anew."""
     self._note.unlink()
 
   def _seconds_before(self) -> float:
-    """Of earlier starts; removes a workdir that isn't of this very run."""
+    """Returns seconds of earlier starts; removes a workdir of another run."""
     if self._note.exists():
       note = json.loads(self._note.read_text())
       if note['arguments'] == self.cell.arguments():
@@ -279,14 +279,14 @@ class _Run:
 
 
 def _num_cores() -> int | None:
-  """The cores that this process may use."""
+  """Returns the cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()
 
 
 def _shares(jobs: int) -> list[set[int]]:
-  """The cores of each job; empty sets where they are not shared out."""
+  """Returns the cores of each job; empty sets where they are not shared out."""
   if jobs == 1 or not hasattr(os, 'sched_getaffinity'):
     return [set() for _ in range(jobs)]
   cores = sorted(os.sched_getaffinity(0))
@@ -294,7 +294,7 @@ def _shares(jobs: int) -> list[set[int]]:
 
 
 def parser(experiment: Experiment) -> argparse.ArgumentParser:
-  """The command line of an experiment."""
+  """Returns the command line of an experiment."""
   made = argparse.ArgumentParser(
     prog=f'python -m experiments.{experiment.name}.run',
     description=experiment.question,

@@ -1,1 +1,1 @@
-"""How much patches show in translations."""
+"""Measures how much patches show in translations."""

@@ -1,4 +1,4 @@
-"""How much of the patches that a generator is made of shows in its images.
+"""Computes how much a generator's patches show in its images.
 
     >>> one = np.random.default_rng(0).uniform(size=(1, 8, 8, 3))
     >>> pasted = np.tile(one, (1, 4, 4, 1))  # the same patch, 16 times
@@ -8,7 +8,7 @@
     2.0
 
 Two ways in which patches show. `ratio` is the mean absolute difference of
-neighbouring pixels that a patch border separates, over that of neighbours
+neighboring pixels that a patch border separates, over that of neighbors
 inside a patch: natural images are at about 1, images pasted from patches above.
 A texture that recurs in every patch hides borders from it, and is what `common`
 sees. Both are to be read beside their values for real images.
@@ -54,7 +54,7 @@ def ratio(images: Num[np.ndarray, 'B H W C'], patch: int) -> float:
 
 
 def common(images: Num[np.ndarray, 'B H W C'], patch: int) -> float:
-  """The share of the variance inside patches that an image's patches share.
+  """Returns the part of the variance inside patches that patches share.
 
   Args:
     images: in any range, uint8 or float; the share doesn't depend on it.

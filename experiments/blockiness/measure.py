@@ -1,4 +1,4 @@
-"""How much patches show in what equally trained generators make.
+"""Measures how much patches show in translations of trained generators.
 
     python main.py --config=configs/fruit_vitunet_ti.py --workdir=A
     python main.py --config=configs/fruit_vitunet_ti.py --workdir=B \\
@@ -26,7 +26,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def measure(path: str) -> list[dict]:
-  """A row for each direction of a run."""
+  """Returns a row for each direction of a run."""
   config = api.read_config(path)
   data = tasks.named(config.task).load_data(config)
   task, manager = api.open_run(path, config, data)
@@ -55,7 +55,7 @@ def measure(path: str) -> list[dict]:
 
 
 def made(task, variables, direction: str) -> np.ndarray:
-  """What a generator makes of the test part, [B, H, W, 3] in [0, 255]."""
+  """Returns translations of the test part, [B, H, W, 3] in [0, 255]."""
   return np.concatenate(
     [
       np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
@@ -65,7 +65,7 @@ def made(task, variables, direction: str) -> np.ndarray:
 
 
 def images(split) -> np.ndarray:
-  """All images of a split, uint8 [B, H, W, 3]."""
+  """Returns all images of a split, uint8 [B, H, W, 3]."""
   return np.stack([split[i]['image'] for i in range(len(split))])
 
 
@@ -77,7 +77,7 @@ def _both(name: str, images: np.ndarray, patch: int) -> dict[str, float]:
 
 
 def table(rows: list[dict]) -> str:
-  """The rows in Markdown."""
+  """Returns the rows in Markdown."""
   lines = [
     '| data | resample | steps | direction | border / inside | of its input '
     '| of the target | shared texture | of its input | of the target |',

@@ -1,1 +1,1 @@
-"""What explodes in ViT-22B's block, where first, and which change cures it."""
+"""Finds what explodes in ViT-22B's block, where, and what cures it."""

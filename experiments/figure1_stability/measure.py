@@ -1,4 +1,4 @@
-"""What a run of Figure 1 leaves in its row: peaks, explosion and origin."""
+"""Measures a run of Figure 1 for its row: peaks, explosion, origin."""
 
 import pathlib
 from typing import Any
@@ -22,7 +22,7 @@ _LAST = 50  # steps whose mean loss says whether it learns
 def measure(
   cell: Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
-  """The numbers of a run, from its diagnostics.csv."""
+  """Returns the numbers of a run, from its diagnostics.csv."""
   del cell, results
   run = runs.read(workdir)
   table = run.diagnostics
@@ -51,7 +51,7 @@ def measure(
 def _peak(
   steps: np.ndarray, values: Float[np.ndarray, 'rows'], after: int = 0
 ) -> list[Any] | None:
-  """[value, step] of the largest finite value after a step."""
+  """Returns [value, step] of the largest finite value after a step."""
   chosen = np.isfinite(values) & (steps > after)
   if not chosen.any():
     return None
@@ -60,7 +60,7 @@ def _peak(
 
 
 def _origin(run: runs.Run, name: str) -> dict[str, Any] | None:
-  """Where a signal first was ten times what it was at the first step.
+  """Returns where a signal first was ten times its value at the first step.
 
   Gradients below a head of zeros begin at the second step.
 
@@ -89,7 +89,7 @@ def _origin(run: runs.Run, name: str) -> dict[str, Any] | None:
 
 
 def _curve(steps: np.ndarray, table: dict[str, Any]) -> dict[str, list[Any]]:
-  """Steps and judged values, thinned so that peaks stay."""
+  """Returns steps and judged values, thinned so that peaks stay."""
   curve = {}
   for column in JUDGED:
     keep = downsample.envelope(table[column], _POINTS)
@@ -101,5 +101,5 @@ def _curve(steps: np.ndarray, table: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _number(value: float) -> float | None:
-  """Five digits; None for what JSON can't say."""
+  """Returns five digits of a number; None for what JSON can't say."""
   return float(f'{value:.5g}') if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Figure 1, drawn: curves of runs that were watched, and exploding rates."""
+"""Draws Figure 1: curves of watched runs, and exploding rates."""
 
 import numpy as np
 from matplotlib import figure
@@ -14,7 +14,7 @@ _TITLES = {
 
 
 def curves(rows: Rows, stage: str) -> figure.Figure | None:
-  """Largest logit and gradient by step, a line a run, on a logarithmic axis.
+  """Draws the largest logit and gradient by step, a line a run, log axis.
 
   None without a run. Where the paper cuts its curves there is a line.
   """
@@ -35,8 +35,8 @@ def curves(rows: Rows, stage: str) -> figure.Figure | None:
       panel.plot(
         steps,
         drawn,
-        color=documents.COLOURS[at % len(documents.COLOURS)],
-        linestyle=('-', '--')[at // len(documents.COLOURS) % 2],
+        color=documents.COLORS[at % len(documents.COLORS)],
+        linestyle=('-', '--')[at // len(documents.COLORS) % 2],
         linewidth=1.2,
         label=None if label in seen else label,
       )
@@ -50,7 +50,7 @@ def _label(row: Row) -> str:
 
 
 def rates(rows: Rows, size: str) -> figure.Figure | None:
-  """Each short run by rate and variant: filled where it exploded."""
+  """Draws each short run by rate and variant, filled where it exploded."""
   chosen = [r for r in rows.values() if 'exponent' in r and r['size'] == size]
   if not chosen:
     return None
@@ -68,7 +68,7 @@ def rates(rows: Rows, size: str) -> figure.Figure | None:
       row['rate'],
       place,
       'o',
-      color=documents.COLOURS[1 if exploded else 0],
+      color=documents.COLORS[1 if exploded else 0],
       fillstyle='full' if exploded else 'none',
       markersize=6,
     )
@@ -80,7 +80,7 @@ def rates(rows: Rows, size: str) -> figure.Figure | None:
       [],
       [],
       'o',
-      color=documents.COLOURS[1 if exploded else 0],
+      color=documents.COLORS[1 if exploded else 0],
       fillstyle='full' if exploded else 'none',
       label=label,
     )

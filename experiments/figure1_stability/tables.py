@@ -1,4 +1,4 @@
-"""Figure 1's rows in Markdown, and in words."""
+"""Writes Figure 1's rows in Markdown, and in words."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ _NAMES = {
 
 
 def name_of(variant: str) -> str:
-  """A variant as tables and legends call it."""
+  """Returns a variant's name in tables and legends."""
   return _NAMES.get(variant, variant.replace('_', ' '))
 
 
 def sections(rows: Rows, size: str) -> list[str]:
-  """The page's parts, those of stages without a row left out."""
+  """Returns the page's parts, without stages that have no row."""
   stages = {row['stage'] for row in rows.values()}
   parts = []
   if 'bisect' in stages:
@@ -51,7 +51,7 @@ def sections(rows: Rows, size: str) -> list[str]:
 
 
 def rates(rows: Rows, size: str) -> str:
-  """The search: the lowest exploding rate of each variant, and where.
+  """Returns the lowest exploding rate of each variant, and its origin.
 
   Args:
     rows: of all stages.
@@ -107,7 +107,7 @@ def _rate_line(rows: Rows, size: str, variant: str) -> list[str] | None:
 
 
 def _reached(stable: list[Row]) -> str:
-  """How many runs reach ten times their start without an explosion."""
+  """Returns how many runs reach ten times their start without an explosion."""
   counts = [
     sum(row['origin'][signal] is not None for row in stable)
     for signal in measure.SIGNALS
@@ -116,7 +116,7 @@ def _reached(stable: list[Row]) -> str:
 
 
 def watched(rows: Rows, stage: str) -> str:
-  """Runs that went on whatever happened: peaks, early and late."""
+  """Returns early and late peaks of runs that went on after explosions."""
   chosen = [r for r in rows.values() if r['stage'] == stage]
   lines = [
     [
@@ -157,7 +157,7 @@ def _rate(exponent: int) -> str:
 
 
 def _times(high: int, original: tuple[int, int]) -> str:
-  """An exploding rate over that of the unchanged block, once it's known."""
+  """Returns an exploding rate over that of the unchanged block."""
   low, base = original
   return f'{2.0 ** (high - base):g}' if base - low == 1 else '-'
 
@@ -168,7 +168,7 @@ def _share(rows: list[Row]) -> str:
 
 
 def _span(values: list[Any], digits: int = 0) -> str:
-  """Smallest to largest, of however many there are."""
+  """Returns the smallest and the largest as text."""
   if not values:
     return '-'
   low, high = (f'{f(values):.{digits}f}' for f in (min, max))
@@ -176,7 +176,7 @@ def _span(values: list[Any], digits: int = 0) -> str:
 
 
 def _origins(rows: list[Row], signal: str) -> str:
-  """Where a signal first was ten times its start in runs that exploded."""
+  """Returns where a signal first was ten times its start in explosions."""
   found = [r['origin'][signal] for r in rows if r['origin'][signal]]
   if not found:
     return 'never' if rows else '-'

@@ -1,1 +1,1 @@
-"""ViT against ViT-22B as classifiers, trained from scratch."""
+"""Compares ViT and ViT-22B as classifiers, trained from scratch."""

@@ -1,4 +1,4 @@
-"""What Figure 2 of the paper shows, read off its plots.
+"""Lists the numbers of the paper's Figure 2, read off its plots.
 
 Its AUROC is averaged over test batches with absent classes counted as 0, so it
 compares with no other.

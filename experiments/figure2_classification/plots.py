@@ -1,4 +1,4 @@
-"""Figure 2, drawn: every run as a point, by size and block."""
+"""Draws Figure 2: every run as a point, by size and block."""
 
 from matplotlib import figure
 
@@ -10,7 +10,7 @@ _TITLES = {'top1': 'Top-1', 'top5': 'Top-5', 'auroc': 'AUROC'}
 
 
 def accuracy(rows: Rows) -> figure.Figure:
-  """Test metrics of each run, with the mean over seeds as a bar."""
+  """Draws test metrics of each run, with the mean over seeds as a bar."""
   groups = tables.groups(rows)
   picture, panels = documents.panels(10, 3.2, list(_TITLES.values()), '')
   for panel, metric in zip(panels, _TITLES, strict=True):
@@ -20,7 +20,7 @@ def accuracy(rows: Rows) -> figure.Figure:
         if not values:
           continue
         x = place + 0.3 * (side - 0.5)
-        style = {'color': documents.COLOURS[side]}
+        style = {'color': documents.COLORS[side]}
         panel.plot([x] * len(values), values, 'os'[side], **style, alpha=0.7)
         mean = sum(values) / len(values)
         panel.plot([x - 0.1, x + 0.1], [mean, mean], linewidth=2, **style)
@@ -32,7 +32,7 @@ def accuracy(rows: Rows) -> figure.Figure:
       [],
       [],
       'os'[side],
-      color=documents.COLOURS[side],
+      color=documents.COLORS[side],
       label=tables.NAMES[block],
     )
   panels[-1].legend(frameon=False)

@@ -17,7 +17,7 @@ _KEPT = ('split', 'num_examples', 'top1', 'top5', 'auroc', 'loss')
 def measure(
   cell: runner.Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
-  """The final evaluation, and where the training loss came to.
+  """Returns the final evaluation, and the last training loss.
 
   None stands for what isn't finite, and for all of a run that stopped early.
   """

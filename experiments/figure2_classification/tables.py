@@ -1,4 +1,4 @@
-"""Figure 2's rows in Markdown: means over seeds, and differences of blocks."""
+"""Writes Figure 2's rows in Markdown: means, and differences of blocks."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ Group = tuple[str, str, str]  # set, setting, size
 
 
 def groups(rows: Rows) -> dict[Group, dict[str, list[Row]]]:
-  """The runs by set, setting and size, then by block."""
+  """Returns the runs by set, setting and size, then by block."""
   found: dict[Group, dict[str, list[Row]]] = {}
   for row in rows.values():
     group = found.setdefault((row['data'], row['setting'], row['size']), {})
@@ -23,7 +23,7 @@ def groups(rows: Rows) -> dict[Group, dict[str, list[Row]]]:
 
 
 def sections(rows: Rows) -> list[str]:
-  """The page's parts."""
+  """Returns the page's parts."""
   return [
     'Test part; mean over seeds, smallest to largest in brackets; beside them '
     "the paper's figures, of 224 px, patch 16 and 200 epochs.",
@@ -34,7 +34,7 @@ def sections(rows: Rows) -> list[str]:
 
 
 def means(rows: Rows) -> str:
-  """A line a set, setting, size and block."""
+  """Returns a line a set, setting, size and block."""
   lines = []
   for (data, setting, size), blocks in groups(rows).items():
     for block in cells.BLOCKS:
@@ -76,7 +76,7 @@ def means(rows: Rows) -> str:
 
 
 def differences(rows: Rows) -> str:
-  """A line a set, setting and size that has both blocks."""
+  """Returns a line a set, setting and size that has both blocks."""
   lines = []
   for (data, setting, size), blocks in groups(rows).items():
     if set(blocks) == set(cells.BLOCKS):
@@ -98,7 +98,7 @@ def differences(rows: Rows) -> str:
 
 
 def difference(a: list[Row], b: list[Row], metric: str) -> str:
-  """Mean of `a` less that of `b`, with its interval where there are seeds."""
+  """Returns the mean of `a` less that of `b`, with its interval."""
   first, second = (known(rows, metric) for rows in (a, b))
   if not first or not second:
     return '-'
@@ -109,12 +109,12 @@ def difference(a: list[Row], b: list[Row], metric: str) -> str:
 
 
 def known(rows: list[Row], metric: str) -> list[float]:
-  """The values of the runs that came to an evaluation."""
+  """Returns the values of the runs that came to an evaluation."""
   return [row[metric] for row in rows if row[metric] is not None]
 
 
 def _seeds(rows: list[Row]) -> str:
-  """How many there are, of how many that were run."""
+  """Returns the number of runs, of how many that were begun."""
   done = len(known(rows, 'top1'))
   return str(done) if done == len(rows) else f'{done} of {len(rows)}'
 

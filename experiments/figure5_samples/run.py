@@ -31,7 +31,7 @@ def render(
 
 
 def picture(results: pathlib.Path, rows: list[runner.Row]) -> figure.Figure:
-  """Real images in the first row, then what each generator makes of them."""
+  """Draws real images in the first row, then each generator's translations."""
   drawn = figure.Figure(
     figsize=(10, 0.9 * (len(rows) + 1)), layout='constrained'
   )
@@ -58,7 +58,7 @@ def picture(results: pathlib.Path, rows: list[runner.Row]) -> figure.Figure:
 def strip(
   grid: UInt8[np.ndarray, 'h w 3'], row: int
 ) -> UInt8[np.ndarray, 'side w 3']:
-  """A row of a grid of samples: 0 real, 1 translated, 2 translated back."""
+  """Returns a row of a grid: 0 real, 1 translated, 2 translated back."""
   side = (len(grid) - (samples.ROWS - 1) * samples.GAP) // samples.ROWS
   start = row * (side + samples.GAP)
   return grid[start : start + side]

@@ -45,7 +45,7 @@ COMMANDS = {
 
 
 def command(name: str) -> list[str]:
-  """The arguments of main.py for a plan."""
+  """Returns the arguments of main.py for a plan."""
   config, *rest = shlex.split(COMMANDS[name])
   return ['--mode=plan', f'--config=configs/{config}.py', *rest]
 

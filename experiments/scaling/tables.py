@@ -19,13 +19,13 @@ _PRESETS = dict(zip(sweep.PRESETS, ('o-', 's-', '^-'), strict=True))
 
 
 def load() -> list[tuple[str, dict[str, Any]]]:
-  """The named plans: (name, content) each, the full size first."""
+  """Reads the named plans as (name, content), the full size first."""
   files = sorted((HERE / 'plans').glob('*.json'))
   return [(file.stem, json.loads(file.read_text())) for file in files]
 
 
 def plans_table() -> str:
-  """What each named plan says, a row each."""
+  """Returns a row for each named plan."""
   lines = [
     '| hardware | batch, parts, remat | GiB of | largest batch | compiled, s | '
     'recomputed | s a step | utilization | with overlap | chip-hours |',
@@ -67,7 +67,7 @@ def _plan_row(name: str, plan: dict[str, Any]) -> str:
 
 
 def sweep_table() -> str:
-  """Utilization and memory of each size by chips and preset, weak scaling."""
+  """Returns utilization and memory by size, chips and preset: weak scaling."""
   rows = json.loads(sweep.SWEEP.read_text())
   chips = list(sweep.SLICES)
   lines = [
@@ -89,7 +89,7 @@ def sweep_table() -> str:
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-  """Predicted utilization and memory of one cell of the sweep."""
+  """Returns predicted utilization and memory of one cell of the sweep."""
   if row is None:
     return ''
   if 'refused' in row:
@@ -101,7 +101,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def strong_table() -> str:
-  """Strong scaling: the seconds of a step, and where links need the most."""
+  """Returns seconds of a step and the busiest links: strong scaling."""
   rows = [
     r
     for r in json.loads(sweep.SWEEP.read_text())
@@ -125,7 +125,7 @@ def strong_table() -> str:
 
 
 def gpus_table() -> str:
-  """Each size on GPUs and on a TPU v4: memory, and time without overlap."""
+  """Returns memory and time of each size on GPUs and on a TPU v4."""
   rows = json.loads(sweep.SWEEP.read_text())
   columns = [(f'{name}:{count}', name, count) for name, count in sweep.GPUS]
   columns.append(('v4:1x1x1', 'weak', 1))
@@ -143,7 +143,7 @@ def gpus_table() -> str:
 
 
 def estimates_table() -> str:
-  """How far off the estimate is, where nothing compiles: estimated/compiled."""
+  """Returns estimated over compiled memory, to judge the estimate."""
   lines = [
     '| size | GPUs | memory | products | traffic | s a step |',
     '|---|---|--:|--:|--:|--:|',
@@ -159,7 +159,7 @@ def estimates_table() -> str:
 
 
 def draw() -> None:
-  """Memory and step time by chips, one panel for each size."""
+  """Draws memory and step time by chips, a panel for each size."""
   rows = json.loads(sweep.SWEEP.read_text())
   panels = (
     ('memory.png', 'GiB of a chip', _gib),
@@ -195,7 +195,7 @@ def _gib(row: dict[str, Any]) -> float:
 
 
 def _panel(axis, rows, value) -> None:
-  """One size: a line for each preset, and one for strong scaling."""
+  """Draws one size: a line for each preset, and one for strong scaling."""
   for preset, style in _PRESETS.items():
     line = [
       (r['chips'], value(r))
@@ -237,7 +237,7 @@ TABLES = {
 
 
 def render(text: str) -> str:
-  """A README with its tables made anew, between `<!-- NAME -->` comments."""
+  """Returns a README with new tables between `<!-- NAME -->` comments."""
   for name, table in TABLES.items():
     start, end = f'<!-- {name} -->', f'<!-- /{name} -->'
     head, rest = text.split(start)

@@ -1,1 +1,1 @@
-"""How many parameters each block has in each size, beside the paper's."""
+"""Counts the parameters of each block and size, beside the paper's."""

@@ -12,7 +12,7 @@ from vit22b_jax.runtime import workdir as workdir_lib
 
 
 def cells(scale: str, rows: runner.Rows) -> list[runner.Cell]:
-  """One run counts all; a count has no scale."""
+  """Returns the one run that counts all; a count has no scale."""
   del scale, rows
   program = ('-m', 'experiments.table1_parameters.count')
   return [runner.Cell('parameters', program=program)]
@@ -21,7 +21,7 @@ def cells(scale: str, rows: runner.Rows) -> list[runner.Cell]:
 def measure(
   cell: runner.Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
-  """What was counted, term by term."""
+  """Returns the counts, term by term."""
   del cell, results
   return workdir_lib.read_json(workdir, count.COUNTS)
 

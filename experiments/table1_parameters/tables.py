@@ -1,4 +1,4 @@
-"""Table 1's counts in Markdown, and what their differences consist of."""
+"""Writes Table 1's counts in Markdown, and the parts of differences."""
 
 from collections import Counter
 
@@ -47,7 +47,7 @@ _DIFFERENCES = (
 
 
 def sections(row: Row) -> list[str]:
-  """The page's parts."""
+  """Returns the page's parts."""
   counts = {
     (c['block'], c['setting'], c['size']): Counter(_by_kind(c['terms']))
     for c in row['counts']
@@ -76,7 +76,7 @@ def _by_kind(terms: dict[str, int]) -> dict[str, int]:
 
 
 def kind_of(path: str) -> str:
-  """The kind of a term, one of those that the tables name."""
+  """Returns the kind of a term, one of those that the tables name."""
   first, *rest = path.split('/')
   if first == 'block':
     if '_norm' in rest[0]:
@@ -120,7 +120,7 @@ def _beside_paper(counts: dict) -> str:
 
 
 def _count(counts: dict, block: str, setting: str, size: str) -> list[str]:
-  """Ours, and how the released code's compares."""
+  """Returns our count, and that of the released code beside it."""
   ours = counts[block, setting, size].total()
   known = RELEASED.get((block, size))
   if known is None:

@@ -1,4 +1,4 @@
-"""What a translation leaves in its row: distances by preset, and patches."""
+"""Measures a translation for its row: distances by preset, and patches."""
 
 import pathlib
 import shutil
@@ -37,7 +37,7 @@ def measure(
 
 
 def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
-  """What the last checkpoint's generators give, measured again."""
+  """Measures the last checkpoint's generators again."""
   config = api.read_config(str(workdir))
   weights = config.fid.weights
   with config.unlocked():

@@ -1,4 +1,4 @@
-"""Table 2, drawn: distances of every generator, beside both anchors."""
+"""Draws Table 2: distances of every generator, beside both anchors."""
 
 from matplotlib import figure
 
@@ -13,7 +13,7 @@ _ANCHORS = {
 
 
 def distances(rows: Rows, preset: str) -> figure.Figure:
-  """FID by data set and generator, a marker for each direction.
+  """Draws FID by data set and generator, a marker for each direction.
 
   Args:
     rows: of the runs.
@@ -28,17 +28,17 @@ def distances(rows: Rows, preset: str) -> figure.Figure:
     for place, row in enumerate(here):
       for side, direction in enumerate(DIRECTIONS):
         y = place + 0.24 * (side - 0.5)
-        colour = documents.COLOURS[side]
+        color = documents.COLORS[side]
         found = row[preset]
-        panel.plot(found[f'fid_{direction}'], y, 'o', color=colour)
+        panel.plot(found[f'fid_{direction}'], y, 'o', color=color)
         for prefix, (_, marker) in _ANCHORS.items():
           value = found[f'{prefix}fid_{direction}']
-          panel.plot(value, y, marker, color=colour, alpha=0.6)
+          panel.plot(value, y, marker, color=color, alpha=0.6)
     panel.set_xlim(left=0)
     panel.set_yticks(range(len(here)), [row['generator'] for row in here])
     panel.invert_yaxis()
   for side, name in enumerate(DIRECTIONS.values()):
-    panels[-1].plot([], [], 'o', color=documents.COLOURS[side], label=name)
+    panels[-1].plot([], [], 'o', color=documents.COLORS[side], label=name)
   for name, marker in _ANCHORS.values():
     panels[-1].plot([], [], marker, color='#68707a', label=name)
   panels[-1].legend(frameon=False, fontsize=8)

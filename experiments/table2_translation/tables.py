@@ -1,4 +1,4 @@
-"""Table 2's rows in Markdown."""
+"""Writes Table 2's rows in Markdown."""
 
 from experiments import documents
 from experiments.runner import Row, Rows
@@ -17,7 +17,7 @@ PAPER = {
 
 
 def sections(rows: Rows) -> list[str]:
-  """The page's parts."""
+  """Returns the page's parts."""
   parts = []
   for preset, title in (
     ('paper', "The paper's preset"),
@@ -37,7 +37,7 @@ def sections(rows: Rows) -> list[str]:
 
 
 def distances(rows: Rows, preset: str) -> str:
-  """FID and KID of each run and direction, with both anchors.
+  """Returns fID and KID of each run and direction, with both anchors.
 
   Args:
     rows: of the runs.
@@ -111,7 +111,7 @@ def patches(rows: Rows) -> str:
 
 
 def _facts(rows: Rows, preset: str) -> str:
-  """What belongs beside a distance; '' without one."""
+  """Returns what belongs beside a distance; '' without one."""
   chosen = [row[preset] for row in rows.values() if preset in row]
   if not chosen:
     return ''

@@ -1,1 +1,1 @@
-"""One training step against PyTorch's, side by side."""
+"""Times a training step beside PyTorch's."""

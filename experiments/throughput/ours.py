@@ -16,7 +16,7 @@ def training_step(
 ) -> tuple[Callable[[], float], int]:
   """A training step of `block` on random images of 32 px, patch 4.
 
-  It clips, normalises the uint8 images, computes the diagnostics and judges
+  It clips, normalizes the uint8 images, computes the diagnostics and judges
   them, as every step of a run does; only the flips of the paper's augmentation
   are off, which the peer doesn't have either.
 

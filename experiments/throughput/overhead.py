@@ -1,4 +1,4 @@
-"""What a run costs beside its arithmetic: diagnostics, the loop, the start.
+"""Measures what a run costs beside its arithmetic.
 
     python -m experiments.throughput.overhead
 
@@ -38,7 +38,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 REPEATS = 7
 # (variant, patch size, steps between two looks at the clock): some 5 s, over
-# which the neighbours of a shared machine average out.
+# which the neighbors of a shared machine average out.
 MODELS = (('S', 4, 4), ('Ti', 4, 8), ('Ti', 16, 100))
 
 
@@ -67,7 +67,7 @@ class Plain(classification.Classification):
 
 
 def make_task(kind, variant: str, patch: int) -> classification.Classification:
-  """A ViT-22B classifier on random images of 32 px, batch 64."""
+  """Returns a ViT-22B classifier on random images of 32 px, batch 64."""
   config = common.classification()
   config.batch_size = 64
   config.duration = '1000000 steps'
@@ -148,7 +148,7 @@ def compare(name: str, ours, peer_name: str, peer, steps: int) -> dict:
 
 
 def diagnostics_rows() -> list[dict]:
-  """The step of a run beside one without diagnostics."""
+  """Times the step of a run beside one without diagnostics."""
   rows = []
   for variant, patch, steps in MODELS:
     task = make_task(classification.Classification, variant, patch)
@@ -160,7 +160,7 @@ def diagnostics_rows() -> list[dict]:
 
 
 def loop_rows() -> list[dict]:
-  """A step in the training loop beside the same jitted step alone."""
+  """Times a step in the training loop beside the same jitted step alone."""
   rows = []
   for variant, patch, steps in MODELS:
     with (
@@ -182,7 +182,7 @@ def loop_rows() -> list[dict]:
 
 
 def start_rows(data_dir: str) -> list[dict]:
-  """Seconds from the command to its first step, cold and with warm caches."""
+  """Measures seconds from the command to its first step, cold and warm."""
   with tempfile.TemporaryDirectory() as folder:
     environment = {**os.environ, 'VIT22B_JAX_CACHE': folder}
     environment.pop('JAX_COMPILATION_CACHE_DIR', None)

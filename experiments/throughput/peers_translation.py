@@ -149,7 +149,7 @@ class Pool:
 
 
 class CycleGAN:
-  """Two generators, two discriminators, their optimisers and pools."""
+  """Two generators, two discriminators, their optimizers and pools."""
 
   def __init__(self, size: int, patch: int, memory_format: torch.memory_format):
     self.gen_ab, self.gen_ba = ViTUnet(size, patch), ViTUnet(size, patch)

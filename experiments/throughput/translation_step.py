@@ -2,7 +2,7 @@
 
     python -m experiments.throughput.translation_step
 
-Two ViTUnet-S of 64 px, patch 8, two 70x70 PatchGANs, both optimisers, pools.
+Two ViTUnet-S of 64 px, patch 8, two 70x70 PatchGANs, both optimizers, pools.
 Each side lives in a process of its own and they take turns, as in
 `training_step`. Writes translation.json, translation.md and
 translation_environment.json beside this file.

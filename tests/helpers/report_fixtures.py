@@ -285,7 +285,7 @@ def make_translation(
   """Writes a translation's workdir; returns its path.
 
   Its samples, one grid every `every` steps, are discs that slowly turn into the
-  colour of the other domain.
+  color of the other domain.
   """
   path.mkdir(parents=True)
   rng = np.random.default_rng(0)
@@ -309,20 +309,20 @@ def make_translation(
 
 def discs(part: float, pixels: int, images: int, direction: str) -> np.ndarray:
   """A grid of samples at a part of the training: uint8 [h, w, 3]."""
-  colours = np.array([[200, 30, 40], [240, 150, 30]], float)
+  colors = np.array([[200, 30, 40], [240, 150, 30]], float)
   if direction == 'b2a':
-    colours = colours[::-1]
+    colors = colors[::-1]
   rng = np.random.default_rng(1)
   y, x = np.mgrid[:pixels, :pixels][..., None] / pixels
   grid = np.full((3, pixels + 2, images, pixels + 2, 3), 255.0)
   for image in range(images):
-    centre, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.2, 0.35)
-    away = np.hypot(y - centre[0], x - centre[1])
+    center, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.2, 0.35)
+    away = np.hypot(y - center[0], x - center[1])
     shade = 1 - 0.5 * away / radius
     ground = rng.uniform(60, 200, 3)
     for row, share in enumerate((0.0, part, 0.3 - 0.2 * part)):
-      colour = colours[0] + share * (colours[1] - colours[0])
-      drawn = np.where(away < radius, colour * shade, ground)
+      color = colors[0] + share * (colors[1] - colors[0])
+      drawn = np.where(away < radius, color * shade, ground)
       grain = 60 * (1 - part) * rng.standard_normal(drawn.shape)
       drawn = drawn + grain * (row > 0)
       grid[row, :pixels, image, :pixels] = np.clip(drawn, 0, 254)

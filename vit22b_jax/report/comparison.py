@@ -74,7 +74,7 @@ def _render(several: list[runs.Run], folder: epath.Path) -> str:
   return environment.get_template('compare.html').render(
     name=_title([group.name for found in tasks.values() for group in found]),
     summary=f'{_plural(len(several), "run")} in {_plural(count, "group")}: the'
-    ' runs of a group differ in their seeds alone.',
+    ' configs of a group differ in their seeds alone.',
     parts=[
       markupsafe.Markup(
         part.render(_content(found, folder), title=task, alone=len(tasks) == 1)

@@ -9,6 +9,7 @@ import functools
 import gzip
 from typing import Any
 
+from absl import logging
 from etils import epath
 from plotly import offline
 
@@ -35,6 +36,8 @@ def write(
     errors.UserError: `workdir` is not a workdir, or `output` can't be written.
   """
   run = runs.read(workdir, lenient=True)
+  for message in run.damaged:
+    logging.warning('Left out of the report: %s', message)
   path = epath.Path(output) if output else run.path / 'report.html'
   template = task_pages.for_task(run).TEMPLATE
   page = templates.environment().get_template(template)

@@ -1,4 +1,4 @@
-"""The parts of Plotly figures that are drawn: lines, crosses, marks.
+"""Draws the parts of Plotly figures: lines, crosses, marks.
 
 Colors are names such as '$train' that page.js replaces by the values of the
 page's light or dark theme.

@@ -1,4 +1,4 @@
-"""The files of a run as arrays and dicts, each judged once as it is read.
+"""Reads a run's files as arrays and dicts, each judged once.
 
     run = runs.read('runs/cifar100_vit22b_s')
     steps, losses = run.metric('train/loss')

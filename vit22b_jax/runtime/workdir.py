@@ -1,4 +1,4 @@
-"""The folder of a run, as a run writes it; `runs` reads it.
+"""Writes the folder of a run; `runs` reads it.
 
     folder = workdir.Workdir('runs/cifar100_vit22b_s', tensorboard=True)
     folder.write_json('config.json', {...})
