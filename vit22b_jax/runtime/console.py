@@ -1,4 +1,4 @@
-"""Lines for the user, a table of parameters, a live progress line.
+"""Prints lines, a table of parameters, and a live progress line.
 
 console.say('Starting from scratch.')     # once over all processes
 console.show_log()                        # the package's log, in plain words
@@ -85,7 +85,7 @@ def show_log() -> None:
 
 
 def hush_others() -> None:
-  """Of several processes that have met, all but the first log errors alone."""
+  """Lets all processes but the first log errors alone."""
   if jax.distributed.is_initialized() and jax.process_index() > 0:
     logging.get_absl_handler().setLevel(python_logging.ERROR)
 

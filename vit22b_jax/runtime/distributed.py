@@ -1,4 +1,4 @@
-"""Several processes that train as one, over `jax.distributed`.
+"""Starts several processes that train as one, over `jax.distributed`.
 
     distributed.initialize(coordinator, num_processes, process_id)
     step = distributed.broadcast_json(step)

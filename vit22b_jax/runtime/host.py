@@ -1,4 +1,4 @@
-"""The host process before jax starts in it, and what is in the machine."""
+"""Prepares the host process for jax, and finds what is in the machine."""
 
 import ctypes
 import glob

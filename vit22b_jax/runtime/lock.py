@@ -1,4 +1,4 @@
-"""One owner for a workdir: a second process that would train there is refused.
+"""Gives a workdir one owner: another process that trains there is refused.
 
     with lock.held(workdir):
       ...

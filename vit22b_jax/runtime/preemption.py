@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: stop at a step boundary with everything saved.
+"""Stops for SIGTERM and SIGINT at a step boundary, with everything saved.
 
     with preemption.Watcher() as watcher:
       for step in ...:
@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-  """Work was left because a signal asked for it."""
+  """Leaves work because a signal asked for it."""
 
 
 class Watcher:
@@ -76,7 +76,7 @@ class Watcher:
 
   @property
   def exit_code(self) -> int:
-    """128 + the signal's number, as shells count: 143 SIGTERM, 130 SIGINT."""
+    """Returns 128 + the signal: 143 for SIGTERM, 130 for SIGINT; else 0."""
     return 128 + self.signal if self.signal else 0
 
   def should_stop(self, step: int) -> bool:

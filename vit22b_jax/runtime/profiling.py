@@ -1,6 +1,6 @@
-"""A window of steps whose every operation is traced, to see where time goes.
+"""Traces every operation of a window of steps, to see where time goes.
 
-    window = tracing.Window.parse('10-15', total_steps)
+    window = profiling.Window.parse('10-15', total_steps)
     window.before(step, folder)     # around each step
     window.after(step, state)
 
@@ -9,7 +9,8 @@
     (10, 15)
 
 Writes an xplane trace, as TensorBoard's profiler (xprof) and Perfetto read it:
-https://docs.jax.dev/en/latest/profiling.html
+https://docs.jax.dev/en/latest/profiling.html. (clu's periodic_actions.Profile
+imports TensorFlow, and ends a window before its steps have run.)
 """
 
 import dataclasses
@@ -41,10 +42,10 @@ class Window:
 
   @classmethod
   def parse(cls, text: str, total_steps: int | None = None) -> 'Window':
-    """The steps that the config's `profile` names; '' for none.
+    """Reads the config's `profile`.
 
     Args:
-      text: 'FIRST-LAST', or one step.
+      text: 'FIRST-LAST', or one step; '' for none.
       total_steps: of the run, where they are known.
 
     Raises:
@@ -70,7 +71,7 @@ class Window:
     return cls(first, last)
 
   def before(self, step: int, workdir: epath.Path) -> None:
-    """Starts tracing in the first process, if `step` is the first to trace."""
+    """Starts tracing on process 0, if `step` is the first to trace."""
     inside = self.first <= step <= self.last
     if inside and self.folder is None and jax.process_index() == 0:
       self.folder = workdir / FOLDER

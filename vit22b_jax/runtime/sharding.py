@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, and logical axis names -> mesh axes.
+"""Places arrays: the device mesh, and logical axis names -> mesh axes.
 
     mesh = sharding.make_mesh('fsdp+tensor')       # or fsdp=4, tensor=2, ...
     shardings = sharding.param_shardings(abstract_params, mesh)

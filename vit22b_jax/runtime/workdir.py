@@ -12,7 +12,6 @@ folder then, and uploaded whole at each flush. Never imports jax.
 """
 
 import contextlib
-import errno
 import functools
 import importlib.metadata
 import json
@@ -46,11 +45,6 @@ PREDICTIONS = 'predictions.npz'
 SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
 # Columns of diagnostics.csv that trackers get, as peaks since the last row.
 _TRACKED = {'max_logit', 'max_abs_grad', 'grad_norm'}
-# What room on the disk, or another disk, mends.
-_NO_ROOM = {
-  getattr(errno, name)
-  for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
-}
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -310,13 +304,10 @@ def _explaining(path: epath.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    advice = ''
-    if error.errno in _NO_ROOM:
-      advice = ' Make room or choose another --workdir;'
     raise errors.UserError(
-      f'Could not write to the workdir {path}: {error.strerror or error}.'
-      f'{advice} checkpoints written before are whole, and the same command'
-      ' resumes from the newest.'
+      f'Could not write to the workdir {path}: {error.strerror or error}. '
+      f'{errors.disk_remedy(error)}Checkpoints written before are whole, and '
+      'the same command resumes from the newest.'
     ) from error
 
 
