@@ -23,7 +23,8 @@ def classification() -> config_dict.ConfigDict:
   c.batch_size = 128  # images a step, over all devices and processes
   c.duration = '200 epochs'  # length of the whole run
   c.sharding = 'data'  # over devices: data | fsdp | fsdp+tensor
-  c.init_from = ''  # weights to fine-tune: a .safetensors or .npz file
+  # Weights to fine-tune: a .safetensors or .npz file, or another run's workdir.
+  c.init_from = ''
   c.profile = ''  # steps to trace, as '10-15', into WORKDIR/profile
   c.data = _data()
   c.model = _model()

@@ -197,21 +197,41 @@ def test_export_is_read_again_and_starts_other_runs(trained, tmp_path, capsys):
   found = leaves(pretrained.load_pretrained(file, model, empty, 8))
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array, name)
-  other = tmp_path / 'other'
+  starts_from(file, expected, tmp_path, capsys)
+
+
+def starts_from(source, expected, tmp_path, capsys, *more):
+  """A run with --config.init_from=source: its weights but for the head."""
   code = call(
     CONFIG,
     QUIET,
     '--config.model.mlp_dim=48',
     '--config.duration=1 steps',
     '--config.optim.learning_rate=1e-30',
-    f'--config.init_from={file}',
-    f'--workdir={other}',
+    f'--config.init_from={source}',
+    f'--workdir={tmp_path / "other"}',
+    *more,
   )
   assert code == 0
-  assert f'Starting from the weights of {file}' in capsys.readouterr().out
-  found = leaves(api.load(other).variables['params'])
+  assert f'Starting from the weights of {source}' in capsys.readouterr().out
+  found = leaves(api.load(tmp_path / 'other').variables['params'])
   for name, array in expected.items():
-    np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
+    if found[name].shape == array.shape:
+      np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
+  return found
+
+
+def test_a_run_starts_from_the_weights_of_another(trained, tmp_path, capsys):
+  expected = leaves(api.load(trained).variables['params'])
+  found = starts_from(trained, expected, tmp_path, capsys)
+  assert all(found[name].shape == a.shape for name, a in expected.items())
+  shutil.rmtree(tmp_path / 'other')
+  images = data_fixtures.make_folder(tmp_path / 'data', counts={'train': 9})
+  own = (f'--config.data.name=folder:{images}', '--config.data.augment=none')
+  found = starts_from(trained, expected, tmp_path, capsys, *own)
+  assert [
+    name for name, array in found.items() if array.shape != expected[name].shape
+  ] == ["['head']['logits']['bias']", "['head']['logits']['kernel']"]
 
 
 def test_a_config_beside_the_workdir_changes_how_not_what(trained, capsys):

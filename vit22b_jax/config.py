@@ -198,9 +198,9 @@ def compare(
     rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity)
     raise errors.UserError(
       f'The workdir {workdir} belongs to a run with another configuration:\n'
-      f'{rows}\nUse the same configuration, or another folder, as in '
-      f'--workdir={workdir}_2 (with --config.init_from it starts from this '
-      "run's weights)."
+      f'{rows}\nUse the same configuration, or start another run: '
+      f'--workdir={workdir}_2, from these weights with '
+      f'--config.init_from={workdir}.'
     )
   return changes
 

@@ -31,9 +31,10 @@ from vit22b_jax.data import (
 )
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import flops, sharding
+from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base, evaluators
 from vit22b_jax.training import diagnostics, explain, gradients, losses
-from vit22b_jax.weights import pretrained
+from vit22b_jax.weights import other_run, pretrained
 
 
 @flax.struct.dataclass
@@ -129,11 +130,13 @@ class Classification(base.Task):
         "model.head='mlp_bn': batch norm's statistics are those of the whole "
         "batch, which accumulation never sees. Use 1, or model.head='mlp'."
       )
-    if config.init_from and not epath.Path(config.init_from).is_file():
+    path = epath.Path(config.init_from)
+    if config.init_from and not path.exists():
       raise errors.UserError(
-        f'init_from={config.init_from}: there is no such file of weights. Of a '
-        'run of your own, --mode=export writes one: WORKDIR/model.safetensors.'
+        f'init_from={path}: there is no such file of weights, nor a workdir.'
       )
+    if config.init_from and path.is_dir():
+      other_run.validate(path, 'classification')
 
   @staticmethod
   def images_at_once(config: ConfigDict) -> int:
@@ -218,7 +221,17 @@ class Classification(base.Task):
     }
 
   def with_pretrained(self, state: State, path: str) -> State:
-    """Returns the state with weights of a file; see `weights.pretrained`."""
+    """Returns the state with the weights of a file or of another run.
+
+    The head stays new where the other run has another number of classes.
+    """
+    if epath.Path(path).is_dir():
+      wanted = dict(self.abstract_state.params)
+      names = workdir_lib.read_json(path, workdir_lib.CLASSES)
+      if len(names or ()) != len(self.names):
+        wanted.pop('head', None)
+      found = other_run.restore_params(path, wanted, 'classification')
+      return self._with_params(state, state.params | found)
     # Each process reads the file, and needs the new head whole.
     whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))(
       state.params
@@ -230,7 +243,9 @@ class Classification(base.Task):
       self.config.data.image_size,
     )
     found = jax.tree.map(lambda x, p: x.astype(p.dtype), found, state.params)
-    params = jax.device_put(found, self.param_shardings)
+    return self._with_params(state, jax.device_put(found, self.param_shardings))
+
+  def _with_params(self, state: State, params: Any) -> State:
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema)
 

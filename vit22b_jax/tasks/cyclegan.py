@@ -117,7 +117,7 @@ class CycleGAN(base.Task):
     """
     update.validate_networks(config)
     if config.init_from:
-      other_run.validate(config.init_from)
+      other_run.validate(config.init_from, 'translation')
 
   @staticmethod
   def load_data(config: ConfigDict) -> catalog.Dataset:
@@ -255,7 +255,9 @@ class CycleGAN(base.Task):
 
   def with_pretrained(self, state: State, path: str) -> State:
     """Returns the state with the networks of another run's last checkpoint."""
-    params = other_run.restore_params(path, self.abstract_state.params)
+    params = other_run.restore_params(
+      path, self.abstract_state.params, 'translation'
+    )
     return state.replace(params=params)
 
   @property
