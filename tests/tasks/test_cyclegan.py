@@ -301,6 +301,10 @@ def test_starts_from_the_networks_of_another_run(task_of, tmp_path):
   wider = task_of(**{'model.width': 8})
   with pytest.raises(errors.UserError, match='has other networks than this'):
     wider.with_pretrained(wider.abstract_state, str(tmp_path))
+  (tmp_path / 'none').mkdir()
+  with pytest.raises(errors.UserError, match='workdir of another translation'):
+    task.with_pretrained(task.abstract_state, str(tmp_path / 'none'))
+  (tmp_path / 'none' / 'config.json').write_text(text)
   with pytest.raises(errors.UserError, match='has no checkpoint'):
     task.with_pretrained(task.abstract_state, str(tmp_path / 'none'))
 
