@@ -17,7 +17,7 @@ from configs import common
 def get_config(arg=''):
   """Builds the config; `arg` holds words such as 'paper' or 'tiny'."""
   config = common.classification()
-  config.data.name = 'cifar100'
+  common.cifar100(config)
   config.model.block = 'vit22b'
   config.model.variant = 'L'
   config.optim.learning_rate = 5e-5

@@ -84,15 +84,40 @@ def _data() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.name = 'cifar10'  # a TFDS name, 'folder:PATH' or 'digits'
   c.dir = ''  # where prepared TFDS sets lie; '': TFDS' own default
-  c.image_size = 32  # pixels a side, after resizing
-  c.augment = 'paper'  # none | paper | crop | standard | randaugment
+  c.image_size = 32  # pixels a side that the model sees
+  c.load_size = placeholder(int)  # before the crop to that; None: image_size
+  # none | paper | crop | standard | randaugment | strong; None in the keys from
+  # crop_scale to mix_switch leaves them to this word.
+  c.augment = 'paper'
+  c.crop_scale = placeholder(tuple)  # random resized crop: shares of the area
+  c.crop_ratio = placeholder(tuple)  # its width / height: from, to
+  c.crop_padding = placeholder(int)  # else zeros around a random crop; -1: 1/8
+  c.flip_horizontal = placeholder(float)  # probability of a mirror image
+  c.flip_vertical = placeholder(float)  # probability of one upside down
+  c.randaugment_layers = placeholder(int)  # operations on an image; 0: none
+  c.randaugment_magnitude = placeholder(float)  # their strength: 0 to 10
+  c.erase = placeholder(float)  # probability of an erased box
+  c.mixup = placeholder(float)  # alpha of Mixup; 0: none
+  c.cutmix = placeholder(float)  # alpha of CutMix; 0: none
+  c.mix_switch = placeholder(float)  # probability of CutMix, if there are both
   c.mean = (0.4914, 0.4822, 0.4465)  # subtracted from RGB in [0, 1]
   c.std = (0.2023, 0.1994, 0.2010)  # then divided by
   c.val_fraction = 0.1  # of the training part, when there's no validation part
+  c.split_seed = placeholder(int)  # chooses that part; None: seed
+  c.allow_changes = (
+    False  # resume on other images than those of the first start
+  )
   c.cache_max_gb = 4.0  # largest decoded set to hold in memory
   c.max_corrupt = 0  # unreadable images to skip before failing
   c.workers = 0  # processes that decode; 0: in the main process
   return c
+
+
+def cifar100(c: config_dict.ConfigDict) -> None:
+  """CIFAR-100 with its own mean and deviation; `:paper` has CIFAR-10's."""
+  c.data.name = 'cifar100'
+  c.data.mean = (0.5071, 0.4865, 0.4409)
+  c.data.std = (0.2673, 0.2564, 0.2762)
 
 
 def imagenet(c: config_dict.ConfigDict) -> None:
@@ -138,6 +163,10 @@ def _domains() -> config_dict.ConfigDict:
   c.flip = True  # mirror training images at random
   c.pairing = 'unpaired'  # unpaired (each domain shuffles on its own) | index
   c.val_fraction = 0.1  # of the training part, since there's no validation part
+  c.split_seed = placeholder(int)  # chooses that part; None: seed
+  c.allow_changes = (
+    False  # resume on other images than those of the first start
+  )
   c.cache_max_gb = 4.0  # largest decoded set to hold in memory
   c.max_corrupt = 0  # unreadable images to skip before failing
   c.workers = 0  # processes that decode; 0: in the main process
@@ -359,6 +388,27 @@ def _paper(c: config_dict.ConfigDict) -> None:
   c.model.patch_size = 16
   c.batch_size = 128
   c.model.dtype = 'bfloat16'
+  if c.data.name == 'cifar100':
+    fresh = _data()
+    c.data.mean, c.data.std = fresh.mean, fresh.std
+
+
+def _strong(c: config_dict.ConfigDict) -> None:
+  """A modern recipe from scratch: DeiT's parts (arXiv:2012.12877), milder."""
+  c.data.augment = 'strong'
+  if c.data.image_size > 64:
+    c.data.crop_scale = (0.35, 1.0)
+  if c.data.name == 'digits':  # a mirror makes them other things
+    c.data.flip_horizontal = 0.0
+  c.loss.label_smoothing = 0.1
+  c.model.stochastic_depth = 0.1
+  c.optim.name = 'adamw'
+  c.optim.learning_rate = 1e-3
+  c.optim.weight_decay = 0.05
+  c.optim.schedule = 'cosine'
+  c.optim.warmup = '5%'
+  c.optim.clip_norm = 1.0
+  c.optim.ema = 0.999
 
 
 def _tiny(c: config_dict.ConfigDict) -> None:
@@ -464,7 +514,7 @@ def _tiny_translation(c: config_dict.ConfigDict) -> None:
 
 
 WORDS = {
-  'classification': {'paper': _paper, 'tiny': _tiny},
+  'classification': {'paper': _paper, 'strong': _strong, 'tiny': _tiny},
   'translation': {
     'cyclegan': _cyclegan,
     'released': _released,

@@ -110,7 +110,9 @@ def test_values_are_sound_and_locked(name, words):
 
 def test_words_are_known_and_may_have_spaces():
   assert load('cifar10_vit_s', ' tiny , paper ').model.depth == 1
-  with pytest.raises(ValueError, match=r"unknown word 'huge'.*paper, tiny"):
+  with pytest.raises(
+    ValueError, match=r"unknown word 'huge'.*paper, strong, tiny"
+  ):
     load('cifar10_vit_s', 'tiny,huge')
 
 

@@ -98,6 +98,7 @@ class Predictor:
     variables: its weights, for `model.apply(variables, normalized)`.
     class_names: in the order of the outputs.
     image_size: pixels a side that the model sees.
+    load_size: pixels a side before the central crop to that.
     mean: of each channel in [0, 1], subtracted.
     std: of each channel, then divided by.
   """
@@ -106,6 +107,7 @@ class Predictor:
   variables: dict[str, Any]
   class_names: tuple[str, ...]
   image_size: int
+  load_size: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
 
@@ -127,7 +129,10 @@ class Predictor:
 
   def preprocess(self, images: Images) -> Float[np.ndarray, 'B S S 3']:
     """Returns images as the model sees them: square, normalized float32."""
-    pixels = _load_images(images, self.image_size) / np.float32(255)
+    start = (self.load_size - self.image_size) // 2
+    kept = slice(start, start + self.image_size)
+    pixels = _load_images(images, self.load_size)[:, kept, kept]
+    pixels = pixels / np.float32(255)
     return (pixels - np.float32(self.mean)) / np.float32(self.std)
 
   @functools.cached_property
@@ -227,9 +232,8 @@ def load(workdir: epath.PathLike) -> Predictor | Translator:
     translate = functools.partial(task.translate, variables)
     return Translator(task.model, variables, names, translate)
   data = config.data
-  return Predictor(
-    task.model, variables, names, data.image_size, data.mean, data.std
-  )
+  sizes = data.image_size, data.load_size or data.image_size
+  return Predictor(task.model, variables, names, *sizes, data.mean, data.std)
 
 
 def read_config(workdir: epath.PathLike) -> ConfigDict:

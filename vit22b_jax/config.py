@@ -37,6 +37,7 @@ RENAMED_KEYS = {
 MUTABLE_ON_RESUME = (
   *('duration', 'init_from', 'profile', 'sharding', 'mesh.'),
   *('data.dir', 'data.cache_max_gb', 'data.max_corrupt', 'data.workers'),
+  'data.allow_changes',
   *('checkpoint.', 'eval.', 'log.', 'fid.batch_size'),
   *('model.attention', 'model.remat', 'model.scan_layers'),
   *('diagnostics.on_explosion', 'diagnostics.max_logit'),

@@ -96,6 +96,12 @@ def _float(low: float, high: float = _HUGE) -> Rule:
   return Rule(float, expected, lambda x: _is_number(x) and low <= x < high)
 
 
+def _up_to(high: float) -> Rule:
+  """From 0 to `high`, both included."""
+  expected = f'a number from 0 to {high:g}'
+  return Rule(float, expected, lambda x: _is_number(x) and 0 <= x <= high)
+
+
 def _positive(high: float = _HUGE) -> Rule:
   """Above 0 and below `high`."""
   expected = 'a finite number above 0' + f' and below {high:g}' * (
@@ -127,6 +133,18 @@ def _rgb(rule: Rule) -> Rule:
   return Rule(tuple, expected, accepts)
 
 
+def _range(high: float) -> Rule:
+  """Two numbers above 0 and up to `high`, the smaller first."""
+
+  def accepts(value):
+    numbers = isinstance(value, tuple) and len(value) == 2
+    numbers = numbers and all(map(_is_number, value))
+    return numbers and 0 < value[0] <= value[1] <= high
+
+  expected = f'two numbers above 0 and up to {high:g}, the smaller first'
+  return Rule(tuple, expected, accepts)
+
+
 def _duration(*, percent: bool = True, positive: bool = False) -> Rule:
   check = functools.partial(
     durations.validate, percent=percent, positive=positive
@@ -144,6 +162,7 @@ _PATH = _text('a path')
 _PROJECT = dataclasses.replace(_text('the name of a project'), absent='')
 _COUNT = _int(1)
 _FRACTION = _float(0, 1)
+_PROBABILITY = _up_to(1)
 _WEIGHT = _float(0)
 _CADENCE = _duration(positive=True)
 
@@ -187,6 +206,8 @@ _SOURCE = {
   'dir': _PATH,
   'image_size': _int(1, 65_536),
   'val_fraction': _FRACTION,
+  'split_seed': _optional(_int(0, 2**32)),
+  'allow_changes': dataclasses.replace(_FLAG, absent=False),
   'cache_max_gb': _WEIGHT,
   'max_corrupt': _int(0),
   'workers': _int(0, 1024),
@@ -249,7 +270,20 @@ RULES: dict[str, dict[str, Rule]] = {
       **_RUN,
       'data': {
         **_SOURCE,
-        'augment': _choice('none', 'paper', 'crop', 'standard', 'randaugment'),
+        'load_size': _optional(_int(1, 65_536)),
+        'augment': _choice(
+          *('none', 'paper', 'crop', 'standard', 'randaugment', 'strong')
+        ),
+        'crop_scale': _optional(_range(1)),
+        'crop_ratio': _optional(_range(100)),
+        'crop_padding': _optional(_int(-1, 65_536)),
+        'flip_horizontal': _optional(_PROBABILITY),
+        'flip_vertical': _optional(_PROBABILITY),
+        'randaugment_layers': _optional(_int(0, 100)),
+        'randaugment_magnitude': _optional(_up_to(10)),
+        'erase': _optional(_PROBABILITY),
+        **dict.fromkeys(('mixup', 'cutmix'), _optional(_float(0, 1000))),
+        'mix_switch': _optional(_PROBABILITY),
         'mean': _rgb(_float(-1000, 1000)),
         'std': _rgb(_positive(1000)),
       },

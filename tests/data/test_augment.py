@@ -171,7 +171,11 @@ def batch():
 
 @pytest.fixture(scope='module')
 def augment_batch():
-  return jax.jit(augment.apply, static_argnames='preset')
+  def apply(key, images, preset):
+    data = {'augment': preset, 'image_size': images.shape[1]}
+    return augment.apply(key, images, augment.recipe(data))
+
+  return jax.jit(apply, static_argnames='preset')
 
 
 @pytest.mark.parametrize('preset', augment.PRESETS)

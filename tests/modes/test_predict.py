@@ -27,12 +27,12 @@ def task():
     red = np.asarray(images, np.float64)[..., 0].mean((1, 2)) / 255
     return np.stack([red, 0.75 * (1 - red), 0.25 * (1 - red)], axis=1)
 
+  data = types.SimpleNamespace(image_size=4, load_size=None)
   return types.SimpleNamespace(
     names=NAMES,
-    eval_batch_size=2,
+    evaluator=types.SimpleNamespace(batch_size=2, predict=classify),
     mesh=sharding.make_mesh(devices=jax.devices()[:1]),
-    config=types.SimpleNamespace(data=types.SimpleNamespace(image_size=4)),
-    predict=classify,
+    config=types.SimpleNamespace(data=data),
   )
 
 

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vit22b_jax.training import losses
 
@@ -14,6 +15,21 @@ def test_softmax_equals_the_golden_cross_entropy(golden):
   got = losses.cross_entropy(jnp.asarray(data['logits']), data['label'])
   assert got.shape == data['label'].shape
   np.testing.assert_allclose(got.mean(), data['cross_entropy'], rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', losses.KINDS)
+def test_probabilities_in_the_place_of_labels(kind):
+  """Cross entropy is linear in its targets, smoothed ones included."""
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(5, 7)))
+  first, second = jnp.arange(5), jnp.array([6, 0, 2, 1, 4])
+  targets = 0.3 * jax.nn.one_hot(first, 7) + 0.7 * jax.nn.one_hot(second, 7)
+
+  def loss(labels):
+    return losses.cross_entropy(logits, labels, kind=kind, label_smoothing=0.1)
+
+  expected = 0.3 * loss(first) + 0.7 * loss(second)
+  np.testing.assert_allclose(loss(targets), expected, rtol=1e-6)
 
 
 def test_label_smoothing_by_hand():

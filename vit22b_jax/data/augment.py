@@ -1,5 +1,8 @@
 """Augmentation and normalization on the device: pure functions for jit.
 
+    recipe = augment.recipe(config.data)
+    images, targets = augment.train_images(key, images, targets, recipe)
+
 Every image has its own key, so a batch's augmentation is a function of
 (key, position in the batch) and doesn't depend on how it is sharded.
 
@@ -12,53 +15,162 @@ Every image has its own key, so a batch's augmentation is a function of
     1.0
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from vit22b_jax.data import randaugment
+from vit22b_jax.data import crops, mixing, randaugment
 
-PRESETS = ('none', 'paper', 'crop', 'standard', 'randaugment')
+# "RandomHorizontalFlip(0.33), RandomVerticalFlip(0.33)"
+_PAPER = {'flip_horizontal': 0.33, 'flip_vertical': 0.33}
+_CROP = {'crop_padding': -1}  # An eighth of the side: 4 at 32 px.
+_STANDARD = {**_CROP, 'flip_horizontal': 0.5}
 
-_PAPER_FLIP = 0.33  # "RandomHorizontalFlip(0.33), RandomVerticalFlip(0.33)"
+# What each word of `data.augment` stands for; the keys of `data` override it.
+# `crop` is for images that a mirror makes another thing, such as digits.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+  'none': {},
+  'paper': _PAPER,
+  'crop': _CROP,
+  'standard': _STANDARD,
+  'randaugment': {**_STANDARD, 'randaugment_layers': 2},
+  'strong': {
+    **_STANDARD,
+    'randaugment_layers': 2,
+    'erase': 0.25,
+    'mixup': 0.8,
+    'cutmix': 1.0,
+  },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How training images are changed at random, in this order.
+
+  Attributes:
+    image_size: side of the results.
+    crop_scale: random resized crop: smallest and largest share of the area;
+      None for none.
+    crop_ratio: its smallest and largest width / height.
+    crop_padding: without it, a random crop of images with so many zeros on each
+      side (-1: an eighth of `image_size`); None takes the center.
+    flip_horizontal: probability of a mirror image.
+    flip_vertical: probability of an image upside down.
+    randaugment_layers: operations of RandAugment; 0 for none.
+    randaugment_magnitude: their strength, from 0 to 10.
+    erase: probability that a box is erased.
+    mixup: alpha of Mixup; 0 for none.
+    cutmix: alpha of CutMix; 0 for none.
+    mix_switch: probability of CutMix where there are both.
+  """
+
+  image_size: int
+  crop_scale: tuple[float, float] | None = None
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  crop_padding: int | None = None
+  flip_horizontal: float = 0.0
+  flip_vertical: float = 0.0
+  randaugment_layers: int = 0
+  randaugment_magnitude: float = 9.0
+  erase: float = 0.0
+  mixup: float = 0.0
+  cutmix: float = 0.0
+  mix_switch: float = 0.5
+
+  @property
+  def mixes(self) -> bool:
+    """Returns whether targets become mixtures of classes."""
+    return bool(self.mixup or self.cutmix)
+
+
+def recipe(data: Mapping[str, Any]) -> Recipe:
+  """Returns what the word `augment` says, where no key says otherwise.
+
+  Args:
+    data: the config's `data` section, of a classifier.
+  """
+  names = [field.name for field in dataclasses.fields(Recipe)]
+  given = {k: data[k] for k in names if data.get(k) is not None}
+  return Recipe(**{**PRESETS[data['augment']], **given})
 
 
 def apply(
-  key: PRNGKeyArray, images: UInt8[Array, 'B H W C'], preset: str
+  key: PRNGKeyArray, images: UInt8[Array, 'B h w C'], recipe: Recipe
 ) -> UInt8[Array, 'B H W C']:
-  """Augments a batch at random.
+  """Crops, mirrors and distorts a batch at random.
 
-  - `none`: as it is.
-  - `paper`: horizontal and vertical flips, each with probability 0.33.
-  - `crop`: zero padding by an eighth of the side (4 at 32 px) and a random
-    crop; for images that a mirror makes another thing, such as digits.
-  - `standard`: `crop`, then a horizontal flip with probability 0.5.
-  - `randaugment`: `standard`, then RandAugment (see `randaugment.py`).
+  Args:
+    key: one key for the batch.
+    images: values in [0, 255], at least as large as `recipe.image_size`.
+    recipe: what to do.
+  """
+
+  def one(key, image):
+    # Keys are split only where two stages draw: runs resume in their draws.
+    distort = None
+    if recipe.randaugment_layers:
+      key, distort = jax.random.split(key)
+    image = _flipped(*_cropped(key, image, recipe), recipe)
+    if distort is None:
+      return image
+    return randaugment.apply(
+      distort, image, recipe.randaugment_layers, recipe.randaugment_magnitude
+    )
+
+  return jax.vmap(one)(jax.random.split(key, len(images)), images)
+
+
+def train_images(
+  key: PRNGKeyArray,
+  images: UInt8[Array, 'B h w C'],
+  labels: Int[Array, ' B'],
+  recipe: Recipe,
+  *,
+  mean: Sequence[float],
+  std: Sequence[float],
+  num_classes: int,
+) -> tuple[Float[Array, 'B H W C'], Int[Array, ' B'] | Float[Array, 'B K']]:
+  """Augments, normalizes, erases and mixes a batch.
 
   Args:
     key: one key for the batch.
     images: values in [0, 255].
-    preset: one of PRESETS.
+    labels: their classes.
+    recipe: what to do.
+    mean: of each channel.
+    std: of each channel.
+    num_classes: K.
+
+  Returns:
+    Normalized images; and their labels, or probabilities of the classes where
+    images are mixed.
   """
-  if preset == 'none':
-    return images
-  one = {
-    'paper': _paper,
-    'crop': _crop,
-    'standard': _standard,
-    'randaugment': _randaugment,
-  }[preset]
-  return jax.vmap(one)(jax.random.split(key, len(images)), images)
+  x = normalize(apply(key, images, recipe), mean, std)
+  if recipe.erase:
+    keys = jax.random.split(jax.random.fold_in(key, 1), len(x))
+    x = jax.vmap(lambda k, y: crops.erase(k, y, recipe.erase))(keys, x)
+  if not recipe.mixes:
+    return x, labels
+  return mixing.mix(
+    jax.random.fold_in(key, 2),
+    x,
+    jax.nn.one_hot(labels, num_classes),
+    mixup=recipe.mixup,
+    cutmix=recipe.cutmix,
+    switch=recipe.mix_switch,
+  )
 
 
-def normalize(
-  images: UInt8[Array, 'B H W C'], mean: Sequence[float], std: Sequence[float]
-) -> Float[Array, 'B H W C']:
-  """(images / 255 - mean) / std in float32; mean and std for each channel."""
-  scaled = images.astype(jnp.float32) / 255
-  return (scaled - jnp.asarray(mean)) / jnp.asarray(std)
+def eval_images(
+  images: UInt8[Array, 'B h w C'], image_size: int
+) -> UInt8[Array, 'B S S C']:
+  """Cuts the center of images, as an evaluation sees them."""
+  return jax.vmap(lambda x: crops.center(x, (image_size, image_size)))(images)
 
 
 def crop_and_flip(
@@ -67,7 +179,7 @@ def crop_and_flip(
   size: tuple[int, int],
   flip: bool,
 ) -> UInt8[Array, 'B H W C']:
-  """A random crop of each image, mirrored with probability 0.5 if `flip`.
+  """Cuts a random part of each image, mirrored with probability 0.5 if `flip`.
 
   Args:
     key: one key for the batch.
@@ -75,66 +187,61 @@ def crop_and_flip(
     size: height H and width W of the crop.
     flip: whether to mirror (left to right).
   """
-  spare = jnp.subtract(jnp.array(images.shape[1:3]), jnp.array(size))
 
   def one(key, image):
     where, mirror = jax.random.split(key)
-    top, left = jax.random.randint(where, (2,), 0, spare + 1)
-    part = jax.lax.dynamic_slice(image, (top, left, 0), (*size, image.shape[2]))
-    return _flip(mirror, part, axis=1, probability=0.5) if flip else part
+    part = crops.random(where, image, size, 0)
+    return crops.flip(mirror, part, axis=1, probability=0.5) if flip else part
 
   return jax.vmap(one)(jax.random.split(key, len(images)), images)
 
 
+def normalize(
+  images: UInt8[Array, 'B H W C'], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, 'B H W C']:
+  """Computes (images / 255 - mean) / std in float32, for each channel."""
+  scaled = images.astype(jnp.float32) / 255
+  return (scaled - jnp.asarray(mean)) / jnp.asarray(std)
+
+
 def to_signed(images: UInt8[Array, '*B H W C']) -> Float[Array, '*B H W C']:
-  """[0, 255] to float32 [-1, 1], as generators want them."""
+  """Maps [0, 255] to float32 [-1, 1], as generators want them."""
   return images.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(images: Float[Array, '*B H W C']) -> UInt8[Array, '*B H W C']:
-  """[-1, 1] to [0, 255], rounded; values outside are clipped."""
+  """Maps [-1, 1] to [0, 255], rounded; clips values outside."""
   scaled = (images.astype(jnp.float32) + 1) * 127.5
   return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
 
 
-def _paper(
-  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
+def _cropped(
+  key: PRNGKeyArray, image: UInt8[Array, 'h w C'], recipe: Recipe
+) -> tuple[PRNGKeyArray, UInt8[Array, 'H W C']]:
+  """Returns the key of the flips, and the image in its final size."""
+  size = (recipe.image_size,) * 2
+  padding = recipe.crop_padding
+  if recipe.crop_scale is None and padding is None:
+    return key, crops.center(image, size)
+  crop = key
+  if recipe.flip_horizontal or recipe.flip_vertical:
+    crop, key = jax.random.split(key)
+  if recipe.crop_scale is not None:
+    return key, crops.random_resized(
+      crop, image, size, recipe.crop_scale, recipe.crop_ratio
+    )
+  padding = max(1, recipe.image_size // 8) if padding == -1 else padding
+  return key, crops.random(crop, image, size, padding)
+
+
+def _flipped(
+  key: PRNGKeyArray, image: UInt8[Array, 'H W C'], recipe: Recipe
 ) -> UInt8[Array, 'H W C']:
-  horizontal, vertical = jax.random.split(key)
-  image = _flip(horizontal, image, axis=1, probability=_PAPER_FLIP)
-  return _flip(vertical, image, axis=0, probability=_PAPER_FLIP)
-
-
-def _standard(
-  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
-) -> UInt8[Array, 'H W C']:
-  crop, flip = jax.random.split(key)
-  return _flip(flip, _crop(crop, image), axis=1, probability=0.5)
-
-
-def _randaugment(
-  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
-) -> UInt8[Array, 'H W C']:
-  standard, rest = jax.random.split(key)
-  return randaugment.apply(rest, _standard(standard, image))
-
-
-def _flip(
-  key: PRNGKeyArray,
-  image: UInt8[Array, 'H W C'],
-  axis: int,
-  probability: float,
-) -> UInt8[Array, 'H W C']:
-  flipped = jax.random.bernoulli(key, probability)
-  return jnp.where(flipped, jnp.flip(image, axis), image)
-
-
-def _crop(
-  key: PRNGKeyArray, image: UInt8[Array, 'H W C']
-) -> UInt8[Array, 'H W C']:
-  """Zero padding and a random crop of the original size."""
-  height, width, _ = image.shape
-  pad = max(1, min(height, width) // 8)
-  padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-  top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-  return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+  horizontal = vertical = key
+  if recipe.flip_horizontal and recipe.flip_vertical:
+    horizontal, vertical = jax.random.split(key)
+  if recipe.flip_horizontal:
+    image = crops.flip(horizontal, image, 1, recipe.flip_horizontal)
+  if recipe.flip_vertical:
+    image = crops.flip(vertical, image, 0, recipe.flip_vertical)
+  return image

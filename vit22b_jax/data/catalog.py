@@ -9,7 +9,6 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -49,7 +48,7 @@ class Dataset:
   test: splits.Split | Pair | None
   names: tuple[str, ...]
   skipped: tuple[str, ...] = ()
-  fingerprint: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 Found = Mapping[str, records.Records]

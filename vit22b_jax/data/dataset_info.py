@@ -12,17 +12,16 @@ sets are read by their metadata, folders by counting; a few well-known sets need
 not be there at all.
 """
 
-import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.data import catalog, records
+from vit22b_jax.data.readers import tfds
 
 # Images by split and number of classes, as https://www.tensorflow.org/datasets/
 # catalog/NAME lists them. ImageNet's test part has no labels: left aside.
@@ -131,26 +130,18 @@ def _held_out(
 
 def _count_tfds(
   name: str, data_dir: str
-) -> tuple[Mapping[str, int], list[str]]:
+) -> tuple[Mapping[str, int], Sequence[str]]:
   """Counts a set's images by TFDS's splits, and names its classes.
 
-  Reads the metadata of a prepared set, or takes what KNOWN says; imports
-  nothing of TFDS, which takes seconds.
-
   Raises:
-    UserError: the set is neither there nor known.
+    UserError: the set is neither prepared nor known.
   """
   root = epath.Path(
     data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   ).expanduser()
   place = _newest(root, name)
   if place is not None:
-    info = json.loads((place / 'dataset_info.json').read_text())
-    counts = {
-      split['name']: sum(map(int, split['shardLengths']))
-      for split in info['splits']
-    }
-    return counts, _class_names(place)
+    return tfds.count(str(place))
   base = name.partition(':')[0]
   if base not in KNOWN:
     raise errors.UserError(
@@ -160,7 +151,7 @@ def _count_tfds(
       f'{", ".join(KNOWN)}.{errors.did_you_mean(base, KNOWN)}'
     )
   counts, classes = KNOWN[base]
-  return counts, _numbered(classes)
+  return counts, [f'class {i}' for i in range(classes)]
 
 
 def _newest(root: epath.Path, name: str) -> epath.Path | None:
@@ -177,20 +168,3 @@ def _newest(root: epath.Path, name: str) -> epath.Path | None:
   ]
   numbers = [tuple(map(int, path.name.split('.'))) for path in found]
   return max(zip(numbers, found, strict=True))[1] if found else None
-
-
-def _class_names(place: epath.Path) -> list[str]:
-  """Names the classes of a set's label; [] where it has none."""
-  described = json.loads((place / 'features.json').read_text())
-  features: dict[str, Any] = described.get('featuresDict', {})
-  for key, feature in features.get('features', {}).items():
-    if 'classLabel' in feature:
-      file = place / f'{key}.labels.txt'
-      if file.exists():
-        return file.read_text().splitlines()
-      return _numbered(int(feature['classLabel']['numClasses']))
-  return []
-
-
-def _numbered(classes: int) -> list[str]:
-  return [f'class {i}' for i in range(classes)]

@@ -3,19 +3,20 @@
     marks = fingerprint.of(found, class_names, {'val': rows})
     differences = fingerprint.compare(saved, marks)  # [] if nothing changed
 
-A fingerprint maps each part (`train/cat`) to its number of images and a hash of
-their names below the data folder and sizes. It stays when a folder is moved or
-copied, and what was held out is a part of it.
+A fingerprint maps each part (`train/cat`) to a text: its number of images, and
+a hash of their names below the data folder and sizes. It stays when a folder is
+moved or copied, and what was held out is a part of it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from vit22b_jax.data import records
 
-Fingerprint = Mapping[str, Sequence[int | str]]
+Fingerprint = Mapping[str, str]
 
 
 def of(
@@ -23,7 +24,7 @@ def of(
   names: Sequence[str],
   held_out: Mapping[str, Int[np.ndarray, ' n']],
 ) -> Fingerprint:
-  """Returns {part: [number of images, hash]}, JSON-able.
+  """Returns {part: "NUMBER HASH"}.
 
   Args:
     found: the records of each split.
@@ -34,37 +35,36 @@ def of(
   for split, part in found.items():
     listing = part.listing()
     if not names or len(listing) != len(part):
-      marks[split] = [len(part), records.digest(listing)]
+      marks[split] = _mark(len(part), listing)
       continue
     labels = part.labels()
     for label in np.unique(labels).tolist():
       rows = np.flatnonzero(labels == label)
-      marks[f'{split}/{names[label]}'] = [
-        len(rows),
-        records.digest([listing[row] for row in rows]),
-      ]
+      some = [listing[row] for row in rows]
+      marks[f'{split}/{names[label]}'] = _mark(len(rows), some)
   for name, rows in held_out.items():
-    marks[f'{name} (held out)'] = [len(rows), records.digest(rows.tolist())]
+    marks[f'{name} (held out)'] = _mark(len(rows), rows.tolist())
   return marks
 
 
 def compare(old: Fingerprint, new: Fingerprint) -> list[str]:
   """Lists what differs between two fingerprints, a line for each part.
 
-  >>> compare({'train/cat': [16, 'a']}, {'train/cat': [80, 'b']})
+  >>> compare({'train/cat': '16 3f'}, {'train/cat': '80 d0'})
   ['train/cat: 16 images, now 80']
   """
   lines = []
   for part in sorted({*old, *new}):
-    before, now = old.get(part), new.get(part)
-    if before == now:
+    if old.get(part) == new.get(part):
       continue
-    if before is None:
-      lines.append(f'{part}: {now[0]} images, before none')
-    elif now is None:
-      lines.append(f'{part}: {before[0]} images, now none')
-    elif before[0] != now[0]:
-      lines.append(f'{part}: {before[0]} images, now {now[0]}')
-    else:
-      lines.append(f'{part}: {now[0]} images, but not the same (name or size)')
+    before, now = (
+      marks.get(part, '0').partition(' ')[0] for marks in (old, new)
+    )
+    if before == now:
+      now = f'{now}, but not the same (name or size)'
+    lines.append(f'{part}: {before} images, now {now}')
   return lines
+
+
+def _mark(count: int, content: list[Any]) -> str:
+  return f'{count} {records.digest(content)}'

@@ -1,18 +1,16 @@
 """RandAugment for one image in pure JAX (https://arxiv.org/abs/1909.13719).
 
-Two of fourteen operations, drawn uniformly, at magnitude 9 of 10, with Pillow's
-arithmetic. Under vmap a `switch` would compute all fourteen for each image; so
-the operations are three stages, each computed once and neutral for the others'
-operations: a geometric one (an affine map), a blend (of the image with a
-degenerate one) and a table (256 entries for each channel).
+Fourteen operations, drawn uniformly, with Pillow's arithmetic. Under vmap a
+`switch` would compute all fourteen for each image; so the operations are three
+stages, each computed once and neutral for the others' operations: a geometric
+one (an affine map), a blend (of the image with a degenerate one) and a table
+(256 entries for each channel).
 """
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-NUM_LAYERS = 2
-MAGNITUDE = 9
 _MAX = 10
 
 OPERATIONS = (
@@ -26,13 +24,23 @@ OPERATIONS = (
 
 
 def apply(
-  key: PRNGKeyArray, image: UInt8[Array, 'H W 3']
+  key: PRNGKeyArray,
+  image: UInt8[Array, 'H W 3'],
+  layers: int,
+  magnitude: float,
 ) -> UInt8[Array, 'H W 3']:
-  """Applies NUM_LAYERS random operations at MAGNITUDE; values in [0, 255]."""
-  for layer in jax.random.split(key, NUM_LAYERS):
+  """Applies random operations one after the other.
+
+  Args:
+    key: draws them.
+    image: values in [0, 255].
+    layers: how many operations.
+    magnitude: their strength, from 0 to 10.
+  """
+  for layer in jax.random.split(key, layers):
     choose, sign = jax.random.split(layer)
     operation = jax.random.randint(choose, (), 0, len(OPERATIONS))
-    level = jnp.where(jax.random.bernoulli(sign), 1.0, -1.0) * MAGNITUDE / _MAX
+    level = jnp.where(jax.random.bernoulli(sign), 1.0, -1.0) * magnitude / _MAX
     image = operate(operation, level, image)
   return image
 

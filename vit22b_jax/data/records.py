@@ -16,7 +16,7 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int32, UInt8
 
 from vit22b_jax.data import decode
 
@@ -72,6 +72,48 @@ class Records:
   def readers(self) -> Iterator[Callable[[], tuple[bytes, int]]]:
     """Yields what reads each record, in order; callable from any thread."""
     return (functools.partial(self.read, row) for row in range(len(self)))
+
+
+class Embedded(Records):
+  """Images that the package itself knows or draws.
+
+  Args:
+    name: of the set and the split.
+    version: changes with the images.
+    labels: of every image.
+    draw: returns an image by number, uint8 [H, W, 3]; picklable.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    version: str,
+    labels: Int32[np.ndarray, ' N'],
+    draw: Callable[[int], UInt8[np.ndarray, 'H W 3']],
+  ):
+    self.place = f'embedded://{name}'
+    self._name, self._version = name, version
+    self._labels, self._draw = labels, draw
+
+  def __len__(self) -> int:
+    return len(self._labels)
+
+  def read(self, index: int) -> tuple[bytes, int]:
+    image = self._draw(index)
+    header = b'P6 %d %d 255\n' % (image.shape[1], image.shape[0])
+    return header + image.tobytes(), int(self._labels[index])
+
+  def name(self, index: int) -> str:
+    return f'{self._name}[{index}]'
+
+  def labels(self) -> Int32[np.ndarray, ' N']:
+    return self._labels
+
+  def identity(self) -> list[str]:
+    return [self._name, self._version]
+
+  def listing(self) -> list[Any]:
+    return [[self._name, len(self)]]
 
 
 def apply(

@@ -23,10 +23,11 @@ def run(
   """Writes model.safetensors and model.json; returns the first one's path.
 
   model.json says how images become inputs and what the outputs are:
-  `class_names`, `image_size` (pixels), `mean` and `std` (of RGB in [0, 1]),
-  `model` (the arguments of `vit22b_jax.create`), and `timm` (those of timm's
-  `VisionTransformer`, its `block_fn` by name, and the oldest version). The
-  header of model.safetensors holds the same text.
+  `class_names`, `image_size` and `load_size` (pixels, and those before the
+  central crop), `mean` and `std` (of RGB in [0, 1]), `model` (the arguments of
+  `vit22b_jax.create`), and `timm` (those of timm's `VisionTransformer`, its
+  `block_fn` by name, and the oldest version). The header of model.safetensors
+  holds the same text.
 
   Args:
     task: the run's task; needs no data.
@@ -56,6 +57,7 @@ def describe(task: classification.Classification) -> dict[str, Any]:
   return {
     'class_names': list(task.names),
     'image_size': data.image_size,
+    'load_size': data.load_size or data.image_size,
     'mean': list(data.mean),
     'std': list(data.std),
     'model': {

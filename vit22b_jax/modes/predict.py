@@ -80,7 +80,8 @@ def _batches(
   unreadable: list[str],
 ) -> Iterator[tuple[list[str], jax.Array]]:
   """Yields names and decoded images in full batches; the last is padded."""
-  size, side = task.evaluator.batch_size, task.config.data.image_size
+  size, data = task.evaluator.batch_size, task.config.data
+  side = data.load_size or data.image_size
   files, images = [], []
 
   def place():

@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors, rules, tasks
-from vit22b_jax.data import devices
+from vit22b_jax.data import catalog, devices, fingerprint
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import (
   checkpoint,
   console,
   distributed,
+  formats,
   lock,
   preemption,
   profiling,
@@ -174,33 +175,65 @@ def make_task(
 
   Raises:
     UserError: the data or Inception's weights can't be had, the data have other
-      classes than the run's, or too many weights aren't sharded.
+      classes than the run's or other images, or too many weights aren't
+      sharded.
   """
   task_type = tasks.named(config.task)
   data = distributed.run_on_process_zero_first(
     lambda: task_type.load_data(config)
   )
-  names = list(data.names)
-  before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES)
-  if has_steps(folder) and before is not None and before != names:
-    raise errors.UserError(
-      f'The workdir {folder.path} was trained on the {len(before)} '
-      f'{task_type.names_are} {", ".join(before[:5])}, ..., and the data set '
-      f'now has {len(names)}: {", ".join(names[:5])}, .... Use another '
-      '--workdir, or the data set as it was.'
-    )
-  task = task_type(config, mesh, names, data)
+  validate_same_data(config, data, folder)
+  task = task_type(config, mesh, list(data.names), data)
   if text := task.validate_sharding():
     console.say(text)
   task.evaluator.prepare()
   return task
 
 
+def validate_same_data(
+  config: ConfigDict, data: catalog.Dataset, folder: workdir_lib.Workdir
+) -> None:
+  """Compares classes and images with those that a run was trained on.
+
+  Domains are named by a path, so that their names may change.
+
+  Raises:
+    UserError: classes differ; or images do, and `data.allow_changes` is off.
+  """
+  names, allowed = list(data.names), config.data.allow_changes
+  if not has_steps(folder):
+    return
+  before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES, list)
+  if config.task == 'classification' and before not in (None, names):
+    raise errors.UserError(
+      f'The workdir {folder.path} was trained on the {len(before)} classes '
+      f'{", ".join(before[:5])}, ..., and the data set now has {len(names)}: '
+      f'{", ".join(names[:5])}, .... Use another --workdir, or the data set as '
+      'it was.'
+    )
+  marks = formats.Fields(others=str)
+  before = workdir_lib.read_json(folder.path, workdir_lib.DATA, marks)
+  if before is None:  # The run is older than the file.
+    return
+  changes = '\n'.join(
+    f'  {line}' for line in fingerprint.compare(before, data.fingerprint)
+  )
+  if changes and not allowed:
+    raise errors.UserError(
+      f'The workdir {folder.path} was trained on other images:\n{changes}\n'
+      'Put them back, use another --workdir, or go on with what is there now: '
+      '--config.data.allow_changes=True.'
+    )
+  if changes:
+    console.say(f'Images changed since the last start:\n{changes}')
+
+
 def write_description(task: base.Task, folder: workdir_lib.Workdir) -> None:
-  """Writes config.json, classes.json and versions.json."""
+  """Writes config.json, classes.json, data.json and versions.json."""
   text = config_lib.to_json(task.config)
   folder.write_bytes(workdir_lib.CONFIG, text.encode())
   folder.write_json(workdir_lib.CLASSES, task.names)
+  folder.write_json(workdir_lib.DATA, dict(task.data.fingerprint))
   devices = [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
   shapes = jax.tree.leaves(task.abstract_weights['params'])
   parameters = sum(math.prod(x.shape) for x in shapes)

@@ -36,6 +36,7 @@ from vit22b_jax.runtime import formats, trackers
 CONFIG = 'config.json'
 VERSIONS = 'versions.json'
 CLASSES = 'classes.json'
+DATA = 'data.json'
 METRICS = 'metrics.jsonl'
 DIAGNOSTICS = 'diagnostics.csv'
 EVENTS = 'events.jsonl'

@@ -85,6 +85,12 @@ class State:
     )
 
 
+def split_seed(config: ConfigDict) -> int:
+  """Returns the seed that chooses a validation part."""
+  chosen = config.data.split_seed
+  return config.seed if chosen is None else chosen
+
+
 class Task(abc.ABC):
   """Trains one thing on one mesh with one configuration.
 

@@ -76,8 +76,6 @@ class Classification(base.Task):
     layers: names of the model's blocks, in order.
   """
 
-  names_are = 'classes'
-
   def __init__(
     self,
     config: ConfigDict,
@@ -114,6 +112,11 @@ class Classification(base.Task):
       UserError: sizes that don't fit together, or a missing file.
     """
     size, patch = config.data.image_size, config.model.patch_size
+    if (config.data.load_size or size) < size:
+      raise errors.UserError(
+        f'data.load_size={config.data.load_size} is smaller than '
+        f'data.image_size={size}, which is cut out of it.'
+      )
     if size % patch:
       raise errors.UserError(
         f'data.image_size={size} is not a multiple of model.patch_size={patch}.'
@@ -146,10 +149,13 @@ class Classification(base.Task):
   @staticmethod
   def load_data(config: ConfigDict) -> catalog.Dataset:
     """Loads the data set that the config's `data` section names."""
-    keys = ('name', 'dir', 'image_size')
-    keys += ('val_fraction', 'cache_max_gb', 'max_corrupt')
-    section = {key: config.data[key] for key in keys}
-    return loader.load_classes(seed=config.seed, **section)
+    data = config.data
+    keys = ('name', 'dir', 'val_fraction', 'cache_max_gb', 'max_corrupt')
+    return loader.load_classes(
+      image_size=data.load_size or data.image_size,
+      seed=base.split_seed(config),
+      **{key: data[key] for key in keys},
+    )
 
   @staticmethod
   def dataset_info(config: ConfigDict) -> catalog.Dataset:
@@ -176,7 +182,8 @@ class Classification(base.Task):
   @property
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, types and shardings of a training batch."""
-    count, side = self.config.batch_size, self.config.data.image_size
+    count, data = self.config.batch_size, self.config.data
+    side = data.load_size or data.image_size
     shapes = {'image': (count, side, side, 3), 'label': (count,)}
     types = {'image': jnp.uint8, 'label': jnp.int32}
     return {
@@ -327,21 +334,17 @@ class Classification(base.Task):
   def _parts(self, state: State, batch: dict[str, Array]) -> Any:
     """Augments, normalizes and splits a batch; see `gradients.split`."""
     augment_key, key = jax.random.split(self.step_key(state))
-    images = augment.apply(
-      augment_key, batch['image'], self.config.data.augment
-    )
-    return gradients.split(
-      self._normalized(images),
-      batch['label'],
-      key,
-      self.config.optim.accumulate,
-    )
-
-  def _normalized(
-    self, images: UInt8[Array, 'B H W 3']
-  ) -> Float[Array, 'B H W 3']:
     data = self.config.data
-    return augment.normalize(images, data.mean, data.std)
+    images, labels = augment.train_images(
+      augment_key,
+      batch['image'],
+      batch['label'],
+      augment.recipe(data),
+      mean=data.mean,
+      std=data.std,
+      num_classes=len(self.names),
+    )
+    return gradients.split(images, labels, key, self.config.optim.accumulate)
 
   def loss(
     self, params: Any, batch_stats: Any, part: Any
@@ -351,7 +354,8 @@ class Classification(base.Task):
     Args:
       params: the weights.
       batch_stats: batch norm's running statistics.
-      part: normalized images, labels and the key of dropout.
+      part: normalized images; labels, or probabilities of the classes where
+        images are mixed; and the key of dropout.
 
     Returns:
       The loss; and new batch statistics, with scalars by name.
@@ -377,7 +381,8 @@ class Classification(base.Task):
     aux = diagnostics.layer_columns(captured, self.layers)
     aux['max_logit'] = jnp.max(logits)
     aux['max_abs_logit'] = jnp.max(jnp.abs(logits))
-    aux['train/top1'] = jnp.mean(jnp.argmax(logits, -1) == labels)
+    likeliest = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
+    aux['train/top1'] = jnp.mean(jnp.argmax(logits, -1) == likeliest)
     return jnp.mean(values), (batch_stats, aux)
 
   def _apply(self, params, batch_stats, images, key, capture):
@@ -425,5 +430,9 @@ class Classification(base.Task):
   def _logits(
     self, variables: dict[str, Any], images: UInt8[Array, 'B H W 3']
   ) -> Float[Array, 'B C']:
-    """Computes logits for raw uint8 images."""
-    return self.model.apply(variables, self._normalized(images), train=False)
+    """Computes logits for raw uint8 images, of `load_size` or `image_size`."""
+    data = self.config.data
+    if data.load_size:
+      images = augment.eval_images(images, data.image_size)
+    images = augment.normalize(images, data.mean, data.std)
+    return self.model.apply(variables, images, train=False)

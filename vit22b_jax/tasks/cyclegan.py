@@ -67,8 +67,6 @@ class CycleGAN(base.Task):
     networks: the modules and losses.
   """
 
-  names_are = 'domains'
-
   def __init__(
     self,
     config: ConfigDict,
@@ -126,7 +124,7 @@ class CycleGAN(base.Task):
     keys += ('val_fraction', 'cache_max_gb', 'max_corrupt')
     section = {key: config.data[key] for key in keys}
     return loader.load_domains(
-      mode=config.data.preprocess, seed=config.seed, **section
+      mode=config.data.preprocess, seed=base.split_seed(config), **section
     )
 
   @staticmethod

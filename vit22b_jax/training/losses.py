@@ -31,7 +31,7 @@ GANS = ('lsgan', 'vanilla')  # of `loss.gan`
 
 def cross_entropy(
   logits: Float[Array, 'B C'],
-  labels: Int[Array, ' B'],
+  labels: Int[Array, ' B'] | Float[Array, 'B C'],
   *,
   kind: str = 'softmax',
   label_smoothing: float = 0.0,
@@ -49,14 +49,14 @@ def cross_entropy(
 
   Args:
     logits: of any float type.
-    labels: in [0, C).
+    labels: in [0, C), or a probability for each class.
     kind: one of KINDS.
     label_smoothing: s, in [0, 1).
   """
   logits = logits.astype(jnp.float32)
-  targets = optax.smooth_labels(
-    jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
-  )
+  if labels.ndim == 1:
+    labels = jax.nn.one_hot(labels, logits.shape[-1])
+  targets = optax.smooth_labels(labels, label_smoothing)
   if kind == 'softmax':
     return optax.softmax_cross_entropy(logits, targets)
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)

@@ -16,54 +16,22 @@ CLASS_NAMES = tuple(str(digit) for digit in range(10))
 _TEST_FRACTION = 0.2
 
 
-class DigitRecords(records.Records):
-  """Some of the digits, as PPM files.
-
-  Args:
-    split: train or test.
-    rows: which of the 1,797.
-  """
-
-  place = 'embedded://digits'
-
-  def __init__(self, split: str, rows: Int[np.ndarray, ' N']):
-    self._split = split
-    self._rows = rows
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def read(self, index: int) -> tuple[bytes, int]:
-    """Returns a PPM file and its label."""
-    images, labels = _load()
-    row = self._rows[index]
-    pixels = np.repeat(images[row], 3, axis=-1)
-    return b'P6 8 8 255\n' + pixels.tobytes(), int(labels[row])
-
-  def name(self, index: int) -> str:
-    """Names the split and the number."""
-    return f'digits {self._split}[{index}]'
-
-  def labels(self) -> Int32[np.ndarray, ' N']:
-    """Returns every label."""
-    return _load()[1][self._rows]
-
-  def identity(self) -> str:
-    """Returns the one version that there is."""
-    return f'digits-{self._split}-1'
-
-  def listing(self) -> list[str]:
-    """Returns the same."""
-    return [self.identity()]
-
-
-def find() -> dict[str, DigitRecords]:
+def find() -> dict[str, records.Embedded]:
   """Opens the train (1,438) and test (359) parts."""
-  parts = splits.hold_out(_load()[1], _TEST_FRACTION, seed=0)
+  labels = _load()[1]
+  parts = splits.hold_out(labels, _TEST_FRACTION, seed=0)
   return {
-    split: DigitRecords(split, rows)
+    split: records.Embedded(
+      f'digits {split}', '1', labels[rows], functools.partial(_digit, rows)
+    )
     for split, rows in zip(('train', 'test'), parts, strict=True)
   }
+
+
+def _digit(
+  rows: Int[np.ndarray, ' N'], index: int
+) -> UInt8[np.ndarray, '8 8 3']:
+  return np.repeat(_load()[0][rows[index]], 3, axis=-1)
 
 
 @functools.cache

@@ -46,7 +46,6 @@ class FolderRecords(records.Records):
     return len(self._files)
 
   def read(self, index: int) -> tuple[bytes, int]:
-    """Returns the file's bytes (b'' if it can't be read) and its label."""
     file, label = self._files[index]
     try:
       return (epath.Path(self.place) / file).read_bytes(), label
@@ -55,12 +54,10 @@ class FolderRecords(records.Records):
       return b'', label
 
   def name(self, index: int) -> str:
-    """Returns the file's path."""
     path = epath.Path(self.place) / self._files[index][0]
     return walk_lib.printable(str(path))
 
   def labels(self) -> Int32[np.ndarray, ' N']:
-    """Returns every label."""
     return np.array([label for _, label in self._files], np.int32)
 
   def identity(self) -> list[Any]:

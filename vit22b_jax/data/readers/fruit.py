@@ -9,12 +9,13 @@ its own (u, v), in which it is about a unit circle, and a third one towards the
 viewer: the surface is shaded as a sphere's.
 """
 
+import functools
 import hashlib
 import math
 import pathlib
 
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float, UInt8
 
 from vit22b_jax.data import records
 
@@ -30,45 +31,17 @@ Picture = Float[np.ndarray, 'F F 3']
 Color = Float[np.ndarray, ' 3']
 
 
-class FruitRecords(records.Records):
-  """The pictures of one split; drawn when they are read."""
-
-  place = 'embedded://fruit'
-
-  def __init__(self, kind: str, split: str):
-    self._kind = kind
-    self._split = split
-
-  def __len__(self) -> int:
-    return COUNTS[self._split]
-
-  def read(self, index: int) -> tuple[bytes, int]:
-    """Returns a PPM file, and no label (0)."""
-    image = draw(self._kind, self._split, index)
-    return b'P6 %d %d 255\n' % (SIZE, SIZE) + image.tobytes(), 0
-
-  def name(self, index: int) -> str:
-    """Names the split and the number."""
-    return f'fruit {self._kind} {self._split}[{index}]'
-
-  def labels(self) -> Int32[np.ndarray, ' N']:
-    """Returns zeros: domains have no classes."""
-    return np.zeros(len(self), np.int32)
-
-  def identity(self) -> str:
-    """Returns a hash of the generator's code."""
-    return hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
-
-  def listing(self) -> list[str]:
-    """Returns the kind and the number of pictures."""
-    return [f'{self._kind} {self._split} {len(self)}']
-
-
-def find() -> dict[str, FruitRecords]:
+def find() -> dict[str, records.Embedded]:
   """Opens trainA and testA (apples), trainB and testB (oranges)."""
+  version = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
   return {
-    f'{split}{letter}': FruitRecords(kind, split)
-    for split in COUNTS
+    f'{split}{letter}': records.Embedded(
+      f'fruit {kind} {split}',
+      version,
+      np.zeros(count, np.int32),
+      functools.partial(draw, kind, split),
+    )
+    for split, count in COUNTS.items()
     for letter, kind in zip('AB', NAMES, strict=True)
   }
 

@@ -70,11 +70,9 @@ class TfdsRecords(records.Records):
     )
 
   def read(self, index: int) -> tuple[bytes, int]:
-    """Returns the image file's bytes and its label; needs random access."""
     return self._parse(self._source[index])
 
   def name(self, index: int) -> str:
-    """Names the set, the split and the number."""
     return f'{self.place} {self._split}[{index}]'
 
   def labels(self) -> Int32[np.ndarray, ' N']:
@@ -193,6 +191,20 @@ def find_unlabeled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
   raise errors.UserError(
     f'the TFDS set {name!r} has no image, only {", ".join(info.features)}.'
   )
+
+
+def count(place: str) -> tuple[dict[str, int], list[str]]:
+  """Counts a prepared set's images by split, and names its classes, if any."""
+  import tensorflow_datasets as tfds
+
+  info = _open(place).info
+  labels = [
+    feature.names
+    for feature in info.features.values()
+    if isinstance(feature, tfds.features.ClassLabel)
+  ]
+  counts = {split: x.num_examples for split, x in info.splits.items()}
+  return counts, labels[0] if labels else []
 
 
 def conversion_command(place: str) -> str:
