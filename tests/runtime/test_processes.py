@@ -333,16 +333,16 @@ def test_a_signal_stops_all_and_a_kill_too_and_the_run_ends_alike(
   shutil.copytree(tmp_path / 'run', tmp_path / 'for_one')
 
   for lost in (1, 0):
+    newest = saved(tmp_path / 'run')[-1]
     with two(tmp_path / f'killed_{lost}', *command) as run:
-      run.wait_for(f'Resuming from checkpoint {step} of 80')
-      run.wait_for(f'step {step + 13}/80')
+      run.wait_for(f'Resuming from checkpoint {newest} of 80')
+      run.wait_for(f'step {newest + 13}/80')
       run.all[lost].kill()
       start = time.monotonic()
       codes = run.codes()
     assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
     assert time.monotonic() - start < 2 * HEARTBEAT, run.said(1 - lost)
     assert 'another task died' in run.said(1 - lost)
-    step = saved(tmp_path / 'run')[-1]
 
   with two(tmp_path / 'again', *command) as run:
     assert run.codes() == [0, 0], run.said(0)
