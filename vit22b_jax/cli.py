@@ -317,7 +317,7 @@ def run_flags(values: flags.FlagValues) -> int:
   import jax
 
   from vit22b_jax import commands
-  from vit22b_jax.runtime import console, devices, distributed
+  from vit22b_jax.runtime import backend, console, distributed
 
   name = None
   if values.config is not None:
@@ -330,7 +330,7 @@ def run_flags(values: flags.FlagValues) -> int:
       heartbeat_seconds=values.heartbeat_seconds,
       mode=values.mode,
     )
-    devices.start()
+    backend.start()
     console.hush_others()
     return commands.run(
       values.mode,

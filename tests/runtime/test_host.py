@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from vit22b_jax import errors
-from vit22b_jax.runtime import devices, host
+from vit22b_jax.runtime import backend, host
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -73,15 +73,15 @@ def test_a_platform_that_is_not_there_is_one_message(monkeypatch):
   def default_backend():
     raise RuntimeError("Unable to initialize backend 'cuda': no.\nMore.")
 
-  monkeypatch.setattr(devices.jax, 'default_backend', default_backend)
+  monkeypatch.setattr(backend.jax, 'default_backend', default_backend)
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   with pytest.raises(errors.UserError, match=r'JAX_PLATFORMS=cuda.*cuda12'):
-    devices.start()
+    backend.start()
 
 
 def test_an_accelerator_that_jax_does_not_use_is_told(machine, caplog):
   machine(driver=580)
-  devices.start()
+  backend.start()
   assert "pip install '.[cuda13]'" in caplog.text
 
 

@@ -1,6 +1,6 @@
 """Starts jax's backend, and tells the user of what it can't use.
 
-devices.start()    # after `distributed.initialize`
+backend.start()    # after `distributed.initialize`
 """
 
 import os
