@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import io
+import random
 
 import flax.linen as nn
 import jax
@@ -345,7 +346,7 @@ def test_unsafe_and_damaged_files_are_refused(timm_file, tmp_path):
     'model.bin': (b'anything', r'not a \.safetensors or \.npz file'),
     'cut.safetensors': (whole[: len(whole) // 2], 'damaged'),
     'empty.safetensors': (b'', 'damaged'),
-    'pickled.npz': (payload, 'unpickling'),
+    'pickled.npz': (payload, 'Python objects'),
     'cut.npz': (saved(cls=np.ones(999))[:-50], 'damaged'),
     'empty.npz': (b'', 'damaged'),
   }
@@ -356,6 +357,59 @@ def test_unsafe_and_damaged_files_are_refused(timm_file, tmp_path):
       pretrained.read(path)
   with pytest.raises(errors.UserError, match='No file of weights'):
     pretrained.read(tmp_path / 'absent.npz')
+
+
+def test_any_bytes_give_weights_or_one_message(timm, timm_file, tmp_path):
+  rng = random.Random(0)
+  np.savez(tmp_path / 'vit.npz', **dict(google(timm[0])))
+  wholes = {
+    '.safetensors': timm_file.read_bytes(),
+    '.npz': (tmp_path / 'vit.npz').read_bytes(),
+  }
+  refused, model = 0, build()
+  params = zeros(model)
+  for i in range(120):
+    suffix = rng.choice(list(wholes))
+    data = bytearray(wholes[suffix])
+    kind = rng.randrange(3)
+    for _ in range(1 + 4 * kind):  # near the header, where names and shapes are
+      data[rng.randrange(3000 if kind else len(data))] = rng.randrange(256)
+    if kind == 2:
+      del data[rng.randrange(len(data)) :]
+    path = tmp_path / f'fuzz{suffix}'
+    path.write_bytes(bytes(data))
+    try:
+      pretrained.load_pretrained(path, model, params, SIZE)
+    except errors.UserError as error:
+      refused += 1
+      assert str(path) in str(error), i
+  assert refused > 60
+
+
+@pytest.mark.parametrize(
+  ('name', 'array', 'message'),
+  [
+    ('cls', np.ones((1, 1, 24), np.complex64), 'cls_token holds complex64'),
+    ('cls', np.array('text'), 'cls_token holds <U4'),
+    ('cls', np.array(3.0), 'does not fit cls'),
+    ('embedding/kernel', np.ones(3), 'arrays of other shapes than a ViT'),
+    (
+      'Transformer/posembed_input/pos_embedding',
+      np.array(1.0),
+      'pos_embed has',
+    ),
+    (
+      'Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel',
+      np.ones((2, 2), np.float32),
+      'arrays of other shapes than a ViT',
+    ),
+  ],
+)
+def test_arrays_of_other_kinds_are_named(name, array, message, timm, tmp_path):
+  path, model = tmp_path / 'vit.npz', build()
+  np.savez(path, **(dict(google(timm[0])) | {name: array}))
+  with pytest.raises(errors.UserError, match=message):
+    pretrained.load_pretrained(path, model, zeros(model), SIZE)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ Every file is turned into arrays under timm's names first. Only safetensors and
 `.npz` without pickled objects are read: neither can run code.
 """
 
-import io
 import math
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +19,7 @@ from flax import traverse_util
 
 from vit22b_jax import errors
 from vit22b_jax.models import embeddings, stacking, vit
+from vit22b_jax.runtime import npz_file
 from vit22b_jax.weights import layouts, timm
 
 Arrays = layouts.Arrays
@@ -56,7 +55,20 @@ def read(path: epath.PathLike) -> Arrays:
       f'{path} is not a .safetensors or .npz file, and other formats may run '
       'code when they are opened: convert it, or download its safetensors.'
     )
-  return readers[path.suffix](path)
+  try:
+    arrays = readers[path.suffix](path)
+  except (ValueError, IndexError) as error:  # a UserError is one
+    if isinstance(error, errors.UserError):
+      raise
+    raise errors.UserError(
+      f'{path} has arrays of other shapes than a ViT: {error}'
+    ) from error
+  for name, array in arrays.items():
+    if array.dtype.kind not in 'fViu':  # V: bfloat16
+      raise errors.UserError(
+        f'{path}: {name} holds {array.dtype}, not numbers of weights.'
+      )
+  return arrays
 
 
 def _read_safetensors(path: epath.Path) -> Arrays:
@@ -81,15 +93,7 @@ def _read_safetensors(path: epath.Path) -> Arrays:
 
 
 def _read_npz(path: epath.Path) -> Arrays:
-  try:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-      arrays = dict(file)
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    raise errors.UserError(
-      f'{path} is damaged, no .npz file, or holds objects that only '
-      f'unpickling, which is unsafe, would read: {error}'
-    ) from error
-  return dict(layouts.from_google(arrays))
+  return dict(layouts.from_google(npz_file.read(path)))
 
 
 # --- Into a model ----------------------------------------------------------
@@ -214,7 +218,7 @@ def _set(
   expected = flat[entry.path].shape
   try:
     array = entry.load(*arrays)
-  except ValueError:
+  except (ValueError, IndexError):
     array = None
   if array is None or array.shape != expected:
     shapes = ' and '.join(str(list(a.shape)) for a in arrays)
@@ -231,6 +235,10 @@ def _fit_positions(
 ) -> None:
   """Makes `pos_embed` what the model has, in place."""
   positions = arrays.pop('pos_embed')
+  if not positions.ndim or not positions.size:
+    raise errors.UserError(
+      f'{path}: pos_embed has the shape {list(positions.shape)}.'
+    )
   positions = positions.reshape(-1, positions.shape[-1])
   has_token = 'cls_token' in arrays
   extra = int(has_token)
