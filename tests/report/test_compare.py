@@ -609,7 +609,7 @@ const timer = setInterval(() => {
   table.tHead.rows[0].cells[2]?.querySelector('button').click();
   say('choices ' + [...table.tBodies[0].rows].map((row) =>
     row.cells[2]?.textContent.trim()));
-  const lines = () => all('#curves .chart .scatterlayer .trace').length;
+  const lines = () => all('[id$=-curves] .chart .scatterlayer .trace').length;
   const full = lines();
   document.querySelector('.key button').click();
   document.querySelector('[data-axis=log]').click();

@@ -469,3 +469,33 @@ def test_chromium(kind, width, tmp_path):
   charts_count = len(_figures(html))
   said = chromium.says(html, tmp_path, width, _PROBE)
   assert said == [f'width {width} plots {charts_count} of {charts_count}']
+
+
+_ERRORS = """
+const timer = setInterval(() => {
+  const list = document.querySelector('[data-errors]');
+  if (!list.children.length) return;
+  clearInterval(timer);
+  const [search, more] = ['input', 'button'].map((name) =>
+    list.parentElement.querySelector(name));
+  say(list.children.length + ' of ' + JSON.parse(list.dataset.errors).length);
+  more.click();
+  say(list.children.length + ' ' + more.hidden);
+  search.value = 'class 3';
+  search.dispatchEvent(new Event('input'));
+  say([...list.children].every((card) => card.textContent.includes('class 3')));
+  const head = document.querySelectorAll('.sortable th button')[3];
+  head.click();
+  const cells = [...document.querySelectorAll('.sortable tbody td:last-child')];
+  const values = cells.map((cell) => Number(cell.dataset.value));
+  say(values.every((value, at) => !at || value >= values[at - 1]));
+}, 100);
+"""
+
+
+@pytest.mark.slow
+def test_chromium_shows_more_errors(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100)
+  html = report.write(_predict(run, 400, 200)[0]).read_text()
+  said = chromium.says(html, tmp_path, 390, _ERRORS)
+  assert said == ['96 of 152', '152 true', 'true', 'true']
