@@ -60,6 +60,7 @@ def translation() -> config_dict.ConfigDict:
   c.eval = _eval()
   c.eval.every = '10 epochs'  # duration between two validations
   c.eval.batch_size = 8  # images a step; None: fid.batch_size
+  c.eval.fid = True  # measure FID and KID, which needs Inception's weights
   c.log = _log()
   c.log.samples = '1 epoch'  # duration between two grids of sample images
   c.log.num_samples = 4  # images of each domain in them

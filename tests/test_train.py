@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -12,7 +13,7 @@ from configs import digits_vit22b_ti
 from vit22b_jax import api, errors, train
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import checkpoint, preemption, records, runs, workdir
-from vit22b_jax.tasks import classification
+from vit22b_jax.tasks import classification, evaluators
 
 
 def _config(**overrides):
@@ -316,3 +317,25 @@ def test_a_search_leaves_the_test_part_alone(tmp_path, capsys):
   assert not (tmp_path / workdir.EVAL).exists()
   rows = _rows(tmp_path)
   assert [row['step'] for row in rows if 'val/top1' in row] == [4, 6]
+
+
+def test_a_finished_run_asked_for_fewer_steps_says_so(whole, tmp_path, capsys):
+  run = shutil.copytree(whole, tmp_path / 'run')
+  assert _run(run, duration='3 steps') == 0
+  said = capsys.readouterr().out
+  assert "has done 6 steps, more than the 3 of duration='3 steps'" in said
+  assert 'Resuming' not in said and 'training steps, without' in said
+  assert _final_state(run).step == 6
+
+
+def test_equal_accuracies_are_told_apart_by_the_loss(tmp_path):
+  rows = [(1, 0.7778, 0.6939), (2, 0.7778, 0.6385), (3, 0.7, 0.1)]
+  lines = [
+    json.dumps({'step': step, 'val/top1': top1, 'val/loss': loss})
+    for step, top1, loss in rows
+  ]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  found = evaluate.scores(evaluators.ClassificationEvaluator, tmp_path)
+  assert max(found, key=found.get) == 2
+  assert not evaluate.out_of_patience(found, 2)
+  assert evaluate.out_of_patience(found, 1)

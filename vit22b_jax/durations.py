@@ -63,6 +63,19 @@ def steps(
   return max(round(number), int(number > 0))
 
 
+def in_words(seconds: float) -> str:
+  """Returns a time as people say it.
+
+  >>> in_words(3725), in_words(1324), in_words(59.4)
+  ('1 h 2 min', '22 min 4 s', '59 s')
+  """
+  minutes, rest = divmod(max(round(seconds), 0), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours} h {minutes} min'
+  return f'{minutes} min {rest} s' if minutes else f'{rest} s'
+
+
 def validate(
   value: int | str, name: str, *, percent: bool = True, positive: bool = False
 ) -> None:

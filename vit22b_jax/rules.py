@@ -353,6 +353,10 @@ RULES: dict[str, dict[str, Rule]] = {
         'discriminator_factor': _WEIGHT,
       },
       'fid': _FID,
+      'eval': {
+        **_RUN['eval'],
+        'fid': dataclasses.replace(_FLAG, absent=True),
+      },
       'log': {
         **_RUN['log'],
         'samples': _CADENCE,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from vit22b_jax import errors
+from vit22b_jax import durations, errors
 from vit22b_jax.modes import evaluate, setup
 from vit22b_jax.runtime import (
   console,
@@ -162,7 +162,7 @@ def finish(r: setup.Run) -> None:
     poll = functools.partial(leave_if_asked, r)
     result = evaluate.finish(r.task, r.manager, r.folder, poll)
     console.say(f'\n{r.task.evaluator.summary(result)}')
-  seconds = console.duration(r.recorder.interval.seconds)
+  seconds = durations.in_words(r.recorder.interval.seconds)
   console.say(f'Trained for {seconds} (training steps, without validation).')
 
 
@@ -245,7 +245,7 @@ def validate(r: setup.Run, state: base.State, step: int) -> bool:
   Returns:
     Whether no earlier step was as good.
   """
-  if step in r.scores:
+  if step in r.scores or r.task.evaluator.missing:
     return False
   if not r.polls:  # compiling comes next, see `leave_if_asked`
     save(r, state, step, wait=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import chromium, report_fixtures
-from vit22b_jax import errors, report
+from vit22b_jax import durations, errors, report
 from vit22b_jax.report import (
   downsample,
   heatmaps,
@@ -366,10 +366,10 @@ def test_si(number, text):
 
 @pytest.mark.parametrize(
   'seconds, text',
-  [(3_725, '1 h 02 min'), (119.6, '2 min 00 s'), (59.4, '59 s')],
+  [(3_725, '1 h 2 min'), (1_324, '22 min 4 s'), (59.4, '59 s')],
 )
 def test_duration(seconds, text):
-  assert summary.duration(seconds) == text
+  assert durations.in_words(seconds) == text
 
 
 def test_plots_are_pictures(exploded, tmp_path):

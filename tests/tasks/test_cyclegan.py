@@ -11,9 +11,10 @@ import pytest
 
 from configs import common
 from vit22b_jax import config as config_lib
-from vit22b_jax import errors
+from vit22b_jax import errors, fid
 from vit22b_jax.data import catalog, splits
 from vit22b_jax.models import convolutions, patchgan
+from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import checkpoint, sharding
 from vit22b_jax.tasks import (
   cyclegan,
@@ -514,6 +515,9 @@ def test_validation_measures_both_directions(task_of, data):
   task = task_of()
   variables, _ = task.variables(task.init_state().to_dict())
   values = dict(task.evaluator.validate(variables))
+  # Three images of domain a are too few to rank checkpoints by.
+  assert values.pop('num_images') == 3
+  assert not evaluate.ranks(task.evaluator, {'val/num_images': 3})
   assert set(values) == {
     f'{name}{end}' for name in ('fid', 'kid') for end in ('', '_a2b', '_b2a')
   }
@@ -532,6 +536,38 @@ def test_validation_measures_both_directions(task_of, data):
   text = task.evaluator.summary({**result, 'step': 0})
   assert 'uncalibrated' in text
   assert 'a2b' in text
+
+
+def _no_weights(monkeypatch):
+  def fail(*_, **__):
+    raise errors.UserError('No network.')
+
+  monkeypatch.setattr(fid.Extractor, '__init__', fail)
+
+
+@pytest.mark.parametrize(
+  'overrides', [{'eval.fid': False}, {'fid.weights': ''}]
+)
+def test_without_distances_the_rest_goes_on(
+  data, overrides, monkeypatch, caplog
+):
+  _no_weights(monkeypatch)
+  config = small_config(**overrides)
+  task = cyclegan.CycleGAN(config, _mesh(), ['dark', 'bright'], data)
+  task.evaluator.prepare()
+  assert ('No network' in caplog.text) == ('fid.weights' in overrides)
+  assert task.evaluator.missing
+  result = task.evaluator.test({}, Folder())
+  assert (result['split'], result['num_a'], result['num_b']) == ('val', 3, 5)
+  assert 'not computed' in task.evaluator.summary(result)
+
+
+def test_weights_that_were_named_must_be_there(data, monkeypatch):
+  _no_weights(monkeypatch)
+  config = small_config(**{'fid.weights': 'random:0'})
+  task = cyclegan.CycleGAN(config, _mesh(), ['dark', 'bright'], data)
+  with pytest.raises(errors.UserError, match='No network'):
+    task.evaluator.prepare()
 
 
 @pytest.mark.parametrize(

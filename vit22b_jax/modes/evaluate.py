@@ -4,6 +4,7 @@ step, variables, kind = evaluate.restore(task, manager, 'best')
 evaluate.finish(task, manager, folder)   # writes eval.json
 """
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -48,8 +49,13 @@ def scores(
   return {
     row['step']: score(evaluator, row)
     for row in runs.read_metrics(path)
-    if evaluator.best_metric in row
+    if evaluator.best_metric in row and ranks(evaluator, row)
   }
+
+
+def ranks(evaluator: evaluators.Evaluator, values: Mapping[str, float]) -> bool:
+  """Returns whether a validation was of enough images to choose weights by."""
+  return values.get('val/num_images', math.inf) >= evaluator.min_images
 
 
 def record(
@@ -74,11 +80,16 @@ def record(
   values = {f'val/{name}': value for name, value in found.items()}
   folder.metrics(step, {'epoch': step / task.steps_per_epoch, **values})
   folder.flush()
-  new = score(task.evaluator, values)
-  improved = all(new > old for old in scores.values())
-  scores[step] = new
-  shown = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
+  improved = False
+  if ranks(task.evaluator, values):
+    new = score(task.evaluator, values)
+    improved = all(new > old for old in scores.values())
+    scores[step] = new
   best = ' (best so far)' if improved else ''
+  if 'num_images' in found:
+    found = dict(found)
+    best = f' (of {found.pop("num_images")} images, too few to choose by)'
+  shown = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
   console.say(f'step {step}  validation: {shown}{task.evaluator.note}{best}')
   return improved
 
@@ -141,17 +152,26 @@ def finish(
 
   Returns:
     The content of eval.json: what the evaluator's `test` gives, and `step
-    weights checkpoint`.
+    weights checkpoint`, with `checkpoint_note` if no best one can be chosen.
   """
-  which = task.config.eval.checkpoint
-  wanted = manager.best_step() if which == 'best' else None
-  wanted = distributed.broadcast_json(wanted or manager.latest_step())
+  which, least = task.config.eval.checkpoint, task.evaluator.min_images
+  best = distributed.broadcast_json(manager.best_step())
+  note = {}
+  if which == 'best' and best is None:
+    which = 'last'
+  if which != task.config.eval.checkpoint and not task.evaluator.missing:
+    text = f'The best is chosen by a validation of at least {least} images.'
+    note = {'checkpoint_note': text}
+    console.say(f'No checkpoint is the best: the last one is used. {text}')
+  wanted = best if which == 'best' else manager.latest_step()
+  wanted = distributed.broadcast_json(wanted)
   step, variables, kind = restore(task, manager, which)
   content = {
     **task.evaluator.test(variables, folder, poll),
     'step': step,
     'weights': kind,
     'checkpoint': which if step == wanted else f'another than the {which}',
+    **note,
   }
   folder.write_json(workdir.EVAL, content)
   return content

@@ -70,7 +70,9 @@ def facts(run: runs.Run, words: Words) -> list[Fact]:
   if rate:
     found += [
       Fact(
-        'Training time', duration(seconds), 'training steps, without validation'
+        'Training time',
+        durations.in_words(seconds),
+        'training steps, without validation',
       ),
       Fact(words.rate, f'{rate:,.{0 if rate >= 100 else 1}f}', 'median'),
     ]
@@ -95,17 +97,6 @@ def si(number: float) -> str:
     if number >= size:
       return f'{number / size:.3g} {unit}'
   return f'{number:g}'
-
-
-def duration(seconds: float) -> str:
-  """Returns '1 h 02 min' for 3725."""
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours} h {minutes:02d} min'
-  if minutes >= 10:
-    return f'{minutes} min'
-  return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
 
 
 def weights_note(evaluation: dict[str, Any]) -> str:

@@ -198,17 +198,19 @@ def content(run: runs.Run) -> dict[str, Any]:
   ev = run.evaluation
   names = {letter: domain(run, letter) for letter in 'ab'}
   word = calibration(run)
-  found = pictures(run)
+  shown = pictures(run)
   return {
-    'scores': {arrow(run, d): scores(run, d) for d in DIRECTIONS if ev},
+    'scores': {
+      arrow(run, d): found for d in DIRECTIONS if (found := scores(run, d))
+    },
     'measured': conditions(run),
     'distances': f'Distances, {word}' if word else 'Distances',
     'evaluation': ev,
     'num_images': {names[letter]: ev[f'num_{letter}'] for letter in 'ab' if ev},
     'directions': directions(run),
-    'wide': any(samples.is_wide(both[0]) for both in found.values()),
-    'film': _film(found),
-    'returns': _returns(run, found),
+    'wide': any(samples.is_wide(both[0]) for both in shown.values()),
+    'film': _film(shown),
+    'returns': _returns(run, shown),
   }
 
 

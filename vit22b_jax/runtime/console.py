@@ -20,6 +20,8 @@ import tqdm
 from absl import logging
 from flax import traverse_util
 
+from vit22b_jax import durations
+
 _BLOCK = re.compile(r'^block_\d+/')
 _MOST_ROWS = 60  # of the table of parameters
 _PACKAGE = str(pathlib.Path(__file__).parents[1])
@@ -30,15 +32,6 @@ def say(text: str) -> None:
   if jax.process_index() == 0:
     tqdm.tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
-
-
-def duration(seconds: float) -> str:
-  """Formats seconds as minutes:seconds or hours:minutes:seconds.
-
-  >>> duration(3725)
-  '1:02:05'
-  """
-  return tqdm.tqdm.format_interval(max(seconds, 0))
 
 
 class _PlainWords(python_logging.Formatter):
@@ -160,12 +153,12 @@ class Progress:
     self._since = time.monotonic(), self._done
 
   def eta(self) -> str:
-    """Returns ', ETA 01:23' by the speed since `start_clock`; '' at first."""
+    """Returns ', ETA 9 min 3 s' by the speed since `start_clock`, or ''."""
     start, first = self._since or (0.0, self._done)
     if self._done == first:
       return ''
     seconds = (time.monotonic() - start) / (self._done - first)
-    return f', ETA {duration(seconds * (self._total - self._done))}'
+    return f', ETA {durations.in_words(seconds * (self._total - self._done))}'
 
   def update(self, text: str) -> None:
     """Counts a step; `text` follows the bar."""

@@ -94,6 +94,7 @@ class CycleGAN(base.Task):
       data,
       self._translated,
       lambda: self.variables({'params': self._draw_params()})[0],
+      enabled=config.eval.fid,
       # As many as Inception takes at once: it would pad smaller batches.
       batch_size=config.eval.batch_size or config.fid.batch_size,
       workers=config.data.workers,

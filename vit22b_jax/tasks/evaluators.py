@@ -44,11 +44,15 @@ class Evaluator(abc.ABC):
     best_metric: the row of metrics.jsonl that ranks checkpoints.
     best_mode: 'max' or 'min'.
     note: what has to be said with the values of `validate`.
+    missing: why nothing can be measured; '' where something can.
+    min_images: validation images from which on they rank checkpoints.
   """
 
   best_metric: str
   best_mode: str
   note: str = ''
+  missing: str = ''
+  min_images: int = 1
 
   def __init__(self, data: Any | None):
     self.data = data

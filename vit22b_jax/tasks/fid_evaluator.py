@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from vit22b_jax import fid
+from vit22b_jax import errors, fid
 from vit22b_jax.data import catalog, splits
 from vit22b_jax.fid import distances, image_sources
 from vit22b_jax.runtime import workdir as workdir_lib
@@ -36,6 +37,7 @@ class FidEvaluator(evaluators.Evaluator):
     data: the two domains; None to translate alone.
     translate: (variables, images uint8, direction) -> float images in [0, 255].
     untrained: gives the variables that the run starts from.
+    enabled: whether anything is measured.
     batch_size: images that are translated at once, over all processes.
     workers: processes that decode.
 
@@ -45,6 +47,7 @@ class FidEvaluator(evaluators.Evaluator):
 
   best_metric = 'val/fid'
   best_mode = 'min'
+  min_images = 20  # of either domain; a distance of fewer is mostly noise
 
   def __init__(
     self,
@@ -54,6 +57,7 @@ class FidEvaluator(evaluators.Evaluator):
     translate: Callable[[Any, Array, str], Array],
     untrained: Callable[[], dict[str, Any]],
     *,
+    enabled: bool = True,
     batch_size: int,
     workers: int,
   ):
@@ -61,15 +65,31 @@ class FidEvaluator(evaluators.Evaluator):
     self._section, self._mesh = section, mesh
     self._translate, self._untrained = translate, untrained
     self.batch_size, self._workers = batch_size, workers
+    self.missing = '' if enabled else 'eval.fid=False'
     self._extractor: fid.Extractor | None = None
     self._real: dict[tuple[str, str], fid.Statistics] = {}
 
   def prepare(self) -> None:
-    """Gets Inception's weights.
+    """Gets Inception's weights; without the public ones nothing is measured.
 
     Raises:
-      UserError: they can't be had.
+      UserError: `fid.weights` names others, and they can't be had.
     """
+    try:
+      if not self.missing:
+        self._load_weights()
+    except errors.UserError as error:
+      if self._section.weights:
+        raise
+      self.missing = "Inception's weights could not be had"
+      logging.warning(
+        '%s\nThe run trains without FID and KID, and its last checkpoint '
+        'counts. --config.eval.fid=False asks for that without this warning; '
+        '--mode=eval measures them later.',
+        error,
+      )
+
+  def _load_weights(self) -> None:
     if self._extractor is None:
       self._extractor = fid.Extractor(
         fid.Settings.of(self._section), self._section.batch_size, self._mesh
@@ -77,7 +97,7 @@ class FidEvaluator(evaluators.Evaluator):
 
   @property
   def note(self) -> str:
-    """Calls distances by weights that aren't the public ones so."""
+    """Says of distances by other weights that they are uncalibrated."""
     return '' if self._extractor.calibrated else ' (uncalibrated)'
 
   def made(
@@ -114,7 +134,7 @@ class FidEvaluator(evaluators.Evaluator):
       `kid_stderr_b2a`; means of the two directions without one's name; `num_a
       num_b`, the images of each domain that entered the distances.
     """
-    self.prepare()
+    self._load_weights()
     values = {}
     for direction, (_, target) in image_sources.DIRECTIONS.items():
       real = self._statistics_of_real(part, target, poll)
@@ -128,7 +148,7 @@ class FidEvaluator(evaluators.Evaluator):
     self, part: str, poll: evaluators.Poll = evaluators.ignore
   ) -> dict[str, float]:
     """Measures as `distances` does, for generators that change nothing."""
-    self.prepare()
+    self._load_weights()
     values = {}
     for direction, sides in image_sources.DIRECTIONS.items():
       real = (self._statistics_of_real(part, side, poll) for side in sides)
@@ -138,10 +158,16 @@ class FidEvaluator(evaluators.Evaluator):
   def validate(
     self, variables: dict[str, Any], poll: evaluators.Poll = evaluators.ignore
   ) -> Iterable[tuple[str, float]]:
-    """Yields `fid kid` of the val part, by direction and in the mean."""
+    """Yields `fid kid` of the val part, by direction and in the mean.
+
+    Where they are too few to rank checkpoints, `num_images` says so.
+    """
     for name, value in self.distances(variables, 'val', poll).items():
       if name.startswith(('fid', 'kid')) and 'stderr' not in name:
         yield name, value
+    images = min(len(self.data.val.a), len(self.data.val.b))
+    if images < self.min_images:
+      yield 'num_images', images
 
   def test(
     self,
@@ -155,10 +181,14 @@ class FidEvaluator(evaluators.Evaluator):
       `split`; distances and `num_a num_b` as `distances` gives them; distances
       of generators that change nothing (`identity_...`) and of those that the
       seed draws (`untrained_...`); and what the distances are to be reported
-      with.
+      with. Where nothing can be measured, `not_computed` says why.
     """
     del run
     part = self.last_part
+    if self.missing:
+      pair = getattr(self.data, part)
+      counts = {'num_a': len(pair.a), 'num_b': len(pair.b)}
+      return {'split': part, **counts, 'not_computed': self.missing}
     anchors = {
       'identity': self.identity(part, poll),
       'untrained': self.distances(self._untrained(), part, poll),
@@ -176,6 +206,8 @@ class FidEvaluator(evaluators.Evaluator):
   @staticmethod
   def summary(result: dict[str, Any]) -> str:
     """Returns the content of eval.json in words."""
+    if 'not_computed' in result:
+      return f'FID and KID were not computed: {result["not_computed"]}.'
     calibrated = '' if result['calibrated'] else ', uncalibrated'
     lines = [
       f'Result on the {result["split"]} part ({result["num_a"]} and '
