@@ -45,18 +45,16 @@ def initialize(
   """Joins the other processes; does nothing for a process on its own.
 
   Args:
-    coordinator: HOST:PORT of process 0. None, like the next two, leaves it to
-      jax's own detection of TPU pods, SLURM and Open MPI.
+    coordinator: HOST:PORT of process 0; None leaves the three to jax's own
+      detection of TPU pods, SLURM and Open MPI.
     num_processes: how many processes there are.
     process_id: which one this is, from 0 on.
-    heartbeat_seconds: how long a process may be silent before jax ends the
-      others.
+    heartbeat_seconds: of silence, until jax ends the other processes.
     mode: of the command line; modes outside of MODES take one process.
     environ: environment variables.
 
   Raises:
-    UserError: the flags are incomplete or don't fit together, or the launcher
-      doesn't tell jax where process 0 is.
+    UserError: the flags don't fit together, or process 0 can't be found.
   """
   flags = {
     '--coordinator': coordinator,
