@@ -138,7 +138,10 @@ def imagenet_from_scratch(c: config_dict.ConfigDict) -> None:
   c.duration = '90 epochs'
   c.sharding = 'fsdp'
   imagenet(c)
+  c.data.load_size = 256
   c.data.augment = 'randaugment'
+  c.data.crop_scale = (0.05, 1.0)
+  c.data.mixup = 0.2
   c.model.block = 'vit22b'
   c.model.patch_size = 14
   c.model.pool = 'mean'

@@ -40,7 +40,7 @@ def test_formats(kind):
   np.testing.assert_allclose(decoded[2, 2], (200, 100, 50), atol=4)
 
 
-def test_greyscale_is_repeated():
+def test_grayscale_is_repeated():
   pixels = _random((5, 5))
   decoded = decode.square(_encode(Image.fromarray(pixels)), 5)
   for channel in range(3):
@@ -136,7 +136,7 @@ def test_shrinking_is_antialiased():
   assert decoded[2:-2, 2:-2].std() < 3
 
 
-def test_large_jpegs_keep_their_size_and_colours():
+def test_large_jpegs_keep_their_size_and_colors():
   photo = Image.new('RGB', (640, 480), (30, 60, 90))
   photo.paste((200, 180, 160), (320, 0, 640, 480))
   decoded = decode.square(_encode(photo, 'JPEG', quality=95), 16)
@@ -155,7 +155,7 @@ def test_corrupt_bytes(data):
     decode.square(data, 8)
 
 
-def test_a_truncated_jpeg_is_corrupt_not_grey():
+def test_a_truncated_jpeg_is_corrupt_not_gray():
   data = _encode(Image.fromarray(_random((64, 64, 3))), 'JPEG')
   with pytest.raises(decode.CorruptImage):
     decode.square(data[: len(data) // 2], 8)
@@ -285,7 +285,7 @@ _PILLOW = {
 
 
 def _affine(image, matrix):
-  """Pillow's nearest affine map about the centre, grey outside."""
+  """Pillow's nearest affine map about the center, gray outside."""
   a, b, c, d = matrix
   x, y = image.width / 2, image.height / 2
   offsets = (x - a * x - b * y, y - c * x - d * y)
@@ -320,7 +320,7 @@ def test_every_operation_of_randaugment_is_compared_or_geometric():
 
 
 def test_rotation_of_a_degree_known_by_hand(operate):
-  # 30 degrees times 1: a bar through the centre tilts, its middle stays.
+  # 30 degrees times 1: a bar through the center tilts, its middle stays.
   pixels = np.zeros((21, 21, 3), np.uint8)
   pixels[10] = 255
   turned = operate('rotate', 1.0, jnp.asarray(pixels))[..., 0]

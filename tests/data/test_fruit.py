@@ -32,7 +32,7 @@ def test_no_picture_comes_twice(pictures):
 
 
 def _hue(kind, pictures):
-  """Median hue, in degrees, of what is strongly coloured and of warm hue."""
+  """Median hue, in degrees, of what is strongly colored and of warm hue."""
   pixels = pictures[kind].reshape(-1, 3)[::7] / 255
   hsv = np.array([colorsys.rgb_to_hsv(*pixel) for pixel in pixels])
   hue = (hsv[:, 0] * 360 + 180) % 360 - 180
@@ -63,8 +63,8 @@ def test_backgrounds_are_of_one_kind(pictures):
 
 def test_oranges_are_rougher_than_apples(pictures):
   def roughness(images):
-    centre = images[:, 20:44, 20:44].astype(float).mean(axis=-1)
-    bend = centre[:, 1:-1] * 2 - centre[:, 2:] - centre[:, :-2]
+    center = images[:, 20:44, 20:44].astype(float).mean(axis=-1)
+    bend = center[:, 1:-1] * 2 - center[:, 2:] - center[:, :-2]
     return np.median(np.abs(bend))
 
   assert roughness(pictures['orange']) > 1.3 * roughness(pictures['apple'])

@@ -479,7 +479,7 @@ def test_large_tfrecords_name_the_command(prepared):
   assert 'cache_max_gb' in message
 
 
-def test_a_validation_part_and_greyscale_of_another_shape(tmp_path):
+def test_a_validation_part_and_grayscale_of_another_shape(tmp_path):
   data_fixtures.make_tfds(
     tmp_path,
     'mnist',
@@ -494,12 +494,12 @@ def test_a_validation_part_and_greyscale_of_another_shape(tmp_path):
   np.testing.assert_array_equal(images[..., 0], images[..., 2])
 
 
-def test_an_unlabelled_test_part_is_left_aside(tmp_path):
+def test_an_unlabeled_test_part_is_left_aside(tmp_path):
   data_fixtures.make_tfds(
     tmp_path,
     counts={'train': 40, 'test': 10},
     file_format='array_record',
-    labelled=('train',),
+    labeled=('train',),
   )
   for gigabytes in (4, 0):
     data = loader.load_classes(
@@ -514,7 +514,7 @@ def test_labels_out_of_range_are_an_error(tmp_path, cache_max_gb):
     tmp_path,
     counts={'train': 40},
     file_format='array_record',
-    labelled=(),
+    labeled=(),
   )
   with pytest.raises(errors.UserError, match=r'has label -1, expected 0 to 9'):
     data = loader.load_classes(

@@ -109,7 +109,7 @@ def test_a_tfds_set(tmp_path, kind):
     counts=COUNTS,
     shape=(None, None, 3),
     file_format=kind,
-    labelled=tuple(COUNTS),
+    labeled=tuple(COUNTS),
   )
   data = loader.load_domains(
     'cycle_gan/monet2photo', dir=str(tmp_path), image_size=32

@@ -1,6 +1,6 @@
 """Small data sets made on the spot: image folders, TFDS sets, a remote disk.
 
-Images are coloured by their class, with noise that makes each one unique, so a
+Images are colored by their class, with noise that makes each one unique, so a
 test can tell where an image came from and a model can learn from them.
 """
 
@@ -21,7 +21,7 @@ DOMAINS = {'trainA': 23, 'trainB': 41, 'testA': 3, 'testB': 5}
 def images(
   labels: np.ndarray, size: int = 32, *, seed: int = 0, channels: int = 3
 ) -> np.ndarray:
-  """Noise around a grey level that grows with the class, uint8 [N, S, S, C]."""
+  """Noise around a gray level that grows with the class, uint8 [N, S, S, C]."""
   rng = np.random.default_rng(seed)
   noise = rng.integers(0, 40, (len(labels), size, size, channels))
   level = (labels * 200 // max(labels.max(), 1))[:, None, None, None]
@@ -80,7 +80,7 @@ def make_tfds(
   counts: dict[str, int] | None = None,
   shape: tuple[int | None, int | None, int] = (32, 32, 3),
   file_format: str = 'tfrecord',
-  labelled: tuple[str, ...] = ('train', 'validation', 'test'),
+  labeled: tuple[str, ...] = ('train', 'validation', 'test'),
   config: str | None = None,
 ) -> pathlib.Path:
   """A prepared TFDS set which the official builder of that name reads.
@@ -93,7 +93,7 @@ def make_tfds(
     counts: images of each split, classes in turn.
     shape: of its images; None is stored as 32.
     file_format: tfrecord or array_record.
-    labelled: splits with labels; others have -1.
+    labeled: splits with labels; others have -1.
     config: of a set that has several, as monet2photo of cycle_gan.
   """
   import tensorflow_datasets as tfds
@@ -106,7 +106,7 @@ def make_tfds(
   for number, (split, n) in enumerate((counts or {'train': 60}).items()):
     labels = np.arange(n) % num_classes
     pixels = images(labels, shape[0] or 32, seed=number, channels=shape[2])
-    stored = labels if split in labelled else np.full(n, -1)
+    stored = labels if split in labeled else np.full(n, -1)
     data[split] = [
       (i, {'image': pixels[i], 'label': int(stored[i])}) for i in range(n)
     ]

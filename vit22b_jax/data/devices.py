@@ -88,7 +88,7 @@ class DeviceIterator(grain.DatasetIterator):
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """The position: how many batches have been yielded."""
+    """Returns the position: how many batches have been yielded."""
     return dict(self._state)
 
   def set_state(self, state: dict[str, int]) -> None:
