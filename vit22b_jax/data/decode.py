@@ -177,7 +177,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-  """Height and width of an image that is opened, but not yet loaded."""
+  """Returns height and width of an image that is not yet loaded."""
   width, height = image.size
   sideways = _orientation(image) in _SIDEWAYS
   if image.format == 'TIFF' and image.tag_v2.get(_ORIENTATION) in _SIDEWAYS:

@@ -124,24 +124,9 @@ def load_domains(
     for split, part in found.items()
     if split.startswith('train')
   }
-  fixed, varied = _parts(found, resize, held)
-  if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
-    fixed, varied = {}, varied | fixed
-  parts, skipped = _domains_in_memory(
-    name, found, resize, seed, fixed, max_corrupt
+  parts, skipped = _open_domains(
+    name, found, resize, seed, held, cache_max_gb, max_corrupt
   )
-  unreadable = splits.Unreadable(max_corrupt)
-  for key, part in varied.items():
-    _validate_random_access(f'{name!r}', part.records)
-    parts[key] = splits.LazySplit(
-      part.records,
-      part.decode,
-      part.shape,
-      None,
-      unreadable,
-      crops=True,
-      indices=part.rows,
-    )
   pairs = {
     part: catalog.Pair(parts[f'{part}_a'], parts[f'{part}_b'])
     for part in ('train', 'val', 'test')
@@ -151,13 +136,9 @@ def load_domains(
   for domain, key in zip(names, 'ab', strict=True):
     counts = {part: getattr(pair, key) for part, pair in pairs.items()}
     _log(f'{domain} of {name}', counts, f'val is of train by seed {seed}')
-  marks = fingerprint.of(
-    found, (), {split: second for split, (_, second) in held.items()}
-  )
-  test = pairs.pop('test', None)
-  return catalog.Dataset(
-    **pairs, test=test, names=names, skipped=skipped, fingerprint=marks
-  )
+  marks = fingerprint.of(found, (), {s: rows for s, (_, rows) in held.items()})
+  train, val, test = (pairs.get(part) for part in ('train', 'val', 'test'))
+  return catalog.Dataset(train, val, test, names, skipped, marks)
 
 
 def _stored_size(
@@ -267,6 +248,37 @@ def _lost(part: folders.FolderRecords) -> list[int]:
   rest = np.flatnonzero(~np.isin(labels, list(seen)))
   seen |= readable(rest) if len(rest) else set()
   return sorted(set(classes.tolist()) - seen)
+
+
+def _open_domains(
+  name: str,
+  found: catalog.Found,
+  resize: preprocess.Resize,
+  seed: int,
+  held: Mapping[str, tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' m']]],
+  cache_max_gb: float,
+  max_corrupt: int,
+) -> tuple[dict[str, splits.Split], tuple[str, ...]]:
+  """Returns splits in memory or read lazily, and what could not be decoded."""
+  fixed, varied = _parts(found, resize, held)
+  if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
+    fixed, varied = {}, varied | fixed
+  parts, skipped = _domains_in_memory(
+    name, found, resize, seed, fixed, max_corrupt
+  )
+  unreadable = splits.Unreadable(max_corrupt)
+  for key, part in varied.items():
+    _validate_random_access(f'{name!r}', part.records)
+    parts[key] = splits.LazySplit(
+      part.records,
+      part.decode,
+      part.shape,
+      None,
+      unreadable,
+      crops=True,
+      indices=part.rows,
+    )
+  return parts, skipped
 
 
 def _parts(

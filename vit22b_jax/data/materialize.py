@@ -34,7 +34,7 @@ class Part:
 
   @property
   def num_bytes(self) -> int:
-    """Size of the part in memory."""
+    """Returns the size of the part in memory."""
     return len(self) * self.shape[0] * self.shape[1] * 3
 
 

@@ -47,7 +47,7 @@ def find() -> dict[str, records.Embedded]:
 
 
 def draw(kind: str, split: str, index: int) -> UInt8[np.ndarray, '64 64 3']:
-  """One picture.
+  """Draws one picture.
 
   Args:
     kind: one of NAMES.
@@ -75,7 +75,7 @@ def draw(kind: str, split: str, index: int) -> UInt8[np.ndarray, '64 64 3']:
 
 
 def _background(rng: np.random.Generator) -> Picture:
-  """A wall above a table, both of muted color, with soft blotches or grain."""
+  """Draws a wall above a table, of muted colors with blotches or grain."""
   horizon = rng.uniform(-0.35, 0.45) + rng.uniform(-0.08, 0.08) * _X
   wall = _color(rng, (0, 1), (0.05, 0.3), (0.35, 0.9))
   table = _color(rng, (0.05, 0.65), (0.05, 0.4), (0.3, 0.85))
@@ -114,7 +114,7 @@ def _apple(
   v: Plane,
   light: Float[np.ndarray, ' 3'],
 ) -> Picture:
-  """Red, streaked with yellow from the stem down, smooth and glossy."""
+  """Paints red, streaked with yellow from the stem down, and glossy."""
   angle = np.arctan2(v, u)
   edge = 1 + 0.04 * np.sin(angle)  # Broad shoulders, a narrow foot,
   for pole, depth in ((math.pi / 2, 0.13), (-math.pi / 2, 0.06)):  # and dents.
@@ -145,7 +145,7 @@ def _orange(
   v: Plane,
   light: Float[np.ndarray, ' 3'],
 ) -> Picture:
-  """Orange, dotted with pores, dull; a button where the stem was."""
+  """Paints orange, dotted with pores, and a button where the stem was."""
   normal = _sphere(u, v)
   skin = _color(rng, (0.065, 0.095), (0.88, 1), (0.88, 1))
   pores = _pores(rng, u, v)
@@ -163,7 +163,7 @@ def _stem(
   base: float,
   length: float,
 ) -> Picture:
-  """A bent stem, or (length 0) a button, and now and then a leaf."""
+  """Draws a bent stem, or (length 0) a button, and now and then a leaf."""
   lean = rng.uniform(-0.4, 0.4)
   along = np.clip(v - base, 0, length)
   distance = np.hypot(u - lean * along * (1 + along), v - base - along)
@@ -192,7 +192,7 @@ def _lit(
   sharpness: float,
   bumps: Plane | float = 0.0,
 ) -> Picture:
-  """Blinn-Phong: ambient, diffuse and a highlight of the given sharpness."""
+  """Lights a surface by Blinn-Phong: ambient, diffuse and a highlight."""
   half = light + np.array([0, 0, 1], np.float32)
   half /= np.linalg.norm(half)
   facing, mirror = np.tensordot(np.stack([light, half]), normal, 1)
@@ -222,14 +222,14 @@ def _pores(rng: np.random.Generator, u: Plane, v: Plane) -> Plane:
 
 
 def _sphere(u: Plane, v: Plane) -> Float[np.ndarray, '3 F F']:
-  """Unit normals; at the rim for what is outside."""
+  """Returns unit normals; those of the rim for what is outside."""
   outside = np.maximum(np.hypot(u, v), 1)
   u, v = u / outside, v / outside
   return np.stack([u, v, np.sqrt(np.maximum(1 - u**2 - v**2, 0))])
 
 
 def _smooth(rng: np.random.Generator, cells: tuple[int, int]) -> Plane:
-  """Noise in [-1, 1], interpolated linearly between rows x columns of cells."""
+  """Draws noise in [-1, 1], linear between rows x columns of cells."""
   noise = rng.uniform(-1, 1, (cells[0] + 1, cells[1] + 1)).astype(np.float32)
   for axis, count in enumerate(cells):
     place = np.linspace(0, count, _FINE, endpoint=False, dtype=np.float32)
@@ -245,7 +245,7 @@ def _sign(rng: np.random.Generator) -> int:
 
 
 def _color(rng: np.random.Generator, *ranges: tuple[float, float]) -> Color:
-  """A color drawn from ranges of hue (in turns), saturation and value."""
+  """Draws a color from ranges of hue (in turns), saturation and value."""
   hue, saturation, value = (rng.uniform(*limits) for limits in ranges)
   # https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
   k = (np.array([5, 3, 1], np.float32) + 6 * hue) % 6
@@ -253,7 +253,7 @@ def _color(rng: np.random.Generator, *ranges: tuple[float, float]) -> Color:
 
 
 def _step(distance: Plane, width: float) -> Plane:
-  """0 below, 1 above zero, with a ramp of that width between."""
+  """Returns 0 below, 1 above zero, with a ramp of that width between."""
   return np.clip(distance / width + 0.5, 0, 1)
 
 
