@@ -268,7 +268,7 @@ def _optim() -> config_dict.ConfigDict:
 
 
 def _gan_optim() -> config_dict.ConfigDict:
-  """Each of the two optimisers: the generators' and the discriminators'."""
+  """Each of the two optimizers: the generators' and the discriminators'."""
   c = _optim()
   c.name = 'adam'
   c.learning_rate = 2e-4

@@ -28,7 +28,7 @@ def get_config(arg=''):
   config.optim.learning_rate = 1e-3
   config.optim.schedule = 'cosine'
   config.optim.warmup = '10%'
-  # 1,294 training images and 5 million parameters: everything that regularises.
+  # 1,294 training images and 5 million parameters: everything that regularizes.
   config.optim.weight_decay = 0.3
   config.optim.ema = 0.99
   config.loss.label_smoothing = 0.1

@@ -12,7 +12,7 @@ FLOPs at half of the peak, not a measurement; the plan says more.
 
 Expected: no published number of this block at this size. Plain ViTs of 0.1
 billion weights reach 80 % top-1 from scratch with a recipe like this one
-(arXiv:2205.01580); larger ones need stronger regularisation to do better.
+(arXiv:2205.01580); larger ones need stronger regularization to do better.
 """
 
 from configs import common

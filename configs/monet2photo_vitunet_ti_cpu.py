@@ -6,7 +6,7 @@ Hardware and time: about 40 minutes on two CPU cores, with some 300 images of
 each domain.
 
 Expected: photos take on a painting's palette, paintings the contrast and the
-colours of photos. FIDs (the paper's preset, of random weights, so uncalibrated)
+colors of photos. FIDs (the paper's preset, of random weights, so uncalibrated)
 of about 0.2 and 0.3, against 3.2 of the untranslated images: see
 experiments/monet2photo_cpu.
 

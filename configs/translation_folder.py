@@ -11,7 +11,7 @@ CycleGAN's own generator in the place of a ViTUnet.
 Hardware and time: about 4 hours for 1,000 images of each domain on one A100 (an
 estimate from the FLOPs at a quarter of the peak, not a measurement).
 
-Expected: depends on the images; colours and textures follow within a few dozen
+Expected: depends on the images; colors and textures follow within a few dozen
 epochs, shapes hardly ever change. samples/ in the workdir shows it.
 """
 

@@ -6,11 +6,11 @@
 
 The recipe of "Scaling Vision Transformers to 22 Billion Parameters",
 arXiv:2302.05442: the architecture of section 2 (parallel blocks, QK-norm, norms
-without centring and bias, a MAP head), the hyperparameters of section 4.1 (177k
-steps of 65k images, reciprocal square root from a peak of 1e-3 with 10k steps
-of warm-up and 30k of cool-down, weight decay 3.0 on the head and 0.03 on the
-body). The optimiser is AdamW. JFT-4B is not public: the data are ImageNet by
-default; any set of images works, as `--config.data.name=folder:PATH`.
+without centering and bias, a MAP head), the hyperparameters of section 4.1
+(177k steps of 65k images, reciprocal square root from a peak of 1e-3 with 10k
+steps of warm-up and 30k of cool-down, weight decay 3.0 on the head and 0.03 on
+the body). The optimizer is AdamW. JFT-4B is not public: the data are ImageNet
+by default; any set of images works, as `--config.data.name=folder:PATH`.
 
 Hardware and time: 1,024 TPU v4 chips (see the plan in experiments/scaling);
 the authors reached 1,150 tokens a second and chip there, which makes about 29

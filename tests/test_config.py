@@ -96,6 +96,75 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
 
 
 @pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('def get_config(', r'SyntaxError in line 1: '),
+    ('def get_config(arg=""):\n  return 1 / 0', 'ZeroDivisionError in line 2'),
+    ('import nothing_there', 'ModuleNotFoundError in line 1: No module'),
+    ('def get_config(arg=""):\n  return {"a": 1}', 'not a config of this pack'),
+    ('def get_config(arg=""):\n  return None', 'not a config of this package'),
+    ('def get_config(arg=""):\n  return {}["x"]', "KeyError in line 2: 'x'"),
+    ('x = 1', 'has no get_config'),
+  ],
+)
+def test_a_faulty_config_file_is_one_message(text, message, tmp_path):
+  (tmp_path / 'own.py').write_text(text)
+  with pytest.raises(errors.UserError, match=f'own.py.* ?{message}') as caught:
+    parse(f'--config={tmp_path}/own.py')
+  assert 'Traceback' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--lr=1'], r"--lr: there is .*'--config.optim.learning_rate'\?"),
+    ([f'--config={FILE}', '--config.optim.lr=1'], "mean 'optim.learning_rate"),
+    ([f'--config={FILE}', '--config.data.root=x'], "'data.dir' or 'data.name'"),
+    ([f'--config={FILE}', '--config.task=translation'], 'task=.*with a config'),
+    ([f'--config={FILE}', "--config.data.std=('a','b','c')"], 'three numbers'),
+    (
+      [f'--config={FILE}', f'--config.duration={"9" * 400}'],
+      'at most 21474836',
+    ),
+    (
+      [f'--config={FILE}', '--config.diagnostics.window=1000000000000'],
+      '100000',
+    ),
+    ([f'--config={FILE}', '--config.model.eps=-1'], 'above 0'),
+    ([f'--config={FILE}', '--config.model.head_bias=inf'], 'finite number'),
+    (['--config=digit_vit22b_ti'], "mean 'digits_vit22b_ti'.* --list"),
+  ],
+)
+def test_values_are_judged_before_anything_starts(arguments, message):
+  with pytest.raises(errors.UserError, match=message):
+    parse(*arguments)
+
+
+def test_help_and_list_need_no_device(capsys):
+  assert 'Exit codes: 0 done' in cli.help_for(['vit22b', '--help'])
+  assert '--max_size' in cli.help_for(['vit22b', '-h'])
+  text = cli.help_for(['vit22b', f'--config={FILE}:tiny', '--help'])
+  assert "duration = '4 steps'" in text and 'length of the whole run' in text
+  assert 'digits_vit22b_ti' in cli.help_for(['vit22b', '--list'])
+  assert cli.help_for(['vit22b', f'--config={FILE}']) == ''
+
+
+@pytest.mark.parametrize(
+  ('mode', 'given', 'message'),
+  [
+    ('train', {'workdir': 'http://x'}, 'local disks and gs:// alone'),
+    ('plan', {'efficiency': float('nan')}, 'matmul_efficiency=nan must be'),
+    ('train', {'workdirs': ['a']}, 'add --mode=report'),
+    ('translate', {'images': 'x', 'max_size': -1}, 'max_size=-1 must be'),
+    ('predict', {}, 'needs --input=FOLDER of images, or one file'),
+  ],
+)
+def test_flags_are_judged_too(mode, given, message):
+  with pytest.raises(errors.UserError, match=message):
+    commands.run(mode, config=None, **({'workdir': 'w'} | given))
+
+
+@pytest.mark.parametrize(
   ('key', 'value', 'message'),
   [
     ('optim.name', 'adamm', "one of adamw, .*mean 'adam"),

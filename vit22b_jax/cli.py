@@ -212,8 +212,10 @@ def _unknown_key(argv: list[str], error: Exception) -> str:
     define_flags(values, argv_without)
     values(argv_without)
     known = rules.flatten(values.config)
-  except AttributeError:
-    return f'{spec} is not a config file: it has no get_config()'
+  except Exception as fault:  # of the file alone
+    if isinstance(fault, AttributeError) and 'get_config' in str(fault):
+      return f'{spec} is not a config file: it has no get_config()'
+    return _fault_of_file(spec, fault)
   for argument in argv:
     flag = argument.lstrip('-').partition('=')[0]
     prefix, _, key = flag.partition('.')

@@ -1,4 +1,4 @@
-"""What the command line does, mode by mode, after its flags are parsed.
+"""Runs a mode of the command line, after its flags are parsed.
 
 code = commands.run('train', config=config, workdir='runs/x')
 """

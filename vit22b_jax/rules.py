@@ -1,4 +1,4 @@
-"""The rule of every key of every config: type, range, choices.
+"""Judges every key of every config: its type, range and choices.
 
     RULES['classification']['optim.b1'].validate('optim.b1', 0.9)
 

@@ -116,7 +116,7 @@ def load_pretrained(
   Args:
     path: see `read`.
     model: the `vit` or the `vit22b` block's model.
-    params: its (unboxed) parameters, freshly initialised.
+    params: its (unboxed) parameters, freshly initialized.
     image_size: height and width of its images in pixels.
 
   Returns:

@@ -72,7 +72,7 @@ def group(rows: np.ndarray, parts: int, heads: int) -> np.ndarray:
 
 
 def ungroup(grouped: np.ndarray, parts: int) -> np.ndarray:
-  """The inverse of `group`."""
+  """Undoes `group`."""
   heads, units, *rest = grouped.shape
   rows = grouped.reshape(heads, parts, units // parts, *rest)
   return np.moveaxis(rows, 1, 0).reshape(-1, *rest)
@@ -137,7 +137,7 @@ def _parallel(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
     return np.concatenate([group(rows[f:], 3, n), group(rows[:f], 1, n)], 1)
 
   def to_rows(grouped):
-    """The inverse of `to_heads`."""
+    """Undoes `to_heads`."""
     mlp, qkv = grouped[:, cut:], grouped[:, :cut]
     return np.concatenate([ungroup(mlp, 1), ungroup(qkv, 3)])
 
@@ -201,7 +201,7 @@ def validate(model: vit.ViT) -> None:
 
 
 def entries(model: vit.ViT) -> Iterator[Entry]:
-  """Every parameter of a model that timm has a name for, in timm's order."""
+  """Yields the parameters that timm has a name for, in timm's order."""
   p, width = model.patch_size, model.width
   if model.pool == 'cls':
     yield _entry(
