@@ -215,7 +215,7 @@ def _generator() -> config_dict.ConfigDict:
   _block_fields(c)
   c.dropout = placeholder(float)  # of embeddings and branches; None: 0
   _compute_fields(c)
-  c.attention = placeholder(str)  # as for classifiers; None: auto
+  c.attention = placeholder(str)  # auto (also if None) | xla | cudnn
   c.blocks = placeholder(int)  # resnet alone: residual blocks; None: 9
   return c
 
