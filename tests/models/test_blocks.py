@@ -123,9 +123,11 @@ def test_parallel_block_equals_its_unfused_evaluation():
   params = jax.tree.unflatten(treedef, leaves)
 
   def norm(t, scale):
-    centred = t - t.mean(-1, keepdims=True)
+    centered = t - t.mean(-1, keepdims=True)
     return (
-      centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * (scale)
+      centered
+      / jnp.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
+      * (scale)
     )
 
   @jax.jit
@@ -251,9 +253,9 @@ def test_norms():
   layer, rms = make_norm('layer', eps=1e-6), make_norm('rms', eps=0.5)
   params = {'params': {'scale': jnp.arange(1.0, 1 + N * K)}}
   exact = np.asarray(x, np.float64)
-  centred = exact - exact.mean(-1, keepdims=True)
-  centred /= np.sqrt(exact.var(-1, keepdims=True) + 1e-6)
-  expected = centred * np.arange(1, 1 + N * K)
+  centered = exact - exact.mean(-1, keepdims=True)
+  centered /= np.sqrt(exact.var(-1, keepdims=True) + 1e-6)
+  expected = centered * np.arange(1, 1 + N * K)
   assert relative(layer.apply(params, x), expected) <= 1e-5
   expected = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 0.5)
   expected *= np.arange(1, 1 + N * K)

@@ -34,7 +34,7 @@ def init(model, images):
 
 
 def draw(model, images):
-  """Random variables, without compiling an initialisation."""
+  """Random variables, without compiling an initialization."""
   shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images))
   rng = np.random.default_rng(0)
   return jax.tree.map(
@@ -344,7 +344,7 @@ def test_gradients_reach_every_parameter(block, overrides, images):
     assert np.abs(grad).max() > 1e-7, path
 
 
-# --- Initialisation --------------------------------------------------------
+# --- Initialization --------------------------------------------------------
 
 
 @pytest.mark.parametrize('block', ['vit', 'vit22b', 'vit22b_mlp_norm'])

@@ -48,7 +48,7 @@ def abstract(model, images=None):
 
 
 def draw(model):
-  """Random parameters, without compiling an initialisation."""
+  """Random parameters, without compiling an initialization."""
   rng = np.random.default_rng(1)
 
   def one(path, s):

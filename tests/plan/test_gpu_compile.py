@@ -150,6 +150,8 @@ def test_remat_and_scan(remat, scan, compile_step):
   )
   plan, text = compile_step(config)
   assert text.count(BACKWARD) == (1 if scan else 3)
+  if remat == 'none':
+    assert text.count(FORWARD) == text.count(BACKWARD)
   recomputed = plan['recomputed_flops_per_device']
   if remat in ('hidden', 'full'):
     assert recomputed > 0.1 * plan['model_flops_per_device']
@@ -178,7 +180,7 @@ def test_eight_gpus(preset, compile_step):
   'keys',
   [
     {'optim__accumulate': 2, 'optim__ema': 0.9, 'diagnostics__per_layer': True},
-    {'loss__input_gradient_penalty': 0.1, 'model__attention': 'xla'},
+    {'loss__input_gradient_penalty': 0.1},
     {'loss__kind': 'sigmoid', 'data__augment': 'randaugment'},
   ],
   ids=['accumulated', 'penalized', 'sigmoid'],

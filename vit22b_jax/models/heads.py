@@ -38,10 +38,10 @@ class MapPool(layers.Transformer, kw_only=True):
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over the global batch, with PyTorch's conventions.
+  """Batch normalization over the global batch, with PyTorch's conventions.
 
   Running statistics move a tenth of the way to the batch's, whose variance is
-  unbiased there and biased in the normalisation itself.
+  unbiased there and biased in the normalization itself.
   https://pytorch.org/docs/stable/generated/torch.nn.BatchNorm1d.html
   """
 
@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
   def __call__(
     self, x: Float[Array, 'B F'], train: bool
   ) -> Float[Array, 'B F']:
-    """Normalises each feature by the batch (train) or the running values."""
+    """Normalizes each feature by the batch (train) or the running values."""
     size, shape = x.shape[0], x.shape[1:]
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
     var = self.variable('batch_stats', 'var', jnp.ones, shape)
@@ -94,7 +94,7 @@ class Head(nn.Module):
   def __call__(
     self, x: Float[Array, 'B D'], train: bool
   ) -> Float[Array, 'B C']:
-    """Logits of pooled tokens."""
+    """Computes the logits of pooled tokens."""
     x = x.astype(jnp.float32)
     if self.kind != 'linear':
       names = (axes.EMBED, axes.MLP)

@@ -96,7 +96,7 @@ class Conv(nn.Module):
     size: of the kernel, (height, width).
     stride: in both directions.
     pad: zeros on either side, (height, width).
-    average: average neighbours. The published graph does so before such a
+    average: average neighbors. The published graph does so before such a
       convolution (of one pixel); after it, it is the same with fewer channels.
   """
 
@@ -238,10 +238,10 @@ def _conv(
   stride: int,
   pad: tuple[int, int],
 ) -> Maps:
-  """In the form that XLA's CPU backend computes fastest; others don't mind.
+  """Convolves in the form that XLA's CPU backend computes fastest.
 
-  Kernels of one pixel, and wide ones with a stride, are products of matrices:
-  half of the time.
+  Kernels of one pixel, and wide ones with a stride, are products of matrices,
+  in half of the time. FID's network has this one form on every backend.
   """
   if kernel.shape[:2] == (1, 1):
     return jnp.matmul(x, kernel[0, 0], precision='highest')
@@ -262,7 +262,7 @@ def _conv(
 
 
 def _windows(x: Maps, axis: int, stride: int) -> list[Maps]:
-  """The first, second and third entries of windows of three along an axis."""
+  """Returns the three entries of windows of three along an axis."""
   count = (x.shape[axis] - 3) // stride + 1
   last = (count - 1) * stride + 1
   return [lax.slice_in_dim(x, k, k + last, stride, axis=axis) for k in range(3)]

@@ -1,4 +1,4 @@
-"""Initialisers of the two families of presets, by name.
+"""Initializers of the two families of presets, by name.
 
 `vit`: fan-in normal matrices, zero biases, positions N(0, 0.02), class token
 and last layer zero, as in the ViT and ViT-22B authors' code. `torch`: what
@@ -25,14 +25,14 @@ def _uniform(bound: float) -> Initializer:
 
 
 def kernel(kind: str, fan_in: int) -> Initializer:
-  """Matrix whose output sums `fan_in` products."""
+  """Returns the init of a matrix whose output sums `fan_in` products."""
   if kind == 'torch':
     return _uniform(1 / math.sqrt(fan_in))
   return initializers.normal(1 / math.sqrt(fan_in))
 
 
 def bias(kind: str, *fan_ins: int) -> Initializer:
-  """Bias of a projection; several fan-ins for a sum of several projections."""
+  """Returns a bias's init; several fan-ins for a sum of several projections."""
   if kind != 'torch':
     return initializers.zeros
   inits = [_uniform(1 / math.sqrt(fan_in)) for fan_in in fan_ins]
@@ -45,7 +45,7 @@ def bias(kind: str, *fan_ins: int) -> Initializer:
 
 
 def stacked(parts: Sequence[tuple[int, Initializer]]) -> Initializer:
-  """Matrices stacked along axis 1: pairs of that axis's size and initialiser.
+  """Stacks matrices along axis 1: pairs of that axis's size and initializer.
 
   A fused projection starts as the projections it stands for would.
   """
@@ -62,15 +62,15 @@ def stacked(parts: Sequence[tuple[int, Initializer]]) -> Initializer:
 
 
 def position(kind: str) -> Initializer:
-  """Learned position embedding."""
+  """Returns the init of learned positions."""
   return initializers.normal(1.0 if kind == 'torch' else 0.02)
 
 
 def token(kind: str) -> Initializer:
-  """Class token."""
+  """Returns the init of a class token."""
   return initializers.normal(1.0) if kind == 'torch' else initializers.zeros
 
 
 def head(kind: str, fan_in: int) -> Initializer:
-  """Last matrix before the logits."""
+  """Returns the init of the last matrix before the logits."""
   return kernel(kind, fan_in) if kind == 'torch' else initializers.zeros

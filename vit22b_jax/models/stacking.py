@@ -9,7 +9,7 @@
     ['block_00', 'block_01', 'head']
 
 Stacked arrays are [depth, ...]. Any tree that holds such entries will do:
-weights, averages of them, an optimiser's state; of arrays, or of shapes with
+weights, averages of them, an optimizer's state; of arrays, or of shapes with
 shardings.
 """
 
@@ -27,17 +27,17 @@ _PREFIX = 'block_'
 
 
 def block_name(index: int, depth: int) -> str:
-  """Name of a block's parameters: as many digits as the last one needs."""
+  """Names a block's parameters, with as many digits as the last one needs."""
   return f'{_PREFIX}{index:0{max(2, len(str(depth - 1)))}d}'
 
 
 def layer_names(depth: int) -> list[str]:
-  """Names of all blocks, in order; of stacked ones too."""
+  """Names all blocks in order; stacked ones too."""
   return [block_name(i, depth) for i in range(depth)]
 
 
 def stack(tree: Any, depth: int) -> Any:
-  """The tree with `depth` entries `block_NN` as one entry `blocks`."""
+  """Stacks `depth` entries `block_NN` into one entry `blocks`."""
   names = layer_names(depth)
 
   def one(blocks):
@@ -51,7 +51,7 @@ def stack(tree: Any, depth: int) -> Any:
 
 
 def unstack(tree: Any) -> Any:
-  """The tree with an entry `blocks` as entries `block_NN`."""
+  """Splits an entry `blocks` into entries `block_NN`."""
 
   def one(blocks):
     if not _has(BLOCKS)(blocks):
@@ -68,13 +68,13 @@ def unstack(tree: Any) -> Any:
 
 
 def paths(tree: Any) -> list[str]:
-  """The leaves' names, as `jax.tree_util.keystr` writes them."""
+  """Names the leaves as `jax.tree_util.keystr` writes them."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return [jax.tree_util.keystr(path) for path, _ in leaves]
 
 
 def like(tree: Any, names: Collection[str]) -> Any:
-  """The tree, stacked or unstacked as the one with these `paths` is.
+  """Stacks or unstacks a tree, as the one with these `paths` is.
 
   Args:
     tree: of arrays, or of shapes with shardings.

@@ -123,7 +123,7 @@ class ViT(Encoder, kw_only=True):
   Attributes beyond those of `Encoder`:
     num_classes: C; 0 for no head: features [B, D] in place of logits.
     patch_size: height and width of a patch in pixels.
-    final_norm: whether the last block's output is normalised.
+    final_norm: normalizes the last block's output.
     pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
     pos_embedding: 'learned' or 'sincos'.
     head: 'linear', 'mlp' or 'mlp_bn'.
@@ -145,13 +145,13 @@ class ViT(Encoder, kw_only=True):
     train: bool = False,
     capture: bool = False,
   ) -> Float[Array, 'B C'] | tuple[Float[Array, 'B C'], dict[str, Array]]:
-    """Logits of images.
+    """Computes the logits of images.
 
     Args:
-      images: normalised float images.
-      train: whether dropout and stochastic depth (both draw from the key
-        'dropout') are on and batch norms use, and update, batch statistics.
-      capture: whether to return what happened inside as well.
+      images: normalized float images.
+      train: turns on dropout and stochastic depth (both draw from the key
+        'dropout'), and lets batch norms use and update batch statistics.
+      capture: also returns statistics of the blocks.
 
     Returns:
       float32 logits; with `capture` also a dict of
@@ -220,9 +220,8 @@ def _check(fields: dict[str, Any]) -> None:
     raise errors.UserError(
       f'num_classes={fields["num_classes"]} must be at least 0.'
     )
-  width, num_heads, mlp_dim = (
-    fields[name] for name in ('width', 'num_heads', 'mlp_dim')
-  )
+  sizes = ('width', 'num_heads', 'mlp_dim')
+  width, num_heads, mlp_dim = (fields[name] for name in sizes)
   if width % num_heads:
     raise errors.UserError(
       f'model.width={width} is not a multiple of model.num_heads={num_heads}.'
@@ -237,7 +236,7 @@ def _check(fields: dict[str, Any]) -> None:
 def _check_combinations(fields: dict[str, Any]) -> None:
   if fields['sum_norm'] and fields['form'] == 'sequential':
     raise errors.UserError(
-      'model.sum_norm=True normalises the sum of two parallel branches, which '
+      'model.sum_norm=True normalizes the sum of two parallel branches, which '
       'a sequential block does not have: choose a parallel block, e.g. '
       "model.block='vit22b'."
     )
@@ -265,7 +264,7 @@ def build(
   patch_size: int,
   **overrides: Any,
 ) -> ViT:
-  """A classifier from the names of a block and of a size.
+  """Builds a classifier from the names of a block and of a size.
 
   Args:
     block: a key of `PRESETS`.
@@ -287,14 +286,10 @@ def build(
     'num_classes': num_classes,
     'patch_size': patch_size,
   }
-  options = ('pool', 'pos_embedding', 'head_bias', 'dropout')
-  options += ('stochastic_depth', 'attention', 'dtype', 'precision')
-  options += ('remat', 'scan_layers')
-  known = {*fields, *options}
+  fixed = {'form', 'fused_output', 'init_kind', 'name', 'parent'}
+  known = {*fields, *(f.name for f in dataclasses.fields(ViT))} - fixed
   for name in overrides:
-    errors.validate_choice(
-      'model key', name, sorted(known - {'form', 'fused_output'})
-    )
+    errors.validate_choice('model key', name, sorted(known))
   fields.update({k: v for k, v in overrides.items() if v is not None})
   _check(fields)
   _check_combinations(fields)

@@ -73,7 +73,7 @@ class StagedGenerator(layers.Transformer, kw_only=True):
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Rows and columns of patches."""
+    """The number of rows and columns of patches."""
     height, width = self.image_size
     return height // self.patch_size, width // self.patch_size
 

@@ -41,7 +41,7 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
   """A U-net of transformer blocks in a U-net of convolutions.
 
   The released ViTUnet cuts an image into patches and pastes it from patches,
-  each decoded apart from its neighbours, and it shows. Here nothing is cut:
+  each decoded apart from its neighbors, and it shows. Here nothing is cut:
 
   - Convolutions of 3x3 halve the image until a pixel stands for a patch. Their
     windows overlap, and borders are reflected, as in every convolution here.
