@@ -244,7 +244,8 @@ def _compute_fields(c: config_dict.ConfigDict) -> None:
   # cudnn: flash attention, for half precision on NVIDIA GPUs. auto: there, but
   # for what needs the map (per_layer) or second derivatives (gradient penalty).
   c.attention = 'auto'  # auto | xla | cudnn
-  c.dtype = 'float32'  # of compute: float32 | bfloat16 | float16
+  # Of compute. auto: bfloat16 on GPUs and TPUs, float32 on CPUs.
+  c.dtype = 'auto'  # auto | float32 | bfloat16 | float16
   c.precision = 'default'  # of matrix products: default | highest
 
 

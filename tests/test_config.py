@@ -37,6 +37,19 @@ def config(**overrides):
   return result
 
 
+def test_the_dtype_follows_the_device_and_then_the_run():
+  config = common.finish(common.classification(), 'tiny')
+  saved = config.copy_and_resolve_references()
+  config_lib.resolve_dtype(saved, 'gpu')
+  assert (config.model.dtype, saved.model.dtype) == ('auto', 'bfloat16')
+  config_lib.compare(saved, config, 'runs/x')
+  config_lib.resolve_dtype(config, 'cpu')
+  assert config.model.dtype == 'bfloat16'
+  config = common.finish(common.translation(), 'tiny')
+  config_lib.resolve_dtype(config, 'cpu')
+  assert config.model.dtype == 'float32'
+
+
 def test_overrides_of_every_type():
   got = parse(
     f'--config={FILE}:tiny',

@@ -177,10 +177,23 @@ def diff(
   return identity, mutable
 
 
+def resolve_dtype(config: ConfigDict, platform: str) -> None:
+  """Replaces model.dtype='auto' by float32 on CPUs, bfloat16 elsewhere.
+
+  Args:
+    config: of a task; changed in place.
+    platform: of the mesh's devices: 'cpu', 'gpu' or 'tpu'.
+  """
+  if config.model.dtype == 'auto':
+    config.model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
+
+
 def compare(
   old: Mapping[str, Any], new: Mapping[str, Any], workdir: Any
 ) -> list[Change]:
   """Compares a run's saved config with the one it is resumed with.
+
+  A new model.dtype='auto' becomes the saved one.
 
   Args:
     old: the config that the run was made with.
@@ -194,6 +207,8 @@ def compare(
     UserError: another key differs, so this would be another run; the message
       lists the differences and says how to start one.
   """
+  if new.get('model', {}).get('dtype') == 'auto':
+    new['model']['dtype'] = old.get('model', {}).get('dtype', 'auto')
   identity, changes = diff(old, new)
   if identity:
     rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity)

@@ -213,7 +213,7 @@ _SOURCE = {
   'workers': _int(0, 1024),
 }
 _COMPUTE = {
-  'dtype': _choice('float32', 'bfloat16', 'float16'),
+  'dtype': _choice('auto', 'float32', 'bfloat16', 'float16'),
   'precision': _choice('default', 'highest'),
 }
 _BLOCK = {

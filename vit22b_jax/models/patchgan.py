@@ -138,4 +138,5 @@ def build(
   """
   rules.validate_fields('discriminator', {'name': name}, 'translation')
   rules.validate_fields('model', {'dtype': dtype, 'precision': precision})
+  dtype = 'float32' if dtype == 'auto' else dtype
   return PatchGAN(preset=PRESETS[name], dtype=dtype, precision=precision)

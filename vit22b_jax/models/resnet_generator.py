@@ -142,4 +142,5 @@ def build(
   fields = {'blocks': blocks, 'width': width}
   fields |= {'dtype': dtype, 'precision': precision}
   rules.validate_fields('model', fields, 'translation')
+  fields['dtype'] = 'float32' if dtype == 'auto' else dtype
   return ResNetGenerator(**fields)

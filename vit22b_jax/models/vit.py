@@ -274,7 +274,8 @@ def build(
     **overrides: any field of `blocks.Preset` but `form` and `fused_output`, of
       a variant, and `head_bias`, `pool`, `pos_embedding`, `dropout`,
       `stochastic_depth`, `attention`, `dtype`, `precision`, `remat`,
-      `scan_layers`. None stands for the default.
+      `scan_layers`. None stands for the default, as does dtype='auto', which
+      a task resolves for its devices.
 
   Raises:
     UserError: for unknown names and values, and for impossible combinations.
@@ -291,6 +292,8 @@ def build(
   for name in overrides:
     errors.validate_choice('model key', name, sorted(known))
   fields.update({k: v for k, v in overrides.items() if v is not None})
+  if fields.get('dtype') == 'auto':
+    fields['dtype'] = 'float32'
   _check(fields)
   _check_combinations(fields)
   fields['init_kind'] = fields.pop('init')

@@ -292,7 +292,7 @@ def introduce(task: base.Task) -> None:
   console.say(
     f'{task.total_steps} steps of {task.config.batch_size} images, '
     f'{task.steps_per_epoch} an epoch; {task.mesh.size} x '
-    f'{jax.devices()[0].device_kind} ({mesh}).'
+    f'{jax.devices()[0].device_kind} ({mesh}), {task.config.model.dtype}.'
   )
 
 

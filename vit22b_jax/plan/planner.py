@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from vit22b_jax import config as config_lib
 from vit22b_jax import errors, tasks
 from vit22b_jax.plan import ahead, analytic, hlo, roofline, topologies
 from vit22b_jax.runtime import sharding
@@ -52,6 +53,8 @@ def plan(
   Raises:
     UserError: the mesh or the batch doesn't suit the hardware.
   """
+  local = topology.devices and topology.devices[0].platform
+  config_lib.resolve_dtype(config, local or 'gpu')  # no chip listed is a CPU
   found = _header(config, topology, efficiency)
   if topology.devices is None:
     estimate = analytic.estimate(config, topology)

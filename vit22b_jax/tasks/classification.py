@@ -21,6 +21,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from vit22b_jax import config as config_lib
 from vit22b_jax import errors
 from vit22b_jax.data import (
   augment,
@@ -83,6 +84,7 @@ class Classification(base.Task):
     names: list[str],
     data: catalog.Dataset | None = None,
   ):
+    config_lib.resolve_dtype(config, mesh.devices.flat[0].platform)
     self.model = build_model(config, len(names))
     self.layers = stacking.layer_names(self.model.depth)
     self.scalars = diagnostics.scalar_names_of_blocks(

@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from vit22b_jax import config as config_lib
 from vit22b_jax.data import (
   augment,
   catalog,
@@ -80,6 +81,7 @@ class CycleGAN(base.Task):
         f'{shared.size} of {mesh.size} devices are used: no more can share '
         f'batch_size={config.batch_size}.'
       )
+    config_lib.resolve_dtype(config, mesh.devices.flat[0].platform)
     self.networks = update.build_networks(config)
     self.model = self.networks.generator
     self.scalars = diagnostics.ScalarNames(
