@@ -22,6 +22,7 @@ from vit22b_jax.plan import (
   topologies,
 )
 from vit22b_jax.runtime import sharding
+from vit22b_jax.tasks import cyclegan_update
 
 pytestmark = [
   pytest.mark.slow,
@@ -71,6 +72,24 @@ def compile_step(monkeypatch):
   return run
 
 
+def compile_gradient(loss, variables, shape, dtype):
+  """Compiles the gradient of a loss (*variables, x); returns the program."""
+  devices = gpu_targets.devices('h100')
+  mesh = sharding.make_mesh('data', devices=devices)
+
+  def placed(a):
+    whole = sharding.replicated(mesh)
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
+
+  x = placed(jax.ShapeDtypeStruct(shape, dtype))
+  with sharding.mesh_context(mesh):  # where nothing can be computed
+    shapes = jax.eval_shape(lambda x: nn.unbox(variables(x)), x)
+    given = jax.tree.map(placed, shapes)
+    argnums = tuple(range(len(given) + 1))
+    lowered = jax.jit(jax.grad(loss, argnums)).lower(*given, x)
+  return ahead.compile_for(devices[0], lowered).as_text()
+
+
 # --- Blocks ------------------------------------------------------------------
 
 
@@ -87,9 +106,6 @@ def compile_step(monkeypatch):
 @pytest.mark.parametrize('preset', blocks.PRESETS)
 def test_a_block(preset, dtype, attention):
   """Forward and backward, of an odd number of tokens."""
-  (device, *_) = gpu_targets.devices('h100')
-  mesh = sharding.make_mesh('data', devices=[device])
-  place = sharding.replicated(mesh)
   block = test_blocks.make(
     preset,
     width=D,
@@ -103,15 +119,10 @@ def test_a_block(preset, dtype, attention):
   def loss(params, x):
     return jnp.square(block.apply(params, x)[0].astype(jnp.float32)).sum()
 
-  x = jax.ShapeDtypeStruct((B, L, D), dtype, sharding=place)
-  with jax.set_mesh(mesh):  # where nothing can be computed
-    params = jax.eval_shape(lambda x: block.init(jax.random.key(0), x), x)
-    params = jax.tree.map(
-      lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=place),
-      nn.unbox(params),
-    )
-    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x)
-  text = ahead.compile_for(device, lowered).as_text()
+  def variables(x):
+    return (block.init(jax.random.key(0), x),)
+
+  text = compile_gradient(loss, variables, (B, L, D), dtype)
   assert (FORWARD in text) == (BACKWARD in text) == (attention == 'cudnn')
   work = roofline.measure(hlo.parse(text), {'data': 1})
   products = 3 * 2 * B * L * (4 * D**2 + 2 * D * F)
@@ -200,10 +211,36 @@ def test_recipes(keys, compile_step):
   ],
   ids=['space', 'channels', 'resnet', 'resnet_released'],
 )
-def test_translations(word, keys, compile_step):
+def test_networks_of_a_translation(word, keys):
+  """A discriminator's loss of what a generator makes, forward and backward."""
   config = changed(fruit_vitunet_ti.get_config(word), **keys)
-  _, text = compile_step(config)
+  networks = cyclegan_update.build_networks(config)
+
+  def made(generator, x):
+    return networks.generator.apply(generator, x, train=False)
+
+  def loss(generator, discriminator, x):
+    scores = networks.discriminator.apply(discriminator, made(generator, x))
+    return jnp.square(scores.astype(jnp.float32)).sum()
+
+  def variables(x):
+    generator = networks.generator.init(jax.random.key(0), x, train=False)
+    return generator, networks.discriminator.init(jax.random.key(0), x)
+
+  text = compile_gradient(loss, variables, (2, 32, 32, 3), 'float32')
   assert '__cudnn$convForward' in text
+  assert '__cudnn$convBackwardInput' in text
+  assert '__cudnn$convBackwardFilter' in text
+
+
+def test_a_step_of_a_translation(compile_step):
+  """Both updates, pools of images, and half of everything's size."""
+  config = changed(
+    fruit_vitunet_ti.get_config('resnet,tiny'),
+    loss__lambda_identity=0.0,
+    model__dtype='float16',
+  )
+  _, text = compile_step(config)
   assert '__cudnn$convBackwardFilter' in text
 
 
