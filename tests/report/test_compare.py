@@ -200,6 +200,8 @@ def test_welch():
 def test_wilson():
   expected = stats.binomtest(324, 400).proportion_ci(method='wilson')
   assert tuple(intervals.wilson(0.81, 400)) == pytest.approx(tuple(expected))
+  for part, count in ((float('nan'), 400), (0.5, 0)):
+    assert intervals.wilson(part, count) is None
   assert intervals.wilson(1.0, 400).high == pytest.approx(1.0)
   assert intervals.wilson(0.0, 400).low == pytest.approx(0.0)
 

@@ -132,6 +132,12 @@ def test_damage_ends_in_one_message_and_never_ends_the_report(
       'a,step\n1,1\n',
       "expected the names .*'step'",
     ),
+    (
+      'eval.json',
+      '{"split": "test", "step": 1, "weights": "ema", "num_examples": 2,'
+      ' "top1": -3}',
+      "'top1' is -3, expected a part",
+    ),
     ('eval.json', '[]', r'\[\], expected an object'),
     ('eval.json', '{"split": "test"}', "'step' is missing"),
     (

@@ -32,13 +32,15 @@ def student(values: Sequence[float]) -> Interval | None:
   return _interval(scipy.stats.ttest_1samp(values, 0).confidence_interval())
 
 
-def wilson(part: float, count: int) -> Interval:
-  """Returns the interval of a binomial part: Wilson, 1927.
+def wilson(part: float, count: int) -> Interval | None:
+  """Returns the interval of a binomial part: Wilson, 1927; None without one.
 
   Args:
     part: of `count` answers that are right, in [0, 1].
-    count: independent answers, at least 1.
+    count: independent answers.
   """
+  if not (0 <= part <= 1 and count):
+    return None
   test = scipy.stats.binomtest(round(part * count), count)
   return _interval(test.proportion_ci(method='wilson'))
 

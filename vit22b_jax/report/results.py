@@ -173,9 +173,10 @@ def _score(measure: summary.Measure, several: list[runs.Run]) -> Cell:
   scaled = [measure.scale * part for part in parts]
   note, mean = '', float(np.mean(scaled))
   if len(several) == 1 and measure.is_part:
-    found = intervals.wilson(parts[0], several[0].evaluation['num_examples'])
-    low, high = (f'{measure.scale * v:{measure.form}}' for v in found)
-    note = f'test set: {_unbroken(f"{low} to {high}")}'
+    count = several[0].evaluation['num_examples']
+    if found := intervals.wilson(parts[0], count):
+      low, high = (f'{measure.scale * v:{measure.form}}' for v in found)
+      note = f'test set: {_unbroken(f"{low} to {high}")}'
   elif found := intervals.student(scaled):
     note = _unbroken(f'± {mean - found.low:{measure.form}}')
   return Cell(signed(f'{mean:{measure.form}}'), signed(note), mean)

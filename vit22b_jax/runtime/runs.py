@@ -10,6 +10,7 @@ imports jax.
 
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
@@ -104,6 +105,7 @@ class Run:
 
   @property
   def name(self) -> str:
+    """The folder's name, in characters that any file can hold."""
     return printable(self.path.name)
 
   @functools.cached_property
@@ -153,9 +155,10 @@ class Run:
 
   @property
   def steps_per_epoch(self) -> int | None:
-    """None before a row of metrics tells."""
+    """The length of an epoch; None before a row of metrics tells."""
     lengths = [r['step'] / r['epoch'] for r in self.metrics if r.get('epoch')]
-    return round(lengths[-1]) if lengths else None
+    known = [round(x) for x in lengths if 1 <= x < math.inf]
+    return known[-1] if known else None
 
 
 def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
@@ -196,7 +199,7 @@ def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
     diagnostics=side(formats.read_table, workdir.DIAGNOSTICS, empty={}),
     events=[blank | event for event in events],
     evaluation=config_lib.rename_keys(
-      side(formats.read_json, workdir.EVAL, evaluated, empty={}), 'fid.'
+      side(_read_evaluation, workdir.EVAL, evaluated, empty={}), 'fid.'
     ),
     predictions=side(_read_predictions, workdir.PREDICTIONS, empty={}),
     names=[printable(name) for name in names],
@@ -266,6 +269,16 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
     except errors.UserError as error:
       raise ValueError(str(error)) from None
   return config
+
+
+def _read_evaluation(path: epath.Path, fields: formats.Fields) -> Any:
+  found = formats.read_json(path, fields)
+  with formats.judging(path):
+    for key in ('top1', 'top5', 'auroc'):
+      value = (found or {}).get(key)
+      if value is not None and (value < 0 or value > 1):
+        raise ValueError(f'{key!r} is {value}, expected a part from 0 to 1')
+  return found
 
 
 def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
