@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
+from configs import cifar100_vit22b_s, digits_vit22b_ti, folder
 from vit22b_jax.data import augment, crops, mixing
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -271,3 +272,33 @@ def test_the_center_is_evaluated():
   cut = augment.eval_images(images, 16)
   np.testing.assert_array_equal(cut, images[:, 2:18, 2:18])
   np.testing.assert_array_equal(augment.eval_images(images, 20), images)
+
+
+# The configs' words.
+
+
+def test_strong_is_a_modern_recipe():
+  config = cifar100_vit22b_s.get_config('strong')
+  found = augment.recipe(config.data)
+  assert (found.mixup, found.cutmix, found.erase) == (0.8, 1.0, 0.25)
+  assert (found.crop_padding, found.flip_horizontal) == (-1, 0.5)
+  assert found.randaugment_layers == 2
+  assert config.loss.label_smoothing and config.model.stochastic_depth
+  assert config.optim.schedule == 'cosine' and config.optim.ema
+  assert augment.recipe(folder.get_config('strong').data).crop_scale
+  # A mirrored digit is another thing.
+  digits = augment.recipe(digits_vit22b_ti.get_config('strong').data)
+  assert digits.flip_horizontal == 0 and digits.mixes
+
+
+def test_cifar100_has_its_own_mean_but_in_the_paper_s_recipe():
+  own = cifar100_vit22b_s.get_config().data
+  paper = cifar100_vit22b_s.get_config('paper').data
+  assert (own.mean, own.std) == (
+    (0.5071, 0.4865, 0.4409),
+    (0.2673, 0.2564, 0.2762),
+  )
+  assert (paper.mean, paper.std) == (
+    (0.4914, 0.4822, 0.4465),
+    (0.2023, 0.1994, 0.2010),
+  )
