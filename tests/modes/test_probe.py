@@ -8,7 +8,7 @@ import pytest
 
 from configs import digits_vit22b_ti
 from vit22b_jax import errors
-from vit22b_jax.modes import probe
+from vit22b_jax.modes import probe, trials
 from vit22b_jax.report import probe_page
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
@@ -69,7 +69,7 @@ def test_switches_turn_what_the_config_or_the_preset_says(
   config, switch, value
 ):
   before = config.to_json()
-  flipped, found = probe.flip(config, switch)
+  flipped, found = trials.flip(config, switch)
   section, key = switch.split('.')
   assert found == value == flipped[section][key]
   assert config.to_json() == before
@@ -77,7 +77,7 @@ def test_switches_turn_what_the_config_or_the_preset_says(
 
 def test_a_trial_takes_the_steps_of_a_run_at_that_rate(config, mesh, data):
   rate, steps = 0.003, 4
-  plain = probe.flip(config, '')[0]
+  plain = trials.flip(config, '')[0]
   plain.optim.learning_rate = rate
   task = classification.Classification(plain, mesh, list(data.names), data)
   state, losses = task.init_state(), []
@@ -87,7 +87,7 @@ def test_a_trial_takes_the_steps_of_a_run_at_that_rate(config, mesh, data):
       state, scalars = task.train_step(state, next(batches))
       losses.append(float(scalars[task.scalars.all.index('max_abs_grad')]))
   batches.close()
-  program = probe.Program(probe.flip(config, '')[0], mesh, data)
+  program = trials.Program(trials.flip(config, '')[0], mesh, data)
   program.trial(0.5, 2, stop=False)  # leaves nothing behind
   trial = program.trial(rate, steps, stop=True)
   np.testing.assert_allclose(trial['max_abs_grad'], losses, rtol=1e-4)
@@ -99,7 +99,7 @@ def test_a_probe_is_written_and_goes_on(
 ):
   monkeypatch.setattr(probe, 'STEPS', 3)
   monkeypatch.setattr(probe, 'LATE_STEPS', 4)
-  monkeypatch.setattr(probe, 'SWITCHES', {'optim.warmup': ('0 steps', '2%')})
+  monkeypatch.setattr(trials, 'SWITCHES', {'optim.warmup': ('0 steps', '2%')})
   monkeypatch.setattr(probe, 'HIGHEST', 0.01)
   assert probe.run(config, tmp_path, mesh, minutes=0.0) == 0
   assert 'minutes are over' in capsys.readouterr().out

@@ -4,54 +4,32 @@
 
 Short runs (trials) from the config's seed see the same batches and stop at an
 explosion. Rates double until one explodes and are then bisected; each switch of
-SWITCHES, flipped alone, gets a search of its own. One compiled step serves all
-rates of a program, since the rate is part of the optimizer's state. A trial is
-kept in WORKDIR/probe.json as soon as it ends, so a stopped probe goes on.
+`trials.SWITCHES`, flipped alone, gets a search of its own. A trial is kept in
+WORKDIR/probe.json as soon as it ends, so a stopped probe goes on.
 """
 
-import contextlib
-import copy
 import dataclasses
-import itertools
 import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from etils import epath
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors
+from vit22b_jax.modes import trials
 from vit22b_jax.report import probe_page
-from vit22b_jax.runtime import console, runs, sharding
+from vit22b_jax.runtime import console, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import classification
-from vit22b_jax.training import explain
 
 STEPS = 150  # of a trial: the early explosions of Figure 1 came within 62
 LATE_STEPS = 450  # of the check for late explosions
 RATIO = 2**0.5  # neighboring rates of a finished search
 LOWEST, HIGHEST = 1e-8, 1e2
-
-# What is flipped alone: the value when off, and when on. Those that add no work
-# to a step come first, then norms.
-SWITCHES: dict[str, tuple[Any, Any]] = {
-  'optim.warmup': ('0 steps', '50 steps'),
-  'optim.clip_norm': (0.0, 10.0),
-  'model.init': ('torch', 'vit'),
-  'model.final_norm': (False, True),
-  'model.qk_norm': (False, True),
-  'model.pre_norm': (False, True),
-  'model.mlp_norm': (False, True),
-  'model.sum_norm': (False, True),
-}
-
-Trial = dict[str, Any]
 
 
 class TimeIsUp(Exception):
@@ -97,7 +75,7 @@ def run(
     time.monotonic() + 60 * minutes,
   )
   try:
-    for switch in ('', *SWITCHES):
+    for switch in ('', *trials.SWITCHES):
       probe.search_switch(switch)
     probe.check_ends()
     console.say('Every search is finished.')
@@ -135,8 +113,8 @@ class Probe:
     """Searches one program, and keeps its bounds and the advice."""
     switches = self.record['switches']
     try:
-      flipped, value = flip(self.config, switch)
-      program = Program(flipped, self.mesh, self.data)
+      flipped, value = trials.flip(self.config, switch)
+      program = trials.Program(flipped, self.mesh, self.data)
     except errors.UserError as error:
       console.say(f'{switch} stays as it is: {error}')
       return
@@ -161,157 +139,43 @@ class Probe:
     goes on for LATE_STEPS.
     """
     bounds = self.record['switches']['']
-    program = Program(flip(self.config, '')[0], self.mesh, self.data)
+    program = trials.Program(
+      trials.flip(self.config, '')[0], self.mesh, self.data
+    )
     for key, steps in (('explodes_at', STEPS), ('stable_at', LATE_STEPS)):
       if bounds[key] is not None:
         self.try_rate(program, '', bounds[key], steps, stop=False)
 
   def try_rate(
     self,
-    program: 'Program',
+    program: trials.Program,
     switch: str,
     rate: float,
     steps: int,
     *,
     stop: bool = True,
-  ) -> Trial:
+  ) -> trials.Trial:
     """Returns the trial from the record, or runs and keeps it.
 
     Raises:
       TimeIsUp: it would have to run after the deadline.
     """
     name = f'{switch or "unchanged"} {rate:.6g} {steps}{"" if stop else " on"}'
-    trials = self.record['trials']
-    if name in trials:
-      return trials[name]
+    kept = self.record['trials']
+    if name in kept:
+      return kept[name]
     if time.monotonic() > self.deadline:
       raise TimeIsUp
     started = time.monotonic()
     trial = {'switch': switch, **program.trial(rate, steps, stop)}
-    trials[name] = trial | {'seconds': round(time.monotonic() - started, 1)}
+    kept[name] = trial | {'seconds': round(time.monotonic() - started, 1)}
     self.folder.write_json(workdir_lib.PROBE, self.record)
     console.say(f'  {switch or "unchanged"} at {rate:.3g}: {outcome(trial)}')
-    return trials[name]
-
-
-def flip(config: ConfigDict, switch: str) -> tuple[ConfigDict, Any]:
-  """Returns the config with one switch flipped, and the switch's new value.
-
-  A key that is None takes what the block's preset says, so that is flipped.
-
-  Args:
-    config: a classifier's.
-    switch: a key of SWITCHES; '' changes nothing.
-  """
-  flipped = copy.deepcopy(config)
-  with flipped.unlocked():
-    # The rate is the optimizer state's; only the thresholds count, at once.
-    flipped.optim.learning_rate = 1.0
-    flipped.diagnostics.update(
-      on_explosion='record', ignore='0 steps', zscore=1e9, per_layer=True
-    )
-    if not switch:
-      return flipped, None
-    off, on = SWITCHES[switch]
-    section, name = switch.split('.')
-    now = flipped[section][name]
-    if now is None:
-      now = _preset(config, name)
-    flipped[section][name] = value = on if now in (off, '0 steps', 0) else off
-  return flipped, value
-
-
-def _preset(config: ConfigDict, name: str) -> Any:
-  """Returns what the block's row of presets says of a field."""
-  model = classification.build_model(config, num_classes=2)
-  return getattr(model, {'init': 'init_kind'}.get(name, name))
-
-
-class Program:
-  """Trains one config for a few steps at any learning rate.
-
-  Args:
-    config: from `flip`.
-    mesh: where arrays live.
-    data: the config's data set.
-  """
-
-  def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh, data: Any):
-    self._task = classification.Classification(
-      config, mesh, list(data.names), data
-    )
-    rate = optax.inject_hyperparams(optax.scale)(step_size=1.0)
-    self._task.use_optimizer(optax.chain(self._task.tx, rate))
-    self._fresh = None
-
-  def trial(self, rate: float, steps: int, stop: bool) -> Trial:
-    """Trains from the start at one rate.
-
-    Args:
-      rate: the learning rate; the config's warm-up and schedule multiply it.
-      steps: at most so many.
-      stop: at an explosion; else only at a loss that isn't finite.
-
-    Returns:
-      A row of probe.json: `rate steps exploded` (the step, or None),
-      `recovered`, `moved_first layer last_loss`, and the curves `max_logit` and
-      `max_abs_grad` by step.
-    """
-    task = self._task
-    if self._fresh is None:
-      self._fresh = task.init_state()
-    state = jax.tree.map(jnp.copy, self._fresh)
-    state = state.replace(
-      opt_state=optax.tree_utils.tree_set(
-        state.opt_state, step_size=jnp.asarray(rate, jnp.float32)
-      )
-    )
-    rows: list[dict[str, float]] = []
-    found = {'exploded': None, 'moved_first': None, 'layer': None}
-    with contextlib.closing(task.train_batches()) as batches:
-      for batch in itertools.islice(batches, steps):
-        with sharding.mesh_context(task.mesh):
-          state, scalars = task.train_step(state, batch)
-        values = np.asarray(scalars).tolist()
-        rows.append(dict(zip(task.scalars.all, values, strict=True)))
-        if self._is_beyond(rows[-1]) and found['exploded'] is None:
-          found = {'exploded': len(rows), **self._explain(state, rows[-1])}
-        if (found['exploded'] and stop) or not rows[-1]['verdict/finite']:
-          break
-    beyond = [self._is_beyond(row) for row in rows[-10:]]
-    return {
-      'rate': rate,
-      'steps': steps,
-      'stop': stop,
-      **found,
-      'recovered': bool(found['exploded'] and not any(beyond)),
-      'last_loss': _number(np.mean([row['loss'] for row in rows[-10:]])),
-      'max_logit': [_number(row['max_logit']) for row in rows],
-      'max_abs_grad': [_number(row['max_abs_grad']) for row in rows],
-    }
-
-  def _is_beyond(self, row: dict[str, float]) -> bool:
-    """Tells whether a step is past the thresholds, or not finite."""
-    limits = self._task.config.diagnostics
-    return not (
-      row['verdict/finite']
-      and abs(row['max_logit']) < limits.max_logit
-      and row['max_abs_grad'] < limits.max_abs_grad
-    )
-
-  def _explain(self, state: Any, row: dict[str, float]) -> dict[str, Any]:
-    """Names the signal that moved first, and the layer."""
-    names = self._task.scalars.signals
-    return explain.first_to_move(
-      np.asarray(state.monitor.history),
-      names,
-      int(state.step) - 1,
-      np.array([row[name] for name in names]),
-    )
+    return kept[name]
 
 
 def search(
-  try_rate: Callable[[float], Trial], start: float
+  try_rate: Callable[[float], trials.Trial], start: float
 ) -> tuple[float | None, float | None]:
   """Finds neighboring rates of which only the larger explodes.
 
@@ -339,7 +203,7 @@ def search(
   return stable, explodes
 
 
-def outcome(trial: Trial) -> str:
+def outcome(trial: trials.Trial) -> str:
   """Says in a few words what a trial did."""
   if trial['exploded'] is None:
     return f'stable, last loss {trial["last_loss"]:.3f}'
@@ -415,8 +279,3 @@ def _open(folder: workdir_lib.Workdir, config: ConfigDict) -> dict[str, Any]:
     return {'config': mine, 'trials': {}, 'switches': {}, 'advice': ''}
   config_lib.compare(record['config'], mine, folder.path)
   return record
-
-
-def _number(value: float) -> float | None:
-  """Returns five digits; None for what JSON can't say."""
-  return float(f'{value:.5g}') if np.isfinite(value) else None
