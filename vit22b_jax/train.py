@@ -92,27 +92,20 @@ def fit(r: setup.Run, state: base.State) -> base.State:
     preemption.Interrupted: a signal asked to stop; everything is saved.
     TrainingStopped: a loss wasn't finite, or exploded under 'halt'.
   """
-  task, config, folder = r.task, r.task.config, r.folder
+  task, config, due = r.task, r.task.config, setup.calendar(r.task)
   start, total = int(state.step), task.total_steps
-
-  def due(step, every):
-    return every > 0 and (step == total or step % every == 0)
-
-  log_every, eval_every, save_every, sample_every = (
-    task.steps(every) for every in setup.cadences(config)
-  )
   patience, r.saved_at = config.eval.early_stop, time.monotonic()
-  if start and due(start, eval_every):
+  if start and due(start).evaluate:
     validate(r, state, start)
-  if not start and sample_every:
-    task.sample(state, folder)
+  if not start:
+    task.sample(state, r.folder)
   window = profiling.Window.parse(config.profile, total)
   with contextlib.closing(window), console.Progress(total, start) as bar:
     for step in range(start + 1, total + 1):
       if evaluate.out_of_patience(r.scores, patience):
         break
       position, batch = r.batches.get_state(), next(r.batches)
-      window.before(step, folder.path)
+      window.before(step, r.folder.path)
       with sharding.mesh_context(task.mesh):
         state, scalars = task.train_step(state, batch)
       window.after(step, state)
@@ -122,36 +115,35 @@ def fit(r: setup.Run, state: base.State) -> base.State:
       r.recorder.put(step, scalars, batch, position)
       if step == start + 1:
         record(r, state, bar)  # waits for the first step, which compiled
-        r.watcher.started = True
-        seconds = time.monotonic() - host.STARTED
-        console.say(f'First step done {seconds:.1f} s after start.')
-        r.recorder.start_clock(r.batches.seconds_waited)
-        bar.start_clock()
+        start_clocks(r, bar)
 
-      log_now, evaluate_now = due(step, log_every), due(step, eval_every)
-      sample_now, stop_now = (
-        due(step, sample_every),
-        r.watcher.should_stop(step),
-      )
-      save_now = (
-        due(step, save_every) or stop_now or setup.minutes_are_up(r, log_now)
-      )
-      if log_now or evaluate_now or sample_now or save_now:
+      now, stop_now = due(step), r.watcher.should_stop(step)
+      save_now = now.save or stop_now or setup.minutes_are_up(r, now.log)
+      if any(now) or save_now:
         record(r, state, bar)
-      if log_now:
+      if now.log:
         text = r.recorder.log(step, r.batches.seconds_waited)
         if not bar.shown:
           console.say(f'{text}{bar.eta()}')
-      if sample_now:
+      if now.sample:
         with r.recorder.paused():
-          task.sample(state, folder)
+          task.sample(state, r.folder)
       if stop_now:
         save(r, state, step, wait=True)
         raise preemption.Interrupted(r.watcher.signal.name)
-      improved = evaluate_now and validate(r, state, step)
+      improved = now.evaluate and validate(r, state, step)
       if save_now or improved or evaluate.out_of_patience(r.scores, patience):
         save(r, state, step)
   return state
+
+
+def start_clocks(r: setup.Run, bar: console.Progress) -> None:
+  """Starts to measure speeds; from here on a signal finds something to save."""
+  r.watcher.started = True
+  seconds = time.monotonic() - host.STARTED
+  console.say(f'First step done {seconds:.1f} s after start.')
+  r.recorder.start_clock(r.batches.seconds_waited)
+  bar.start_clock()
 
 
 def finish(r: setup.Run) -> None:

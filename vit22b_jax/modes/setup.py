@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -57,6 +59,15 @@ class Run:
   scores: dict[int, evaluate.Score]
   saved_at: float = 0.0
   polls: int = 0
+
+
+class Due(NamedTuple):
+  """Says, for each thing that recurs, whether it is due."""
+
+  log: Any
+  evaluate: Any
+  save: Any
+  sample: Any
 
 
 def open_run(
@@ -296,10 +307,25 @@ def introduce(task: base.Task) -> None:
   )
 
 
-def cadences(config: ConfigDict) -> tuple[str, str, str, str]:
-  """Returns how often rows are logged, weights validated, saved, and shown."""
-  samples = config.log.samples if 'samples' in config.log else 0
-  return (config.log.every, config.eval.every, config.checkpoint.every, samples)
+def calendar(task: base.Task) -> Callable[[int], Due]:
+  """Returns a function that says what is due after a step.
+
+  Everything is due after the last one; what has no cadence never is.
+  """
+  log = task.config.log
+  cadences = Due(
+    log=log.every,
+    evaluate=task.config.eval.every,
+    save=task.config.checkpoint.every,
+    sample=log.samples if 'samples' in log else 0,
+  )
+  steps = [task.steps(cadence) for cadence in cadences]
+
+  def due(step: int) -> Due:
+    last = step == task.total_steps
+    return Due(*(n > 0 and (last or step % n == 0) for n in steps))
+
+  return due
 
 
 def minutes_are_up(r: Run, log_now: bool) -> bool:

@@ -17,25 +17,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors
-from vit22b_jax.data import (
-  augment,
-  catalog,
-  dataset_info,
-  loader,
-  pipeline,
-)
+from vit22b_jax.data import augment, catalog, dataset_info, loader, pipeline
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import flops, sharding
-from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base, evaluators
 from vit22b_jax.training import diagnostics, explain, gradients, losses
-from vit22b_jax.weights import other_run, pretrained
+from vit22b_jax.weights import initial
 
 
 @flax.struct.dataclass
@@ -71,11 +63,7 @@ def build_model(config: ConfigDict, num_classes: int) -> vit.ViT:
 
 
 class Classification(base.Task):
-  """Trains one classifier; see `base.Task`.
-
-  Attributes:
-    layers: names of the model's blocks, in order.
-  """
+  """Trains one classifier; see `base.Task`. `layers` names its blocks."""
 
   def __init__(
     self,
@@ -135,13 +123,8 @@ class Classification(base.Task):
         "model.head='mlp_bn': batch norm's statistics are those of the whole "
         "batch, which accumulation never sees. Use 1, or model.head='mlp'."
       )
-    path = epath.Path(config.init_from)
-    if config.init_from and not path.exists():
-      raise errors.UserError(
-        f'init_from={path}: there is no such file of weights, nor a workdir.'
-      )
-    if config.init_from and path.is_dir():
-      other_run.validate(path, 'classification')
+    if config.init_from:
+      initial.validate(config.init_from)
 
   @staticmethod
   def images_at_once(config: ConfigDict) -> int:
@@ -230,31 +213,14 @@ class Classification(base.Task):
     }
 
   def with_pretrained(self, state: State, path: str) -> State:
-    """Returns the state with the weights of a file or of another run.
-
-    The head stays new where the other run has another number of classes.
-    """
-    if epath.Path(path).is_dir():
-      wanted = dict(self.abstract_state.params)
-      names = workdir_lib.read_json(path, workdir_lib.CLASSES)
-      if len(names or ()) != len(self.names):
-        wanted.pop('head', None)
-      found = other_run.restore_params(path, wanted, 'classification')
-      return self._with_params(state, state.params | found)
-    # Each process reads the file, and needs the new head whole.
-    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))(
-      state.params
-    )
-    found = pretrained.load_pretrained(
+    """Returns the state with the weights of a file or of another run."""
+    params = initial.load(
       path,
       self.model,
-      jax.device_get(whole),
+      state.params,
+      self.names,
       self.config.data.image_size,
     )
-    found = jax.tree.map(lambda x, p: x.astype(p.dtype), found, state.params)
-    return self._with_params(state, jax.device_put(found, self.param_shardings))
-
-  def _with_params(self, state: State, params: Any) -> State:
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema)
 
@@ -288,12 +254,7 @@ class Classification(base.Task):
   def step(
     self, state: State, batch: dict[str, Array]
   ) -> tuple[State, Float[Array, 'M']]:
-    """Takes one training step; traced by `train_step`.
-
-    Args:
-      state: before the step.
-      batch: `image` uint8 [B, H, W, 3] and `label` int32 [B].
-    """
+    """Takes a step on `image` uint8 [B, H, W, 3] and `label` [B]. Traced."""
     config = self.config
     found = gradients.of_batch(
       self.loss,
@@ -355,7 +316,7 @@ class Classification(base.Task):
 
     Args:
       params: the weights.
-      batch_stats: batch norm's running statistics.
+      batch_stats: batch norm's.
       part: normalized images; labels, or probabilities of the classes where
         images are mixed; and the key of dropout.
 

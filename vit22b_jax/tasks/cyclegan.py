@@ -22,13 +22,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
-from vit22b_jax.data import (
-  augment,
-  catalog,
-  dataset_info,
-  loader,
-  pipeline,
-)
+from vit22b_jax.data import augment, catalog, dataset_info, loader, pipeline
 from vit22b_jax.fid import image_sources
 from vit22b_jax.models import kernels
 from vit22b_jax.report import samples

@@ -293,17 +293,16 @@ def cyclegan_update(
   gen_updates, opt_state['generators'] = tx.update(
     gen_grads, state.opt_state['generators'], gens
   )
-  seen = disc_seen | gen_seen
-  seen['loss'] = gen_seen['loss'] + disc_seen['loss']
-  seen['max_score'] = jnp.maximum(gen_seen['max_score'], disc_seen['max_score'])
-  return Updates(
-    made,
-    gen_grads | disc_grads,
-    gen_updates | disc_updates,
-    opt_state,
-    new_pools,
-    seen,
-  )
+  grads, updates = gen_grads | disc_grads, gen_updates | disc_updates
+  seen = _joined(gen_seen, disc_seen)
+  return Updates(made, grads, updates, opt_state, new_pools, seen)
+
+
+def _joined(gen_seen: Scalars, disc_seen: Scalars) -> Scalars:
+  """Adds up the losses of both updates, and keeps the largest score."""
+  loss = gen_seen['loss'] + disc_seen['loss']
+  largest = jnp.maximum(gen_seen['max_score'], disc_seen['max_score'])
+  return disc_seen | gen_seen | {'loss': loss, 'max_score': largest}
 
 
 def _scaled_grad(
