@@ -3,13 +3,19 @@
 import dataclasses
 import json
 import math
+import pathlib
 import random
 import sys
 
 import pytest
 from absl import flags
 
-from configs import cifar10_vit22b_ti, common
+from configs import (
+  cifar10_vit22b_s,
+  cifar10_vit22b_ti,
+  common,
+  fruit_vitunet_ti,
+)
 from vit22b_jax import cli, commands, errors, rules, tasks
 from vit22b_jax import config as config_lib
 from vit22b_jax.data import augment, pipeline, preprocess
@@ -19,6 +25,7 @@ from vit22b_jax.runtime import sharding
 from vit22b_jax.training import losses, optim
 
 FILE = 'configs/cifar10_vit22b_ti.py'
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def parse(*arguments):
@@ -456,3 +463,20 @@ def test_any_json_gives_a_config_or_one_message():
       refused += 1
       assert str(error).startswith('config.json')
   assert refused > 100
+
+
+@pytest.mark.parametrize(
+  ('task', 'module'),
+  [
+    ('classification', cifar10_vit22b_s),
+    ('translation', fruit_vitunet_ti),
+  ],
+)
+def test_a_run_of_an_older_version_resumes(task, module):
+  """Keys have been renamed and added since tests/golden/old_config_* were."""
+  file = ROOT / 'tests' / 'golden' / f'old_config_{task}.json'
+  old = json.loads(file.read_text())
+  identity, changes = config_lib.diff(old, module.get_config())
+  assert identity == []
+  assert {key for key, *_ in changes} <= {'model.attention'}
+  assert config_lib.from_json(file.read_text()).task == task
