@@ -476,7 +476,6 @@ def test_a_run_of_an_older_version_resumes(task, module):
   """Keys have been renamed and added since tests/golden/old_config_* were."""
   file = ROOT / 'tests' / 'golden' / f'old_config_{task}.json'
   old = json.loads(file.read_text())
-  identity, changes = config_lib.diff(old, module.get_config())
-  assert identity == []
+  changes = config_lib.compare(old, module.get_config(), 'w')
   assert {key for key, *_ in changes} <= {'model.attention'}
   assert config_lib.from_json(file.read_text()).task == task
