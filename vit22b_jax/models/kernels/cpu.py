@@ -109,10 +109,10 @@ def project_out(
   precision: str,
 ) -> Float[Array, 'B L D']:
   """Computes `reference.project_out` as the sum of two products."""
-  attn, mlp = kernel[:, : o.shape[-1]], kernel[:, o.shape[-1] :]
+  cut, attn = o.shape[-1], kernel[:, : o.shape[-1]]
   o = materialize(jnp.swapaxes(o, 1, 2))
   y = _project_units(o, attn, None, precision)
-  return y + _project_units(h, mlp, bias, precision)
+  return y + _project_units(h, kernel[:, cut:], bias, precision)
 
 
 def _project_units(h, kernel, bias, precision):
