@@ -61,13 +61,12 @@ def compile_step(monkeypatch):
 
   monkeypatch.setattr(planner.ahead, 'compile_for', recorded)
 
-  def run(config, topology='h100:1'):
+  def run(config, topology='h100:1', least=1):
     plan = planner.plan(config, topologies.find(topology))
     assert plan['method'] == 'compiled' and plan['fits']
     assert plan.get('not_predicted') is None
-    # The program leaves out what small maps have beyond their borders.
     done = plan['hardware_flops_per_device']
-    assert done > 0.8 * plan['model_flops_per_device']
+    assert done > least * plan['model_flops_per_device']
     (text,) = texts
     return plan, text
 
@@ -242,7 +241,8 @@ def test_a_step_of_a_translation(compile_step):
     loss__lambda_identity=0.0,
     model__dtype='float16',
   )
-  _, text = compile_step(config)
+  # Kernels of 4 reach far over the borders of maps as small as these.
+  _, text = compile_step(config, least=0.5)
   assert '__cudnn$convBackwardFilter' in text
 
 
