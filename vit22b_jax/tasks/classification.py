@@ -371,13 +371,12 @@ class Classification(base.Task):
       part = self._parts(state, batch)
       if count > 1:
         part = jax.tree.map(lambda x: x[index], part)
-      images, _, key = part
 
       def scaled(params):
         return scale * self.loss(params, state.batch_stats, part)[0]
 
       (_, captured), _ = self._apply(
-        state.params, state.batch_stats, images, key, True
+        state.params, state.batch_stats, part[0], part[2], True
       )
       captured.pop('attn_map')
       return captured, diagnostics.layer_norms(jax.grad(scaled)(state.params))
@@ -385,8 +384,7 @@ class Classification(base.Task):
     for index in range(count):
       with sharding.mesh_context(self.mesh):
         captured, norms = jax.device_get(passes(state, batch, index))
-      found = explain.first_nonfinite(captured, norms, self.layers)
-      if found:
+      if found := explain.first_nonfinite(captured, norms, self.layers):
         return found
     return 'the head or the loss, after the last block'
 
