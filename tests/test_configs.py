@@ -170,7 +170,7 @@ def test_the_full_size_starts_sure_that_no_class_is_there():
 
 # Programs of their own, which take long to compile and differ from the others'
 # in the number of classes, augmentation or head alone.
-SLOW = ('imagenet', 'cifar100', 'vit22b_22b', 'cifar10_vit22b_ti_cpu')
+SLOW = ('imagenet', 'cifar100', 'vit22b_22b', 'cifar10_vit22b_')
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from absl import flags
 from tests.helpers import data_fixtures
 from vit22b_jax import api, cli
 from vit22b_jax.runtime import preemption
-from vit22b_jax.tasks import classification
+from vit22b_jax.tasks import evaluators
 from vit22b_jax.weights import pretrained
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -311,12 +311,12 @@ def test_signal_leaves_an_evaluation_and_saves(
   first, tmp_path, monkeypatch, part
 ):
   """In the middle of the first validation, or of the final evaluation."""
-  original = classification.Classification.evaluate
+  original = evaluators.ClassificationEvaluator.evaluate
 
-  def evaluate_(self, variables, split, check):
+  def evaluate_(self, variables, split, poll):
     if split is getattr(self.data, part):
       os.kill(os.getpid(), signal.SIGTERM)
-    return original(self, variables, split, check)
+    return original(self, variables, split, poll)
 
   command = (
     CONFIG,
@@ -325,7 +325,7 @@ def test_signal_leaves_an_evaluation_and_saves(
     f'--workdir={tmp_path}',
   )
   with monkeypatch.context() as patch:
-    patch.setattr(classification.Classification, 'evaluate', evaluate_)
+    patch.setattr(evaluators.ClassificationEvaluator, 'evaluate', evaluate_)
     assert call(*command) == 143
   step = {'val': 2, 'test': 4}[part]
   assert saved_steps(tmp_path)[-1] == step == steps(tmp_path)[-1]
@@ -339,17 +339,17 @@ def test_signal_while_the_first_validation_compiles(tmp_path, monkeypatch):
   """Everything has been saved: the process ends at once."""
   ended = []
 
-  def evaluate_(self, variables, split, check):
-    check()
+  def evaluate_(self, variables, split, poll):
+    poll()
     os.kill(os.getpid(), signal.SIGTERM)
     while not ended:
       time.sleep(0.01)
-    check()
+    poll()
 
   def exit_(code):
     ended.append((code, saved_steps(tmp_path), steps(tmp_path)))
 
-  monkeypatch.setattr(classification.Classification, 'evaluate', evaluate_)
+  monkeypatch.setattr(evaluators.ClassificationEvaluator, 'evaluate', evaluate_)
   monkeypatch.setattr(preemption.Watcher, 'exit', staticmethod(exit_))
   more = ('--config.model.mlp_dim=48', '--config.checkpoint.every=3 steps')
   assert call(CONFIG, QUIET, *more, f'--workdir={tmp_path}') == 143

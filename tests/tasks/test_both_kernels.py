@@ -113,8 +113,12 @@ def compare(make, tolerance, monkeypatch, prepare=lambda state: state):
       },
       1e-5,
     ),
-    ({'model.block': 'released', 'model.dtype': 'bfloat16'}, 0.05),
-    (
+    pytest.param(
+      {'model.block': 'released', 'model.dtype': 'bfloat16'},
+      0.05,
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
       {
         'model.block': 'vit22b_mlp_norm',
         'model.pool': 'mean',
@@ -123,6 +127,7 @@ def compare(make, tolerance, monkeypatch, prepare=lambda state: state):
         'diagnostics.per_layer': True,
       },
       0.05,
+      marks=pytest.mark.slow,
     ),
   ],
   ids=['scan', 'vit', 'batch norm', 'bfloat16'],
@@ -131,6 +136,7 @@ def test_classifiers(overrides, tolerance, monkeypatch):
   compare(lambda: classifier(**overrides), tolerance, monkeypatch)
 
 
+@pytest.mark.slow
 def test_float16_skips_the_same_steps(monkeypatch):
   def overflowing(state):
     scale = state.loss_scale.replace(scale=jnp.float32(2.0**60))
@@ -162,7 +168,13 @@ VITUNET = {
   ('words', 'size', 'overrides', 'tolerance'),
   [
     ('resnet,tiny', 24, {'discriminator.name': 'patchgan70'}, 1e-4),
-    ('resnet,tiny', 16, {'model.dtype': 'float16'}, 0.05),
+    pytest.param(
+      'resnet,tiny',
+      16,
+      {'model.dtype': 'float16'},
+      0.05,
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       'tiny',
       16,
