@@ -4,11 +4,31 @@ python -m experiments.figure1_stability.run --scale=cpu --jobs=2
 """
 
 import pathlib
+from typing import Any
 
-from experiments import documents, runner
+from experiments import documents, images, runner
 from experiments.figure1_stability import cells, measure, plots, tables
+from vit22b_jax.report import workdir as workdir_lib
 
 SIZE = 'S'  # that of the search
+
+
+def measured(
+  cell: runner.Cell, workdir: pathlib.Path, results: pathlib.Path
+) -> dict[str, Any]:
+  """The numbers of a run, how its images are stored, and its accuracy."""
+  run = workdir_lib.read(workdir)
+  data = run.config['data']
+  steps, top1 = run.metric('val/top1')
+  accuracy = {
+    'top1': run.evaluation.get('top1'),
+    'val_top1': [list(map(int, steps)), list(map(float, top1))],
+  }
+  return {
+    'images': images.stored_as(data['name'], data['dir']),
+    **measure.measure(cell, workdir, results),
+    **(accuracy if cell.facts['stage'] == 'recovery' else {}),
+  }
 
 
 def render(
@@ -33,8 +53,9 @@ EXPERIMENT = runner.Experiment(
   question='What explodes when ViT-22B trains from scratch, where first, and '
   'which change cures it?',
   cells=cells.cells,
-  measure=measure.measure,
+  measure=measured,
   render=render,
+  scales=('cpu', 'real', 'full'),
 )
 
 if __name__ == '__main__':
