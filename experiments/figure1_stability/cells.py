@@ -95,17 +95,14 @@ def _real() -> list[Cell]:
       for name in MAIN
       for half in (0, 1)
     ),
-    *(
-      _recovery('S', name, RATE * 2.0 ** EXPLODED['original'], seed)
-      for seed in range(2)
-      for name in ('original', 'pre_norm')
-    ),
+    *_recoveries('S', RATE * 2.0 ** EXPLODED['original'], 0),
     *(_large(name) for name in WATCHED),
-    *(_recovery('B', name, RATE, 0) for name in ('original', 'pre_norm')),
+    *_recoveries('S', RATE * 2.0 ** EXPLODED['original'], 1),
+    *_recoveries('B', RATE, 0),
   ]
 
 
-def _recovery(size: str, variant: str, rate: float, seed: int) -> Cell:
+def _recoveries(size: str, rate: float, seed: int) -> list[Cell]:
   accuracy = {
     'data.val_fraction': 0.1,
     'eval.every': '250 steps',
@@ -113,16 +110,19 @@ def _recovery(size: str, variant: str, rate: float, seed: int) -> Cell:
     'eval.test': True,
     'checkpoint.every': '250 steps',
   }
-  return _cell(
-    size,
-    variant,
-    rate,
-    RECOVERY,
-    seed,
-    stage='recovery',
-    stop=False,
-    keys={**VARIANTS[variant], **accuracy},
-  )
+  return [
+    _cell(
+      size,
+      variant,
+      rate,
+      RECOVERY,
+      seed,
+      stage='recovery',
+      stop=False,
+      keys={**VARIANTS[variant], **accuracy},
+    )
+    for variant in ('original', 'pre_norm')
+  ]
 
 
 def _full() -> list[Cell]:

@@ -5,12 +5,15 @@ python -m experiments.figure2_classification.run --scale=cpu
 
 import math
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
-from experiments import documents, runner
+from experiments import documents, images, runner
 from experiments.figure2_classification import cells, plots, tables
 from vit22b_jax.report import workdir as workdir_lib
 
+_PROTOCOL = 'experiments.figure2_classification.protocol'
 _KEPT = ('split', 'num_examples', 'top1', 'top5', 'auroc', 'loss')
 
 
@@ -21,15 +24,32 @@ def measure(
 
   None stands for what isn't finite, and for all of a run that stopped early.
   """
-  del cell, results
+  del results
   run = workdir_lib.read(workdir)
   _, losses = run.metric('train/loss')
+  _, val_top1 = run.metric('val/top1')
+  data = run.config['data']
   return {
+    'images': images.stored_as(data['name'], data['dir']),
     **{key: _known(run.evaluation.get(key)) for key in _KEPT},
+    'val_top1': _known(val_top1[-1]) if len(val_top1) else None,
+    'val_top1_best': _known(val_top1.max()) if len(val_top1) else None,
+    'auroc_of_batches': _batch_auroc(workdir, cell),
     'last_train_loss': _known(losses[-1]) if len(losses) else None,
     'explosions': sum(e['kind'] != 'transient' for e in run.events),
     'parameters': run.versions['parameters'],
   }
+
+
+def _batch_auroc(workdir: pathlib.Path, cell: runner.Cell) -> float | None:
+  """The paper's AUROC, of a run at a budget that makes it worth the time."""
+  if cell.facts.get('stage') != 'seeds':
+    return None
+  command = [sys.executable, '-m', _PROTOCOL, str(workdir)]
+  done = subprocess.run(
+    command, cwd=runner.ROOT, capture_output=True, text=True
+  )
+  return float(done.stdout.split()[-1]) if not done.returncode else None
 
 
 def _known(value: Any) -> Any:
@@ -55,6 +75,7 @@ EXPERIMENT = runner.Experiment(
   cells=cells.cells,
   measure=measure,
   render=render,
+  scales=('cpu', 'real', 'full'),
 )
 
 if __name__ == '__main__':
