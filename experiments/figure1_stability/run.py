@@ -36,16 +36,27 @@ def render(
 ) -> None:
   """Writes results.md, rates.png and a picture of each watched stage."""
   source = runner.results_file(results, scale)
+  rates = plots.rates(rows, SIZE) if scale != 'real' else None
   shown = [
     documents.save(picture, folder, name, words, source)
     for name, words, picture in (
-      ('rates', 'Rates at which runs exploded', plots.rates(rows, SIZE)),
+      ('rates', 'Rates at which runs exploded', rates),
       ('large', 'B: logit and gradient by step', plots.curves(rows, 'large')),
       ('long', '3,000 steps: the same', plots.curves(rows, 'long')),
+      (
+        'recovery',
+        'Runs that go on: logit and gradient by step',
+        plots.curves(rows, 'recovery'),
+      ),
     )
     if picture is not None
   ]
-  documents.write(folder, source, [*shown, *tables.sections(rows, SIZE)])
+  if scale == 'real':
+    jpeg = runner.read(runner.results_file(results, 'cpu'))
+    parts = tables.lossless(rows, jpeg)
+  else:
+    parts = tables.sections(rows, SIZE)
+  documents.write(folder, source, [*shown, *parts])
 
 
 EXPERIMENT = runner.Experiment(

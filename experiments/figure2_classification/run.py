@@ -10,7 +10,12 @@ import sys
 from typing import Any
 
 from experiments import documents, images, runner
-from experiments.figure2_classification import cells, plots, tables
+from experiments.figure2_classification import (
+  budget_tables,
+  cells,
+  plots,
+  tables,
+)
 from vit22b_jax.report import workdir as workdir_lib
 
 _PROTOCOL = 'experiments.figure2_classification.protocol'
@@ -60,8 +65,11 @@ def _known(value: Any) -> Any:
 def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
-  """Writes results.md and accuracy.png."""
+  """Writes results.md and accuracy.png, or the tables of `budget`."""
   source = runner.results_file(results, scale)
+  if scale == 'real':
+    documents.write(folder, source, budget_tables.sections(rows))
+    return
   words = 'Top-1, top-5 and AUROC of every run, by size and block'
   picture = plots.accuracy(rows)
   shown = documents.save(picture, folder, 'accuracy', words, source)
