@@ -54,10 +54,10 @@ def lossless(rows: Rows, jpeg: Rows) -> list[str]:
   """The parts of the page on lossless images, beside the rows on JPEG."""
   large = {name: row for name, row in jpeg.items() if row['stage'] == 'large'}
   titles = {
-    'repeat': 'Size S, within 150 steps, those seeds that have run, on the lossless '
-    'set and on the JPEG one, whose records come in another order, so that a seed '
-    'sees other batches: runs that exploded, when, and the mean loss of the '
-    'last 50 steps of those that did not.',
+    'repeat': 'Size S, within 150 steps, those seeds that have run, on the '
+    'lossless set and on the JPEG one, whose records come in another order, so '
+    'that a seed sees other batches: runs that exploded, when, and the mean '
+    'loss of the last 50 steps of those that did not.',
     'large': "The code's default rate at size B, with nothing stopped:",
     'recovery': 'Runs that went on at a rate that explodes, beside a pre-norm, '
     f'which does not explode there, for {cells.RECOVERY:,} steps; top-1 of the '
