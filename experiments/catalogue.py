@@ -22,10 +22,14 @@ def status(experiment: runner.Experiment, scale: str) -> str:
   done = known - len(experiment.missing(scale, rows))
   if not done:
     return f'no results, {_runs(known)} to do'
-  hours = sum(row['seconds'] * row['cores'] for row in rows.values()) / 3600
-  cost = f'{hours:.1f} core hours' if scale == 'cpu' else ''
+  hours = sum(map(_core_seconds, rows.values())) / 3600
+  cost = f'{hours:.1f} core hours' if scale != 'full' else ''
   left = '' if done == known else f', {known - done} to do'
   return ', '.join(filter(None, (f'{_runs(done)} done{left}', cost)))
+
+
+def _core_seconds(row: runner.Row) -> float:
+  return row.get('cpu_seconds', row['seconds'] * row['cores'])
 
 
 def _runs(number: int) -> str:
@@ -36,7 +40,7 @@ def main() -> None:
   """Prints every experiment with its question, status and command."""
   for experiment in EXPERIMENTS:
     print(f'{experiment.name}: {experiment.question}')
-    for scale in runner.SCALES:
+    for scale in experiment.scales:
       print(f'  {scale + ":":6}{status(experiment, scale)}')
       print(
         f'        python -m experiments.{experiment.name}.run --scale={scale}'

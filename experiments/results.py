@@ -15,6 +15,11 @@ _RECIPES = '<!-- recipes: python -m experiments.results -->'
 _RESULTS = '<!-- results: python -m experiments.results -->'
 
 
+# What stands above the tables of a scale on an experiment's page.
+PAGES = {
+  'cpu': '',
+  'real': '**The whole lossless sets** (`--scale=real`)\n\n',
+}
 # Tables that commands wrote: (file under experiments/, what stands above it).
 BLOCKINESS = (
   'blockiness/results.md',
@@ -108,11 +113,24 @@ def pages() -> dict[pathlib.Path, str]:
   found = {}
   for experiment in catalogue.EXPERIMENTS:
     path = experiment.folder / 'README.md'
-    text = (experiment.folder / 'results.md').read_text().strip()
+    pages = [_page(experiment, scale) for scale in experiment.scales]
+    text = '\n\n'.join(page for page in pages if page)
     found[path] = documents.fill(path.read_text(), text)
   path = ROOT / 'experiments' / 'README.md'
   found[path] = documents.fill(path.read_text(), others())
   return found
+
+
+def _page(experiment: runner.Experiment, scale: str) -> str:
+  """What was written of a scale's rows, under a title if it isn't the first.
+
+  Nothing where it wasn't run; a scale that has no words here isn't shown.
+  """
+  source = runner.results_file(experiment.folder, scale)
+  path = source.with_suffix('.md')
+  if scale not in PAGES or not path.exists():
+    return ''
+  return f'{PAGES[scale]}{path.read_text().strip()}'
 
 
 def _written(table: tuple[str, str]) -> list[str]:
@@ -139,8 +157,11 @@ def _throughput(rows: list[dict]) -> str:
 def main() -> None:
   """Draws and writes everything anew."""
   for experiment in catalogue.EXPERIMENTS:
-    rows = _rows(experiment)
-    experiment.render(experiment.results, experiment.folder, 'cpu', rows)
+    for scale in PAGES:
+      source = runner.results_file(experiment.results, scale)
+      if scale in experiment.scales and source.exists():
+        rows = runner.read(source)
+        experiment.render(experiment.results, experiment.folder, scale, rows)
   for path, text in pages().items():
     path.write_text(text)
   readme = ROOT / 'README.md'

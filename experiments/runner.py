@@ -79,6 +79,7 @@ class Experiment:
     render: (results, folder, scale, rows) -> writes tables and plots of the
       rows into the folder.
     runs_of: the experiment whose runs it shows; '' for its own.
+    scales: those it has cells for.
   """
 
   name: str
@@ -87,6 +88,7 @@ class Experiment:
   measure: Callable[[Cell, pathlib.Path, pathlib.Path], Row]
   render: Callable[[pathlib.Path, pathlib.Path, str, Rows], None]
   runs_of: str = ''
+  scales: tuple[str, ...] = SCALES
 
   @property
   def folder(self) -> pathlib.Path:
@@ -166,17 +168,15 @@ class Sweep:
       while self._start_missing() or self._running:
         time.sleep(_POLL_SECONDS)
         for run in list(self._running.values()):
-          if run.process.poll() is not None:
+          if run.has_ended():
             del self._running[run.cell.name]
             self._free.append(run.cores)
-            run.note_seconds()
             self._keep(run)
     finally:
       for run in self._running.values():
         run.process.terminate()  # it saves, and is resumed another time
       for run in self._running.values():
-        run.process.wait()
-        run.note_seconds()
+        run.wait()
 
   def _start_missing(self) -> bool:
     """Starts what there is room for; whether anything was missing."""
@@ -205,6 +205,7 @@ class Sweep:
       **cell.facts,
       'exit_code': run.process.returncode,
       'seconds': round(run.seconds, 1),
+      'cpu_seconds': round(run.cpu_seconds, 1),
       'cores': len(run.cores) or _num_cores(),
       'versions': workdir_lib.read_json(workdir, workdir_lib.VERSIONS),
       **self._experiment.measure(cell, workdir, self._results),
@@ -227,7 +228,9 @@ class _Run:
   unfinished; a note beside the workdir tells of that start.
 
   Attributes:
-    seconds: of this start and those before it, once `note_seconds` was called.
+    seconds: of this start and those before it, once it has ended.
+    cpu_seconds: what it computed in them, on all cores together; less than it
+      waited where others had the cores.
   """
 
   def __init__(self, cell: Cell, workdir: pathlib.Path, cores: set[int]):
@@ -237,7 +240,7 @@ class _Run:
     self.log = workdir.with_name(f'{workdir.name}.log')
     self._note = workdir.with_name(f'{workdir.name}.started.json')
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    self.seconds = self._seconds_before()
+    self.seconds, self.cpu_seconds = self._seconds_before()
     self._start = time.monotonic()
     self._write_note()
     command = [
@@ -255,26 +258,44 @@ class _Run:
     if cores:
       os.sched_setaffinity(self.process.pid, cores)
 
-  def note_seconds(self) -> None:
-    """Adds up what the ended process took, for a later start to go on from."""
+  def has_ended(self) -> bool:
+    """Whether the process is over; then its seconds are known."""
+    return self._reap(os.WNOHANG)
+
+  def wait(self) -> None:
+    """Waits for the end of the process."""
+    self._reap(0)
+
+  def _reap(self, options: int) -> bool:
+    """Adds up what the process took, for a later start to go on from."""
+    pid, status, usage = os.wait4(self.process.pid, options)
+    if not pid:
+      return False
+    self.process.returncode = os.waitstatus_to_exitcode(status)
     self.seconds += time.monotonic() - self._start
+    self.cpu_seconds += usage.ru_utime + usage.ru_stime
     self._write_note()
+    return True
 
   def forget(self) -> None:
     """Makes another start begin anew."""
     self._note.unlink()
 
-  def _seconds_before(self) -> float:
-    """Returns seconds of earlier starts; removes a workdir of another run."""
+  def _seconds_before(self) -> tuple[float, float]:
+    """Returns seconds of earlier starts; removes another run's workdir."""
     if self._note.exists():
       note = json.loads(self._note.read_text())
       if note['arguments'] == self.cell.arguments():
-        return note['seconds']
+        return note['seconds'], note.get('cpu_seconds', 0.0)
     shutil.rmtree(self.workdir, ignore_errors=True)
-    return 0.0
+    return 0.0, 0.0
 
   def _write_note(self) -> None:
-    note = {'arguments': self.cell.arguments(), 'seconds': self.seconds}
+    note = {
+      'arguments': self.cell.arguments(),
+      'seconds': self.seconds,
+      'cpu_seconds': self.cpu_seconds,
+    }
     self._note.write_text(json.dumps(note))
 
 
@@ -301,9 +322,10 @@ def parser(experiment: Experiment) -> argparse.ArgumentParser:
   )
   made.add_argument(
     '--scale',
-    choices=SCALES,
+    choices=experiment.scales,
     default='cpu',
-    help='cpu: what two cores manage; full: as the paper, on an accelerator.',
+    help='cpu: what two cores manage; real: more of it, on the whole lossless '
+    'sets; full: as the paper, on an accelerator.',
   )
   made.add_argument(
     '--jobs', type=int, default=1, help='Runs at a time (default: 1).'

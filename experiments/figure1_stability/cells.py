@@ -38,8 +38,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
   'init_vit': {'model.init': 'vit'},
 }
 MAIN = ('original', 'pre_norm', 'mlp_norm', 'sum_norm', 'pre_norm+mlp_norm')
+WATCHED = ('original', 'mlp_norm', 'sum_norm', 'pre_norm')  # at size B
 TRICKS = ('no_qk_norm', 'clip', 'warmup')
 OTHERS = tuple(name for name in VARIANTS if name not in (*MAIN, *TRICKS))
+# The lowest exponent at which each exploded on JPEG images; `real` repeats it.
+EXPLODED = {
+  'original': 1,
+  'pre_norm': 3,
+  'mlp_norm': 1,
+  'sum_norm': 6,
+  'pre_norm+mlp_norm': 4,
+}
+RECOVERY = 1500  # steps after which an exploded run has recovered, or has not
 # Rates are RATE * 2**k. Below the first and above the last is not looked at.
 EXPONENTS = range(-3, 9)
 
@@ -48,10 +58,11 @@ def cells(scale: str, rows: Rows) -> list[Cell]:
   """What can be run by now: later cells depend on the rows of earlier ones."""
   if scale == 'full':
     return _full()
-  watched = ('original', 'mlp_norm', 'sum_norm', 'pre_norm')
+  if scale == 'real':
+    return _real()
   return [
     *(cell for name in MAIN for cell in _bisect('S', name, rows)),
-    *(_large(name) for name in watched),
+    *(_large(name) for name in WATCHED),
     *(cell for name in MAIN for cell in _seeds('S', name, rows)),
     *(cell for name in TRICKS for cell in _bisect('S', name, rows)),
     *(_long('Ti', name) for name in ('original', 'pre_norm+mlp_norm')),
@@ -69,6 +80,49 @@ def _large(variant: str, seed: int = 0) -> Cell:
 
 def _long(size: str, variant: str) -> Cell:
   return _cell(size, variant, RATE, LONG, 0, stage='long', stop=False)
+
+
+def _real() -> list[Cell]:
+  """The runs that carry the findings, on lossless images; and recoveries.
+
+  A recovery is a run at a rate that explodes, which goes on all the same,
+  beside one with a pre-norm, which doesn't explode there.
+  """
+  return [
+    *(
+      _probe('S', name, EXPLODED[name] - half, seed, 'repeat')
+      for seed in range(3)
+      for name in MAIN
+      for half in (0, 1)
+    ),
+    *_recoveries('S', RATE * 2.0 ** EXPLODED['original'], 0),
+    *(_large(name) for name in WATCHED),
+    *_recoveries('S', RATE * 2.0 ** EXPLODED['original'], 1),
+    *_recoveries('B', RATE, 0),
+  ]
+
+
+def _recoveries(size: str, rate: float, seed: int) -> list[Cell]:
+  accuracy = {
+    'data.val_fraction': 0.1,
+    'eval.every': '250 steps',
+    'eval.checkpoint': 'last',
+    'eval.test': True,
+    'checkpoint.every': '250 steps',
+  }
+  return [
+    _cell(
+      size,
+      variant,
+      rate,
+      RECOVERY,
+      seed,
+      stage='recovery',
+      stop=False,
+      keys={**VARIANTS[variant], **accuracy},
+    )
+    for variant in ('original', 'pre_norm')
+  ]
 
 
 def _full() -> list[Cell]:

@@ -50,6 +50,102 @@ def sections(rows: Rows, size: str) -> list[str]:
   return parts
 
 
+def lossless(rows: Rows, jpeg: Rows) -> list[str]:
+  """The parts of the page on lossless images, beside the rows on JPEG."""
+  large = {name: row for name, row in jpeg.items() if row['stage'] == 'large'}
+  titles = {
+    'repeat': 'Size S, within 150 steps, those seeds that have run, on the '
+    'lossless set and on the JPEG one, whose records come in another order, so '
+    'that a seed sees other batches: runs that exploded, when, and the mean '
+    'loss of the last 50 steps of those that did not.',
+    'large': "The code's default rate at size B, with nothing stopped:",
+    'recovery': 'Runs that went on at a rate that explodes, beside a pre-norm, '
+    f'which does not explode there, for {cells.RECOVERY:,} steps; top-1 of the '
+    'validation part on the way, and of the test part at the end:',
+  }
+  bodies = {
+    'repeat': _repeats(rows, jpeg),
+    'large': watched({**large, **rows}, 'large'),
+    'recovery': _recoveries(rows),
+  }
+  stages = {row['stage'] for row in rows.values()}
+  return [
+    part
+    for stage, title in titles.items()
+    if stage in stages
+    for part in (title, bodies[stage])
+  ]
+
+
+def _repeats(rows: Rows, jpeg: Rows) -> str:
+  lines = []
+  for variant, exploded in cells.EXPLODED.items():
+    for exponent in (exploded, exploded - 1):
+      here, before = (
+        [
+          row
+          for row in some.values()
+          if (row['size'], row['variant']) == ('S', variant)
+          and row.get('exponent') == exponent
+        ]
+        for some in (rows, jpeg)
+      )
+      if here:
+        pairs = zip(_outcome(here), _outcome(before), strict=True)
+        columns = [cell for pair in pairs for cell in pair]
+        lines.append([name_of(variant), _rate(exponent), *columns])
+  columns = ('#exploded', '#at step', '#loss when stable')
+  pairs = [name for c in columns for name in (f'{c}, lossless', '#JPEG')]
+  return documents.table(('switch', '#rate', *pairs), lines)
+
+
+def _outcome(rows: list[Row]) -> list[str]:
+  stable = [row['last_loss'] for row in rows if row['explosion'] is None]
+  steps = [r['explosion'] for r in rows if r['explosion'] is not None]
+  return [_share(rows), _span(steps), _span(stable, 2)]
+
+
+def _recoveries(rows: Rows) -> str:
+  chosen = [r for r in rows.values() if r['stage'] == 'recovery']
+  steps = sorted({step for row in chosen for step in row['val_top1'][0]})
+  lines = []
+  for row in chosen:
+    known = dict(zip(*row['val_top1'], strict=True))
+    lines.append(
+      [
+        row['size'],
+        name_of(row['variant']),
+        f'{row["rate"]:g}',
+        row['seed'],
+        row['explosion'] or 'never',
+        row['steps_beyond'],
+        _peak(row, 'max_logit'),
+        _loss(row['last_loss']),
+        *(_part(known.get(step)) for step in steps),
+        _part(row['top1']),
+      ]
+    )
+  return documents.table(
+    (
+      'size',
+      'switch',
+      '#rate',
+      '#seed',
+      '#explodes at step',
+      f'#steps beyond {cells.CAP:,.0f}',
+      '#largest logit (step)',
+      '#last loss',
+      *(f'#top-1 at {step:,}' for step in steps),
+      '#test',
+    ),
+    lines,
+  )
+
+
+def _part(value: float | None) -> str:
+  return '-' if value is None else f'{value:.3f}'
+
+
 def rates(rows: Rows, size: str) -> str:
   """Returns the lowest exploding rate of each variant, and its origin.
 
@@ -120,6 +216,7 @@ def watched(rows: Rows, stage: str) -> str:
   chosen = [r for r in rows.values() if r['stage'] == stage]
   lines = [
     [
+      row['images'],
       row['size'],
       name_of(row['variant']),
       f'{row["rate"]:g}',
@@ -135,6 +232,7 @@ def watched(rows: Rows, stage: str) -> str:
   ]
   return documents.table(
     (
+      'images',
       'size',
       'switch',
       '#rate',

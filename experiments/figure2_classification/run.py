@@ -7,8 +7,16 @@ import math
 import pathlib
 from typing import Any
 
-from experiments import documents, runner
-from experiments.figure2_classification import cells, plots, tables
+import numpy as np
+
+from experiments import documents, images, runner
+from experiments.figure2_classification import (
+  budget_tables,
+  cells,
+  plots,
+  protocol,
+  tables,
+)
 from vit22b_jax.runtime import runs
 
 _KEPT = ('split', 'num_examples', 'top1', 'top5', 'auroc', 'loss')
@@ -24,12 +32,28 @@ def measure(
   del cell, results
   run = runs.read(workdir)
   _, losses = run.metric('train/loss')
+  _, val_top1 = run.metric('val/top1')
+  data = run.config['data']
   return {
+    'images': images.stored_as(data['name'], data['dir']),
     **{key: _known(run.evaluation.get(key)) for key in _KEPT},
+    'val_top1': _known(val_top1[-1]) if len(val_top1) else None,
+    'val_top1_best': _known(val_top1.max()) if len(val_top1) else None,
+    'auroc_of_batches': _batch_auroc(run),
     'last_train_loss': _known(losses[-1]) if len(losses) else None,
     'explosions': sum(e['kind'] != 'transient' for e in run.events),
     'parameters': run.versions['parameters'],
   }
+
+
+def _batch_auroc(run: runs.Run) -> float | None:
+  """Returns the paper's AUROC of the test part; None without predictions."""
+  if 'probabilities' not in run.predictions:
+    return None
+  order = np.argsort(run.predictions['indices'])
+  return protocol.batch_auroc(
+    run.predictions['probabilities'][order], run.predictions['labels'][order]
+  )
 
 
 def _known(value: Any) -> Any:
@@ -40,8 +64,11 @@ def _known(value: Any) -> Any:
 def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
-  """Writes results.md and accuracy.png."""
+  """Writes results.md and accuracy.png, or the tables of `budget`."""
   source = runner.results_file(results, scale)
+  if scale == 'real':
+    documents.write(folder, source, budget_tables.sections(rows))
+    return
   words = 'Top-1, top-5 and AUROC of every run, by size and block'
   picture = plots.accuracy(rows)
   shown = documents.save(picture, folder, 'accuracy', words, source)
@@ -55,6 +82,7 @@ EXPERIMENT = runner.Experiment(
   cells=cells.cells,
   measure=measure,
   render=render,
+  scales=('cpu', 'real', 'full'),
 )
 
 if __name__ == '__main__':

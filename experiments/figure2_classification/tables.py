@@ -51,7 +51,7 @@ def means(rows: Rows) -> str:
           f'{chosen[0]["parameters"] / 1e6:.1f}M',
           _budget(chosen[0]),
           _seeds(chosen),
-          *(_spread(chosen, metric) for metric in (*METRICS, 'loss')),
+          *(spread(chosen, metric) for metric in (*METRICS, 'loss')),
           *published[:2],
         ]
       )
@@ -125,7 +125,8 @@ def _budget(row: Row) -> str:
   return f'{row["steps"] * row["batch_size"]:,}'
 
 
-def _spread(rows: list[Row], metric: str) -> str:
+def spread(rows: list[Row], metric: str) -> str:
+  """A mean over seeds, with the smallest and the largest."""
   values = known(rows, metric)
   if not values:
     return '-'

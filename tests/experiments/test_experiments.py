@@ -139,6 +139,7 @@ def test_curves_with_and_without_a_value_are_drawn(tmp_path):
   folder = _workdir(tmp_path / 'a', logits, np.ones((200, 2)))
   row = {
     **measure.measure(None, folder, tmp_path),
+    'images': 'jpeg',
     'stage': 'large',
     'size': 'B',
     'variant': 'original',

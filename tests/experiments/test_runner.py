@@ -61,8 +61,8 @@ def _ran(tmp_path, name):
 def test_rows_hold_what_was_run_and_measured(tmp_path):
   rows = _run(_experiment([1, 7]), tmp_path, '--jobs=2')
   assert rows['cell1'].keys() == {
-    *('name', 'arguments', 'value', 'exit_code', 'seconds', 'cores'),
-    *('versions', 'double'),
+    *('name', 'arguments', 'value', 'exit_code', 'seconds', 'cpu_seconds'),
+    *('cores', 'versions', 'double'),
   }
   assert rows['cell1']['arguments'] == ['--config.value=1']
   assert rows['cell1']['versions'] == {'package': '1.2'}
