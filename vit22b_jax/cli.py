@@ -47,6 +47,52 @@ MODES = (
 # --- Flags -----------------------------------------------------------------
 
 
+# Flags without a range: how they are declared, name, default, help.
+_FLAGS = (
+  (
+    flags.DEFINE_string,
+    'input',
+    None,
+    'predict, translate: a folder of images, or one file.',
+  ),
+  (flags.DEFINE_integer, 'top_k', 1, 'predict: classes for each image.'),
+  (
+    flags.DEFINE_integer,
+    'max_size',
+    0,
+    'translate: longest side in pixels that a generator sees; 0: as many as '
+    'a GiB of memory bears.',
+  ),
+  (
+    flags.DEFINE_string,
+    'topology',
+    None,
+    'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8; local by default.',
+  ),
+  (
+    flags.DEFINE_bool,
+    'search',
+    False,
+    'plan: try meshes, rematerialization and microbatches.',
+  ),
+  (
+    flags.DEFINE_string,
+    'coordinator',
+    None,
+    'Several processes that train as one: HOST:PORT of process 0. TPU pod '
+    'slices, SLURM and Open MPI need no flag.',
+  ),
+  (flags.DEFINE_integer, 'num_processes', None, 'How many processes.'),
+  (flags.DEFINE_integer, 'process_id', None, 'Which one this is, from 0 on.'),
+  (
+    flags.DEFINE_integer,
+    'heartbeat_seconds',
+    30,
+    'How long one of several processes may be silent before the others end.',
+  ),
+)
+
+
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   """Declares the flags; a config file's keys become flags when it is named."""
   config_flags.DEFINE_config_file(
@@ -95,50 +141,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     lower_bound=0.0,
     flag_values=values,
   )
-  for define, name, default, text in (
-    (
-      flags.DEFINE_string,
-      'input',
-      None,
-      'predict, translate: a folder of images, or one file.',
-    ),
-    (flags.DEFINE_integer, 'top_k', 1, 'predict: classes for each image.'),
-    (
-      flags.DEFINE_integer,
-      'max_size',
-      0,
-      'translate: longest side in pixels that a generator sees; 0: as many as '
-      'a GiB of memory bears.',
-    ),
-    (
-      flags.DEFINE_string,
-      'topology',
-      None,
-      'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8; local by '
-      'default.',
-    ),
-    (
-      flags.DEFINE_bool,
-      'search',
-      False,
-      'plan: try meshes, rematerialization and microbatches.',
-    ),
-    (
-      flags.DEFINE_string,
-      'coordinator',
-      None,
-      'Several processes that train as one: HOST:PORT of process 0. TPU pod '
-      'slices, SLURM and Open MPI need no flag.',
-    ),
-    (flags.DEFINE_integer, 'num_processes', None, 'How many processes.'),
-    (flags.DEFINE_integer, 'process_id', None, 'Which one this is, from 0 on.'),
-    (
-      flags.DEFINE_integer,
-      'heartbeat_seconds',
-      30,
-      'How long one of several processes may be silent before the others end.',
-    ),
-  ):
+  for define, name, default, text in _FLAGS:
     define(name, default, text, flag_values=values)
 
 

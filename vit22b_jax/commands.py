@@ -90,10 +90,9 @@ def run(
     return plan.run(config, workdir, topology or 'local', search, efficiency)
   if mode in ('train', 'probe'):
     config = config or _saved_config(workdir)
-  if mode == 'probe':
+    if mode == 'train':
+      return _train(config, workdir)
     return probe.run(config, workdir, make_mesh(config), minutes)
-  if mode == 'train':
-    return _train(config, workdir)
   task, manager = open_run(mode, workdir, config)
   if mode == 'eval':
     return _evaluate(task, manager, workdir)

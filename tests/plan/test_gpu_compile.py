@@ -149,8 +149,10 @@ def test_pools(pool, compile_step):
   assert FORWARD in text and BACKWARD in text
 
 
-@pytest.mark.parametrize('remat', ['none', 'projections', 'hidden', 'full'])
-@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize(
+  ('remat', 'scan'),
+  [('none', False), ('projections', True), ('hidden', False), ('full', True)],
+)
 def test_remat_and_scan(remat, scan, compile_step):
   config = changed(
     digits_vit22b_ti.get_config('tiny'),

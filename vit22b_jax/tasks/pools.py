@@ -22,7 +22,7 @@ from vit22b_jax.runtime import sharding
 
 @flax.struct.dataclass
 class Pool:
-  """Images that a generator made.
+  """Holds images that a generator made.
 
   Attributes:
     images: float32 in [-1, 1]; rows from `count` on are empty.
@@ -34,14 +34,14 @@ class Pool:
 
 
 def init(size: int, shape: tuple[int, int, int]) -> Pool | None:
-  """An empty pool for `size` images of one shape; None for a size of 0."""
+  """Makes an empty pool for `size` images; None for a size of 0."""
   if not size:
     return None
   return Pool(jnp.zeros((size, *shape), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def of_rows(height: int, mesh: jax.sharding.Mesh) -> NamedSharding:
-  """The sharding of images [N, H, W, 3] of which each device has some rows.
+  """Returns the sharding of images [N, H, W, 3] by rows.
 
   Every device then follows the exchange, one image after the other, with its
   own strip of each: nobody holds a whole pool. What they don't divide is whole.
@@ -52,7 +52,7 @@ def of_rows(height: int, mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def shardings(pools: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Shardings of a tree of (abstract) pools: images by rows, counts whole."""
+  """Returns the shardings of pools: images by rows, counts whole."""
 
   def one(leaf):
     if leaf.ndim != 4:
@@ -65,7 +65,7 @@ def shardings(pools: Any, mesh: jax.sharding.Mesh) -> Any:
 def exchange(
   key: PRNGKeyArray, pool: Pool | None, fakes: Float[Array, 'B H W 3']
 ) -> tuple[Float[Array, 'B H W 3'], Pool | None]:
-  """What to show the discriminator in the place of new fakes.
+  """Chooses what the discriminator sees in the place of new fakes.
 
   The images of a batch come one after the other, each as in CycleGAN: while
   the pool isn't full, the image is stored and shown; from then on, with

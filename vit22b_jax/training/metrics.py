@@ -26,7 +26,7 @@ def batch_sums(
   losses: Float[Array, ' B'],
   mask: Float[Array, ' B'],
 ) -> Sums:
-  """Sums over the examples whose mask is 1.
+  """Sums metrics over the examples whose mask is 1.
 
   An example is right at k when fewer than k classes are ahead of its label: of
   a higher logit, of the same logit and a lower index, or not a number. With
@@ -58,12 +58,12 @@ def batch_sums(
 
 
 def merge(a: Sums, b: Sums) -> Sums:
-  """Sums over the union of two disjoint sets of examples."""
+  """Adds the sums of two disjoint sets of examples."""
   return {name: a[name] + b[name] for name in a}
 
 
 def means(sums: Sums) -> dict[str, float]:
-  """Number of examples, mean loss, top-1 and top-5 accuracy in [0, 1]."""
+  """Returns the count, mean loss, top-1 and top-5 accuracy in [0, 1]."""
   count = float(sums['count'])
   result = {'num_examples': round(count)}
   for name in ('loss', 'top1', 'top5'):
@@ -74,7 +74,7 @@ def means(sums: Sums) -> dict[str, float]:
 def auroc(
   probabilities: Float[np.ndarray, 'M C'], labels: Int[np.ndarray, ' M']
 ) -> float:
-  """Area under the ROC curve: one class versus the rest, mean over classes.
+  """Computes the area under the ROC curve, one class versus the rest.
 
   Over the whole set at once. A class that no label names has no such curve and
   is left out. (The paper averages over test batches and counts a class that a

@@ -85,7 +85,7 @@ def make(
 
 
 def steps_taken(opt_state: PyTree) -> Int[Array, '']:
-  """How many updates a state of `make`'s transformation has seen.
+  """Returns how many updates a state of `make`'s transformation has seen.
 
   It is what the schedule goes by: steps that were skipped don't count.
   """
@@ -95,7 +95,7 @@ def steps_taken(opt_state: PyTree) -> Int[Array, '']:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """What a decay goes by, in steps."""
+  """Holds the lengths that a decay goes by, in steps."""
 
   warmup: int
   total: int
@@ -112,7 +112,7 @@ def make_schedule(
   decay_start: int = 0,
   steps_per_epoch: int = 1,
 ) -> Schedule:
-  """Learning rate by step: a linear warm-up to `learning_rate`, then a decay.
+  """Returns the rate by step: a linear warm-up, then a decay.
 
   With t = (step - warmup_steps) / (total_steps - warmup_steps), the decays are
 
@@ -207,7 +207,7 @@ SCHEDULES = {
 
 
 def _rule(section: Mapping[str, Any]) -> optax.GradientTransformation:
-  """The update direction, before the rate."""
+  """Returns the update direction, before the rate."""
   name = section['name']
   if name in ('adamw', 'adam'):
     return optax.scale_by_adam(
@@ -254,7 +254,7 @@ def _decay(section: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def matrices(params: PyTree) -> PyTree[bool]:
-  """True at weight matrices: the leaves that are called `kernel`.
+  """Marks weight matrices: the leaves that are called `kernel`.
 
   >>> matrices({'head': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}})
   {'head': {'bias': False, 'kernel': True}}
@@ -269,7 +269,7 @@ def _is_matrix(names: list[str]) -> bool:
 def _by_name(
   chosen: Callable[[list[str]], bool], params: PyTree
 ) -> PyTree[bool]:
-  """What `chosen` says of the names that lead to each leaf."""
+  """Asks `chosen` about the names that lead to each leaf."""
 
   def at(path, leaf):
     del leaf
