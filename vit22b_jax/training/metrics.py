@@ -76,8 +76,8 @@ def auroc(
 ) -> float:
   """Computes the area under the ROC curve, one class versus the rest.
 
-  Over the whole set at once. A class that no label names has no such curve and
-  is left out. (The paper averages over test batches and counts a class that a
+  Averages over classes, over the whole set at once. A class that no label names
+  has no such curve and is left out. (The paper averages over test batches and counts a class that a
   batch lacks as 0, which is why its values are lower.)
 
   Args:
