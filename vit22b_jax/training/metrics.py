@@ -77,8 +77,8 @@ def auroc(
   """Computes the area under the ROC curve, one class versus the rest.
 
   Averages over classes, over the whole set at once. A class that no label names
-  has no such curve and is left out. (The paper averages over test batches and counts a class that a
-  batch lacks as 0, which is why its values are lower.)
+  has no such curve and is left out. (The paper averages over test batches and
+  counts a class that a batch lacks as 0, which is why its values are lower.)
 
   Args:
     probabilities: softmax probabilities, or any score that ranks examples.
