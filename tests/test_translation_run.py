@@ -10,8 +10,8 @@ from PIL import Image
 from configs import fid as fid_config
 from configs import fruit_vitunet_ti
 from tests import test_train
-from vit22b_jax import api, cli, commands, errors, train
-from vit22b_jax.runtime import checkpoint
+from vit22b_jax import api, commands, errors, tasks, train
+from vit22b_jax.runtime import checkpoint, sharding
 
 pytestmark = [
   pytest.mark.slow,
@@ -32,7 +32,7 @@ def _config():
 
 def _train(workdir):
   devices = jax.devices()[:1]
-  mesh = cli.sharding.make_mesh(devices=devices)
+  mesh = sharding.make_mesh(devices=devices)
   return train.run(_config(), workdir, mesh)
 
 
@@ -55,7 +55,7 @@ def _final(workdir):
 
 
 def _data(config):
-  return cli.tasks.named(config.task).load_data(config)
+  return tasks.named(config.task).load_data(config)
 
 
 def _rows(workdir):
