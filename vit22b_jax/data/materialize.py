@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from absl import logging
 from jaxtyping import Int, UInt8
 
 from vit22b_jax.data import cache, decode, records, splits
+
+_WORTH_SAYING = 50_000_000  # Bytes of pixels: some seconds.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,12 @@ def materialize(
   """
   found = cache.read(path)
   if found is None:
-    count = sum(map(len, parts.values()))
-    logging.warning(
-      'decoding %d images of %s, to be kept in %s', count, name, path
-    )
-    start = time.monotonic()
+    if sum(part.num_bytes for part in parts.values()) > _WORTH_SAYING:
+      count = sum(map(len, parts.values()))
+      logging.info(
+        'decoding %d images of %s, to be kept in %s', count, name, path
+      )
     found = _decode_all(parts)
-    logging.info('decoded %s in %.1f s', name, time.monotonic() - start)
     cache.write(path, *found)
   skipped = found[1]['skipped']
   for corrupt in skipped:
