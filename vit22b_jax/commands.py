@@ -251,12 +251,13 @@ def _use(
     console.say(errors.printable(text.rstrip('\n')))
     print(f'Wrote {folder.path / "predictions.csv"}', file=sys.stderr)
   else:
-    out = folder.path / f'translated_{direction}'
-    done = translate.run(task, variables, images, direction, out, max_size)
+    done = translate.run(task, variables, images, direction, folder, max_size)
     unreadable = done.unreadable
     for note in done.notes:
       print(errors.printable(note), file=sys.stderr)
-    console.say(f'Wrote {len(done.files)} images to {out}; see {done.page}')
+    console.say(
+      f'Wrote {len(done.files)} images to {done.page.parent}; see {done.page}'
+    )
   for file in map(errors.printable, unreadable):
     print(f'could not be read, left out: {file}', file=sys.stderr)
   return 0

@@ -16,6 +16,7 @@ from configs import common
 from vit22b_jax import errors
 from vit22b_jax.models import generators
 from vit22b_jax.modes import translate
+from vit22b_jax.runtime import workdir
 from vit22b_jax.tasks import cyclegan
 
 
@@ -49,15 +50,29 @@ def opened(path):
   return np.asarray(Image.open(path))
 
 
-def test_every_image_becomes_a_png_of_its_name_and_size(tmp_path):
-  source, target = tmp_path / 'in', tmp_path / 'out'
+@pytest.fixture
+def out(tmp_path):
+  return tmp_path / 'translated_a2b'
+
+
+@pytest.fixture
+def run(tmp_path):
+  def translated(task, given, direction='a2b', **kwargs):
+    folder = workdir.Workdir(tmp_path)
+    return translate.run(task, {}, given, direction, folder, **kwargs)
+
+  return translated
+
+
+def test_every_image_becomes_a_png_of_its_name_and_size(tmp_path, run, out):
+  source, target = tmp_path / 'in', out
   sizes = {'a.png': (24, 32), 'b/c.png': (16, 8), 'd.webp': (24, 32)}
   saved = {
     name: save(source / name, size, i, lossless=True)
     for i, (name, size) in enumerate(sizes.items())
   }
   task = Task('resnet')
-  done = translate.run(task, {}, source, 'a2b', target)
+  done = run(task, source)
   assert done.files == ['a.png', 'b/c.png', 'd.png']
   assert done.unreadable == []
   for name, png in zip(saved, done.files, strict=True):
@@ -66,55 +81,62 @@ def test_every_image_becomes_a_png_of_its_name_and_size(tmp_path):
   assert task.batches == [((2, 24, 32, 3), 'a2b'), ((1, 16, 8, 3), 'a2b')]
 
 
-def test_sizes_that_do_not_divide_come_back_as_they_were(tmp_path):
+def test_sizes_that_do_not_divide_come_back_as_they_were(tmp_path, run):
   save(tmp_path / 'in/odd.png', (31, 17))
   task = Task('resnet')
-  translate.run(task, {}, tmp_path / 'in', 'b2a', tmp_path / 'out')
+  run(task, tmp_path / 'in', 'b2a')
   assert task.batches == [((1, 28, 16, 3), 'b2a')]
-  assert opened(tmp_path / 'out/odd.png').shape == (31, 17, 3)
+  assert opened(tmp_path / 'translated_b2a/odd.png').shape == (31, 17, 3)
 
 
 def test_a_generator_of_one_size_gets_that_and_the_original_size_returns(
-  tmp_path,
+  tmp_path, run, out
 ):
   for i in range(4):
     save(tmp_path / f'in/{i}.png', (40 + i, 60), i)
   flat = np.full((50, 20, 3), 200, np.uint8)
   Image.fromarray(flat).save(tmp_path / 'in/flat.png')
   task = Task('vitunet')
-  done = translate.run(task, {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+  done = run(task, tmp_path / 'in')
   # Batches of 3; the rest of 2 needs no padding to a power of 2.
   assert [shape for shape, _ in task.batches] == [
     (4, 32, 32, 3),
     (2, 32, 32, 3),
   ]
   assert done.files == ['0.png', '1.png', '2.png', '3.png', 'flat.png']
-  assert opened(tmp_path / 'out/3.png').shape == (43, 60, 3)
-  np.testing.assert_array_equal(opened(tmp_path / 'out/flat.png'), 255 - flat)
+  assert opened(out / '3.png').shape == (43, 60, 3)
+  np.testing.assert_array_equal(opened(out / 'flat.png'), 255 - flat)
 
 
-def test_unreadable_files_are_listed_and_not_fatal(tmp_path):
+def test_few_images_wait_for_others_of_their_size(tmp_path, run, monkeypatch):
+  monkeypatch.setattr(translate, '_WAITING', 2)
+  for i, height in enumerate((16, 20, 24, 16, 20)):
+    save(tmp_path / f'in/{i}.png', (height, 16), i)
+  task = Task('resnet')
+  done = run(task, tmp_path / 'in')
+  assert done.files == [f'{i}.png' for i in range(5)]
+  heights = [shape[1] for (shape, _) in task.batches]
+  assert heights == [20, 24, 16, 20]  # two of 16 went together
+
+
+def test_unreadable_files_are_listed_and_not_fatal(tmp_path, run):
   save(tmp_path / 'in/good.jpg', (16, 16))
   (tmp_path / 'in/bad.jpg').write_bytes(b'not an image')
-  done = translate.run(
-    Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
-  )
+  done = run(Task('resnet'), tmp_path / 'in')
   assert (done.files, done.unreadable) == (['good.png'], ['bad.jpg'])
   assert 'bad.jpg' in done.page.read_text()
 
 
-def test_two_inputs_never_share_an_output(tmp_path):
+def test_two_inputs_never_share_an_output(tmp_path, run, out):
   names = ('x.jpg', 'x.jpg.png', 'x.png', 'y.bmp')
   for i, name in enumerate(names):
     save(tmp_path / 'in' / name, (16, 16), i)
-  done = translate.run(
-    Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
-  )
+  done = run(Task('resnet'), tmp_path / 'in')
   made = ['x.jpg.png', 'x.jpg.png.png', 'x.png.png', 'y.png']
   assert done.files == made
   for name, png in zip(names[1:3], made[1:3], strict=True):
     before = opened(tmp_path / 'in' / name)
-    np.testing.assert_array_equal(opened(tmp_path / 'out' / png), 255 - before)
+    np.testing.assert_array_equal(opened(out / png), 255 - before)
 
 
 def test_names_differ_where_capitals_do_not_count():
@@ -122,65 +144,55 @@ def test_names_differ_where_capitals_do_not_count():
   assert list(found.values()) == ['X.jpg.png', 'x.png.png', 'a/x.png']
 
 
-def test_an_over_long_name_is_shortened_and_harms_no_later_call(tmp_path):
+def test_an_over_long_name_is_shortened_and_harms_no_later_call(
+  tmp_path, run, out
+):
   long = f'{"ä" * 125}.png'
   for name in (long, f'{long[:124]}b.png', 'x.png'):
     save(tmp_path / 'in' / name, (16, 16))
   for _ in range(2):
-    done = translate.run(
-      Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
-    )
+    done = run(Task('resnet'), tmp_path / 'in')
     assert len(set(done.files)) == 3 and done.files[0] == 'x.png'
-    there = {str(p.relative_to(tmp_path / 'out')) for p in all_pngs(tmp_path)}
+    there = {str(p.relative_to(out)) for p in out.rglob('*.png')}
     assert there == set(done.files)
   poisoned = json.dumps(['y' * 300 + '.png', 5, None, 'a\0.png', 'x.png'])
   for text in (poisoned, '{}', 'null', '[[', '[' * 100_000):
-    (tmp_path / 'out/files.json').write_text(text)
-    translate.run(Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+    (out / 'files.json').write_text(text)
+    run(Task('resnet'), tmp_path / 'in')
 
 
-def all_pngs(folder):
-  return (folder / 'out').rglob('*.png')
-
-
-def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path, run, out):
   name = os.fsdecode(b'caf\xe9\x1b[31m.png')
   save(tmp_path / 'in' / name, (16, 16))
-  done = translate.run(
-    Task('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
-  )
-  assert done.files == [name] and (tmp_path / 'out' / name).exists()
+  done = run(Task('resnet'), tmp_path / 'in')
+  assert done.files == [name] and (out / name).exists()
   assert 'caf\ufffd' in done.page.read_text()
 
 
-def test_one_file_is_an_input_too(tmp_path):
+def test_one_file_is_an_input_too(tmp_path, run):
   save(tmp_path / 'in/photo.jpg', (16, 16))
   save(tmp_path / 'in/other.jpg', (16, 16))
-  done = translate.run(
-    Task('resnet'), {}, tmp_path / 'in/photo.jpg', 'a2b', tmp_path / 'out'
-  )
+  done = run(Task('resnet'), tmp_path / 'in/photo.jpg')
   assert done.files == ['photo.png']
 
 
-def test_too_large_an_image_is_scaled_and_said(tmp_path):
+def test_too_large_an_image_is_scaled_and_said(tmp_path, run, out):
   pixels = save(tmp_path / 'in/large.png', (96, 128))
   save(tmp_path / 'in/small.png', (32, 32))
   task = Task('resnet')
-  done = translate.run(
-    task, {}, tmp_path / 'in', 'a2b', tmp_path / 'out', max_size=64
-  )
+  done = run(task, tmp_path / 'in', max_size=64)
   assert [shape for shape, _ in task.batches] == [
     (1, 48, 64, 3),
     (1, 32, 32, 3),
   ]
-  assert opened(tmp_path / 'out/large.png').shape == pixels.shape
+  assert opened(out / 'large.png').shape == pixels.shape
   (note,) = done.notes
   assert note.startswith(
     'large.png: 128 x 96 pixels were translated at 64 x 48'
   )
 
 
-def test_memory_bounds_size_and_batch(tmp_path, monkeypatch):
+def test_memory_bounds_size_and_batch(tmp_path, run, monkeypatch):
   """A GiB of float32 attention: four heads of 8,192 tokens."""
   config = common.finish(common.translation(), 'tiny')
   config.model.resample = 'space'
@@ -190,14 +202,14 @@ def test_memory_bounds_size_and_batch(tmp_path, monkeypatch):
   assert task.networks.generator.patch_size == 4
   save(tmp_path / 'in/a.png', (900, 1200))
   save(tmp_path / 'in/b.png', (64, 64))
-  done = translate.run(task, {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+  done = run(task, tmp_path / 'in')
   (_, height, width, _), _ = task.batches[0]
   assert (height / 4) * (width / 4) <= 8192 < (height / 4 + 8) * (width / 4 + 8)
   assert 1.2 < width / height < 1.5
   assert len(done.notes) == 1 and done.files == ['a.png', 'b.png']
 
 
-def test_what_exceeds_memory_is_left_out_by_name(tmp_path):
+def test_what_exceeds_memory_is_left_out_by_name(tmp_path, run):
   class Full(Task):
     def translate(self, variables, images, direction):
       if images.shape[1] > 32:
@@ -206,29 +218,27 @@ def test_what_exceeds_memory_is_left_out_by_name(tmp_path):
 
   save(tmp_path / 'in/large.png', (64, 64))
   with pytest.raises(errors.UserError, match=r'large.png: 64 x 64 .*max_size'):
-    translate.run(Full('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out')
+    run(Full('resnet'), tmp_path / 'in')
   save(tmp_path / 'in/small.png', (16, 16))
-  done = translate.run(
-    Full('resnet'), {}, tmp_path / 'in', 'a2b', tmp_path / 'out'
-  )
+  done = run(Full('resnet'), tmp_path / 'in')
   assert done.files == ['small.png']
   assert done.notes[0].startswith('large.png: 64 x 64 pixels are too many')
 
 
-def test_results_within_the_input_folder_are_not_translated_again(tmp_path):
+def test_results_within_the_input_folder_are_not_translated_again(
+  tmp_path, run
+):
   save(tmp_path / 'x.png', (16, 16))
   for _ in range(2):
-    done = translate.run(
-      Task('resnet'), {}, tmp_path, 'a2b', tmp_path / 'translated'
-    )
+    done = run(Task('resnet'), tmp_path)
     assert done.files == ['x.png']
 
 
-def test_a_folder_holds_what_the_last_call_made(tmp_path):
-  source, target = tmp_path / 'in', tmp_path / 'out'
+def test_a_folder_holds_what_the_last_call_made(tmp_path, run, out):
+  source, target = tmp_path / 'in', out
   for name in ('a.png', 'b/c.png', 'd.png'):
     save(source / name, (16, 16))
-  translate.run(Task('resnet'), {}, source, 'a2b', target)
+  run(Task('resnet'), source)
   save(target / 'mine.png', (8, 8))
   save(tmp_path / 'other.png', (8, 8))
   names = json.loads((target / 'files.json').read_text())
@@ -238,7 +248,7 @@ def test_a_folder_holds_what_the_last_call_made(tmp_path):
   (source / 'a.png').unlink()
   (source / 'd.png').write_bytes(b'no image any more')
   save(source / 'e.png', (16, 16))
-  done = translate.run(Task('resnet'), {}, source, 'a2b', target)
+  done = run(Task('resnet'), source)
   assert done.files == ['b/c.png', 'e.png']
   there = {str(p.relative_to(target)) for p in target.rglob('*.png')}
   assert there == {*done.files, 'mine.png'}  # what others put there stays
@@ -248,16 +258,14 @@ def test_a_folder_holds_what_the_last_call_made(tmp_path):
   # A call that finds nothing leaves everything.
   (tmp_path / 'empty').mkdir()
   with pytest.raises(errors.UserError, match='no readable image'):
-    translate.run(Task('resnet'), {}, tmp_path / 'empty', 'a2b', target)
+    run(Task('resnet'), tmp_path / 'empty')
   assert opened(target / 'e.png').shape == (16, 16, 3)
   assert done.page.read_text() == text
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path):
+def test_the_page_needs_nothing_but_itself(tmp_path, run):
   save(tmp_path / 'in/<b>.png', (600, 300))
-  page = translate.run(
-    Task('resnet'), {}, tmp_path / 'in', 'b2a', tmp_path / 'out'
-  ).page
+  page = run(Task('resnet'), tmp_path / 'in', 'b2a').page
   text = page.read_text()
   assert 'night to day' in text
   assert text.count('src="data:image/jpeg;base64,') == 2
@@ -267,20 +275,14 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
   assert len(text) < 60_000  # pictures are shrunk
 
 
-def test_what_can_not_be_translated_is_refused(tmp_path):
+def test_what_can_not_be_translated_is_refused(tmp_path, run):
   task = Task('resnet')
-  run = translate.run
-  classifier = types.SimpleNamespace(config=common.classification())
-  with pytest.raises(errors.UserError, match='of a classification'):
-    run(classifier, {}, tmp_path, 'a2b', tmp_path / 'out')
-  with pytest.raises(errors.UserError, match=r"--direction='a2c'.*a2b"):
-    run(task, {}, tmp_path, 'a2c', tmp_path / 'out')
   with pytest.raises(errors.UserError, match='not a folder'):
-    run(task, {}, tmp_path / 'missing', 'a2b', tmp_path / 'out')
+    run(task, tmp_path / 'missing')
   (tmp_path / 'bad.png').write_bytes(b'')
   with pytest.raises(errors.UserError, match=r'image \(1 files .* bad.png\)'):
-    run(task, {}, tmp_path, 'a2b', tmp_path / 'out')
+    run(task, tmp_path)
   save(tmp_path / 'x.png', (16, 16))
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'translated_b2a').write_text('')
   with pytest.raises(errors.UserError, match='Could not write'):
-    run(task, {}, tmp_path, 'a2b', tmp_path / 'file/out')
+    run(task, tmp_path, 'b2a')

@@ -1,11 +1,17 @@
-"""The images of `--input`: a folder, searched through, or one file."""
+"""The images of `--input`: a folder, searched through, or one file.
+
+folder, names = inputs.find('photos')
+images = inputs.decoded(folder, names, decode.resized, unreadable := [])
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from etils import epath
 
 from vit22b_jax import errors
+from vit22b_jax.data import decode
 from vit22b_jax.data.readers import walk
 
 
@@ -38,15 +44,20 @@ def find(
   ]
 
 
-def read(
-  folder: epath.Path, names: list[str], unreadable: list[str]
-) -> Iterator[tuple[str, bytes]]:
-  """Yields names and contents; appends what can't be read to `unreadable`."""
+def decoded(
+  folder: epath.Path,
+  names: list[str],
+  decoder: Callable[[bytes], Any],
+  unreadable: list[str],
+) -> Iterator[tuple[str, Any]]:
+  """Yields names and what `decoder` makes of files; lists unreadable ones."""
   for name in names:
     try:
-      yield name, (folder / name).read_bytes()
-    except OSError:
+      image = decoder((folder / name).read_bytes())
+    except (OSError, decode.CorruptImage):
       unreadable.append(name)
+      continue
+    yield name, image
 
 
 def no_image(given: epath.PathLike, unreadable: list[str]) -> errors.UserError:

@@ -4,17 +4,19 @@ text, unreadable = predict.run(task, variables, folder, top_k)
 """
 
 import csv
+import functools
 import io
+import itertools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Float, UInt8
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode, devices
+from vit22b_jax.data import decode
 from vit22b_jax.modes import inputs
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
@@ -52,54 +54,37 @@ def run(
       f'--top_k={top_k}: expected 1 to {len(names)}, the number of classes.'
     )
   folder, files = inputs.find(given)
+  data, unreadable = task.config.data, []
+  square = functools.partial(
+    decode.square, image_size=data.load_size or data.image_size
+  )
+  images = inputs.decoded(folder, files, square, unreadable)
   out = io.StringIO()
   writer = csv.writer(out, lineterminator='\n')
   writer.writerow(['file', 'class', 'probability'])
-  unreadable: list[str] = []
-  rows = 0
-  contents = inputs.read(folder, files, unreadable)
-  for found, images in _batches(task, contents, unreadable):
-    rows += len(found)
-    probabilities = np.asarray(task.evaluator.predict(variables, images))
-    for file, row in zip(found, probabilities, strict=False):  # the rest pads
+  while batch := list(itertools.islice(images, task.evaluator.batch_size)):
+    for file, row in zip(*_classified(task, variables, batch), strict=False):
       for i in np.argsort(-row, kind='stable')[:top_k]:
         cells = _cell(file, './'), _cell(names[i], "'")
         writer.writerow([*cells, f'{row[i]:.6f}'])
-  if not rows:
+  if len(unreadable) == len(files):
     raise inputs.no_image(given, unreadable)
   return out.getvalue(), unreadable
 
 
+def _classified(
+  task: classification.Classification,
+  variables: Any,
+  batch: list[tuple[str, UInt8[np.ndarray, 'S S 3']]],
+) -> tuple[list[str], Float[np.ndarray, 'B C']]:
+  """Returns names and probabilities; rows after the last name are padding."""
+  files, images = zip(*batch, strict=True)
+  images = np.stack(images)
+  spare = task.evaluator.batch_size - len(images)
+  images = np.pad(images, ((0, spare), *((0, 0),) * 3))
+  placed = jax.device_put(images, sharding.batch_sharding(task.mesh))
+  return files, np.asarray(task.evaluator.predict(variables, placed))
+
+
 def _cell(text: str, mark: str) -> str:
   return f'{mark}{text}' if _FORMULA.match(text) else text
-
-
-def _batches(
-  task: classification.Classification,
-  contents: Iterator[tuple[str, bytes]],
-  unreadable: list[str],
-) -> Iterator[tuple[list[str], jax.Array]]:
-  """Yields names and decoded images in full batches; the last is padded."""
-  size, data = task.evaluator.batch_size, task.config.data
-  side = data.load_size or data.image_size
-  files, images = [], []
-
-  def place():
-    batch = np.zeros((size, side, side, 3), np.uint8)
-    batch[: len(images)] = images
-    return devices.place({'image': batch}, sharding.batch_sharding(task.mesh))[
-      'image'
-    ]
-
-  for name, content in contents:
-    try:
-      images.append(decode.square(content, side))
-    except decode.CorruptImage:
-      unreadable.append(name)
-      continue
-    files.append(name)
-    if len(files) == size:
-      yield files, place()
-      files, images = [], []
-  if files:
-    yield files, place()

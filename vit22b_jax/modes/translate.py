@@ -1,6 +1,6 @@
 """`--mode=translate`: images as PNGs of the same names, and a page of pairs.
 
-    done = translate.run(task, variables, 'photos', 'b2a', 'runs/x/translated')
+    done = translate.run(task, variables, 'photos', 'b2a', workdir)
     done.files, done.unreadable, done.page
 
 A generator that takes other sizes than its training's (a ResNet, a ViTUnet with
@@ -11,15 +11,14 @@ made is brought to the size of the original.
 
 import base64
 import collections
-import dataclasses
+import functools
 import hashlib
 import io
 import json
 import math
 import os
-import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,13 +26,13 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from vit22b_jax import errors
 from vit22b_jax.data import decode
-from vit22b_jax.fid import image_sources
+from vit22b_jax.data.readers import walk
 from vit22b_jax.models import generators, vitunet_spatial
 from vit22b_jax.modes import inputs
 from vit22b_jax.report import samples, templates
-from vit22b_jax.runtime import workdir
+from vit22b_jax.runtime import runs
+from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import cyclegan
 
 PAGE = 'index.html'
@@ -42,13 +41,16 @@ _PAGE_PAIRS = 200  # on the page; all are in the folder
 _PAGE_PIXELS = 256  # longest side there
 _LONGEST_NAME = 200  # bytes; file systems take 255
 _MEMORY = 2**30  # bytes of the largest array that a generator may make
+_WAITING = 64  # images that wait for others of their size
 
 Pixels = UInt8[np.ndarray, 'H W 3']
 Size = tuple[int, int]  # height and width
+Translate = Callable[
+  [UInt8[np.ndarray, 'B H W 3']], UInt8[np.ndarray, 'B H W 3']
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
   """The result of `run`.
 
   Attributes:
@@ -64,21 +66,12 @@ class Done:
   page: epath.Path
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-  """An image of the page, before and after, as data URLs."""
-
-  name: str
-  before: str
-  after: str
-
-
 def run(
   task: cyclegan.CycleGAN,
   variables: dict[str, Any],
   given: epath.PathLike,
   direction: str,
-  out_folder: epath.PathLike,
+  workdir: workdir_lib.Workdir,
   max_size: int = 0,
 ) -> Done:
   """Translates every readable image of a folder, or one file.
@@ -89,51 +82,62 @@ def run(
   Args:
     task: the run's task; needs no data.
     variables: the generators' parameters.
-    given: a folder, searched through in sorted order, or an image file;
-      `out_folder` may lie in it, and is left aside.
+    given: a folder, searched through in sorted order, or an image file; the
+      results may lie in it, and are left aside.
     direction: 'a2b' or 'b2a'.
-    out_folder: made if missing.
+    workdir: gets the results in its folder translated_DIRECTION.
     max_size: longest side in pixels that the generator sees; 0 for as many as
       about a GiB of memory bears.
 
   Raises:
-    UserError: the run is of another task, the direction or the folder doesn't
-      exist, it holds no readable image, or results can't be written.
+    UserError: there is no such folder, it holds no readable image, or results
+      can't be written.
   """
-  if not isinstance(task, cyclegan.CycleGAN):
-    raise errors.UserError(
-      f'--mode=translate needs the --workdir of an image translation, and this '
-      f'one is of a {task.config.task}: use --mode=predict with it.'
-    )
-  errors.validate_choice('--direction', direction, image_sources.DIRECTIONS)
-  source, target = (
-    path if workdir.is_remote(path) else path.resolve()
-    for path in map(epath.Path, (given, out_folder))
+  source, target = map(
+    _absolute, (given, workdir.path / f'translated_{direction}')
   )
-  folder, inputs_ = inputs.find(source, leave_out=target)
-  names = output_names(inputs_)
-  earlier, unreadable, notes = _earlier(target), [], []
+  folder, names = inputs.find(source, leave_out=target)
+  pngs, earlier = output_names(names), _earlier(target)
   if names:  # said before they are made: a call may be cut off
-    _write_names(target, earlier | set(names.values()))
-  found = _decoded(inputs.read(folder, inputs_, unreadable), unreadable)
-  files, pairs = {}, {}
-  translate = _Translator(task, variables, direction, max_size, notes)
-  for name, before, after in translate(found):
-    files[name] = names[name]
-    _write(target / names[name], samples.png(after))
+    listed = sorted(earlier | set(pngs.values()))
+    workdir.write_json(f'{target.name}/{FILES}', listed)
+  unreadable, notes, pairs = [], [], {}
+  images = inputs.decoded(folder, names, decode.resized, unreadable)
+  made = set()
+  translate = functools.partial(task.translate, variables, direction=direction)
+  for name, before, after in _translations(
+    task, translate, images, max_size, notes
+  ):
+    made.add(name)
+    workdir.write_bytes(f'{target.name}/{pngs[name]}', samples.png(after))
     if len(pairs) < _PAGE_PAIRS:
-      pairs[name] = _Pair(_visible(name), _thumbnail(before), _thumbnail(after))
-  if not files:
+      pairs[name] = _thumbnail(before), _thumbnail(after)
+  if not made:
     raise inputs.no_image(given, [*unreadable, *notes])
-  # Batches are of images of one size; the page is in the order of the names.
-  shown = [pairs[name] for name in names if name in pairs]
-  page = _page(task.names, direction, shown, len(files), unreadable)
-  _write(target / PAGE, page.encode())
-  for name in earlier - set(files.values()):
+  # Batches are of images of one size; results are in the order of the names.
+  files = [pngs[name] for name in names if name in made]
+  for name in earlier.difference(files):
     (target / name).unlink(missing_ok=True)
-  _write_names(target, set(files.values()))
-  made = [files[name] for name in names if name in files]
-  return Done(made, unreadable, notes, target / PAGE)
+  workdir.write_json(f'{target.name}/{FILES}', sorted(files))
+  shown = [(name, *pairs[name]) for name in names if name in pairs]
+  page = (
+    templates.environment()
+    .get_template('pairs.html')
+    .render(
+      domains=task.names if direction == 'a2b' else task.names[::-1],
+      direction=direction,
+      pairs=shown,
+      total=len(files),
+      unreadable=unreadable,
+    )
+  )
+  workdir.write_bytes(f'{target.name}/{PAGE}', runs.printable(page).encode())
+  return Done(files, unreadable, notes, target / PAGE)
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+  path = epath.Path(path)
+  return path if workdir_lib.is_remote(path) else path.resolve()
 
 
 # --- Names -----------------------------------------------------------------
@@ -145,161 +149,120 @@ def output_names(names: list[str]) -> dict[str, str]:
   >>> output_names(['a.jpg', 'x.jpg', 'x.png'])
   {'a.jpg': 'a.png', 'x.jpg': 'x.jpg.png', 'x.png': 'x.png.png'}
   """
-  made = {name: _shortened(os.path.splitext(name)[0], name) for name in names}
+  stems = {name: os.path.splitext(name)[0] for name in names}
   while True:
-    counts = collections.Counter(png.casefold() for png in made.values())
-    whole = {name: _shortened(name, name) for name in names}
-    twice = [
+    counts = collections.Counter(stem.casefold() for stem in stems.values())
+    twice = {
       name
-      for name, png in made.items()
-      if counts[png.casefold()] > 1 and png != whole[name]
-    ]
+      for name, stem in stems.items()
+      if counts[stem.casefold()] > 1 and stem != name
+    }
     if not twice:
-      return made
-    made |= {name: whole[name] for name in twice}
+      return {name: f'{_shortened(stem)}.png' for name, stem in stems.items()}
+    stems |= {name: name for name in twice}
 
 
-def _shortened(stem: str, name: str) -> str:
-  """Returns STEM.png, with a digest of the name where it would be too long."""
+def _shortened(stem: str) -> str:
+  """Returns a path with a digest in the place of a name's end, if too long."""
   folder, last = os.path.split(stem)
   raw = os.fsencode(last)
   if len(raw) > _LONGEST_NAME:
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:12]
     last = f'{raw[:_LONGEST_NAME].decode(errors="ignore")}_{digest}'
-  return os.path.join(folder, f'{last}.png')
+  return os.path.join(folder, last)
 
 
 def _earlier(target: epath.Path) -> set[str]:
-  """Returns the PNGs that earlier calls made, none outside of the folder."""
+  """Returns the PNGs of earlier calls that are still there."""
   try:
-    names = json.loads((target / FILES).read_text())
-  except (OSError, ValueError, RecursionError):
+    listed = json.loads((target / FILES).read_text())
+    listed = {name for name in listed if isinstance(name, str)}
+  except (OSError, ValueError, TypeError, RecursionError):
     return set()
-  names = names if isinstance(names, list) else []
-  return {n for n in names if isinstance(n, str) and _is_made_here(n)}
-
-
-def _is_made_here(name: str) -> bool:
-  path = epath.Path(name)
-  inside = not path.is_absolute() and '..' not in path.parts
-  short = all(len(os.fsencode(part)) < 256 for part in path.parts)
-  return name.endswith('.png') and inside and short and '\0' not in name
-
-
-def _write_names(target: epath.Path, names: set[str]) -> None:
-  _write(target / FILES, (json.dumps(sorted(names), indent=0) + '\n').encode())
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-  """Writes a whole file beside its place, then moves it there."""
-  new = path if workdir.is_remote(path) else path.with_name(f'.{uuid.uuid4()}')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new.write_bytes(content)
-    if new != path:
-      new.replace(path)
-  except OSError as error:
-    raise errors.UserError(
-      f'Could not write {path}: {error.strerror or error}. What was made '
-      'before stays.'
-    ) from error
+  there = walk.Walk([target]).images(target)
+  return listed.intersection(os.fspath(x.relative_to(target)) for x in there)
 
 
 # --- Images ----------------------------------------------------------------
 
 
-def _decoded(
-  contents: Iterator[tuple[str, bytes]], unreadable: list[str]
-) -> Iterator[tuple[str, Pixels]]:
-  """Yields names and images in their own sizes."""
-  for name, content in contents:
-    try:
-      image = decode.resized(content)
-    except decode.CorruptImage:
-      unreadable.append(name)
-      continue
-    yield name, image
+def _translations(
+  task: cyclegan.CycleGAN,
+  translate: Translate,
+  images: Iterator[tuple[str, Pixels]],
+  max_size: int,
+  notes: list[str],
+) -> Iterator[tuple[str, Pixels, Pixels]]:
+  """Yields name, original and translation, by batches of one size.
 
-
-@dataclasses.dataclass
-class _Translator:
-  """Translates images in batches of one size.
-
-  Attributes:
-    task: the run's task.
-    variables: the generators' parameters.
-    direction: 'a2b' or 'b2a'.
+  Args:
+    task: see `run`.
+    translate: the generator, for images of one size.
+    images: names and originals.
     max_size: see `run`.
     notes: gets a line for each image that is scaled down or does not fit.
   """
-
-  task: cyclegan.CycleGAN
-  variables: dict[str, Any]
-  direction: str
-  max_size: int
-  notes: list[str]
-
-  def __call__(
-    self, images: Iterator[tuple[str, Pixels]]
-  ) -> Iterator[tuple[str, Pixels, Pixels]]:
-    """Yields name, original and translation of each image."""
-    waiting = collections.defaultdict(list)
-    for name, image in images:
-      size = self._size(name, *image.shape[:2])
-      waiting[size].append((name, image))
-      fitting = int(_MEMORY / self._bytes(*size))
-      if len(waiting[size]) >= min(
-        self.task.evaluator.batch_size, fitting or 1
-      ):
-        yield from self._translate(size, waiting.pop(size))
-    for size, batch in waiting.items():
-      yield from self._translate(size, batch)
-
-  def _translate(
-    self, size: Size, batch: list[tuple[str, Pixels]]
-  ) -> Iterator[tuple[str, Pixels, Pixels]]:
-    images = np.stack([_resized(image, size) for _, image in batch])
-    # Few different batch sizes, since each is a program of its own.
-    rows = 1 << (len(batch) - 1).bit_length()
-    images = np.pad(images, ((0, rows - len(batch)), *((0, 0),) * 3))
-    try:
-      made = self.task.translate(self.variables, images, self.direction)
-      made = np.asarray(made)
-    except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
-        raise
-      for name, _ in batch:
-        self.notes.append(
-          f'{name}: {size[1]} x {size[0]} pixels are too many for the memory '
-          'here; left out. Give a smaller --max_size.'
-        )
-      return
-    for (name, before), after in zip(batch, made, strict=False):
-      yield name, before, _resized(after, before.shape[:2])
-
-  def _size(self, name: str, height: int, width: int) -> Size:
-    """Returns the size in which the generator sees an image."""
-    model = self.task.networks.generator
-    scale = min(1, (self.max_size or math.inf) / max(height, width))
-    if not self.max_size:
-      ratio = _MEMORY / self._bytes(height, width)
-      scale = min(1, ratio ** (1 / 4 if _is_spatial(model) else 1 / 2))
-    inner = max(1, int(height * scale)), max(1, int(width * scale))
-    size = generators.fitting_size(model, *inner)
-    if scale < 1 and size != generators.fitting_size(model, height, width):
-      self.notes.append(
+  model, waiting = task.networks.generator, collections.defaultdict(list)
+  for name, image in images:
+    height, width, _ = image.shape
+    size, scaled = _seen_size(model, height, width, max_size)
+    if scaled:
+      notes.append(
         f'{name}: {width} x {height} pixels were translated at {size[1]} x '
         f'{size[0]} and scaled up again (see --max_size).'
       )
-    return size
+    waiting[size].append((name, image))
+    most = min(task.evaluator.batch_size, _MEMORY // _bytes(model, *size))
+    full = len(waiting[size]) >= max(most, 1)
+    if full or sum(map(len, waiting.values())) >= _WAITING:
+      yield from _translated(translate, size, waiting.pop(size), notes)
+  for size, batch in waiting.items():
+    yield from _translated(translate, size, batch, notes)
 
-  def _bytes(self, height: int, width: int) -> float:
-    """Returns about how large the generator's largest array is."""
-    model = self.task.networks.generator
-    if _is_spatial(model):  # attention of all tokens to all
-      tokens = height * width / model.patch_size**2
-      return 4 * model.num_heads * tokens**2
-    return 4 * 64 * height * width
+
+def _translated(
+  translate: Translate,
+  size: Size,
+  batch: list[tuple[str, Pixels]],
+  notes: list[str],
+) -> Iterator[tuple[str, Pixels, Pixels]]:
+  """Yields name, original and translation of images seen in one size."""
+  images = np.stack([_resized(image, size) for _, image in batch])
+  # Few different batch sizes, since each is a program of its own.
+  spare = (1 << (len(batch) - 1).bit_length()) - len(batch)
+  try:
+    made = np.asarray(translate(np.pad(images, ((0, spare), *((0, 0),) * 3))))
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    notes.extend(
+      f'{name}: {size[1]} x {size[0]} pixels are too many for the memory here; '
+      'left out. Give a smaller --max_size.'
+      for name, _ in batch
+    )
+    return
+  for (name, before), after in zip(batch, made, strict=False):
+    yield name, before, _resized(after, before.shape[:2])
+
+
+def _seen_size(
+  model: Any, height: int, width: int, max_size: int
+) -> tuple[Size, bool]:
+  """Returns the size that the generator sees, and whether detail is lost."""
+  scale = min(1, (max_size or math.inf) / max(height, width))
+  if not max_size:
+    power = 1 / 4 if _is_spatial(model) else 1 / 2
+    scale = min(1, (_MEMORY / _bytes(model, height, width)) ** power)
+  inner = max(1, int(height * scale)), max(1, int(width * scale))
+  size = generators.fitting_size(model, *inner)
+  return size, size != generators.fitting_size(model, height, width)
+
+
+def _bytes(model: Any, height: int, width: int) -> float:
+  """Returns about how large the generator's largest array is."""
+  if _is_spatial(model):  # attention of all tokens to all
+    return 4 * model.num_heads * (height * width / model.patch_size**2) ** 2
+  return 4 * 64 * height * width
 
 
 def _is_spatial(model: Any) -> bool:
@@ -313,40 +276,9 @@ def _resized(image: Pixels, size: Size) -> Pixels:
   return np.asarray(resized)
 
 
-# --- Page ------------------------------------------------------------------
-
-
 def _thumbnail(image: Pixels) -> str:
   """Returns a data URL of the image, shrunk to what the page shows."""
-  small = Image.fromarray(image)
+  small, out = Image.fromarray(image), io.BytesIO()
   small.thumbnail((_PAGE_PIXELS, _PAGE_PIXELS), Image.Resampling.BICUBIC)
-  out = io.BytesIO()
   small.save(out, 'JPEG', quality=88)
   return f'data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}'
-
-
-def _visible(name: str) -> str:
-  """Replaces bytes of a name that aren't UTF-8 by a sign that can be seen."""
-  return os.fsencode(name).decode(errors='replace')
-
-
-def _page(
-  domains: list[str],
-  direction: str,
-  pairs: list[_Pair],
-  total: int,
-  unreadable: list[str],
-) -> str:
-  source, target = domains if direction == 'a2b' else domains[::-1]
-  return (
-    templates.environment()
-    .get_template('pairs.html')
-    .render(
-      source=_visible(source),
-      target=_visible(target),
-      direction=direction,
-      pairs=pairs,
-      total=total,
-      unreadable=[_visible(name) for name in unreadable],
-    )
-  )
