@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import pools
 
-exchange = jax.jit(pools.exchange)
+
+@jax.jit
+def exchange(key, pool, fakes):
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  return pools.exchange(key, pool, fakes, mesh)
 
 
 def numbered(first, count):

@@ -181,7 +181,8 @@ class CycleGAN(base.Task):
 
   def _init_network(self, name: str, key: jax.Array) -> Any:
     size = self.config.data.image_size
-    module = self.networks.modules[name]
+    kind = 'generator' if name in update.GENERATORS else 'discriminator'
+    module = getattr(self.networks, kind)
     return module.init(key, jnp.zeros((1, size, size, 3)))['params']
 
   def new_state(self, variables: dict[str, Any], seed: int) -> State:

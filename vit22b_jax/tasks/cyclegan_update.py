@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import errors
 from vit22b_jax.models import generators, patchgan
-from vit22b_jax.runtime import flops, sharding
+from vit22b_jax.runtime import flops
 from vit22b_jax.tasks import pools
 from vit22b_jax.training import gradients, losses
 
@@ -52,11 +52,7 @@ def build_networks(config: ConfigDict) -> 'Networks':
 
 
 def validate_networks(config: ConfigDict) -> None:
-  """Judges how networks, image size and losses fit together.
-
-  Raises:
-    UserError: they don't.
-  """
+  """Raises UserError where networks, image size and losses don't fit."""
   discriminator = build_networks(config).discriminator.preset
   size, smallest = config.data.image_size, discriminator.smallest
   if size < smallest:
@@ -75,11 +71,9 @@ def validate_networks(config: ConfigDict) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-  """Holds the modules and the weights of the losses' terms.
+  """Holds the modules, of either direction or domain, and the losses' weights.
 
   Attributes:
-    generator: of either direction.
-    discriminator: of either domain.
     gan: a kind of `losses.adversarial`.
     lambda_cycle: weight of the cycle consistency.
     lambda_identity: weight of the identity loss, times `lambda_cycle`; 0 leaves
@@ -95,19 +89,17 @@ class Networks:
   discriminator_factor: float
 
   @property
-  def modules(self) -> dict[str, nn.Module]:
-    """Returns the module of each network."""
+  def terms(self) -> dict[str, float]:
+    """Returns the weight of each term of the losses, which are means."""
+    identity = self.lambda_identity * self.lambda_cycle
     return {
-      **dict.fromkeys(GENERATORS, self.generator),
-      **dict.fromkeys(DISCRIMINATORS, self.discriminator),
+      **dict.fromkeys(('gan_a2b', 'gan_b2a'), 1.0),
+      **dict.fromkeys(('cycle_a', 'cycle_b'), self.lambda_cycle),
+      **dict.fromkeys(
+        ('idt_a', 'idt_b') if self.lambda_identity else (), identity
+      ),
+      **dict.fromkeys(DISCRIMINATORS, self.discriminator_factor),
     }
-
-  @property
-  def terms(self) -> tuple[str, ...]:
-    """Names the losses' terms, each a mean before its weight."""
-    identity = ('idt_a', 'idt_b') if self.lambda_identity else ()
-    generators = ('gan_a2b', 'gan_b2a', 'cycle_a', 'cycle_b', *identity)
-    return (*generators, *DISCRIMINATORS)
 
   def training_flops(self, image_size: int) -> float:
     """Returns the model FLOPs of a step for one image of each domain.
@@ -139,12 +131,9 @@ class Networks:
     keys = iter(jax.random.split(key, 4))
 
     def apply(name, images):
-      return self.generator.apply(
-        {'params': generators[name]},
-        images,
-        train=True,
-        rngs={'dropout': next(keys)},
-      )
+      rngs = {'dropout': next(keys)}
+      params = {'params': generators[name]}
+      return self.generator.apply(params, images, train=True, rngs=rngs)
 
     made = {}
     if self.lambda_identity:
@@ -174,18 +163,18 @@ class Networks:
     """
     terms, scores = {}, []
     for domain, direction in (('b', 'a2b'), ('a', 'b2a')):
-      name = f'disc_{domain}'
-      found = self._scores(discriminators[name], made[f'fake_{domain}'])
-      terms[f'gan_{direction}'] = self._adversarial(found, True)
+      params = {'params': discriminators[f'disc_{domain}']}
+      found = self.discriminator.apply(params, made[f'fake_{domain}'])
+      terms[f'gan_{direction}'] = losses.adversarial(
+        found, real=True, kind=self.gan
+      )
       scores.append(found)
     for domain, images in real.items():
       terms[f'cycle_{domain}'] = losses.l1(made[f'rec_{domain}'], images)
       if self.lambda_identity:
         terms[f'idt_{domain}'] = losses.l1(made[f'idt_{domain}'], images)
-    identity = self.lambda_identity * self.lambda_cycle
-    weights = {'gan': 1.0, 'cycle': self.lambda_cycle, 'idt': identity}
-    loss = sum(weights[k.split('_')[0]] * term for k, term in terms.items())
-    return loss, terms | {'max_score': _largest(scores)}
+    loss = sum(self.terms[name] * term for name, term in terms.items())
+    return loss, terms | {'max_score': optax.tree.norm(scores, ord='inf')}
 
   def discriminator_loss(
     self, discriminators: dict[str, Any], real: Images, shown: Images
@@ -202,21 +191,15 @@ class Networks:
     """
     terms, scores = {}, []
     for domain, images in real.items():
+      params = {'params': discriminators[f'disc_{domain}']}
       both = interleave(images, shown[domain])
-      found = self._scores(discriminators[f'disc_{domain}'], both)
-      of_real, of_fake = deinterleave(found)
+      found = self.discriminator.apply(params, both)
       terms[f'disc_{domain}'] = losses.discriminator(
-        of_real, of_fake, kind=self.gan
+        *deinterleave(found), kind=self.gan
       )
       scores.append(found)
     loss = self.discriminator_factor * sum(terms.values())
-    return loss, terms | {'max_score': _largest(scores)}
-
-  def _scores(self, params: Any, images: Array) -> Array:
-    return self.discriminator.apply({'params': params}, images)
-
-  def _adversarial(self, scores: Array, real: bool) -> Array:
-    return losses.adversarial(scores, real=real, kind=self.gan)
+    return loss, terms | {'max_score': optax.tree.norm(scores, ord='inf')}
 
 
 class Updates(NamedTuple):
@@ -265,7 +248,7 @@ def cyclegan_update(
     order: what is updated first, generators or discriminators.
     mesh: where the batch lives.
   """
-  opt_state = {}
+  opt_state, shown, new_pools = {}, {}, {}
   gens = pick(state.params, GENERATORS)
   discs = pick(state.params, DISCRIMINATORS)
   scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
@@ -273,7 +256,10 @@ def cyclegan_update(
   made, pull_back = jax.vjp(
     lambda params: networks.generate(params, real, dropout_key), gens
   )
-  shown, new_pools = _exchange(pool_key, state.pools, made, mesh)
+  for k, domain in zip(jax.random.split(pool_key), 'ab', strict=True):
+    shown[domain], new_pools[domain] = pools.exchange(
+      k, state.pools[domain], made[f'fake_{domain}'], mesh
+    )
   disc_grads, disc_seen = _scaled_grad(
     networks.discriminator_loss, scale, discs, real, shown
   )
@@ -294,15 +280,10 @@ def cyclegan_update(
     gen_grads, state.opt_state['generators'], gens
   )
   grads, updates = gen_grads | disc_grads, gen_updates | disc_updates
-  seen = _joined(gen_seen, disc_seen)
+  seen = disc_seen | gen_seen
+  seen['loss'] = gen_seen['loss'] + disc_seen['loss']
+  seen['max_score'] = jnp.maximum(gen_seen['max_score'], disc_seen['max_score'])
   return Updates(made, grads, updates, opt_state, new_pools, seen)
-
-
-def _joined(gen_seen: Scalars, disc_seen: Scalars) -> Scalars:
-  """Adds up the losses of both updates, and keeps the largest score."""
-  loss = gen_seen['loss'] + disc_seen['loss']
-  largest = jnp.maximum(gen_seen['max_score'], disc_seen['max_score'])
-  return disc_seen | gen_seen | {'loss': loss, 'max_score': largest}
 
 
 def _scaled_grad(
@@ -321,29 +302,6 @@ def _scaled_grad(
     return scale * loss, seen | {'loss': loss}
 
   return jax.grad(scaled, has_aux=True)(*args)
-
-
-def _exchange(
-  key: PRNGKeyArray,
-  old: dict[str, pools.Pool | None],
-  made: Images,
-  mesh: jax.sharding.Mesh,
-) -> tuple[Images, dict[str, pools.Pool | None]]:
-  """Exchanges fakes for those of the pools that discriminators see instead."""
-  shown, new = {}, {}
-  for k, domain in zip(jax.random.split(key), 'ab', strict=True):
-    fakes, pool = made[f'fake_{domain}'], old[domain]
-    if pool is not None:
-      # One image after the other: each device does it for the whole batch, with
-      # the rows of the images that it has of the pool.
-      rows = pools.of_rows(fakes.shape[1], mesh)
-      fakes = jax.lax.with_sharding_constraint(fakes, rows)
-      fakes, pool = pools.exchange(k, pool, fakes)
-      fakes = jax.lax.with_sharding_constraint(
-        fakes, sharding.batch_sharding(mesh)
-      )
-    shown[domain], new[domain] = fakes, pool
-  return shown, new
 
 
 def clipped_norm(grads: dict[str, Any], clip_norm: float) -> Float[Array, '']:
@@ -370,7 +328,3 @@ def deinterleave(z: Array) -> tuple[Array, Array]:
   """Inverts `interleave`."""
   pairs = z.reshape(-1, 2, *z.shape[1:])
   return pairs[:, 0], pairs[:, 1]
-
-
-def _largest(scores: list[Array]) -> Float[Array, '']:
-  return jnp.max(jnp.stack([jnp.max(jnp.abs(s)) for s in scores]))

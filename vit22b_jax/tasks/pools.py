@@ -1,7 +1,7 @@
 """Image pools: earlier fakes that a discriminator is shown again.
 
     pool = pools.init(50, (256, 256, 3))
-    shown, pool = pools.exchange(key, pool, fakes)   # inside the jitted step
+    shown, pool = pools.exchange(key, pool, fakes, mesh)  # in the jitted step
 
 A discriminator that sees the newest fakes alone forgets what it learnt of
 earlier ones, and the two networks chase each other (Shrivastava et al. 2017,
@@ -40,7 +40,7 @@ def init(size: int, shape: tuple[int, int, int]) -> Pool | None:
   return Pool(jnp.zeros((size, *shape), jnp.float32), jnp.zeros((), jnp.int32))
 
 
-def of_rows(height: int, mesh: jax.sharding.Mesh) -> NamedSharding:
+def _of_rows(height: int, mesh: jax.sharding.Mesh) -> NamedSharding:
   """Returns the sharding of images [N, H, W, 3] by rows.
 
   Every device then follows the exchange, one image after the other, with its
@@ -53,17 +53,17 @@ def of_rows(height: int, mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def shardings(pools: Any, mesh: jax.sharding.Mesh) -> Any:
   """Returns the shardings of pools: images by rows, counts whole."""
-
-  def one(leaf):
-    if leaf.ndim != 4:
-      return sharding.replicated(mesh)
-    return of_rows(leaf.shape[1], mesh)
-
-  return jax.tree.map(one, pools)
+  whole = sharding.replicated(mesh)
+  return jax.tree.map(
+    lambda x: _of_rows(x.shape[1], mesh) if x.ndim == 4 else whole, pools
+  )
 
 
 def exchange(
-  key: PRNGKeyArray, pool: Pool | None, fakes: Float[Array, 'B H W 3']
+  key: PRNGKeyArray,
+  pool: Pool | None,
+  fakes: Float[Array, 'B H W 3'],
+  mesh: jax.sharding.Mesh,
 ) -> tuple[Float[Array, 'B H W 3'], Pool | None]:
   """Chooses what the discriminator sees in the place of new fakes.
 
@@ -76,23 +76,26 @@ def exchange(
     key: for this pool and this step.
     pool: None shows the fakes as they are.
     fakes: in [-1, 1].
+    mesh: where the batch lives.
   """
   if pool is None:
     return fakes, None
+  constrain = jax.lax.with_sharding_constraint
   size = len(pool.images)
   swap_key, row_key = jax.random.split(key)
   swaps = jax.random.bernoulli(swap_key, 0.5, (len(fakes),))
-  rows = jax.random.randint(row_key, (len(fakes),), 0, size)
+  places = jax.random.randint(row_key, (len(fakes),), 0, size)
 
   def one(pool, drawn):
-    fake, swap, row = drawn
+    fake, swap, place = drawn
     filling = pool.count < size
-    row = jnp.where(filling, pool.count, row)
-    stored = pool.images[row]
+    place = jnp.where(filling, pool.count, place)
+    stored = pool.images[place]
     shown = jnp.where(swap & ~filling, stored, fake)
     kept = jnp.where(swap | filling, fake, stored)
     count = jnp.minimum(pool.count + 1, size)
-    return Pool(pool.images.at[row].set(kept), count), shown
+    return Pool(pool.images.at[place].set(kept), count), shown
 
-  pool, shown = jax.lax.scan(one, pool, (fakes, swaps, rows))
-  return shown, pool
+  drawn = constrain(fakes, _of_rows(fakes.shape[1], mesh)), swaps, places
+  pool, shown = jax.lax.scan(one, pool, drawn)
+  return constrain(shown, sharding.batch_sharding(mesh)), pool
