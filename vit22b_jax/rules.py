@@ -157,9 +157,13 @@ def _optional(rule: Rule) -> Rule:
   return dataclasses.replace(rule, optional=True, expected=expected)
 
 
+def _later(rule: Rule, absent: Any) -> Rule:
+  return dataclasses.replace(rule, absent=absent)
+
+
 _FLAG = Rule(bool, 'True or False', lambda value: isinstance(value, bool))
 _PATH = _text('a path')
-_PROJECT = dataclasses.replace(_text('the name of a project'), absent='')
+_PROJECT = _later(_text('the name of a project'), '')
 _COUNT = _int(1)
 _FRACTION = _float(0, 1)
 _PROBABILITY = _up_to(1)
@@ -170,9 +174,11 @@ _RUN = {
   'seed': _int(0, 2**32),
   'batch_size': _COUNT,
   'duration': _duration(percent=False, positive=True),
-  'sharding': _choice('data', 'fsdp', 'fsdp+tensor'),
+  'sharding': _later(_choice('data', 'fsdp', 'fsdp+tensor'), 'data'),
   'init_from': _PATH,
-  'profile': _text("'' or steps, as '10' or '10-15'", r'([0-9]+(-[0-9]+)?)?'),
+  'profile': _later(
+    _text("'' or steps, as '10' or '10-15'", r'([0-9]+(-[0-9]+)?)?'), ''
+  ),
   'checkpoint': {
     'every': _CADENCE,
     'minutes': _WEIGHT,
@@ -184,7 +190,7 @@ _RUN = {
     'batch_size': _optional(_COUNT),
     'early_stop': _int(0),
     'checkpoint': _choice('best', 'last'),
-    'test': _FLAG,
+    'test': _later(_FLAG, True),
   },
   'diagnostics': {
     'per_layer': _FLAG,
@@ -198,7 +204,7 @@ _RUN = {
   'log': {'every': _CADENCE, 'tensorboard': _FLAG, 'wandb': _PROJECT},
   'mesh': {
     **dict.fromkeys(('data', 'fsdp', 'tensor'), _optional(_int(1, rest=True))),
-    'max_replicated': _WEIGHT,
+    'max_replicated': _later(_WEIGHT, 1.0),
   },
 }
 _SOURCE = {
@@ -207,7 +213,7 @@ _SOURCE = {
   'image_size': _int(1, 65_536),
   'val_fraction': _FRACTION,
   'split_seed': _optional(_int(0, 2**32)),
-  'allow_changes': dataclasses.replace(_FLAG, absent=False),
+  'allow_changes': _later(_FLAG, False),
   'cache_max_gb': _WEIGHT,
   'max_corrupt': _int(0),
   'workers': _int(0, 1024),
@@ -299,8 +305,10 @@ RULES: dict[str, dict[str, Rule]] = {
         'pos_embedding': _choice('learned', 'sincos'),
         'dropout': _FRACTION,
         'stochastic_depth': _FRACTION,
-        'remat': _choice('none', 'projections', 'hidden', 'full'),
-        'scan_layers': _FLAG,
+        'remat': _later(
+          _choice('none', 'projections', 'hidden', 'full'), 'none'
+        ),
+        'scan_layers': _later(_FLAG, False),
         'attention': _ATTENTION,
       },
       'optim': {
@@ -355,7 +363,7 @@ RULES: dict[str, dict[str, Rule]] = {
       'fid': _FID,
       'eval': {
         **_RUN['eval'],
-        'fid': dataclasses.replace(_FLAG, absent=True),
+        'fid': _later(_FLAG, True),
       },
       'log': {
         **_RUN['log'],
