@@ -322,7 +322,7 @@ def run_flags(values: flags.FlagValues) -> int:
   import jax
 
   from vit22b_jax import commands
-  from vit22b_jax.runtime import backend, console, distributed
+  from vit22b_jax.runtime import console, distributed, host
 
   name = None
   if values.config is not None:
@@ -335,7 +335,7 @@ def run_flags(values: flags.FlagValues) -> int:
       heartbeat_seconds=values.heartbeat_seconds,
       mode=values.mode,
     )
-    backend.start()
+    host.start_backend()
     console.hush_others()
     return commands.run(
       values.mode,

@@ -189,7 +189,7 @@ def test_arrays_of_other_shapes_and_kinds(run):
     ('labels', np.full(24, -1), "'labels' has values outside 0 to 9"),
     ('images', np.zeros((24, 4, 4, 1), np.uint8), "expected 'M H W 3'"),
     ('confusion', np.zeros((10, 9), int), "expected 'C C'"),
-    ('confusion', np.array([{}]), 'expected a kind of'),
+    ('confusion', np.array([{}]), 'Python objects'),
   ):
     changed = npz(**content | {name: array})
     (run / 'predictions.npz').write_bytes(changed)
@@ -205,7 +205,7 @@ def test_a_header_of_many_numbers_is_not_believed(run):
   np.lib.format.write_array_header_1_0(header, about)
   with zipfile.ZipFile(run / 'predictions.npz', 'w') as archive:
     archive.writestr('probabilities.npy', header.getvalue())
-  with pytest.raises(errors.UserError, match='which is too large'):
+  with pytest.raises(errors.UserError, match='with 0 bytes'):
     runs.read(run)
 
 

@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases get a run's numbers, and can't end it."""
 
+import io
 import sys
 import types
 
@@ -9,6 +10,20 @@ import pytest
 from vit22b_jax.runtime import workdir
 
 
+def archive():
+  """Three images of a classifier of two classes, the last one wrong."""
+  out = io.BytesIO()
+  np.savez(
+    out,
+    images=np.zeros((3, 5, 5, 3), np.uint8),
+    image_rows=[0, 2, 3],
+    labels=[0, 1, 1, 0],
+    probabilities=np.eye(2)[[0, 1, 1, 1]],
+    class_names=['cat', 'dog'],
+  )
+  return out.getvalue()
+
+
 def run(folder):
   """Writes a config, two steps, an image and a final evaluation."""
   folder.write_json(workdir.CONFIG, {'seed': 1, 'optim': {'b1': 0.9}})
@@ -16,6 +31,7 @@ def run(folder):
     folder.diagnostics(step, {'max_logit': logit, 'grad_norm': 0.5})
   folder.metrics(2, {'train/loss': 1.5})
   folder.image('samples', 2, np.zeros((3, 5, 3), np.uint8))
+  folder.write_bytes(workdir.PREDICTIONS, archive())
   folder.write_json(
     workdir.EVAL, {'step': 2, 'split': 'test', 'top1': 0.5, 'num_examples': 4}
   )
@@ -32,7 +48,7 @@ def test_tensorboard_gets_peaks_test_numbers_and_hyperparameters(tmp_path):
   found = {
     tag: float(tensor_util.make_ndarray(events.Tensors(tag)[0].tensor_proto))
     for tag in events.Tags()['tensors']
-    if tag != 'samples' and not tag.startswith('_hparams_')
+    if not tag.startswith(('samples', 'test/predictions', '_hparams_'))
   }
   assert found == {
     'train/loss': 1.5,
@@ -40,7 +56,7 @@ def test_tensorboard_gets_peaks_test_numbers_and_hyperparameters(tmp_path):
     'diagnostics/grad_norm': 0.5,
     'test/top1': 0.5,
   }
-  assert 'samples' in events.Tags()['tensors']
+  assert {'samples', 'test/predictions'} <= {*events.Tags()['tensors']}
   assert '_hparams_/session_start_info' in events.Tags()['tensors']
 
 
@@ -77,6 +93,7 @@ def test_weights_and_biases_gets_the_same(tmp_path, wandb):
     ('log', 2, {'train/loss': 1.5} | row),
     ('log', 2, {'samples': ('image', (3, 5, 3))}),
     ('log', 2, {'test/top1': 0.5}),
+    ('log', 2, {'test/predictions': ('image', (112, 768, 3))}),
     ('finish',),
   ]
 

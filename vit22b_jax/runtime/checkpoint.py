@@ -6,12 +6,9 @@
 
 Layout: `WORKDIR/checkpoints/STEP/{state,meta}`: the state's arrays, and a JSON
 object with format version, step, position in the data (Grain's iterator state),
-checksums, config and whatever the loop wants to find again.
-
-Orbax restores a flipped byte without noticing, and believes a folder's number.
-So each array's checksum is computed on the devices that hold it, saved with the
-step, and compared on restore; a checkpoint that can't be read or doesn't match
-is put aside with a warning and the one before it is used.
+checksums, config and whatever the loop wants to find again. Orbax restores a
+flipped byte without noticing, and believes a folder's number; so each array's
+checksum is saved with the step and compared on restore.
 """
 
 import contextlib
@@ -37,7 +34,6 @@ from vit22b_jax.runtime import workdir as workdir_lib
 FORMAT = 1
 _FOLDER = 'checkpoints'
 _DAMAGED = 'checkpoints_damaged'
-_NOTES = '_CHECKPOINT_METADATA'  # Orbax's, of each checkpoint
 
 
 @dataclasses.dataclass
@@ -49,14 +45,8 @@ class Restored:
   meta: dict[str, Any]
 
 
-def _stack_like(state: Any, abstract_state: Any) -> Any:
-  """Stacks the state's blocks, or unstacks them, as in `abstract_state`."""
-  names = stacking.paths(abstract_state)
-  if stacking.paths(state) == names:
-    return state
-  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  stack = jax.jit(lambda s: stacking.like(s, names), out_shardings=shardings)
-  return stack(state)
+class _DamagedError(Exception):
+  """A checkpoint that can't be used; says why."""
 
 
 def _best(
@@ -123,30 +113,14 @@ class Manager:
       ),
       create=not read_only,  # Orbax's own read_only warns three times
       cleanup_tmp_directories=not read_only,
+      lightweight_initialize=True,  # reads no times, which may be damaged
     )
-    self._manager = self._open()
+    self._open()
 
-  def _open(self) -> ocp.CheckpointManager:
-    arguments = dict(options=self._options, item_names=('state', 'meta'))
-    try:
-      return ocp.CheckpointManager(self._path, **arguments)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      self._forget_timestamps(error)
-      return ocp.CheckpointManager(self._path, **arguments)
-
-  def _forget_timestamps(self, error: Exception) -> None:
-    """Removes Orbax's notes of when it saved, which it wants whole or not."""
-    notes = sorted(self._path.glob(f'*/{_NOTES}'))
-    if self._read_only or not notes:
-      raise errors.UserError(
-        f"The checkpoints in {self._path} can't be listed ({error}): remove "
-        f'the files {_NOTES} there, which hold times alone.'
-      ) from error
-    logging.warning('Damaged notes of times are removed: %s.', error)
-    if jax.process_index() == 0:
-      for file in notes:
-        file.unlink()
-    multihost_utils.sync_global_devices('notes removed')
+  def _open(self) -> None:
+    self._manager = ocp.CheckpointManager(
+      self._path, options=self._options, item_names=('state', 'meta')
+    )
 
   def latest_step(self) -> int | None:
     """Returns the newest saved step; None when there is none."""
@@ -180,26 +154,23 @@ class Manager:
     """
     if step in self._manager.all_steps():
       return False
-    meta = dict(
-      meta,
-      format=FORMAT,
-      step=step,
-      data=None if data is None else data.get_state(),
-      shapes={
-        name: list(x.shape) for name, x in checksums.named_leaves(state).items()
-      },
-      checksums=checksums.of_arrays(state),
-    )
+    shapes = checksums.named_leaves(state).items()
+    meta = meta | {
+      'format': FORMAT,
+      'step': step,
+      'data': None if data is None else data.get_state(),
+      'shapes': {name: list(x.shape) for name, x in shapes},
+      'checksums': checksums.of_arrays(state),
+    }
     meta['checksum'] = checksums.of_json(meta)
     if jax.default_backend() == 'cpu':
       # Orbax keeps views of host buffers, which the next step would overwrite.
       state = jax.tree.map(jnp.copy, state)
-    items = {
-      'state': ocp.args.PyTreeSave(state),
-      'meta': ocp.args.JsonSave(meta),
-    }
+    items = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+    )
     with self._explained():
-      saved = self._manager.save(step, args=ocp.args.Composite(**items))
+      saved = self._manager.save(step, args=items)
     if not saved:
       raise errors.UserError(
         f'Step {step} was not saved, since {self._path} holds the later '
@@ -312,7 +283,13 @@ class Manager:
       raise _DamagedError(
         f'checksum mismatch in {len(wrong)} arrays: {wrong[:3]}'
       )
-    return Restored(step, _stack_like(state, abstract_state), meta)
+    names = stacking.paths(abstract_state)
+    if stacking.paths(state) != names:  # stacked in one of the two alone
+      shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+      state = jax.jit(
+        lambda s: stacking.like(s, names), out_shardings=shardings
+      )(state)
+    return Restored(step, state, meta)
 
   def _read(
     self,
@@ -332,16 +309,13 @@ class Manager:
     check(meta)
     saved = stacking.like(abstract_state, meta['shapes'])
     self._validate_shapes(step, saved, meta)
+    arguments = ocp.args.PyTreeRestore(
+      item=saved,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(saved),
+      partial_restore=True,
+    )
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-      state = handler.restore(
-        folder / 'state',
-        args=ocp.args.PyTreeRestore(
-          item=saved,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(saved),
-          partial_restore=True,
-        ),
-      )
-    return state, meta
+      return handler.restore(folder / 'state', args=arguments), meta
 
   def _validate_meta(self, step: int, meta: Any) -> None:
     """Raises ValueError for a damaged JSON object, UserError for a newer one.
@@ -388,13 +362,9 @@ class Manager:
       (self._path / str(step)).rename(target)
     multihost_utils.sync_global_devices('put aside')
     self._manager.close()
-    self._manager = self._open()
+    self._open()
 
   def close(self) -> None:
     """Finishes what is being saved, and lets go of the folder."""
     self.wait()
     self._manager.close()
-
-
-class _DamagedError(Exception):
-  """A checkpoint that can't be used; says why."""

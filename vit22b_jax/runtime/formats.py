@@ -8,10 +8,8 @@ files have the texts 'nan', 'inf' and '-inf' in their place.
 """
 
 import contextlib
-import io
 import json
 import math
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from etils import epath
 from jaxtyping import Float
 
 from vit22b_jax import errors
+from vit22b_jax.runtime import npz_file
 
 _WORDS = {
   int: 'a whole number from 0 on',
@@ -30,20 +29,7 @@ _WORDS = {
   dict: 'an object',
 }
 _LARGEST = 10**15  # of steps and counts
-_ARRAY_BYTES = 2**31  # of an array of predictions.npz, at most
-_FAULTS = (
-  ValueError,
-  KeyError,
-  TypeError,
-  OverflowError,
-  RecursionError,
-  EOFError,
-  OSError,
-  MemoryError,
-  NotImplementedError,  # an archive's compression
-  RuntimeError,  # an encrypted archive
-  zipfile.BadZipFile,
-)
+_ARRAY_BYTES = 2**31  # of all arrays of a file, at most
 
 
 class Fields(NamedTuple):
@@ -159,17 +145,21 @@ def read_arrays(
   """
   if not path.exists():
     return {}
-  arrays: dict[str, np.ndarray] = {}
+  with judging(path):
+    arrays = npz_file.parse(path.read_bytes(), _ARRAY_BYTES)
+  arrays = {name: array for name, array in arrays.items() if name in shapes}
   sizes: dict[str, int] = {}
-  with judging(path), zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
-    for name in shapes.keys() & {
-      n.removesuffix('.npy') for n in archive.namelist()
-    }:
-      with judging(path, f'array {name!r}'):
-        arrays[name] = _read_array(archive, f'{name}.npy', shapes[name][0])
-    for name in sorted(arrays):
-      with judging(path, f'array {name!r}'):
-        _validate_shape(arrays[name].shape, shapes[name][1], sizes)
+  for name, array in sorted(arrays.items()):
+    kinds, axes = shapes[name]
+    with judging(path, f'array {name!r}'):
+      if array.dtype.kind not in kinds:
+        raise ValueError(f'of type {array.dtype}, expected a kind of {kinds!r}')
+      wanted = [
+        int(axis) if axis.isdigit() else sizes.setdefault(axis, length)
+        for axis, length in zip(axes.split(), array.shape, strict=False)
+      ]
+      if list(array.shape) != wanted or array.ndim != len(axes.split()):
+        raise ValueError(f'of shape {array.shape}, expected {axes!r}')
   return arrays
 
 
@@ -207,7 +197,7 @@ def judging(path: epath.Path, place: str = '') -> Iterator[None]:
     yield
   except errors.UserError:
     raise
-  except _FAULTS as error:
+  except npz_file.FAULTS as error:
     reason = str(error).partition('\n')[0] or type(error).__name__
     where = f'{place}: ' if place else ''
     raise errors.UserError(
@@ -252,32 +242,3 @@ def _complete_lines(path: epath.Path) -> Iterator[tuple[int, bytes]]:
   for number, text in enumerate(content.split(b'\n')[:-1], 1):
     if text.strip():
       yield number, text
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, kinds: str) -> np.ndarray:
-  """Reads a member after its header has said what it will be."""
-  with archive.open(name) as file:
-    version = np.lib.format.read_magic(file)
-    read = {
-      (1, 0): np.lib.format.read_array_header_1_0,
-      (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, _, dtype = read(file)
-    if dtype.kind not in kinds:
-      raise ValueError(f'of type {dtype}, expected a kind of {kinds!r}')
-    if math.prod(shape) * dtype.itemsize > _ARRAY_BYTES:
-      raise ValueError(f'of shape {shape}, which is too large')
-  with archive.open(name) as file:
-    return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _validate_shape(
-  shape: tuple[int, ...], axes: str, sizes: dict[str, int]
-) -> None:
-  wanted = axes.split()
-  known = [
-    int(axis) if axis.isdigit() else sizes.setdefault(axis, length)
-    for axis, length in zip(wanted, shape, strict=False)
-  ]
-  if len(shape) != len(wanted) or list(shape) != known:
-    raise ValueError(f'of shape {shape}, expected {axes!r}')

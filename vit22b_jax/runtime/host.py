@@ -1,15 +1,14 @@
-"""Prepares the host process for jax, and finds what is in the machine."""
+"""Prepares the host process for jax, and starts jax's backend."""
 
 import ctypes
 import glob
 import importlib.util
 import os
 import pathlib
-import re
-import subprocess
 import sys
 import time
 
+from vit22b_jax import errors
 from vit22b_jax.data import cache
 
 # When the process began, or at least this package in it.
@@ -45,7 +44,7 @@ def expected_platform() -> str:
     return named
   if has_tpu() and _is_installed('libtpu'):
     return 'tpu'
-  if cuda_driver() is not None and any(map(_is_installed, _CUDA_PLUGINS)):
+  if has_gpu() and any(map(_is_installed, _CUDA_PLUGINS)):
     return 'cuda'
   return 'cpu'
 
@@ -67,27 +66,6 @@ def keep_freed_memory() -> None:
     return  # another C library: nothing to set
 
 
-def unused_accelerator(platform: str) -> str:
-  """Returns a warning of a GPU or TPU that jax lacks the plugin for, or ''.
-
-  Args:
-    platform: what jax runs on, 'cpu', 'gpu' or 'tpu'.
-  """
-  driver = cuda_driver()
-  if platform != 'cpu' or os.environ.get('JAX_PLATFORMS'):
-    return ''  # used, or left alone on purpose
-  if has_tpu() and not _is_installed('libtpu'):
-    kind, extra = 'a TPU', 'tpu'
-  elif driver is not None and not any(map(_is_installed, _CUDA_PLUGINS)):
-    kind, extra = 'an NVIDIA GPU', 'cuda13' if driver >= 580 else 'cuda12'
-  else:
-    return ''
-  return (
-    f'{kind} is in this machine, and jax runs on the CPU: '
-    f"pip install '.[{extra}]'"
-  )
-
-
 def has_tpu() -> bool:
   """Returns whether a TPU is in the machine: a Google PCI device and a node."""
   if not glob.glob('/dev/accel[0-9]*') + glob.glob('/dev/vfio/[0-9]*'):
@@ -96,18 +74,35 @@ def has_tpu() -> bool:
   return any(pathlib.Path(x).read_text().strip() == '0x1ae0' for x in vendors)
 
 
-def cuda_driver() -> int | None:
-  """Returns the major version of the NVIDIA driver; None without a GPU."""
+def has_gpu() -> bool:
+  """Returns whether an NVIDIA GPU is there (a node; Windows' in WSL)."""
+  nodes = ('/proc/driver/nvidia/version', '/dev/nvidia0', '/dev/dxg')
+  return any(map(os.path.exists, nodes))
+
+
+def start_backend() -> None:
+  """Starts the backend that jax chooses, or JAX_PLATFORMS names.
+
+  jax itself warns of a GPU or TPU that it has no plugin for.
+
+  Raises:
+    UserError: JAX_PLATFORMS names a platform that can't be started.
+  """
+  import jax
+
   try:
-    text = pathlib.Path('/proc/driver/nvidia/version').read_text()
-  except OSError:  # Windows' subsystem for Linux has the program alone
-    try:
-      command = ('nvidia-smi',)
-      text = subprocess.run(command, capture_output=True, text=True).stdout
-    except OSError:
-      return None
-  found = re.search(r'\b(\d{3})\.\d', text)
-  return int(found[1]) if found else None
+    platform = jax.default_backend()
+  except (RuntimeError, AssertionError) as error:
+    named = os.environ.get('JAX_PLATFORMS', '')
+    reason = str(error).strip().split('\n')[0] or 'no such device'
+    raise errors.UserError(
+      f"JAX_PLATFORMS={named}: jax can't start there ({reason[:300]}). "
+      "Install its plugin (pip install '.[cuda12]', '.[cuda13]' or '.[tpu]'), "
+      'or unset JAX_PLATFORMS to take what there is.'
+    ) from error
+  if platform == 'cpu' and jax.process_count() > 1:
+    # Only process 0 has it on CPUs, and Gloo waits just 30 s for the others.
+    jax.config.update('jax_enable_compilation_cache', False)
 
 
 def _is_installed(module: str) -> bool:

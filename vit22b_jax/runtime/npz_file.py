@@ -7,23 +7,29 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 
 from vit22b_jax import errors
 
-_FORMAT = np.lib.format
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What reading a damaged file raises.
+FAULTS = (
+  *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError),
+  *(OverflowError, MemoryError, RecursionError),
+  *(RuntimeError, NotImplementedError),  # encrypted; an unknown compression
+  *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def read(
   path: epath.PathLike, max_bytes: float = math.inf
 ) -> dict[str, np.ndarray]:
   """Returns a file's arrays by name, whatever their types but objects.
-
-  Nothing is allocated by what a header promises: sizes are compared with the
-  bytes that are there.
 
   Args:
     path: of the file.
@@ -35,42 +41,39 @@ def read(
   """
   path = epath.Path(path)
   try:
-    return dict(_read_members(path.read_bytes(), max_bytes))
-  except (
-    *(OSError, EOFError, ValueError, SyntaxError, TypeError, OverflowError),
-    *(RuntimeError, NotImplementedError),  # encrypted; an unknown compression
-    *(zipfile.BadZipFile, zlib.error, MemoryError, RecursionError),
-  ) as error:
+    return parse(path.read_bytes(), max_bytes)
+  except FAULTS as error:
     raise errors.UserError(
       f'{path} is damaged, or no .npz file of arrays: '
       f'{str(error) or type(error).__name__}'
     ) from error
 
 
-def _read_members(
-  data: bytes, max_bytes: float
-) -> Iterator[tuple[str, np.ndarray]]:
+def parse(data: bytes, max_bytes: float = math.inf) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file's content; raises one of FAULTS."""
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
     members = [m for m in archive.infolist() if m.filename.endswith('.npy')]
     size = sum(member.file_size for member in members)
     if size > max_bytes:
       raise ValueError(f'it holds {size:,} bytes, {max_bytes:,} were expected')
-    for member in members:
-      name = member.filename.removesuffix('.npy')
-      yield name, _read_array(name, archive.read(member))
+    names = [member.filename.removesuffix('.npy') for member in members]
+    return {
+      name: _parse_array(name, archive.read(member))
+      for name, member in zip(names, members, strict=True)
+    }
 
 
-def _read_array(name: str, data: bytes) -> np.ndarray:
-  """Returns the array of a `.npy` file."""
+def _parse_array(name: str, data: bytes) -> np.ndarray:
+  """Returns the array of a `.npy` file.
+
+  Nothing is allocated by what a header promises: sizes are compared with the
+  bytes that are there.
+  """
   stream = io.BytesIO(data)
-  version = _FORMAT.read_magic(stream)
-  read_header = {
-    (1, 0): _FORMAT.read_array_header_1_0,
-    (2, 0): _FORMAT.read_array_header_2_0,
-  }.get(version)
-  if read_header is None:
+  version = np.lib.format.read_magic(stream)
+  if version not in _HEADERS:
     raise ValueError(f'{name} is in version {version} of the format')
-  shape, fortran, dtype = read_header(stream)
+  shape, fortran, dtype = _HEADERS[version](stream)
   if dtype.hasobject:
     raise ValueError(f'{name} holds Python objects, which could run code')
   left = len(data) - stream.tell()

@@ -1,44 +1,61 @@
 """Sends a run's scalars and images to TensorBoard and to Weights & Biases.
 
-tracker = trackers.TensorBoard(path)
-tracker.scalars(10, {'train/loss': 1.2})
-tracker.close()
+trackers = trackers.Trackers(path, tensorboard=True, wandb='project')
+trackers.scalars(10, {'train/loss': 1.2})
+trackers.close()
 
 Both are conveniences: one that fails says so in a warning and ends nothing.
 """
 
+import functools
 import hashlib
+import io
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+Calls = dict[str, Callable[..., None]]
+_SHOWN = 32  # sample images of a classifier
+_SIDE = 96  # pixels of each
 
 
-class Tracker:
-  """Calls that a thread of its own makes, since the libraries load for seconds.
+class Trackers:
+  """Calls in a thread of their own, since the libraries load for seconds.
 
-  Subclasses give `_open()`, which returns a function for each kind of call.
+  Args:
+    path: the workdir.
+    tensorboard: whether event files are written there, by clu.
+    wandb: a project of Weights & Biases, where a workdir is a run; '' for none.
 
   Attributes:
     done: the step that this start begins after; set it before the first call.
     choices: the run's flattened config; likewise.
   """
 
-  name: str
-
-  def __init__(self, path: epath.Path):
-    self._path = path
+  def __init__(
+    self, path: epath.PathLike, *, tensorboard: bool = False, wandb: str = ''
+  ):
     self.done = 0
     self.choices: dict[str, Any] = {}
-    self._calls: queue.Queue = queue.Queue()
-    self._thread: threading.Thread | None = None
+    self._path = path
+    self._open: dict[str, Callable[[], Calls]] = {}
+    if tensorboard:
+      self._open['TensorBoard'] = self._open_tensorboard
+    if wandb:
+      self._open['Weights & Biases'] = functools.partial(
+        self._open_wandb, wandb
+      )
+    self._opened: dict[str, Calls] = {}
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._last: futures.Future | None = None
 
   def scalars(self, step: int, row: dict[str, float]) -> None:
     self._put('scalars', step, row)
@@ -48,46 +65,34 @@ class Tracker:
   ) -> None:
     self._put('image', name, step, image)
 
+  def predictions(self, name: str, step: int, archive: bytes) -> None:
+    """Shows images of a predictions.npz, and what they were taken for."""
+    if self._open:
+      self.image(name, step, _picture(archive))
+
   def close(self) -> None:
     """Waits until everything is written."""
-    if self._thread is not None:
-      self._calls.put(None)
-      self._thread.join()
+    if self._last is not None:
+      self._pool.submit(self._call, 'close').result()
 
-  def _put(self, kind: str, *arguments: Any) -> None:
-    if self._thread is None:
-      self._thread = threading.Thread(target=self._work, daemon=True)
-      self._thread.start()
-    self._calls.put((kind, arguments))
+  def _put(self, *call: Any) -> None:
+    if self._open:
+      self._last = self._pool.submit(self._call, *call)
 
-  def _open(self) -> dict[str, Callable[..., None]]:
-    raise NotImplementedError
+  def _call(self, kind: str, *arguments: Any) -> None:
+    for name, opener in list(self._open.items()):
+      try:
+        if name not in self._opened:
+          self._opened[name] = opener()
+        self._opened[name][kind](*arguments)
+      except Exception as error:  # A convenience: a run mustn't end for it.
+        reason = str(error).split('\n')[0]
+        if getattr(error, 'name', None) == 'tensorflow':
+          reason += ': pip install tensorflow, or log.tensorboard=False'
+        logging.warning('Nothing more is written to %s: %s', name, reason)
+        del self._open[name]
 
-  def _work(self) -> None:
-    item: Any = ()
-    try:
-      calls = self._open()
-      while (item := self._calls.get()) is not None:
-        kind, arguments = item
-        calls[kind](*arguments)
-        if self._calls.empty():
-          calls['flush']()
-      calls['close']()
-    except Exception as error:  # A convenience: a run mustn't end for it.
-      reason = str(error).split('\n')[0]
-      if getattr(error, 'name', None) == 'tensorflow':
-        reason += ': pip install tensorflow, or log.tensorboard=False'
-      logging.warning('Nothing more is written to %s: %s', self.name, reason)
-      while item is not None:
-        item = self._calls.get()
-
-
-class TensorBoard(Tracker):
-  """Event files in the workdir, written by clu."""
-
-  name = 'TensorBoard'
-
-  def _open(self) -> dict[str, Callable[..., None]]:
+  def _open_tensorboard(self) -> Calls:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # and its notice
     from clu import metric_writers
@@ -95,14 +100,19 @@ class TensorBoard(Tracker):
     self._open_session()  # in a file that is read before the next
     writer = metric_writers.SummaryWriter(os.fspath(self._path))
     kinds = (bool, int, float, str)
-    known = {k: v for k, v in self.choices.items() if isinstance(v, kinds)}
-    writer.write_hparams(known)
+    writer.write_hparams(
+      {k: v for k, v in self.choices.items() if isinstance(v, kinds)}
+    )
+
+    def flushed(write, *arguments):
+      write(*arguments)
+      writer.flush()
+
     return {
-      'scalars': writer.write_scalars,
-      'image': lambda name, step, image: writer.write_images(
-        step, {name: image[None]}
+      'scalars': functools.partial(flushed, writer.write_scalars),
+      'image': lambda name, step, image: flushed(
+        writer.write_images, step, {name: image[None]}
       ),
-      'flush': writer.flush,
       'close': writer.close,
     }
 
@@ -123,28 +133,14 @@ class TensorBoard(Tracker):
     writer.add_event(event)
     writer.close()
 
-
-class WandB(Tracker):
-  """A run of a Weights & Biases project; one workdir is one run there.
-
-  Args:
-    path: the workdir.
-    project: its name there.
-  """
-
-  name = 'Weights & Biases'
-
-  def __init__(self, path: epath.Path, project: str):
-    super().__init__(path)
-    self._project = project
-
-  def _open(self) -> dict[str, Callable[..., None]]:
+  def _open_wandb(self, project: str) -> Calls:
     import wandb
 
+    path = os.path.abspath(self._path)
     run = wandb.init(
-      project=self._project,
-      name=self._path.name,
-      id=hashlib.sha256(os.path.abspath(self._path).encode()).hexdigest()[:16],
+      project=project,
+      name=os.path.basename(path),
+      id=hashlib.sha256(path.encode()).hexdigest()[:16],
       resume='allow',
       config=self.choices,
     )
@@ -153,6 +149,30 @@ class WandB(Tracker):
       'image': lambda name, step, image: run.log(
         {name: wandb.Image(image)}, step=step
       ),
-      'flush': lambda: None,
       'close': run.finish,
     }
+
+
+def _picture(archive: bytes) -> UInt8[np.ndarray, 'H W 3']:
+  """Draws images of a predictions.npz, eight a row, above what they are.
+
+  A right class is green; a wrong one is red, with the true one in brackets.
+  """
+  found = np.load(io.BytesIO(archive))
+  rows, names = found['image_rows'], found['class_names']
+  labels, probabilities = found['labels'], found['probabilities']
+  chosen = np.random.default_rng(0).permutation(len(rows))[:_SHOWN]
+  line = _SIDE + 16
+  height = -(-len(chosen) // 8) * line
+  picture = Image.new('RGB', (8 * _SIDE, height), 'white')
+  draw = ImageDraw.Draw(picture)
+  for place, i in enumerate(chosen):
+    x, y = place % 8 * _SIDE, place // 8 * line
+    image = Image.fromarray(found['images'][i])
+    image = image.resize((_SIDE - 4,) * 2, Image.Resampling.BICUBIC)
+    picture.paste(image, (x, y))
+    label, taken = labels[rows[i]], probabilities[rows[i]].argmax()
+    text = f'{names[taken]}' + f' ({names[label]})' * bool(taken != label)
+    color = 'darkgreen' if taken == label else 'crimson'
+    draw.text((x + 2, y + _SIDE - 3), text[:16], color)
+  return np.asarray(picture)

@@ -7,8 +7,7 @@
     folder.truncate(step)   # a resumed run forgets rows after its checkpoint
 
 Paths may be `gs://...` (Orbax and TensorStore write checkpoints to no other
-remote disk). Object stores can't append, so files that grow are kept in a local
-folder then, and uploaded whole at each flush. Never imports jax.
+remote disk). Never imports jax.
 """
 
 import contextlib
@@ -22,7 +21,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,22 +80,18 @@ class GrowingFile:
 
   def __init__(self, path: epath.PathLike):
     self.path = epath.Path(path)
-    self._local = pathlib.Path(os.fspath(self.path))
-    self._remote = is_remote(self.path)
-    if self._remote:
-      folder = pathlib.Path(tempfile.mkdtemp(prefix='vit22b_jax_'))
-      self._local = folder / self.path.name
-      if self.path.exists():
-        self._local.write_bytes(self.path.read_bytes())
     self._waiting: list[str] = []
+    self._remote: bytes | None = None  # what a remote file holds
+    if is_remote(self.path):
+      self._remote = self.path.read_bytes() if self.path.exists() else b''
 
   def lines(self) -> list[str]:
     """Returns the whole lines so far; leaves out one cut off by a crash."""
     self.flush()
-    if not self._local.exists():
+    if not self.path.exists():
       return []
     with formats.judging(self.path):
-      text = self._local.read_bytes().decode()
+      text = self.path.read_bytes().decode()
     return [line for line in text.split('\n')[:-1] if line]
 
   def append(self, line: str) -> None:
@@ -107,33 +101,33 @@ class GrowingFile:
     """Makes `lines` the whole content, in one atomic step."""
     self._waiting.clear()
     content = ''.join(line + '\n' for line in lines).encode()
-    if self._local.exists() and self._local.read_bytes() == content:
-      return
-    _replace(self._local, content)
-    self._upload()
+    if not self.path.exists() or self.path.read_bytes() != content:
+      _write(self.path, content)
+    if self._remote is not None:
+      self._remote = content
 
   def flush(self) -> None:
-    """Adds the lines that wait to the file, and uploads it if it is remote.
+    """Adds the lines that wait to the file.
 
     Raises:
       OSError: the disk is full or gone; the lines keep waiting.
     """
     if not self._waiting:
       return
-    before = self._local.stat().st_size if self._local.exists() else 0
-    try:
-      with self._local.open('ab') as file:
-        file.write(''.join(self._waiting).encode())
-    except OSError:
-      if self._local.exists():
-        os.truncate(self._local, before)
-      raise
+    new = ''.join(self._waiting).encode()
+    if self._remote is not None:  # object stores can't append
+      self.path.write_bytes(self._remote + new)
+      self._remote += new
+    else:
+      with pathlib.Path(self.path).open('ab') as file:
+        before = file.tell()
+        try:
+          file.write(new)
+          file.flush()
+        except OSError:
+          os.truncate(self.path, before)
+          raise
     self._waiting.clear()
-    self._upload()
-
-  def _upload(self) -> None:
-    if self._remote:
-      self.path.write_bytes(self._local.read_bytes())
 
 
 class Workdir:
@@ -159,7 +153,6 @@ class Workdir:
   ):
     self.path = epath.Path(path)
     self._writer = writer
-    self._trackers: list[trackers.Tracker] = []
     if not writer:
       return
     _validate_writable(self.path)
@@ -169,46 +162,42 @@ class Workdir:
     }
     self._has_columns = False
     self._peaks: dict[str, float] = {}
-    if tensorboard:
-      self._trackers.append(trackers.TensorBoard(self.path))
-    if wandb:
-      self._trackers.append(trackers.WandB(self.path, wandb))
+    self._predictions = b''
+    self._trackers = trackers.Trackers(
+      self.path, tensorboard=tensorboard, wandb=wandb
+    )
 
   def write_json(self, name: str, content: Any) -> None:
     text = json.dumps(formats.strict(content), indent=2, allow_nan=False)
     self.write_bytes(name, f'{text}\n'.encode())
     if name == EVAL and self._writer and 'step' in content:
-      self._track(
-        content['step'],
-        {
-          f'{content["split"]}/{key}': value
-          for key, value in content.items()
-          if isinstance(value, float)
-        },
+      split, step = content['split'], content['step']
+      numbers = {k: v for k, v in content.items() if isinstance(v, float)}
+      self._trackers.scalars(
+        step, {f'{split}/{key}': value for key, value in numbers.items()}
       )
+      if self._predictions:
+        self._trackers.predictions(
+          f'{split}/predictions', step, self._predictions
+        )
 
   def write_bytes(self, name: str, content: bytes) -> None:
     """Writes a whole file, in one atomic step where the file system can."""
     if not self._writer:
       return
     with _explaining(self.path):
-      if is_remote(self.path):
-        (self.path / name).write_bytes(content)
-      else:
-        path = pathlib.Path(self.path / name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+      _write(self.path / name, content)
     if name == CONFIG:
-      for tracker in self._trackers:
-        tracker.choices = rules.flatten(json.loads(content))
+      self._trackers.choices = rules.flatten(json.loads(content))
+    elif name == PREDICTIONS:
+      self._predictions = content
 
   def metrics(self, step: int, row: dict[str, float]) -> None:
     """Adds a row to metrics.jsonl and to what trackers get."""
-    if not self._writer:
-      return
-    self._files[METRICS].append(formats.line({'step': step, **row}))
-    self._track(step, row | self._peaks)
-    self._peaks = {}
+    if self._writer:
+      self._files[METRICS].append(formats.line({'step': step, **row}))
+      self._trackers.scalars(step, row | self._peaks)
+      self._peaks = {}
 
   def diagnostics(self, step: int, row: dict[str, float]) -> None:
     """Adds a row to diagnostics.csv: 9 significant digits, exact in float32."""
@@ -217,12 +206,12 @@ class Workdir:
     for name in _TRACKED & row.keys():
       key = f'diagnostics/{name}'
       self._peaks[key] = max(self._peaks.get(key, -math.inf), row[name])
-    if not self._has_columns:
-      if not self._files[DIAGNOSTICS].lines():
-        self._files[DIAGNOSTICS].append(','.join(['step', *row]))
-      self._has_columns = True
+    file = self._files[DIAGNOSTICS]
+    if not self._has_columns and not file.lines():
+      file.append(','.join(['step', *row]))
+    self._has_columns = True
     values = [f'{value:.9g}' for value in row.values()]
-    self._files[DIAGNOSTICS].append(','.join([str(step), *values]))
+    file.append(','.join([str(step), *values]))
 
   def event(self, row: dict[str, Any]) -> None:
     """Adds a row to events.jsonl."""
@@ -233,8 +222,8 @@ class Workdir:
     self, name: str, step: int, image: UInt8[np.ndarray, 'H W 3']
   ) -> None:
     """Gives an image to trackers; files of images are `write_bytes`' part."""
-    for tracker in self._trackers:
-      tracker.image(name, step, image)
+    if self._writer:
+      self._trackers.image(name, step, image)
 
   def truncate(self, step: int) -> None:
     """Drops rows and samples of later steps: the run goes on from `step`.
@@ -245,11 +234,10 @@ class Workdir:
     if not self._writer:
       return
     self._has_columns = False
-    for tracker in self._trackers:
-      tracker.done = step
+    self._trackers.done = step
     with _explaining(self.path):
       for file in self._files.values():
-        self._truncate(file, step)
+        _truncate(file, step)
       for picture in (self.path / SAMPLES).glob('*.png'):
         number = picture.stem.rpartition('_')[2]
         if number.isdecimal() and int(number) > step:
@@ -272,28 +260,27 @@ class Workdir:
   def close(self) -> None:
     if self._writer:
       self.flush()
-      for tracker in self._trackers:
-        tracker.close()
-
-  def _track(self, step: int, row: dict[str, float]) -> None:
-    for tracker in self._trackers:
-      tracker.scalars(step, row)
-
-  @staticmethod
-  def _truncate(file: GrowingFile, step: int) -> None:
-    header, kept = [], []
-    for number, line in enumerate(file.lines(), 1):
-      with formats.judging(file.path, f'line {number}'):
-        if line.startswith('step,'):
-          header = [line]
-        elif formats.step_of(line) <= step:
-          kept.append(line)
-    if kept or file.path.exists():
-      file.replace(header + kept if kept else [])
+      self._trackers.close()
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  """Writes a whole local file in one atomic step."""
+def _truncate(file: GrowingFile, step: int) -> None:
+  header, kept = [], []
+  for number, line in enumerate(file.lines(), 1):
+    with formats.judging(file.path, f'line {number}'):
+      if line.startswith('step,'):
+        header = [line]
+      elif formats.step_of(line) <= step:
+        kept.append(line)
+  if kept or file.path.exists():
+    file.replace(header + kept if kept else [])
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+  """Writes a whole file, in one atomic step where the file system can."""
+  if is_remote(path):
+    path.write_bytes(content)
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
   new = path.with_name(f'{path.name}.new')
   new.write_bytes(content)
   new.replace(path)
@@ -331,20 +318,15 @@ def _git_commit() -> str | None:
   command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
   folder = pathlib.Path(__file__).parent
   try:
-    done = subprocess.run(
-      command, cwd=folder, capture_output=True, text=True, timeout=10
-    )
-  except (OSError, subprocess.TimeoutExpired):
+    return subprocess.check_output(
+      command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
+    ).strip()
+  except (OSError, subprocess.SubprocessError):
     return None
-  return done.stdout.strip() if done.returncode == 0 else None
 
 
 def versions(devices: list[str]) -> dict[str, Any]:
-  """Returns the content of versions.json: software, machine, command.
-
-  Args:
-    devices: a description of each accelerator.
-  """
+  """Returns the content of versions.json: software, machine, command."""
   distributions = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
   return {
     'package': _version('vit22b_jax'),
