@@ -132,6 +132,19 @@ def test_predictions_are_those_of_the_evaluation(run, predictor):
   np.testing.assert_allclose(predictor.predict(listed), found[:3], atol=1e-6)
 
 
+def test_maps_are_those_of_the_evaluation(run, predictor):
+  with np.load(run / 'attention.npz') as file:
+    images, last, rollout = (file[k] for k in ('images', 'last', 'rollout'))
+  blocks = predictor.attention(images).mean(2)
+  expected = blocks[:, -1, 0, 1:].reshape(last.shape)
+  np.testing.assert_allclose(last, expected, atol=1e-6)
+  product = eye = np.eye(blocks.shape[-1])
+  for block in blocks.swapaxes(0, 1):
+    product = (0.5 * block + 0.5 * eye) @ product
+  expected = product[:, 0, 1:].reshape(rollout.shape)
+  np.testing.assert_allclose(rollout, expected, atol=1e-6)
+
+
 def test_files_of_any_size_and_kind_are_predicted(predictor, tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'a.png')

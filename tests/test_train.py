@@ -78,6 +78,7 @@ def test_files_of_a_run(whole):
     'diagnostics.csv',
     'eval.json',
     'predictions.npz',
+    'attention.npz',
     'checkpoints',
     'report.html',
   }
@@ -186,13 +187,14 @@ def test_crash_without_a_save_loses_and_doubles_no_row(
       raise Killed
     return found
 
-  for name in (workdir.EVAL, workdir.PREDICTIONS):
+  for name in (workdir.EVAL, workdir.PREDICTIONS, workdir.ATTENTION):
     (tmp_path / name).write_text('{}')  # of an earlier, shorter end
   with monkeypatch.context() as patch, pytest.raises(Killed):
     patch.setattr(records.Recorder, 'row', row)
     _run(tmp_path)
   assert not (tmp_path / workdir.EVAL).exists()
   assert not (tmp_path / workdir.PREDICTIONS).exists()
+  assert not (tmp_path / workdir.ATTENTION).exists()
   assert len((tmp_path / 'diagnostics.csv').read_text().splitlines()) == 4
   assert _run(tmp_path) == 0
   for name in ('diagnostics.csv', 'eval.json'):

@@ -255,6 +255,16 @@ def _evaluation(
     confusion=confusion,
     class_names=np.array(classes),
   )
+  looked = rng.uniform(0, 0.1, (2, 8, 4, 4)).astype(np.float32)
+  np.savez(
+    path / 'attention.npz',
+    images=(127 * (1 + waves[:8])).astype(np.uint8),
+    indices=np.arange(8),
+    true=np.array(classes)[labels[:8]],
+    predicted=np.array(classes)[logits[:8].argmax(1)],
+    last=looked[0],
+    rollout=looked[1],
+  )
   (path / 'eval.json').write_text(
     json.dumps(
       {

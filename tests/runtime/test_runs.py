@@ -20,6 +20,7 @@ SIDE = (
   'events.jsonl',
   'eval.json',
   'predictions.npz',
+  'attention.npz',
 )
 VALUES = (
   *('null', '1', '-1', '1.5', '1e999', 'true', '"x"', '""', '[]', '{}'),

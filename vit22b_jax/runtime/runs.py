@@ -71,6 +71,14 @@ _ARRAYS = {
   'confusion': ('iu', 'C C'),
   'class_names': ('U', 'C'),
 }
+_MAPS = {
+  'images': ('u', 'M H W 3'),
+  'indices': ('iu', 'M'),
+  'true': ('U', 'M'),
+  'predicted': ('U', 'M'),
+  'last': ('f', 'M h w'),
+  'rollout': ('f', 'M h w'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +94,7 @@ class Run:
     events: rows of events.jsonl, by step.
     evaluation: eval.json, the final evaluation.
     predictions: arrays of predictions.npz.
+    attention: arrays of attention.npz.
     names: of the classes or the two domains, from classes.json.
     samples: direction -> step -> its grid of sample images, a PNG file.
     damaged: messages about files that were left out, see `read`.
@@ -99,6 +108,7 @@ class Run:
   events: list[dict[str, Any]]
   evaluation: dict[str, Any]
   predictions: dict[str, np.ndarray]
+  attention: dict[str, np.ndarray]
   names: list[str]
   samples: dict[str, dict[int, epath.Path]]
   damaged: list[str]
@@ -202,6 +212,7 @@ def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
       side(_read_evaluation, workdir.EVAL, evaluated, empty={}), 'fid.'
     ),
     predictions=side(_read_predictions, workdir.PREDICTIONS, empty={}),
+    attention=side(_read_attention, workdir.ATTENTION, empty={}),
     names=[printable(name) for name in names],
     samples=_find_samples(path / workdir.SAMPLES),
     damaged=damaged,
@@ -295,10 +306,27 @@ def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
       found = arrays.get(name, np.zeros(0))
       if ((found < 0) | (found >= limit)).any():
         raise ValueError(f'array {name!r} has values outside 0 to {limit - 1}')
-  if 'class_names' in arrays:
-    names = [printable(str(name)) for name in arrays['class_names']]
-    arrays['class_names'] = np.array(names)
-  return arrays
+  return _with_printable(arrays, 'class_names')
+
+
+def _read_attention(path: epath.Path) -> dict[str, np.ndarray]:
+  arrays = formats.read_arrays(path, _MAPS)
+  with formats.judging(path):
+    if arrays and (missing := _MAPS.keys() - arrays.keys()):
+      raise ValueError(f'array {min(missing)!r} is missing')
+  return _with_printable(arrays, 'true', 'predicted')
+
+
+def _with_printable(
+  arrays: dict[str, np.ndarray], *names: str
+) -> dict[str, np.ndarray]:
+  """Returns the arrays, those named with texts that any file can hold."""
+  return {
+    key: np.array([printable(str(text)) for text in array], 'U')
+    if key in names
+    else array
+    for key, array in arrays.items()
+  }
 
 
 def _find_samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:

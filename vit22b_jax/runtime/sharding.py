@@ -198,11 +198,16 @@ def opt_state_shardings(
   )
 
 
+def batch_ways(mesh: Mesh) -> int:
+  """Returns how many devices share a batch, which they must divide."""
+  return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
 def validate_batch_size(
   batch_size: int, mesh: Mesh, key: str = 'batch_size'
 ) -> None:
   """Raises UserError unless the devices divide the batch."""
-  ways = mesh.shape[DATA] * mesh.shape[FSDP]
+  ways = batch_ways(mesh)
   if batch_size % ways:
     raise errors.UserError(
       f'{key}={batch_size} is not divisible by the {ways} devices that share '

@@ -41,6 +41,7 @@ EVENTS = 'events.jsonl'
 EVAL = 'eval.json'
 PROBE = 'probe.json'
 PREDICTIONS = 'predictions.npz'
+ATTENTION = 'attention.npz'
 SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
 # Columns of diagnostics.csv that trackers get, as peaks since the last row.
 _TRACKED = {'max_logit', 'max_abs_grad', 'grad_norm'}
@@ -247,7 +248,7 @@ class Workdir:
     """Drops what was evaluated at an earlier end: the run goes on."""
     if self._writer:
       with _explaining(self.path):
-        for name in (EVAL, PREDICTIONS):
+        for name in (EVAL, PREDICTIONS, ATTENTION):
           (self.path / name).unlink(missing_ok=True)
 
   def flush(self) -> None:

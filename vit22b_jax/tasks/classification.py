@@ -17,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
@@ -88,6 +88,7 @@ class Classification(base.Task):
       mesh,
       data,
       self.names,
+      class_token=self.model.pool == 'cls',
       batch_size=config.eval.batch_size or config.batch_size,
       workers=config.data.workers,
     )
@@ -389,11 +390,11 @@ class Classification(base.Task):
     return 'the head or the loss, after the last block'
 
   def _logits(
-    self, variables: dict[str, Any], images: UInt8[Array, 'B H W 3']
-  ) -> Float[Array, 'B C']:
-    """Computes logits for raw uint8 images, of `load_size` or `image_size`."""
+    self, variables: Any, images: Array, capture: bool = False
+  ) -> Any:
+    """Applies the model to raw uint8 images of `load_size` or `image_size`."""
     data = self.config.data
     if data.load_size:
       images = augment.eval_images(images, data.image_size)
     images = augment.normalize(images, data.mean, data.std)
-    return self.model.apply(variables, images, train=False)
+    return self.model.apply(variables, images, capture=capture)

@@ -21,8 +21,10 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from vit22b_jax.data import catalog, devices, pipeline, splits
 from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.tasks import attention
 from vit22b_jax.training import losses, metrics
 
+_LOOKED = 4  # errors, and right images, with attention maps
 _SAMPLES = 48  # images kept with their predictions, drawn at random
 _PICTURE_BYTES = 16_000_000  # of errors' images kept, the worst ones
 
@@ -123,11 +125,13 @@ class ClassificationEvaluator(Evaluator):
   """Measures a classifier; every image counts once.
 
   Args:
-    logits: (variables, images uint8 [B, H, W, 3]) -> float32 [B, C].
+    logits: (variables, images uint8 [B, H, W, 3]) -> float32 [B, C]; with
+      `capture=True` also what `ViT` captures.
     kind: of the loss, see `losses.cross_entropy`.
     mesh: over which batches are split.
     data: the data set; None to predict alone.
     names: of the classes.
+    class_token: whether the model has one.
     batch_size: images of a batch, over all processes.
     workers: processes that decode.
 
@@ -140,12 +144,13 @@ class ClassificationEvaluator(Evaluator):
 
   def __init__(
     self,
-    logits: Callable[[Any, Array], Float[Array, 'B C']],
+    logits: Callable[..., Any],
     kind: str,
     mesh: jax.sharding.Mesh,
     data: catalog.Dataset | None,
     names: list[str],
     *,
+    class_token: bool,
     batch_size: int,
     workers: int,
   ):
@@ -168,6 +173,12 @@ class ClassificationEvaluator(Evaluator):
       lambda variables, images: jax.nn.softmax(logits(variables, images)),
       out_shardings=whole,
     )
+
+    def maps(variables, images):
+      inside = logits(variables, images, capture=True)[1]
+      return attention.maps(inside['attn_map'], class_token=class_token)
+
+    self._maps = jax.jit(maps, out_shardings=whole)
 
   def predict(
     self, variables: dict[str, Any], images: UInt8[Array, 'B H W 3']
@@ -216,7 +227,7 @@ class ClassificationEvaluator(Evaluator):
     run: workdir_lib.Workdir,
     poll: Poll = ignore,
   ) -> dict[str, Any]:
-    """Evaluates on the test part and writes predictions.npz.
+    """Evaluates on the test part; writes predictions.npz and attention.npz.
 
     A data set without a test part is evaluated on its validation part.
 
@@ -226,6 +237,8 @@ class ClassificationEvaluator(Evaluator):
     split = getattr(self.data, self.last_part)
     found = self.evaluate(variables, split, poll)
     run.write_bytes(workdir_lib.PREDICTIONS, self._archive(split, found))
+    looked = self._look(variables, split, found, poll)
+    run.write_bytes(workdir_lib.ATTENTION, looked)
     return {'split': self.last_part, **found.values}
 
   def _archive(self, split: splits.Split, found: Predictions) -> bytes:
@@ -242,9 +255,7 @@ class ClassificationEvaluator(Evaluator):
     first = split[int(found.indices[0])]['image']
     rows = _pictured(found, _PICTURE_BYTES // first.nbytes)
     places = found.indices[rows].tolist()
-    out = io.BytesIO()
-    np.savez_compressed(
-      out,
+    return _npz(
       images=np.stack([split[place]['image'] for place in places]),
       image_rows=rows,
       labels=found.labels,
@@ -253,7 +264,39 @@ class ClassificationEvaluator(Evaluator):
       confusion=confusion,
       class_names=np.array(self._names),
     )
-    return out.getvalue()
+
+  def _look(
+    self,
+    variables: dict[str, Any],
+    split: splits.Split,
+    found: Predictions,
+    poll: Poll,
+  ) -> bytes:
+    """Makes attention.npz: of the surest errors and the least sure others.
+
+    Returns:
+      An npz file of `images` uint8 [M, H, W, 3], their `indices` in the split,
+      names `true` and `predicted` [M], and the `attention.maps` [M, h, w].
+    """
+    order = _worst_first(found)
+    rows = list(dict.fromkeys([*order[:_LOOKED], *order[-_LOOKED:]]))
+    images = [split[int(place)]['image'] for place in found.indices[rows]]
+    # One at a time: attention of a batch may not fit into memory.
+    ways = sharding.batch_ways(self._mesh)
+    seen = []
+    for image in images:
+      poll()
+      with sharding.mesh_context(self._mesh):
+        copies = np.repeat(image[None], ways, axis=0)
+        seen.append(jax.device_get(self._maps(variables, copies)))
+    names = np.array(self._names)
+    return _npz(
+      images=np.stack(images),
+      indices=found.indices[rows],
+      true=names[found.labels[rows]],
+      predicted=names[found.probabilities[rows].argmax(1)],
+      **{key: np.stack([one[key][0] for one in seen]) for key in seen[0]},
+    )
 
   @staticmethod
   def summary(result: dict[str, Any]) -> str:
@@ -269,10 +312,22 @@ class ClassificationEvaluator(Evaluator):
 
 def _pictured(found: Predictions, most: int) -> Int[np.ndarray, 'M']:
   """Returns rows of a random sample and of the `most` confident errors."""
-  wrong = found.probabilities.argmax(1) != found.labels
-  order = np.lexsort((-found.probabilities.max(1), ~wrong))
-  sample = np.random.default_rng(0).permutation(len(wrong))[:_SAMPLES]
-  return np.union1d(sample, order[: min(most, wrong.sum())])
+  wrong = (found.probabilities.argmax(1) != found.labels).sum()
+  count = len(found.labels)
+  sample = np.random.default_rng(0).permutation(count)[:_SAMPLES]
+  return np.union1d(sample, _worst_first(found)[: min(most, wrong)])
+
+
+def _worst_first(found: Predictions) -> Int[np.ndarray, ' n']:
+  """Returns rows: errors first, each kind by confidence."""
+  right = found.probabilities.argmax(1) == found.labels
+  return np.lexsort((-found.probabilities.max(1), right))
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+  out = io.BytesIO()
+  np.savez_compressed(out, **arrays)
+  return out.getvalue()
 
 
 def eval_batches(
