@@ -298,6 +298,7 @@ def _gan_loss() -> config_dict.ConfigDict:
   c.gan = 'lsgan'  # lsgan | vanilla
   c.lambda_cycle = 10.0  # weight of the cycle consistency
   c.lambda_identity = 0.5  # weight of the identity loss, times lambda_cycle
+  c.lambda_paired = 0.0  # weight of the L1 to the other image of a pair
   c.discriminator_factor = 0.5  # weight of the discriminators' loss
   return c
 

@@ -358,6 +358,7 @@ RULES: dict[str, dict[str, Rule]] = {
       'loss': {
         'gan': _choice('lsgan', 'vanilla'),
         **dict.fromkeys(('lambda_cycle', 'lambda_identity'), _WEIGHT),
+        'lambda_paired': dataclasses.replace(_WEIGHT, absent=0.0),
         'discriminator_factor': _WEIGHT,
       },
       'fid': _FID,

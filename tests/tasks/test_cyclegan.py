@@ -1,5 +1,6 @@
 """CycleGAN's step: what must not change its result, and what must."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -232,6 +233,65 @@ def test_a_step_equals_one_written_out(task_of, overrides):
       wrong = np.abs(got - expected) > 0.01 * rate
       assert wrong.mean() < 0.01
   assert ('train/idt_a' in rows[0]) == (not overrides)
+
+
+def test_the_paired_term_compares_translations_with_the_other_image():
+  overrides = {'loss.lambda_paired': 100.0, 'model.dtype': 'float32'}
+  networks = small_networks(small_config(**overrides))
+  rng = np.random.default_rng(0)
+  x = rng.uniform(-1, 1, (6, 2, 8, 8, 3)).astype(np.float32)
+  made = dict(zip(('fake_a', 'fake_b', 'rec_a', 'rec_b'), x, strict=False))
+  made |= {'idt_a': x[4], 'idt_b': x[5]}
+  real = {'a': x[5], 'b': x[4]}
+  disc = networks.discriminator.init(jax.random.key(0), x[0])['params']
+  discs = dict.fromkeys(cyclegan_update.DISCRIMINATORS, disc)
+  loss, terms = networks.generator_loss(made, discs, real)
+  for domain in 'ab':
+    expected = np.abs(made[f'fake_{domain}'] - real[domain]).mean()
+    np.testing.assert_allclose(terms[f'paired_{domain}'], expected, rtol=1e-6)
+  without = dataclasses.replace(networks, lambda_paired=0.0)
+  rest, others = without.generator_loss(made, discs, real)
+  assert set(terms) - set(others) == {'paired_a', 'paired_b'}
+  pairs = terms['paired_a'] + terms['paired_b']
+  np.testing.assert_allclose(loss, rest + 100 * pairs, rtol=1e-6)
+  assert set(without.terms) | {'paired_a', 'paired_b'} == set(networks.terms)
+
+
+class Same(nn.Module):
+  """Changes nothing."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    return x * self.param('scale', nn.initializers.ones, ())
+
+
+@pytest.mark.parametrize('pairing', ['paired', 'index'])
+def test_the_images_of_a_pair_are_cut_and_mirrored_alike(data, pairing):
+  config = small_config(
+    **{'data.load_size': SIZE + 9, 'data.flip': True, 'optim.pool_size': 0}
+  )
+  config.data.pairing = pairing
+  task = cyclegan.CycleGAN(config, _mesh(), ['dark', 'bright'], data)
+  task.networks = cyclegan_update.Networks(
+    Same(), Same(), **(config.loss.to_dict() | {'lambda_paired': 1.0})
+  )
+  params = {name: {'scale': jnp.ones(())} for name in FOUR}
+  shape = (2, SIZE + 9, SIZE + 9, 3)
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  state = task.abstract_state.replace(
+    step=jnp.zeros((), jnp.int32),
+    key=jax.random.key_data(jax.random.key(0)),
+    params=params,
+    opt_state={
+      group: task.tx.init(cyclegan_update.pick(params, names))
+      for group, names in cyclegan._GROUPS.items()
+    },
+  )
+  done = jax.jit(lambda batch: task._update(state, batch))(
+    {'a': images, 'b': images}
+  )
+  apart = done.seen['paired_a'] + done.seen['paired_b']
+  assert (apart == 0) == (pairing == 'paired')
 
 
 def test_every_network_learns_and_every_weight_gets_a_gradient(task_of):
@@ -510,6 +570,39 @@ def test_distances_count_what_entered_them_and_look_up_real_images(
   assert len(looked_at) == 12  # another mode
 
 
+def test_translations_of_pairs_are_compared_with_the_other_image(data):
+  """Each image counts once, whatever the padding of the last batch."""
+  real = {domain: getattr(data.train, domain) for domain in 'ab'}
+  pairs = catalog.Pair(*(real[d].subset(np.arange(11)) for d in 'ab'))
+  config = small_config()
+  evaluator = fid_evaluator.FidEvaluator(
+    config.fid,
+    _mesh(),
+    catalog.Dataset(pairs, pairs, pairs, ('dark', 'bright')),
+    lambda _, images, direction: (
+      255.0 - images if direction == 'a2b' else 0.0 * images
+    ),
+    dict,
+    enabled=False,
+    paired=True,
+    batch_size=4,
+    workers=0,
+  )
+  found = evaluator.test({}, Folder())
+  a, b = (x.gather(np.arange(11))['image'] * 1.0 for x in (pairs.a, pairs.b))
+  expected = {
+    'a2b': np.abs(255 - a - b).mean() / 127.5,
+    'b2a': a.mean() / 127.5,
+  }
+  for direction, value in expected.items():
+    assert found[f'paired_l1_{direction}'] == pytest.approx(value, rel=1e-5)
+  mean = np.mean(list(expected.values()))
+  assert found['paired_l1'] == pytest.approx(mean, rel=1e-5)
+  text = evaluator.summary(found)
+  assert 'not computed' in text
+  assert f'a2b {expected["a2b"]:.4g}' in text
+
+
 @pytest.mark.filterwarnings('ignore:.*images for 64 features')
 def test_validation_measures_both_directions(task_of, data):
   task = task_of()
@@ -581,6 +674,7 @@ def test_weights_that_were_named_must_be_there(data, monkeypatch):
     ('init_from', 'x.npz', 'workdir of another translation'),
     ('data.image_size', 18, 'multiple of 4'),
     ('discriminator.name', 'patchgan70', 'of 24 pixels at least'),
+    ('loss.lambda_paired', 100.0, r"set data\.pairing='paired'"),
   ],
 )
 def test_what_does_not_fit_is_refused_before_data_are_read(key, value, message):

@@ -91,6 +91,7 @@ class CycleGAN(base.Task):
       self._translated,
       lambda: self.variables({'params': self._draw_params()})[0],
       enabled=config.eval.fid,
+      paired=config.data.pairing == 'paired',
       # As many as Inception takes at once: it would pad smaller batches.
       batch_size=config.eval.batch_size or config.fid.batch_size,
       workers=config.data.workers,
@@ -311,9 +312,12 @@ class CycleGAN(base.Task):
     crop = functools.partial(
       augment.crop_and_flip, size=(data.image_size,) * 2, flip=data.flip
     )
+    keys = jax.random.split(image_key)
+    if data.pairing == 'paired':  # the images of a pair are cut alike
+      keys = [keys[0]] * 2
     real = {
       domain: augment.to_signed(crop(k, batch[domain]))
-      for k, domain in zip(jax.random.split(image_key), 'ab', strict=True)
+      for k, domain in zip(keys, 'ab', strict=True)
     }
     return update.cyclegan_update(
       state,

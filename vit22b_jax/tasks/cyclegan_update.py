@@ -67,6 +67,13 @@ def validate_networks(config: ConfigDict) -> None:
       f'{config.discriminator.name!r} gives probabilities: use '
       "loss.gan='lsgan' or discriminator.name='patchgan70'."
     )
+  if config.loss.lambda_paired and config.data.pairing != 'paired':
+    raise errors.UserError(
+      f'loss.lambda_paired={config.loss.lambda_paired} compares translations '
+      f'with the other image of their pair, and data.pairing='
+      f"{config.data.pairing!r} has no pairs: set data.pairing='paired', or "
+      'lambda_paired to 0.'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +85,8 @@ class Networks:
     lambda_cycle: weight of the cycle consistency.
     lambda_identity: weight of the identity loss, times `lambda_cycle`; 0 leaves
       its passes out of the program.
+    lambda_paired: weight of the L1 between a translation and the other image of
+      its pair (100 in Isola et al. 2017, arXiv:1611.07004, section 3.1).
     discriminator_factor: weight of the discriminators' loss.
   """
 
@@ -86,6 +95,7 @@ class Networks:
   gan: str
   lambda_cycle: float
   lambda_identity: float
+  lambda_paired: float
   discriminator_factor: float
 
   @property
@@ -97,6 +107,10 @@ class Networks:
       **dict.fromkeys(('cycle_a', 'cycle_b'), self.lambda_cycle),
       **dict.fromkeys(
         ('idt_a', 'idt_b') if self.lambda_identity else (), identity
+      ),
+      **dict.fromkeys(
+        ('paired_a', 'paired_b') if self.lambda_paired else (),
+        self.lambda_paired,
       ),
       **dict.fromkeys(DISCRIMINATORS, self.discriminator_factor),
     }
@@ -173,6 +187,8 @@ class Networks:
       terms[f'cycle_{domain}'] = losses.l1(made[f'rec_{domain}'], images)
       if self.lambda_identity:
         terms[f'idt_{domain}'] = losses.l1(made[f'idt_{domain}'], images)
+      if self.lambda_paired:
+        terms[f'paired_{domain}'] = losses.l1(made[f'fake_{domain}'], images)
     loss = sum(self.terms[name] * term for name, term in terms.items())
     return loss, terms | {'max_score': optax.tree.norm(scores, ord='inf')}
 

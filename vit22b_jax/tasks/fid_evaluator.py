@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Array
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from vit22b_jax import errors, fid
 from vit22b_jax.data import catalog, splits
 from vit22b_jax.fid import distances, image_sources
+from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import evaluators
 
@@ -37,12 +39,10 @@ class FidEvaluator(evaluators.Evaluator):
     data: the two domains; None to translate alone.
     translate: (variables, images uint8, direction) -> float images in [0, 255].
     untrained: gives the variables that the run starts from.
-    enabled: whether anything is measured.
+    enabled: whether distances are measured.
+    paired: whether the images of the two domains are pairs.
     batch_size: images that are translated at once, over all processes.
     workers: processes that decode.
-
-  Raises:
-    UserError: the devices don't divide `batch_size`.
   """
 
   best_metric = 'val/fid'
@@ -58,13 +58,14 @@ class FidEvaluator(evaluators.Evaluator):
     untrained: Callable[[], dict[str, Any]],
     *,
     enabled: bool = True,
+    paired: bool = False,
     batch_size: int,
     workers: int,
   ):
     super().__init__(data)
     self._section, self._mesh = section, mesh
     self._translate, self._untrained = translate, untrained
-    self.batch_size, self._workers = batch_size, workers
+    self._paired, self.batch_size, self._workers = paired, batch_size, workers
     self.missing = '' if enabled else 'eval.fid=False'
     self._extractor: fid.Extractor | None = None
     self._real: dict[tuple[str, str], fid.Statistics] = {}
@@ -115,19 +116,23 @@ class FidEvaluator(evaluators.Evaluator):
       part: of the data; `last_part` by default.
       poll: see `Evaluator`.
     """
-    part = part or self.last_part
     source, _ = image_sources.DIRECTIONS[direction]
-    for batch in self._batches(part, source, poll):
+    for batch in self._batches(part or self.last_part, source, poll):
       images = self._translate(variables, batch['image'], direction)
       yield {'image': images, 'mask': batch['mask']}
 
   def distances(
     self,
-    variables: dict[str, Any],
+    variables: dict[str, Any] | None,
     part: str,
     poll: evaluators.Poll = evaluators.ignore,
   ) -> dict[str, float]:
     """Measures what generators make of a part.
+
+    Args:
+      variables: the generators' parameters; None changes nothing.
+      part: of the data.
+      poll: see `Evaluator`.
 
     Returns:
       `fid kid` and, of both, `_a2b` and `_b2a`, with `kid_stderr_a2b` and
@@ -136,35 +141,61 @@ class FidEvaluator(evaluators.Evaluator):
     """
     self._load_weights()
     values = {}
-    for direction, (_, target) in image_sources.DIRECTIONS.items():
+    for direction, (source, target) in image_sources.DIRECTIONS.items():
       real = self._statistics_of_real(part, target, poll)
-      made = self._extractor.statistics(
-        self.made(variables, direction, part, poll)
+      if variables is None:
+        made = self._statistics_of_real(part, source, poll)
+      else:
+        images = self.made(variables, direction, part, poll)
+        made = self._extractor.statistics(images)
+      found = distances.measure(
+        made,
+        real,
+        num=self._section.num,
+        kid_subsets=self._section.kid_subsets,
+        kid_subset_size=self._section.kid_subset_size,
       )
-      values |= self._between(made, real, direction)
-    return _with_means(values)
+      values |= {f'{name}_{direction}': found[name] for name in _MEASURES}
+      values |= {
+        f'num_{source}': found['num_a'],
+        f'num_{target}': found['num_b'],
+      }
+    return {name: _mean(values, name) for name in ('fid', 'kid')} | values
 
-  def identity(
-    self, part: str, poll: evaluators.Poll = evaluators.ignore
+  def paired_l1(
+    self,
+    variables: dict[str, Any],
+    part: str,
+    poll: evaluators.Poll = evaluators.ignore,
   ) -> dict[str, float]:
-    """Measures as `distances` does, for generators that change nothing."""
-    self._load_weights()
+    """Computes mean |translation - other image of its pair|, in [-1, 1].
+
+    Returns:
+      `paired_l1_a2b`, `paired_l1_b2a` and their mean, `paired_l1`.
+    """
+    compare = jax.jit(_l1_sums, out_shardings=sharding.replicated(self._mesh))
     values = {}
-    for direction, sides in image_sources.DIRECTIONS.items():
-      real = (self._statistics_of_real(part, side, poll) for side in sides)
-      values |= self._between(*real, direction)
-    return _with_means(values)
+    for direction, (_, target) in image_sources.DIRECTIONS.items():
+      made = self.made(variables, direction, part, poll)
+      real = self._batches(part, target, poll)
+      pairs = zip(made, real, strict=True)
+      total, count = sum(np.asarray(compare(*pair)) for pair in pairs)
+      values[f'paired_l1_{direction}'] = float(total / count)
+    return {'paired_l1': _mean(values, 'paired_l1')} | values
 
   def validate(
     self, variables: dict[str, Any], poll: evaluators.Poll = evaluators.ignore
   ) -> Iterable[tuple[str, float]]:
     """Yields `fid kid` of the val part, by direction and in the mean.
 
-    Where they are too few to rank checkpoints, `num_images` says so.
+    Of pairs, `paired_l1` too. Where images are too few to rank checkpoints,
+    `num_images` says so.
     """
     for name, value in self.distances(variables, 'val', poll).items():
       if name.startswith(('fid', 'kid')) and 'stderr' not in name:
         yield name, value
+    if self._paired:
+      yield from self.paired_l1(variables, 'val', poll).items()
     images = min(len(self.data.val.a), len(self.data.val.b))
     if images < self.min_images:
       yield 'num_images', images
@@ -178,54 +209,56 @@ class FidEvaluator(evaluators.Evaluator):
     """Evaluates on the test part, or on val where there is none.
 
     Returns:
-      `split`; distances and `num_a num_b` as `distances` gives them; distances
-      of generators that change nothing (`identity_...`) and of those that the
-      seed draws (`untrained_...`); and what the distances are to be reported
-      with. Where nothing can be measured, `not_computed` says why.
+      `split`; of pairs what `paired_l1` gives; distances and `num_a num_b` as
+      `distances` gives them; distances of generators that change nothing
+      (`identity_...`) and of those that the seed draws (`untrained_...`); and
+      what the distances are to be reported with. Where they can't be measured,
+      `not_computed` says why.
     """
     del run
     part = self.last_part
+    pair = getattr(self.data, part)
+    result = {'split': part, 'num_a': len(pair.a), 'num_b': len(pair.b)}
+    if self._paired:
+      result |= self.paired_l1(variables, part, poll)
     if self.missing:
-      pair = getattr(self.data, part)
-      counts = {'num_a': len(pair.a), 'num_b': len(pair.b)}
-      return {'split': part, **counts, 'not_computed': self.missing}
-    anchors = {
-      'identity': self.identity(part, poll),
-      'untrained': self.distances(self._untrained(), part, poll),
+      return result | {'not_computed': self.missing}
+    measured = {
+      '': self.distances(variables, part, poll),
+      'identity_': self.distances(None, part, poll),
+      'untrained_': self.distances(self._untrained(), part, poll),
     }
-    found = self.distances(variables, part, poll)
-    counts = {key: found.pop(key) for key in ('num_a', 'num_b')}
-    return {
-      'split': part,
-      **counts,
-      **found,
-      **{f'{k}_{n}': x[n] for k, x in anchors.items() for n in found},
-      **self._extractor.facts(),
-    }
+    result |= {key: measured[''].pop(key) for key in ('num_a', 'num_b')}
+    for prefix, found in measured.items():
+      result |= {f'{prefix}{name}': found[name] for name in measured['']}
+    return result | self._extractor.facts()
 
   @staticmethod
   def summary(result: dict[str, Any]) -> str:
     """Returns the content of eval.json in words."""
+    lines = []
     if 'not_computed' in result:
-      return f'FID and KID were not computed: {result["not_computed"]}.'
-    calibrated = '' if result['calibrated'] else ', uncalibrated'
-    lines = [
-      f'Result on the {result["split"]} part ({result["num_a"]} and '
-      f'{result["num_b"]} images; weights of step {result["step"]}; tap '
-      f'{result["tap"]}, {result["resize"]}, {result["quantize"]}'
-      f'{calibrated}):'
-    ]
-    for direction in image_sources.DIRECTIONS:
-      fid_, identity, untrained = (
-        result[f'{prefix}fid_{direction}']
-        for prefix in ('', 'identity_', 'untrained_')
-      )
-      kid = result[f'kid_{direction}']
-      lines.append(
-        f'  {direction}: FID {fid_:.4g}, KID {kid:.4g} (FID of the '
-        f'untranslated images {identity:.4g}, of the untrained generator '
-        f'{untrained:.4g})'
-      )
+      lines += [f'FID and KID were not computed: {result["not_computed"]}.']
+    else:
+      calibrated = '' if result['calibrated'] else ', uncalibrated'
+      lines += [
+        f'Result on the {result["split"]} part ({result["num_a"]} and '
+        f'{result["num_b"]} images; weights of step {result["step"]}; tap '
+        f'{result["tap"]}, {result["resize"]}, {result["quantize"]}'
+        f'{calibrated}):'
+      ]
+      lines += [
+        f'  {d}: FID {result[f"fid_{d}"]:.4g}, KID {result[f"kid_{d}"]:.4g} '
+        '(FID of the untranslated images '
+        f'{result[f"identity_fid_{d}"]:.4g}, of the untrained generator '
+        f'{result[f"untrained_fid_{d}"]:.4g})'
+        for d in image_sources.DIRECTIONS
+      ]
+    if 'paired_l1' in result:
+      lines += [
+        f'  L1 to the paired images, of values in [-1, 1]: a2b '
+        f'{result["paired_l1_a2b"]:.4g}, b2a {result["paired_l1_b2a"]:.4g}'
+      ]
     return '\n'.join(lines)
 
   def _batches(
@@ -252,29 +285,17 @@ class FidEvaluator(evaluators.Evaluator):
       )
     return self._real[part, domain]
 
-  def _between(self, made, real, direction):
-    section = self._section
-    found = distances.measure(
-      made,
-      real,
-      num=section.num,
-      kid_subsets=section.kid_subsets,
-      kid_subset_size=section.kid_subset_size,
-    )
-    values = {f'{name}_{direction}': found[name] for name in _MEASURES}
-    source, target = image_sources.DIRECTIONS[direction]
-    counts = {f'num_{source}': found['num_a'], f'num_{target}': found['num_b']}
-    return values | counts
+
+def _mean(values: dict[str, float], name: str) -> float:
+  both = [values[f'{name}_{d}'] for d in image_sources.DIRECTIONS]
+  return np.mean(both).item()
 
 
-def _with_means(values: dict[str, float]) -> dict[str, float]:
-  means = {
-    name: np.mean(
-      [values[f'{name}_{d}'] for d in image_sources.DIRECTIONS]
-    ).item()
-    for name in ('fid', 'kid')
-  }
-  return means | values
+def _l1_sums(made: dict[str, Array], real: dict[str, Array]) -> Array:
+  """Returns the sum of the images' mean |x - y|, and their number."""
+  mask = made['mask'] * real['mask']
+  difference = jnp.abs(made['image'] - real['image']) / 127.5
+  return jnp.stack([difference.mean((1, 2, 3)) @ mask, mask.sum()])
 
 
 def _identity(split: splits.Split) -> str | None:
