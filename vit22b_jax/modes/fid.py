@@ -3,6 +3,7 @@
 python main.py --mode=fid --config=configs/fid.py --config.a=X --config.b=Y
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ _FACTS = ('resize', 'quantize', 'weights_sha256')
 _SIDES = ('a', 'b')
 
 OpenGenerator = Callable[[str, str], image_sources.Batches]
+Sets = dict[str, image_sources.Source | statistics.Moments]  # by side
 
 
 def run(
@@ -49,8 +51,7 @@ def run(
       run's generator makes of its test part; float in [0, 255] or uint8.
 
   Returns:
-    The content of fid.json: `fid kid kid_stderr tap resize quantize num_a num_b
-    weights_sha256 calibrated seconds`, and `fid_infinity` when asked for.
+    The content of fid.json: KEYS, `fid_infinity` when asked for.
 
   Raises:
     UserError: a mistake in the config, or in the sets.
@@ -58,10 +59,10 @@ def run(
   start = time.monotonic()
   validate_sets(config)
   settings = extractor.Settings.of(config.fid)
-  opened = {
+  sets = {
     side: _open(config, side, settings, open_generator) for side in _SIDES
   }
-  facts, made_by, found = _statistics(config, settings, opened)
+  facts, made_by, found = _statistics(config, settings, sets)
   a, b = distances.select(found['a'], found['b'], config.fid.num)
   result = facts | distances.measure(
     a,
@@ -69,15 +70,20 @@ def run(
     kid_subsets=config.fid.kid_subsets,
     kid_subset_size=config.fid.kid_subset_size,
   )
+  result['calibrated'] = all(map(_calibrated, made_by.values()))
   if config.infinity:
     result['fid_infinity'], sweep = distances.extrapolate(a, b)
     for num_a, num_b, value in sweep:
       console.say(f'  {num_a} and {num_b} images: FID {value:.6g}')
   result['seconds'] = round(time.monotonic() - start, 2)
   result = {key: result[key] for key in KEYS if key in result}
-  console.say(summary(config.a, config.b, result))
+  console.say(_summary(config, result))
   if workdir is not None:
-    _write(config, workdir, result, made_by, found)
+    folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
+    for side in _SIDES if config.save_statistics else ():
+      content = statistics.to_bytes(found[side], made_by[side])
+      folder.write_bytes(f'{side}.npz', content)
+    folder.write_json(RESULT, result)
   return result
 
 
@@ -97,22 +103,23 @@ def validate_sets(config: ConfigDict) -> None:
       )
 
 
-def summary(a: str, b: str, result: dict[str, Any]) -> str:
+def _summary(config: ConfigDict, result: dict[str, Any]) -> str:
   """Returns the result in words."""
   text = f'FID {result["fid"]:.6g}'
   if 'fid_infinity' in result:
     text += f' ({result["fid_infinity"]:.6g} for infinitely many images)'
   if result['kid'] is not None:
-    text += f', KID {result["kid"]:.6g} {_error(result["kid_stderr"])}'
-  counts = [
-    'unknown' if result[key] is None else result[key]
-    for key in ('num_a', 'num_b')
-  ]
-  text += f' between {a} ({counts[0]} images) and {b} ({counts[1]} images)'
-  digest = result['weights_sha256']
+    stderr = result['kid_stderr']
+    text += f', KID {result["kid"]:.6g} ' + (
+      '(without an error, which needs more than 2 images of each set)'
+      if stderr is None
+      else f'+- {stderr:.2g}'
+    )
+  known = {k: 'unknown' if v is None else v for k, v in result.items()}
   text += (
-    f'; tap {result["tap"]}, resize {result["resize"]}, quantize '
-    f'{result["quantize"]}, weights {digest[:8] if digest else "unknown"}'
+    f' between {config.a} ({known["num_a"]} images) and {config.b} '
+    f'({known["num_b"]} images); tap {known["tap"]}, resize {known["resize"]}, '
+    f'quantize {known["quantize"]}, weights {known["weights_sha256"][:8]}'
   )
   if not result['calibrated']:
     text += (
@@ -120,12 +127,6 @@ def summary(a: str, b: str, result: dict[str, Any]) -> str:
       'compare it with distances of the same weights alone'
     )
   return text + '.'
-
-
-def _error(stderr: float | None) -> str:
-  if stderr is None:
-    return '(without an error, which needs more than 2 images of each set)'
-  return f'+- {stderr:.2g}'
 
 
 def _open(
@@ -142,14 +143,13 @@ def _open(
   found = statistics.Moments.load(epath.Path(spec).expanduser(), settings.tap)
   _validate_same(spec, found.facts, 'resize', settings.resize)
   _validate_same(spec, found.facts, 'quantize', settings.quantize)
-  missing = [key for key in _FACTS if key not in found.facts]
-  if missing:
+  if missing := ', '.join(key for key in _FACTS if key not in found.facts):
     logging.warning(
       '%s does not say its %s: taken to be as the other set is looked at, with '
       "fid.resize=%s, fid.quantize=%s and fid.weights=%r ('': the public "
       'release). Files of pytorch-fid itself have resize=torch.',
       spec,
-      ', '.join(missing),
+      missing,
       settings.resize,
       settings.quantize,
       settings.weights,
@@ -158,60 +158,43 @@ def _open(
 
 
 def _statistics(
-  config: ConfigDict,
-  settings: extractor.Settings,
-  opened: dict[str, image_sources.Source | statistics.Moments],
+  config: ConfigDict, settings: extractor.Settings, sets: Sets
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, statistics.AnyStatistics]]:
   """Returns what belongs beside the distance and each side, and statistics."""
-  files = [
-    (config[side], found.facts)
-    for side, found in opened.items()
-    if isinstance(found, statistics.Moments)
-  ]
-  made_by = {side: getattr(s, 'facts', None) for side, s in opened.items()}
-  if len(files) == len(opened):
-    return _facts_of_files(settings, files), made_by, opened
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
-  features = extractor.Extractor(settings, config.fid.batch_size, mesh)
-  for spec, facts in files:
-    _validate_same(spec, facts, 'weights_sha256', features.weights_sha256)
-  found = {
-    side: features.cached_statistics(
-      source.place,
-      source.identity,
-      lambda source=source: source.batches(features.batch_size),
-      source.name,
-    )
-    if isinstance(source, image_sources.Source)
-    else source
-    for side, source in opened.items()
+  files = {
+    side: one.facts
+    for side, one in sets.items()
+    if isinstance(one, statistics.Moments)
   }
-  own = features.facts()
-  made_by = {side: own if x is None else x for side, x in made_by.items()}
-  calibrated = all(map(_calibrated, made_by.values()))
-  return own | {'calibrated': calibrated}, made_by, found
+  if len(files) < len(sets):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+    features = extractor.Extractor(settings, config.fid.batch_size, mesh)
+    facts = features.facts()
+  else:
+    digests = [theirs.get('weights_sha256') for theirs in files.values()]
+    digest = digests[0] if all(digests) else None
+    facts = {**dataclasses.asdict(settings), 'weights_sha256': digest}
+  for side, theirs in files.items():
+    if digest := facts['weights_sha256']:
+      _validate_same(config[side], theirs, 'weights_sha256', digest)
+  found = {
+    side: one
+    if side in files
+    else features.cached_statistics(
+      one.place,
+      one.identity,
+      lambda source=one: source.batches(features.batch_size),
+      one.name,
+    )
+    for side, one in sets.items()
+  }
+  return facts, {side: files.get(side, facts) for side in sets}, found
 
 
 def _calibrated(facts: dict[str, Any]) -> bool:
   """Returns whether statistics are known to be of the public weights."""
   known = all(key in facts for key in _FACTS)
   return known and facts['weights_sha256'] == inception_weights.SHA256
-
-
-def _facts_of_files(
-  settings: extractor.Settings, files: list[tuple[str, dict[str, Any]]]
-) -> dict[str, Any]:
-  """Returns what two statistics files say, which need no weights."""
-  digests = [facts.get('weights_sha256') for _, facts in files]
-  if all(digests):
-    _validate_same(*files[0], 'weights_sha256', digests[1])
-  return {
-    'tap': settings.tap,
-    'resize': settings.resize,
-    'quantize': settings.quantize,
-    'weights_sha256': digests[0] if all(digests) else None,
-    'calibrated': all(_calibrated(facts) for _, facts in files),
-  }
 
 
 def _validate_same(
@@ -224,12 +207,3 @@ def _validate_same(
       f'at with {key}={expected}: set fid.{key.removesuffix("_sha256")} alike, '
       'or make it anew.'
     )
-
-
-def _write(config, workdir, result, made_by, found) -> None:
-  run_ = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
-  if config.save_statistics:
-    for side, one in found.items():
-      content = statistics.to_bytes(one, made_by[side])
-      run_.write_bytes(f'{side}.npz', content)
-  run_.write_json(RESULT, result)
