@@ -10,9 +10,9 @@ Nothing here imports jax. Config files are run by `config_flags`, which finds
 
 import ast
 import importlib.util
+import itertools
 import pathlib
 import sys
-import tokenize
 from collections.abc import Iterable, Iterator
 
 from vit22b_jax import errors, rules
@@ -81,17 +81,14 @@ def listing() -> str:
 def describe(config: ConfigDict, path: str) -> str:
   """Returns a config file's docstring and its keys with values and comments."""
   doc = ast.get_docstring(ast.parse(pathlib.Path(path).read_text())) or path
-  task = config.get('task')
-  said, known = comments(task), rules.RULES.get(task, {})
+  said, known = comments(config.task), rules.RULES[config.task]
   lines = [doc, '', f'Keys of {path}, as in --config.seed=1:', '']
   for key, value in rules.flatten(config).items():
     lines.append(f'  {key} = {value!r}')
-    about = [said.get(key, '')]
-    rule = known.get(key)
-    listed = rule and [str(choice) in about[0] for choice in rule.choices]
-    if rule and not (listed and all(listed)):
-      about.append(f'must be {rule.expected}')
-    lines += [f'      {text}' for text in about if text]
+    if key in said:
+      lines.append(f'      {said[key]}')
+    if key in known and not known[key].choices:  # comments list those
+      lines.append(f'      must be {known[key].expected}')
   return '\n'.join(lines)
 
 
@@ -137,59 +134,44 @@ def suggest_key(name: str, known: Iterable[str], prefix: str = '') -> str:
 
 # --- Comments --------------------------------------------------------------
 
-_FUNCTIONS = {
-  'classification': 'classification',
-  'translation': 'translation',
-  'fid': 'comparison',
-}
-
 
 def comments(task: str) -> dict[str, str]:
   """Returns the comment of each key of a task, as configs/common.py has it."""
-  if task not in _FUNCTIONS:
-    return {}
-  path = folder() / 'common.py'
-  with tokenize.open(path) as file:
-    tokens = list(tokenize.generate_tokens(file.readline))
-  said = {}  # line -> comment, and whether it is alone on its line
-  for token in tokens:
-    if token.type == tokenize.COMMENT:
-      line, column = token.start
-      text = token.string.lstrip('# ')
-      said[line] = text, not token.line[:column].strip()
-  tree = ast.parse(path.read_text())
+  text = (folder() / 'common.py').read_text()
+  tree = ast.parse(text)
   functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
-  return dict(_comments_of(functions[_FUNCTIONS[task]], functions, said, ''))
+  root = {'fid': 'comparison'}.get(task, task)
+  return dict(_comments_of(root, functions, text.splitlines(), ''))
 
 
 def _comments_of(
-  function: ast.FunctionDef,
+  name: str,
   functions: dict[str, ast.FunctionDef],
-  said: dict[int, tuple[str, bool]],
+  lines: list[str],
   prefix: str,
 ) -> Iterator[tuple[str, str]]:
-  """Yields key and comment of each assignment, sections included."""
-  for node in function.body:
-    if not isinstance(node, ast.Assign | ast.Expr):
-      continue
+  """Yields key and comment of a function's assignments, sections included."""
+  for node in functions[name].body:
     key = ''
     if isinstance(node, ast.Assign):
       key = ast.unparse(node.targets[0]).partition('.')[2]
-    called = getattr(getattr(node.value, 'func', None), 'id', None)
+    value = getattr(node, 'value', None)
+    called = getattr(getattr(value, 'func', None), 'id', None)
     if called in functions:
       inner = f'{prefix}{key}.' if key else prefix
-      yield from _comments_of(functions[called], functions, said, inner)
-    elif text := _comment_at(node, said):
+      yield from _comments_of(called, functions, lines, inner)
+    elif key and (text := _comment_at(node, lines)):
       yield prefix + key, text
 
 
-def _comment_at(node: ast.stmt, said: dict[int, tuple[str, bool]]) -> str:
+def _comment_at(node: ast.stmt, lines: list[str]) -> str:
   """Returns the comment behind a statement, or those of the lines before."""
-  for line in range(node.lineno, node.end_lineno + 1):
-    if line in said:
-      return said[line][0]
-  lines, line = [], node.lineno - 1
-  while line in said and said[line][1]:
-    lines.insert(0, said[line][0])
-    line -= 1
-  return ' '.join(lines)
+  above = itertools.takewhile(
+    lambda line: line.lstrip().startswith('#'),
+    reversed(lines[: node.lineno - 1]),
+  )
+  found = [
+    line for line in lines[node.lineno - 1 : node.end_lineno] if '# ' in line
+  ]
+  found = found or list(above)[::-1]
+  return ' '.join(line.partition('# ')[2] for line in found)
