@@ -31,28 +31,107 @@ def data(config):
   return classification.Classification.load_data(config)
 
 
+def search(is_stable, start):
+  stable = explodes = None
+  tried = []
+  while rate := probe.next_rate(stable, explodes, start):
+    tried.append(rate)
+    if is_stable(rate):
+      stable = rate
+    else:
+      explodes = rate
+  assert len(tried) == len(set(tried)) < 50
+  return stable, explodes
+
+
 @pytest.mark.parametrize('limit', [3e-7, 0.004, 0.03, 7.0])
 @pytest.mark.parametrize('start', [1e-4, 0.5])
 def test_search_ends_at_neighboring_rates_around_the_limit(limit, start):
-  tried = []
-
-  def try_rate(rate):
-    tried.append(rate)
-    return {'exploded': 3 if rate >= limit else None}
-
-  stable, explodes = probe.search(try_rate, start)
+  stable, explodes = search(lambda rate: rate < limit, start)
   assert stable < limit <= explodes
   assert explodes / stable == pytest.approx(probe.RATIO)
-  assert len(tried) == len(set(tried))
 
 
-@pytest.mark.parametrize(
-  ('exploded', 'expected'), [(None, 'explodes'), (1, 'stable')]
-)
-def test_search_leaves_out_what_is_beyond_its_range(exploded, expected):
-  found = probe.search(lambda rate: {'exploded': exploded}, 1e-3)
-  stable, explodes = found
-  assert (explodes if expected == 'explodes' else stable) is None
+def test_search_leaves_out_what_is_beyond_its_range():
+  stable, explodes = search(lambda rate: True, 1e-3)
+  assert explodes is None and stable > probe.HIGHEST / 2
+  stable, explodes = search(lambda rate: False, 1e-3)
+  assert stable is None and explodes < probe.LOWEST * 2
+
+
+class Scripted:
+  """A program that explodes at given steps, by rate; some recover."""
+
+  def __init__(self, explosions, transients=()):
+    self.explosions, self.transients = explosions, transients
+    self.calls = []
+
+  def __call__(self, *_):
+    return self
+
+  def trial(self, rate, steps, stop):
+    self.calls.append((round(rate, 6), steps, stop))
+    step = self.explosions(rate)
+    exploded = step if step and step <= steps else None
+    return {
+      'rate': rate,
+      'steps': steps,
+      'exploded': exploded,
+      'moved_first': None,
+      'layer': None,
+      'recovered': bool(exploded) and not stop and rate in self.transients,
+      'last_loss': rate,
+      'max_logit': [1.0],
+      'max_abs_grad': [1.0],
+    }
+
+
+def explode_at(rate):
+  return 3 if rate >= 0.008 else 312 if rate >= 0.004 else None
+
+
+@pytest.fixture
+def probed(config, tmp_path, monkeypatch):
+  """The record of a probe of the unchanged config alone, and its trials."""
+
+  def run(program):
+    monkeypatch.setattr(trials, 'Program', program)
+    monkeypatch.setattr(trials, 'SWITCHES', {})
+    monkeypatch.setattr(
+      classification.Classification, 'load_data', lambda config: None
+    )
+    mine = config.copy_and_resolve_references()
+    mine.optim.learning_rate = 0.004
+    probe.run(mine, tmp_path, None, minutes=5)
+    return json.loads((tmp_path / 'probe.json').read_text())
+
+  return run
+
+
+def test_late_explosions_and_transients_are_told(probed):
+  """A stable rate is trained for longer, and lower until one stays stable."""
+  program = Scripted(explode_at, transients=(0.008,))
+  record = probed(program)
+  assert program.calls == [
+    (0.004, 150, True),
+    (0.008, 150, True),
+    (0.005657, 150, True),
+    (0.008, 150, False),
+    (0.005657, 450, True),
+    (0.004, 450, True),
+    (0.002828, 450, True),
+  ]
+  bounds = record['switches']['']
+  assert bounds['stable_at'] == pytest.approx(0.005657, rel=1e-3)
+  assert bounds['explodes_at'] == 0.008
+  assert record['advice'] == (
+    'Tolerates a learning rate of 0.00283 (0.008 recovers from its explosion; '
+    '0.00566 explodes late, at step 312; 0.004 explodes late, at step 312); no '
+    'switch that was tried allows more.'
+  )
+  # Once more: all of it is known.
+  assert probed(again := Scripted(explode_at)) == record
+  assert not again.calls
 
 
 @pytest.mark.parametrize(
@@ -106,7 +185,7 @@ def test_a_probe_is_written_and_goes_on(
   assert probe.run(config, tmp_path, mesh, minutes=5) == 0
   record = json.loads((tmp_path / 'probe.json').read_text())
   assert set(record['switches']) == {'', 'optim.warmup'}
-  assert any(name.endswith('4 on') for name in record['trials'])
+  assert any(name.endswith(' 4') for name in record['trials'])
   assert record['advice'] in (tmp_path / 'probe.html').read_text()
   assert probe.run(config, tmp_path, mesh, minutes=5) == 0
   assert json.loads((tmp_path / 'probe.json').read_text()) == record

@@ -9,9 +9,9 @@ WORKDIR/probe.json as soon as it ends, so a stopped probe goes on.
 """
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,25 +66,24 @@ def run(
   if jax.process_count() > 1:
     raise errors.UserError('--mode=probe runs in one process: start only one.')
   folder = workdir_lib.Workdir(workdir)
-  probe = Probe(
-    config,
-    mesh,
-    classification.Classification.load_data(config),
-    folder,
-    _open(folder, config),
-    time.monotonic() + 60 * minutes,
+  record = _open(folder, config)
+  data = classification.Classification.load_data(config)
+  deadline = time.monotonic() + 60 * minutes
+  probe = Probe(config, mesh, data, folder, record, deadline)
+  console.say(
+    f'Trials of {STEPS} steps; each switch is flipped alone. The record is '
+    f'{folder.path / workdir_lib.PROBE}.'
   )
   try:
     for switch in ('', *trials.SWITCHES):
       probe.search_switch(switch)
-    probe.check_ends()
     console.say('Every search is finished.')
   except TimeIsUp:
     console.say(
       f'{minutes:g} minutes are over; the same command goes on from here.'
     )
-  console.say(f'{table(probe.record)}\n{probe.record["advice"]}')
-  if probe.record['switches']:
+  if record['switches']:
+    console.say(f'{table(record)}\n{record["advice"]}')
     console.say(f'Page: {probe_page.write(folder.path)}')
   return 0
 
@@ -110,48 +109,34 @@ class Probe:
   deadline: float
 
   def search_switch(self, switch: str) -> None:
-    """Searches one program, and keeps its bounds and the advice."""
-    switches = self.record['switches']
+    """Searches one program; of the unchanged one, looks beyond the bounds."""
     try:
       flipped, value = trials.flip(self.config, switch)
       program = trials.Program(flipped, self.mesh, self.data)
     except errors.UserError as error:
       console.say(f'{switch} stays as it is: {error}')
       return
-    start = switches.get('', {}).get('explodes_at')
-    stable, explodes = search(
-      lambda rate: self.try_rate(program, switch, rate, STEPS),
-      start or self.config.optim.learning_rate,
-    )
-    switches[switch] = {
-      'value': value,
-      'stable_at': stable,
-      'explodes_at': explodes,
-    }
-    self.record['advice'] = advice(self.record)
-    self.folder.write_json(workdir_lib.PROBE, self.record)
+    try_rate = functools.partial(self.try_rate, program, switch, value)
+    start = self.config.optim.learning_rate
+    if switch:
+      start = self.record['switches']['']['explodes_at'] or start
+    while rate := next_rate(*bounds(self.record, switch), start):
+      try_rate(rate)
+    if not switch:
+      stable, explodes = bounds(self.record, switch)
+      if explodes:  # a transient?
+        try_rate(explodes, stop=False)
+      while stable and try_rate(stable, LATE_STEPS)['exploded']:
+        stable /= RATIO
     console.say(table(self.record).splitlines()[-1])
-
-  def check_ends(self) -> None:
-    """Tells a transient from an explosion that lasts, and looks for late ones.
-
-    The lowest exploding rate goes on past its explosion; the largest stable one
-    goes on for LATE_STEPS.
-    """
-    bounds = self.record['switches']['']
-    program = trials.Program(
-      trials.flip(self.config, '')[0], self.mesh, self.data
-    )
-    for key, steps in (('explodes_at', STEPS), ('stable_at', LATE_STEPS)):
-      if bounds[key] is not None:
-        self.try_rate(program, '', bounds[key], steps, stop=False)
 
   def try_rate(
     self,
     program: trials.Program,
     switch: str,
+    value: Any,
     rate: float,
-    steps: int,
+    steps: int | None = None,
     *,
     stop: bool = True,
   ) -> trials.Trial:
@@ -160,55 +145,73 @@ class Probe:
     Raises:
       TimeIsUp: it would have to run after the deadline.
     """
-    name = f'{switch or "unchanged"} {rate:.6g} {steps}{"" if stop else " on"}'
+    shown, steps = switch or 'unchanged', steps or STEPS
+    name = f'{shown} {rate:.6g} {steps}{"" if stop else " on"}'
     kept = self.record['trials']
     if name in kept:
       return kept[name]
-    if time.monotonic() > self.deadline:
-      raise TimeIsUp
     started = time.monotonic()
+    if started > self.deadline:
+      raise TimeIsUp
     trial = {'switch': switch, **program.trial(rate, steps, stop)}
     kept[name] = trial | {'seconds': round(time.monotonic() - started, 1)}
+    stable, explodes = bounds(self.record, switch)
+    self.record['switches'][switch] = {
+      'value': value,
+      'stable_at': stable,
+      'explodes_at': explodes,
+    }
+    self.record['advice'] = advice(self.record)
     self.folder.write_json(workdir_lib.PROBE, self.record)
-    console.say(f'  {switch or "unchanged"} at {rate:.3g}: {outcome(trial)}')
-    return kept[name]
+    console.say(f'  {shown} at {rate:.3g}: {outcome(trial)}')
+    return trial
 
 
-def search(
-  try_rate: Callable[[float], trials.Trial], start: float
-) -> tuple[float | None, float | None]:
-  """Finds neighboring rates of which only the larger explodes.
+def next_rate(
+  stable: float | None, explodes: float | None, start: float
+) -> float | None:
+  """Returns the rate to try next; None where the search is over.
+
+  Rates double, or halve, until one is stable and one explodes, and are then
+  bisected until these are at most RATIO apart.
 
   Args:
-    try_rate: trains at a rate.
-    start: the first rate; doubled while it's stable, else halved.
-
-  Returns:
-    The largest stable and the lowest exploding rate, at most RATIO apart; None
-    for one that isn't within LOWEST and HIGHEST.
+    stable: the largest stable rate so far.
+    explodes: the lowest exploding one.
+    start: the first to try.
   """
-  stable = explodes = None
-  rate = start
-  while LOWEST <= rate <= HIGHEST and (stable is None or explodes is None):
-    if try_rate(rate)['exploded'] is None:
-      stable, rate = rate, rate * 2
-    else:
-      explodes, rate = rate, rate / 2
-  while stable and explodes and explodes / stable > RATIO * 1.001:
-    middle = (stable * explodes) ** 0.5
-    if try_rate(middle)['exploded'] is None:
-      stable = middle
-    else:
-      explodes = middle
-  return stable, explodes
+  if stable and explodes:
+    done = explodes / stable < RATIO * 1.001
+    return None if done else (stable * explodes) ** 0.5
+  rate = stable * 2 if stable else explodes / 2 if explodes else start
+  return rate if LOWEST <= rate <= HIGHEST else None
+
+
+def bounds(
+  record: dict[str, Any], switch: str
+) -> tuple[float | None, float | None]:
+  """Returns a switch's largest stable and lowest exploding rate so far."""
+  tried = _trials(record, switch, STEPS)
+  explodes = min((t['rate'] for t in tried if t['exploded']), default=None)
+  stable = [t['rate'] for t in tried if not t['exploded']]
+  return max(
+    (r for r in stable if r < (explodes or r + 1)), default=None
+  ), explodes
+
+
+def _trials(
+  record: dict[str, Any], switch: str, steps: int
+) -> list[trials.Trial]:
+  every = record['trials'].values()
+  return [t for t in every if (t['switch'], t['steps']) == (switch, steps)]
 
 
 def outcome(trial: trials.Trial) -> str:
   """Says in a few words what a trial did."""
   if trial['exploded'] is None:
-    return f'stable, last loss {trial["last_loss"]:.3f}'
+    return f'stable for {trial["steps"]} steps, loss {trial["last_loss"]:.3f}'
   where = f' in {trial["layer"]}' if trial['layer'] else ''
-  after = ', recovered' if trial['recovered'] else ''
+  after = ', recovers' if trial['recovered'] else ''
   first = trial['moved_first'] or 'nothing before'
   return (
     f'explodes at step {trial["exploded"]}{after}; first to move: '
@@ -222,35 +225,44 @@ def advice(record: dict[str, Any]) -> str:
   >>> stable = {'switch': '', 'exploded': None, 'steps': STEPS}
   >>> advice({
   ...   'switches': {
-  ...     '': {'stable_at': 0.004},
+  ...     '': {'stable_at': 0.004, 'explodes_at': 0.008},
   ...     'model.pre_norm': {'value': True, 'stable_at': 0.016},
   ...   },
   ...   'trials': {
   ...     'a': {**stable, 'rate': 0.001, 'last_loss': 1.8},
   ...     'b': {**stable, 'rate': 0.004, 'last_loss': 2.2},
+  ...     'c': {**stable, 'rate': 0.004, 'steps': LATE_STEPS, 'exploded': 312},
   ...   },
   ... })
-  'Tolerates a learning rate of 0.004 and learned best at 0.001; model.pre_norm=True would allow 0.016.'
+  'Tolerates a learning rate of 0.004 and learned best at 0.001 (0.004 explodes late, at step 312); model.pre_norm=True would allow 0.016.'
   """  # noqa: E501
   switches = record['switches']
-  rate = switches['']['stable_at']
-  text = f'Explodes at every learning rate from {LOWEST:g} on'
-  if rate is not None:
-    stable = [
-      (trial['last_loss'], trial['rate'])
-      for trial in record['trials'].values()
-      if not trial['switch']
-      and trial['exploded'] is None
-      and trial['steps'] == STEPS
-    ]
-    best = min(stable)[1]
-    text = (
-      f'Tolerates a learning rate of {rate:.3g} and learned best at {best:.3g}'
-    )
+  tried, late = (_trials(record, '', n) for n in (STEPS, LATE_STEPS))
+  lasting = [t['rate'] for t in late if not t['exploded']]
+  rate = max(lasting, default=switches['']['stable_at'])
+  if rate is None:
+    lowest = switches['']['explodes_at']
+    text = f'Explodes at {lowest:.3g}, the lowest learning rate that was tried'
+  else:
+    text = f'Tolerates a learning rate of {rate:.3g}'
+  stable = [t for t in tried if not t['exploded'] and t['rate'] <= (rate or 0)]
+  if stable:
+    best = min(stable, key=lambda trial: trial['last_loss'])
+    text += f' and learned best at {best["rate"]:.3g}'
+  notes = [
+    f'{t["rate"]:.3g} recovers from its explosion'
+    for t in tried
+    if t['exploded'] and t['recovered']
+  ] + [
+    f'{t["rate"]:.3g} explodes late, at step {t["exploded"]}'
+    for t in late
+    if t['exploded']
+  ]
+  text += f' ({"; ".join(notes)})' * bool(notes)
   better = [
     (found['stable_at'], f'{switch}={found["value"]!r}')
     for switch, found in switches.items()
-    if switch and found['stable_at'] and found['stable_at'] > (rate or 0)
+    if switch and (found['stable_at'] or 0) > (rate or 0)
   ]
   if not better:
     return f'{text}; no switch that was tried allows more.'

@@ -9,6 +9,7 @@ The rate is part of the optimizer's state, an input of the step.
 
 import contextlib
 import copy
+import functools
 import itertools
 from typing import Any
 
@@ -35,6 +36,9 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
   'model.sum_norm': (False, True),
 }
 
+_CURVES = ('max_logit', 'max_abs_grad')
+_LAST = 10  # steps whose mean loss counts, and that tell a recovery
+
 Trial = dict[str, Any]
 
 
@@ -60,15 +64,10 @@ def flip(config: ConfigDict, switch: str) -> tuple[ConfigDict, Any]:
     section, name = switch.split('.')
     now = flipped[section][name]
     if now is None:
-      now = _preset(config, name)
+      model = classification.build_model(config, num_classes=2)
+      now = getattr(model, {'init': 'init_kind'}.get(name, name))
     flipped[section][name] = value = on if now in (off, '0 steps', 0) else off
   return flipped, value
-
-
-def _preset(config: ConfigDict, name: str) -> Any:
-  """Returns what the block's row of presets says of a field."""
-  model = classification.build_model(config, num_classes=2)
-  return getattr(model, {'init': 'init_kind'}.get(name, name))
 
 
 class Program:
@@ -86,7 +85,6 @@ class Program:
     )
     rate = optax.inject_hyperparams(optax.scale)(step_size=1.0)
     self._task.use_optimizer(optax.chain(self._task.tx, rate))
-    self._fresh = None
 
   def trial(self, rate: float, steps: int, stop: bool) -> Trial:
     """Trains from the start at one rate.
@@ -97,49 +95,51 @@ class Program:
       stop: at an explosion; else only at a loss that isn't finite.
 
     Returns:
-      A row of probe.json: `rate steps exploded` (the step, or None),
-      `recovered`, `moved_first layer last_loss`, and the curves `max_logit` and
-      `max_abs_grad` by step.
+      A row of probe.json: `rate steps stop exploded` (the step, or None),
+      `recovered` (the last steps are in bounds again), `moved_first layer
+      last_loss`, and the curves `max_logit` and `max_abs_grad` by step.
     """
-    task = self._task
-    if self._fresh is None:
-      self._fresh = task.init_state()
-    state = jax.tree.map(jnp.copy, self._fresh)
-    state = state.replace(
-      opt_state=optax.tree_utils.tree_set(
-        state.opt_state, step_size=jnp.asarray(rate, jnp.float32)
-      )
-    )
-    rows: list[dict[str, float]] = []
+    task, rows, beyond = self._task, [], []
     found = {'exploded': None, 'moved_first': None, 'layer': None}
+    state = self._start(rate)
     with contextlib.closing(task.train_batches()) as batches:
       for batch in itertools.islice(batches, steps):
         with sharding.mesh_context(task.mesh):
           state, scalars = task.train_step(state, batch)
-        values = np.asarray(scalars).tolist()
-        rows.append(dict(zip(task.scalars.all, values, strict=True)))
-        if self._is_beyond(rows[-1]) and found['exploded'] is None:
-          found = {'exploded': len(rows), **self._explain(state, rows[-1])}
-        if (found['exploded'] and stop) or not rows[-1]['verdict/finite']:
+        row = dict(zip(task.scalars.all, np.asarray(scalars), strict=True))
+        rows.append(row)
+        beyond.append(self._is_beyond(row))
+        if beyond[-1] and not found['exploded']:
+          found = {'exploded': len(rows), **self._explain(state, row)}
+        if (beyond[-1] and stop) or not row['verdict/finite']:
           break
-    beyond = [self._is_beyond(row) for row in rows[-10:]]
     return {
       'rate': rate,
       'steps': steps,
       'stop': stop,
       **found,
-      'recovered': bool(found['exploded'] and not any(beyond)),
-      'last_loss': _number(np.mean([row['loss'] for row in rows[-10:]])),
-      'max_logit': [_number(row['max_logit']) for row in rows],
-      'max_abs_grad': [_number(row['max_abs_grad']) for row in rows],
+      'recovered': bool(found['exploded']) and not any(beyond[-_LAST:]),
+      'last_loss': _number(np.mean([row['loss'] for row in rows[-_LAST:]])),
+      **{key: [_number(row[key]) for row in rows] for key in _CURVES},
     }
+
+  @functools.cached_property
+  def _fresh(self) -> Any:
+    return self._task.init_state()
+
+  def _start(self, rate: float) -> Any:
+    """Returns the state before the first step at a rate."""
+    state = jax.tree.map(jnp.copy, self._fresh)  # steps donate it
+    rate = jnp.asarray(rate, jnp.float32)
+    opt_state = optax.tree.set(state.opt_state, step_size=rate)
+    return state.replace(opt_state=opt_state)
 
   def _is_beyond(self, row: dict[str, float]) -> bool:
     """Tells whether a step is past the thresholds, or not finite."""
     limits = self._task.config.diagnostics
     return not (
       row['verdict/finite']
-      and abs(row['max_logit']) < limits.max_logit
+      and row['max_abs_logit'] < limits.max_logit
       and row['max_abs_grad'] < limits.max_abs_grad
     )
 
