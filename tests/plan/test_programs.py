@@ -79,6 +79,15 @@ def test_a_loop_that_xla_does_not_count(step, trips):
   assert hlo.trip_count(module, module.computations['e']['w']) == trips
 
 
+def test_draws_that_are_repeated_by_chance_count_once(layers):
+  def mixed(x, key):
+    return jax.random.beta(key, 0.2, 0.2) * x @ x.T
+
+  program = compiled(mixed, layers[1], jax.random.key(0))
+  assert program.as_text().count(' while(') >= 2
+  assert flops_of(program) == 2 * ROWS**2 * WIDTH
+
+
 def test_gradients_and_recomputation_count(layers):
   weights, x = layers
 

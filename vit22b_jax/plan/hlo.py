@@ -13,31 +13,17 @@ import math
 import re
 from collections.abc import Iterator
 
-# Bytes of an element; sub-byte types aside, which nothing here uses.
-_BYTES = {
-  'pred': 1,
-  's8': 1,
-  'u8': 1,
-  's16': 2,
-  'u16': 2,
-  'f16': 2,
-  'bf16': 2,
-  's32': 4,
-  'u32': 4,
-  'f32': 4,
-  's64': 8,
-  'u64': 8,
-  'f64': 8,
-  'c64': 8,
-}
-_ARRAY = re.compile(r'(\w+)\[([\d,]*)\](\{[^}]*\})?')
+_ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?')
 _NAME = re.compile(r'%([\w.\-]+)')
+# Layouts write T(8,128) and S(1): an opcode is the first word in small letters.
+_LINE = re.compile(
+  r'\s*(ROOT )?%([\w.\-]+) = (.*?) ?\b([a-z][\w\-]*)\(([^)]*)\)(.*)'
+)
 _CALLED = re.compile(
   r'(?:calls|to_apply|body|condition|true_computation|false_computation)='
-  r'%([\w.\-]+)'
+  r'(%[\w.\-]+)|branch_computations=\{([^}]*)\}'
 )
-_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
-_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_SAME = ('copy', 'bitcast', 'convert')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +44,9 @@ class Shape:
   @property
   def bytes(self) -> int:
     """Returns the size without padding."""
-    return _BYTES.get(self.dtype, 0) * math.prod(self.dims)
+    bits = re.search(r'\d+', self.dtype)
+    size = int(bits.group()) // 8 if bits else self.dtype == 'pred'
+    return size * math.prod(self.dims)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +77,18 @@ class Instruction:
   @property
   def called(self) -> list[str]:
     """Returns names of the computations that it runs."""
-    names = _CALLED.findall(self.attributes)
-    for branches in _BRANCHES.findall(self.attributes):
-      names += _NAME.findall(branches)
-    return names
+    found = _CALLED.findall(self.attributes)
+    return [n for pair in found for n in _NAME.findall(''.join(pair))]
+
+  def find(self, pattern: str) -> str:
+    """Returns the first group of a pattern in the attributes, '' without."""
+    found = re.search(pattern, self.attributes)
+    return found.group(1) if found else ''
 
   @property
   def op_name(self) -> str:
     """Returns which line of the traced program it comes from."""
-    found = re.search(r'op_name="([^"]*)"', self.attributes)
-    return found.group(1) if found else ''
+    return self.find(r'op_name="([^"]*)"')
 
 
 Computation = dict[str, Instruction]
@@ -125,60 +115,30 @@ def parse(text: str) -> Module:
   """
   computations: dict[str, Computation] = {}
   entry = None
-  current: Computation | None = None
   for line in text.splitlines():
     if line.startswith(('%', 'ENTRY')) and line.endswith('{'):
       name = _NAME.search(line).group(1)
-      current = computations.setdefault(name, {})
+      computation = computations[name] = {}
       entry = name if line.startswith('ENTRY') else entry
-    elif line.startswith('}'):
-      current = None
-    elif current is not None and ' = ' in line:
-      instruction = _instruction(line)
-      current[instruction.name] = instruction
+    elif computations and (found := _LINE.match(line)):
+      root, name, shapes, *rest = found.groups()
+      computation[name] = Instruction(
+        name, _shapes(shapes), *rest, root is not None
+      )
   if entry is None:
     raise ValueError('the text of the compiled program has no ENTRY')
   return Module(computations, entry)
 
 
-def _instruction(line: str) -> Instruction:
-  left, right = line.split(' = ', 1)
-  end = _closing(right, 0) + 1 if right[0] == '(' else right.index(' ')
-  shapes, rest = right[:end], right[end:].lstrip()
-  start = rest.index('(')
-  stop = _closing(rest, start)
-  return Instruction(
-    name=_NAME.search(left).group(1),
-    shapes=_shapes(shapes),
-    opcode=rest[:start],
-    arguments=rest[start + 1 : stop],
-    attributes=rest[stop + 1 :],
-    root=left.lstrip().startswith('ROOT'),
-  )
-
-
-def _closing(text: str, start: int) -> int:
-  """Returns where the parenthesis that opens at `start` closes."""
-  depth = 0
-  for i in range(start, len(text)):
-    depth += (text[i] == '(') - (text[i] == ')')
-    if not depth:
-      return i
-  raise ValueError(f'unbalanced parentheses: {text[start : start + 80]}')
-
-
 def _shapes(text: str) -> tuple[Shape, ...]:
-  found = []
-  for dtype, dims, layout in _ARRAY.findall(text):
-    space = re.search(r'S\((\d+)\)', layout)
-    found.append(
-      Shape(
-        dtype,
-        tuple(int(d) for d in dims.split(',') if d),
-        space is None or space.group(1) == '0',
-      )
+  return tuple(
+    Shape(
+      dtype,
+      tuple(int(d) for d in dims.split(',') if d),
+      re.search(r'S\([1-9]', layout) is None,
     )
-  return tuple(found)
+    for dtype, dims, layout in _ARRAY.findall(text)
+  )
 
 
 def executed(
@@ -193,56 +153,49 @@ def executed(
     module: the program.
     inside_fusions: also what fusions are made of, besides themselves.
   """
-  yield from _executed(module, module.entry, 1, inside_fusions)
+  entered = ('call', 'conditional', 'async-start')
+  entered += ('fusion',) if inside_fusions else ()
 
+  def walk(name, count):
+    for instruction in module.computations[name].values():
+      yield name, instruction, count
+      if instruction.opcode == 'while':
+        trips = trip_count(module, instruction)
+        yield from walk(instruction.find(r'body=%([\w.\-]+)'), count * trips)
+      elif instruction.opcode in entered:
+        for called in instruction.called:
+          yield from walk(called, count)
 
-def _executed(module, name, count, inside_fusions):
-  for instruction in module.computations[name].values():
-    yield name, instruction, count
-    opcode = instruction.opcode
-    if opcode == 'while':
-      trips = trip_count(module, instruction)
-      body = re.search(r'body=%([\w.\-]+)', instruction.attributes).group(1)
-      yield from _executed(module, body, count * trips, inside_fusions)
-    elif opcode in ('call', 'conditional', 'async-start') or (
-      opcode == 'fusion' and inside_fusions
-    ):
-      for called in instruction.called:
-        yield from _executed(module, called, count, inside_fusions)
+  yield from walk(module.entry, 1)
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
   """Returns how often a `while` runs its body.
 
-  XLA notes it where it knows. Else the loop counts from 0 to a constant that
-  its condition compares with, as `jax.lax.scan` writes loops, in steps that its
-  body adds: 1, or 2 where a TPU's compiler has doubled a ring's steps.
+  XLA notes it where it knows. Else, on TPUs, the loop counts from 0 to a
+  constant that its condition compares with, as `jax.lax.scan` writes loops, in
+  steps that its body adds: 1, or 2 where the compiler has doubled a ring's.
+  Draws that are rejected (Mixup's Beta by `jax.random`) are repeated as often
+  as chance has it, seldom: they count once.
 
   Raises:
     ValueError: it isn't such a loop.
   """
-  known = _TRIP_COUNT.search(loop.attributes)
-  if known:
-    return int(known.group(1))
+  if known := loop.find(r'"known_trip_count":\{"n":"(\d+)"'):
+    return int(known)
+  if 'jit(_gamma)' in loop.op_name:
+    return 1
   condition, body = (
-    module.computations[
-      re.search(key + r'=%([\w.\-]+)', loop.attributes).group(1)
-    ]
+    module.computations[loop.find(key + r'=%([\w.\-]+)')]
     for key in ('condition', 'body')
   )
   bounds = _constants(module, condition.values())
-  places = {
-    int(found.group(1))
-    for i in condition.values()
-    if i.opcode == 'get-tuple-element'
-    and (found := re.search(r'index=(\d+)', i.attributes))
-  }
-  if len(bounds) != 1 or len(places) != 1:
-    raise ValueError(f'the trip count of the loop {loop.name} is not known')
-  step = _step(module, body, places.pop())
-  if step is None:
-    raise ValueError(f'the steps of the loop {loop.name} are not known')
-  return -(-bounds.pop() // step)
+  places = {i.find(r'index=(\d+)') for i in condition.values()} - {''}
+  if len(bounds) == len(places) == 1:
+    steps = _steps(module, body, int(places.pop()))
+    if len(steps) == 1:
+      return -(-bounds.pop() // steps.pop())
+  raise ValueError(f'the trip count of the loop {loop.name} is not known')
 
 
 def _constants(module: Module, instructions) -> set[int]:
@@ -255,20 +208,13 @@ def _constants(module: Module, instructions) -> set[int]:
   return found
 
 
-def _step(module: Module, body: Computation, place: int) -> int | None:
+def _steps(module: Module, body: Computation, place: int) -> set[int]:
   """Returns what a loop's body adds to the counter at a place of its tuple."""
   root = next(i for i in body.values() if i.root)
   result = body[root.operands[place]]
-  while result.opcode in ('copy', 'bitcast', 'convert'):
+  while result.opcode in _SAME:
     result = body[result.operands[0]]
-  if result.opcode == 'fusion':
-    fused = module.computations[result.called[0]]
-    outer = [body[name] for name in result.operands]
-    root = next(i for i in fused.values() if i.root)
-    added = _constants(module, fused.values())
-    added |= _constants(module, outer)
-    return added.pop() if root.opcode == 'add' and len(added) == 1 else None
-  if result.opcode != 'add':
-    return None
-  added = _constants(module, [body[name] for name in result.operands])
-  return added.pop() if len(added) == 1 else None
+  fused = module.computations[result.called[0]] if result.called else {}
+  if next((i for i in fused.values() if i.root), result).opcode != 'add':
+    return set()
+  return _constants(module, [result, *(body[n] for n in result.operands)])
