@@ -122,7 +122,7 @@ def pages() -> dict[pathlib.Path, str]:
 
 
 def _page(experiment: runner.Experiment, scale: str) -> str:
-  """What was written of a scale's rows, under a title if it isn't the first.
+  """Returns what was written of a scale's rows; the first has no title.
 
   Nothing where it wasn't run; a scale that has no words here isn't shown.
   """

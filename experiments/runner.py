@@ -259,7 +259,7 @@ class _Run:
       os.sched_setaffinity(self.process.pid, cores)
 
   def has_ended(self) -> bool:
-    """Whether the process is over; then its seconds are known."""
+    """Returns whether the process is over; then its seconds are known."""
     return self._reap(os.WNOHANG)
 
   def wait(self) -> None:

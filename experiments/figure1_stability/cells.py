@@ -55,7 +55,7 @@ EXPONENTS = range(-3, 9)
 
 
 def cells(scale: str, rows: Rows) -> list[Cell]:
-  """What can be run by now: later cells depend on the rows of earlier ones."""
+  """Lists what can be run by now: later cells need the rows of earlier ones."""
   if scale == 'full':
     return _full()
   if scale == 'real':
@@ -83,7 +83,7 @@ def _long(size: str, variant: str) -> Cell:
 
 
 def _real() -> list[Cell]:
-  """The runs that carry the findings, on lossless images; and recoveries.
+  """Lists runs that carry the findings, on lossless images; and recoveries.
 
   A recovery is a run at a rate that explodes, which goes on all the same,
   beside one with a pre-norm, which doesn't explode there.
@@ -126,7 +126,7 @@ def _recoveries(size: str, rate: float, seed: int) -> list[Cell]:
 
 
 def _full() -> list[Cell]:
-  """The paper's setting, its three strategies and each switch: B at 224 px."""
+  """Lists the paper's setting, strategies and each switch: B at 224 px."""
   strategies = {
     'tricks': (5e-4, {'optim.clip_norm': 10.0, 'model.dtype': 'bfloat16'}),
     'norm_and_penalty': (
@@ -158,7 +158,7 @@ def _full() -> list[Cell]:
 
 
 def bounds(size: str, variant: str, rows: Rows) -> tuple[int, int]:
-  """Largest exponent without and lowest with an explosion, of seed 0.
+  """Returns largest exponent without, lowest with an explosion, of seed 0.
 
   Each is one beyond EXPONENTS while none is known; neighbours: it's found.
   """
@@ -174,7 +174,7 @@ def bounds(size: str, variant: str, rows: Rows) -> tuple[int, int]:
 
 
 def _bisect(size: str, variant: str, rows: Rows) -> list[Cell]:
-  """The probes so far, and the next one if the rate isn't found yet."""
+  """Lists probes so far, and the next one if the rate isn't found yet."""
   exponents = sorted(
     row['exponent']
     for row in rows.values()
@@ -218,7 +218,7 @@ def _cell(
   keys: dict[str, Any] | None = None,
   **facts: Any,
 ) -> Cell:
-  """A run of `steps` steps that ends at an explosion, if `stop`."""
+  """Returns a run of `steps` steps that ends at an explosion, if `stop`."""
   duration = f'{steps} steps'
   return Cell(
     name=f'{stage}_{size}_{variant}_{rate:.3g}_seed{seed}',

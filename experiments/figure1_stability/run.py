@@ -16,7 +16,7 @@ SIZE = 'S'  # that of the search
 def measured(
   cell: runner.Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
-  """The numbers of a run, how its images are stored, and its accuracy."""
+  """Returns a run's numbers, how its images are stored, its accuracy."""
   run = runs.read(workdir)
   data = run.config['data']
   steps, top1 = run.metric('val/top1')

@@ -51,7 +51,7 @@ def sections(rows: Rows, size: str) -> list[str]:
 
 
 def lossless(rows: Rows, jpeg: Rows) -> list[str]:
-  """The parts of the page on lossless images, beside the rows on JPEG."""
+  """Returns the page's parts on lossless images, beside rows on JPEG."""
   large = {name: row for name, row in jpeg.items() if row['stage'] == 'large'}
   titles = {
     'repeat': 'Size S, within 150 steps, those seeds that have run, on the '

@@ -31,7 +31,7 @@ SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def cells(rows: Rows) -> list[Cell]:
-  """What can be run by now."""
+  """Lists what can be run by now."""
   found = [_setting(name) for name in SETTINGS]
   setting = chosen_setting(rows)
   if setting is None:
@@ -49,7 +49,7 @@ def cells(rows: Rows) -> list[Cell]:
 
 
 def chosen_setting(rows: Rows) -> str | None:
-  """The better setting by validation accuracy; None before both are known."""
+  """Returns the better setting on validation; None before both are known."""
   found = [row for row in rows.values() if row['stage'] == 'setting']
   if len(found) < len(SETTINGS):
     return None
@@ -57,7 +57,7 @@ def chosen_setting(rows: Rows) -> str | None:
 
 
 def chosen_rate(rows: Rows, data: str, block: str) -> float | None:
-  """A block's best rate by validation accuracy; None before all are known."""
+  """Returns a block's best rate on validation; None before all are known."""
   found = searched(rows, data, block)
   if len(found) < len(RATES):
     return None
@@ -65,7 +65,7 @@ def chosen_rate(rows: Rows, data: str, block: str) -> float | None:
 
 
 def searched(rows: Rows, data: str, block: str) -> dict[float, Row]:
-  """A block's runs of the search, by their rates."""
+  """Maps rates to a block's runs of the search."""
   return {
     row['rate']: row
     for row in rows.values()

@@ -17,7 +17,7 @@ _METRICS = ('top1', 'top5', 'auroc', 'auroc_of_batches')
 
 
 def sections(rows: Rows) -> list[str]:
-  """The page's parts, those of stages without a row left out."""
+  """Returns the page's parts, those of stages without a row left out."""
   titles = {
     'setting': 'Which setting reaches more for the same computing (one core, '
     'CIFAR-10, ViT-22B, validation part):',
@@ -130,5 +130,5 @@ def _differences(rows: Rows) -> str:
 
 
 def _of(rows: Rows, **facts: str) -> list[Row]:
-  """The rows that have these facts."""
+  """Lists the rows that have these facts."""
   return [r for r in rows.values() if facts.items() <= r.items()]

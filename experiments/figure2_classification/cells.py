@@ -17,7 +17,7 @@ STEPS = {'Ti': 400, 'S': 120}
 
 
 def cells(scale: str, rows: Rows) -> list[Cell]:
-  """All runs of a scale; seeds come last, so that a part is balanced."""
+  """Lists all runs of a scale; seeds come last, so that a part is balanced."""
   if scale == 'real':
     return budget.cells(rows)
   if scale == 'full':

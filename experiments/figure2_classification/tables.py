@@ -126,7 +126,7 @@ def _budget(row: Row) -> str:
 
 
 def spread(rows: list[Row], metric: str) -> str:
-  """A mean over seeds, with the smallest and the largest."""
+  """Formats a mean over seeds, with the smallest and the largest."""
   values = known(rows, metric)
   if not values:
     return '-'

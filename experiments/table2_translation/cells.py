@@ -22,7 +22,7 @@ GENERATORS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def cells(scale: str, rows: Rows) -> list[Cell]:
-  """All runs of a scale."""
+  """Lists all runs of a scale."""
   del rows
   if scale == 'full':
     return [

@@ -18,7 +18,7 @@ from experiments.throughput import training_step
 def measure(
   tap: int, batch_size: int, warmup: int, repeats: int
 ) -> dict[str, Any]:
-  """A row of inception.json.
+  """Measures a row of inception.json.
 
   Args:
     tap: 64, 192, 768 or 2048.

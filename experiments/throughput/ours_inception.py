@@ -11,7 +11,7 @@ SEED = 0  # of the weights, the same on both sides
 
 
 def training_step(tap: int, batch_size: int) -> tuple[Callable[[], float], int]:
-  """No training: the features of a batch of uint8 images of 256 px.
+  """Returns what computes features of a batch of uint8 images of 256 px.
 
   Args:
     tap: 64, 192, 768 or 2048.
@@ -34,6 +34,6 @@ def training_step(tap: int, batch_size: int) -> tuple[Callable[[], float], int]:
 
 
 def images(batch_size: int) -> np.ndarray:
-  """Noise, uint8 [B, 256, 256, 3]."""
+  """Draws noise, uint8 [B, 256, 256, 3]."""
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, (batch_size, 256, 256, 3), np.uint8)

@@ -36,7 +36,7 @@ def timm_vit():
 def training_step(
   block: str, variant: str, batch_size: int, threads: int
 ) -> tuple[Callable[[], float], int]:
-  """A training step of timm's ViT on random images of 32 px, patch 4.
+  """Returns a training step of timm's ViT on random images of 32 px, patch 4.
 
   Args:
     block: 'vit', or 'vit22b' for timm's `ParallelScalingBlock`.

@@ -118,7 +118,7 @@ class ViTUnet(nn.Module):
 
 
 def patchgan() -> nn.Sequential:
-  """The 70x70 PatchGAN: C64-C128-C256-C512-1."""
+  """Builds the 70x70 PatchGAN: C64-C128-C256-C512-1."""
   layers = [nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
   for inputs, outputs, stride in ((64, 128, 2), (128, 256, 2), (256, 512, 1)):
     layers += [
@@ -213,7 +213,7 @@ class CycleGAN:
 def training_step(
   batch_size: int, image_size: int, patch: int, layout: str, threads: int
 ) -> tuple[Callable[[], float], int]:
-  """A CycleGAN step of two ViTUnet-S on random images.
+  """Returns a CycleGAN step of two ViTUnet-S on random images.
 
   Args:
     batch_size: images of each domain a step.

@@ -114,7 +114,7 @@ def measure(
 def alternate(
   runners: dict[Any, Runner], warmup: int, repeats: int
 ) -> dict[Any, float]:
-  """Median seconds of a step of each of the runners, which it closes.
+  """Returns median seconds of a step of each runner, and closes them.
 
   Args:
     runners: by any key; they take turns, one step each.
@@ -136,7 +136,7 @@ def threads() -> int:
 
 
 def row(name: str, ours: float, peer: str, peers: float) -> dict[str, Any]:
-  """One comparison, from seconds."""
+  """Returns one comparison, from seconds."""
   return {
     'name': name,
     'ours_ms': round(ours * 1e3, 1),
@@ -147,7 +147,7 @@ def row(name: str, ours: float, peer: str, peers: float) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """The rows as Markdown."""
+  """Formats the rows as Markdown."""
   lines = [
     '| model | ours, ms | peer | peer, ms | peer / ours |',
     '|---|--:|---|--:|--:|',
@@ -161,7 +161,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-  """What the numbers depend on."""
+  """Returns what the numbers depend on."""
   cpu = platform.processor() or platform.machine()
   info = pathlib.Path('/proc/cpuinfo')
   if info.exists():
