@@ -18,7 +18,7 @@ from configs import (
 )
 from vit22b_jax import cli, commands, errors, rules, tasks
 from vit22b_jax import config as config_lib
-from vit22b_jax.data import augment, pipeline, preprocess
+from vit22b_jax.data import augment
 from vit22b_jax.fid import extractor, inception_resize
 from vit22b_jax.models import patchgan, vit
 from vit22b_jax.runtime import sharding
@@ -395,8 +395,6 @@ def test_choices_are_those_that_the_code_knows():
   for choices, key in (
     (sharding.PRESETS, 'sharding'),
     (augment.PRESETS, 'data.augment'),
-    (pipeline.PAIRINGS, 'data.pairing'),
-    (preprocess.MODES, 'data.preprocess'),
     (losses.KINDS, 'loss.kind'),
     (losses.GANS, 'loss.gan'),
     (vit.PRESETS, 'model.block'),

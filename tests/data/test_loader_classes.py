@@ -252,6 +252,8 @@ def test_mistakes_in_folders(tmp_path, break_it, message):
   root = data_fixtures.make_folder(tmp_path / 'data', counts={'train': 3})
   break_it(root)
   for cache_max_gb in (4, 0):  # in memory, and read while training
+    if not cache_max_gb and 'readable' in message:
+      continue  # training shows it
     with pytest.raises(errors.UserError, match=message):
       _load(root, max_corrupt=99, cache_max_gb=cache_max_gb)
 

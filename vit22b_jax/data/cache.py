@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Shaped
 
-from vit22b_jax.data import records
+from vit22b_jax.data import encoded
 
 # Raise when the same files would decode to other pixels.
 FORMAT_VERSION = 2
@@ -37,16 +37,14 @@ Arrays = Mapping[str, Shaped[np.ndarray, '...']]
 def folder(name: str, place: str, identity: Any) -> pathlib.Path:
   """Returns where the arrays of a source belong.
 
-  Args:
-    name: readable start of the folder's name.
-    place: where the source is; of one name and place, one identity is kept.
-    identity: JSON-able; equal identities mean equal arrays.
+  Of one name and place, one identity is kept; equal identities (JSON-able) mean
+  equal arrays.
   """
   if '://' not in place:
     place = os.path.abspath(place)
   readable = re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-48:]
-  key = records.digest([FORMAT_VERSION, identity])
-  return root() / f'{readable}-{records.digest(place)}-{key}'
+  key = encoded.digest([FORMAT_VERSION, identity])
+  return root() / f'{readable}-{encoded.digest(place)}-{key}'
 
 
 def root() -> pathlib.Path:
@@ -84,26 +82,20 @@ def read(path: pathlib.Path) -> tuple[Arrays, Any] | None:
 
 
 def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
-  """Writes a folder that `read` understands; warns when the disk won't.
-
-  Args:
-    path: from `folder`.
-    arrays: by name.
-    meta: JSON-able.
-  """
+  """Writes a folder that `read` understands; warns when the disk won't."""
   temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix='tmp-', dir=path.parent))
     for name, array in arrays.items():
-      with open(temporary / f'{name}.npy', 'wb') as file:
+      with open(temporary / f'{name}.npy', 'wb', buffering=0) as file:
         np.save(file, array)
-        _sync(file)
+        os.fsync(file.fileno())
     checksums = {name: _checksum(array) for name, array in arrays.items()}
-    text = json.dumps([checksums, meta])
-    with open(temporary / 'meta.json', 'w') as file:
-      file.write(f'{zlib.crc32(text.encode())}\n{text}')
-      _sync(file)
+    text = json.dumps([checksums, meta]).encode()
+    with open(temporary / 'meta.json', 'wb', buffering=0) as file:
+      file.write(b'%d\n%b' % (zlib.crc32(text), text))
+      os.fsync(file.fileno())
     temporary.rename(path)
     for stale in path.parent.glob(path.name.rpartition('-')[0] + '-*'):
       if stale != path:  # The source has changed since.
@@ -120,8 +112,3 @@ def _checksum(array: Shaped[np.ndarray, '...']) -> list[Any]:
   """Returns the shape, the type and the CRC of an array."""
   crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
   return [list(array.shape), str(array.dtype), crc]
-
-
-def _sync(file: Any) -> None:
-  file.flush()
-  os.fsync(file.fileno())

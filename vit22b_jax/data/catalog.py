@@ -10,11 +10,8 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-import numpy as np
-from jaxtyping import Int
-
 from vit22b_jax import errors
-from vit22b_jax.data import records, splits
+from vit22b_jax.data import encoded, splits
 from vit22b_jax.data.readers import digits, folders, fruit, tfds
 
 # A distance between two sets needs a covariance, so two images.
@@ -51,7 +48,7 @@ class Dataset:
   fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-Found = Mapping[str, records.Records]
+Found = dict[str, encoded.Records]
 
 
 def is_embedded(name: str) -> bool:
@@ -113,32 +110,6 @@ def domain_names(name: str) -> tuple[str, str]:
   last = name.removeprefix(_FOLDER).rstrip('/').split('/')[-1].split(':')[0]
   both = re.fullmatch(r'([A-Za-z]\w*)2([A-Za-z]\w*)', last)
   return both.groups() if both else ('a', 'b')
-
-
-def hold_out(
-  name: str,
-  labels: Int[np.ndarray, ' N'],
-  fraction: float,
-  seed: int,
-  least: int = 1,
-) -> tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' m']]:
-  """Splits off a validation part, of `least` images, as `splits.hold_out` does.
-
-  Raises:
-    UserError: it would be empty, or the fraction is none.
-  """
-  if not 0 < fraction < 1:
-    raise errors.UserError(
-      f'data.val_fraction={fraction}: expected a share between 0 and 1.'
-    )
-  share = max(fraction, least / len(labels)) if least > 1 else fraction
-  first, second = splits.hold_out(labels, share, seed)
-  if not len(second):
-    raise errors.UserError(
-      f'{name} has one image in each class, so that none can be held out for '
-      'val: add images, or a val folder.'
-    )
-  return first, second
 
 
 def validate_count(name: str, part: str, count: int, least: int) -> None:

@@ -13,14 +13,13 @@ not be there at all.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from vit22b_jax import errors
-from vit22b_jax.data import catalog, records
+from vit22b_jax.data import catalog, encoded, splits
 from vit22b_jax.data.readers import tfds
 
 # Images by split and number of classes, as https://www.tensorflow.org/datasets/
@@ -42,16 +41,6 @@ KNOWN = {
     2,
   ),
 }
-
-
-class Counted:
-  """A split of which the length alone is known."""
-
-  def __init__(self, count: int):
-    self._count = count
-
-  def __len__(self) -> int:
-    return self._count
 
 
 def of_classes(
@@ -80,12 +69,12 @@ def of_classes(
     )
   train = counts['train']
   val = next(
-    (counts[s] for s in records.SPLIT_NAMES['val'] if s in counts), None
+    (counts[s] for s in encoded.SPLIT_NAMES['val'] if s in counts), None
   )
   if val is None:
-    train, val = _held_out(name, train, val_fraction)
-  test = Counted(counts['test']) if 'test' in counts else None
-  return catalog.Dataset(Counted(train), Counted(val), test, tuple(names))
+    train, val = _held_out(train, val_fraction)
+  test = range(counts['test']) if 'test' in counts else None
+  return catalog.Dataset(range(train), range(val), test, tuple(names))
 
 
 def of_domains(
@@ -108,23 +97,21 @@ def of_domains(
     counts, _ = _count_tfds(name, dir)
   catalog.validate_domains(name, counts)
   held = [
-    _held_out(name, counts[s], val_fraction, catalog.LEAST)
+    _held_out(counts[s], val_fraction, catalog.LEAST)
     for s in ('trainA', 'trainB')
   ]
   train, val = (
-    catalog.Pair(*map(Counted, pair)) for pair in zip(*held, strict=True)
+    catalog.Pair(*map(range, pair)) for pair in zip(*held, strict=True)
   )
   test = None
   if 'testA' in counts:
-    test = catalog.Pair(Counted(counts['testA']), Counted(counts['testB']))
+    test = catalog.Pair(range(counts['testA']), range(counts['testB']))
   return catalog.Dataset(train, val, test, catalog.domain_names(name))
 
 
-def _held_out(
-  name: str, count: int, fraction: float, least: int = 1
-) -> tuple[int, int]:
+def _held_out(count: int, fraction: float, least: int = 1) -> tuple[int, int]:
   """Counts both parts; they don't depend on the classes."""
-  parts = catalog.hold_out(name, np.zeros(count), fraction, 0, least)
+  parts = splits.hold_out(np.zeros(count), fraction, 0, least)
   return len(parts[0]), len(parts[1])
 
 
@@ -156,15 +143,13 @@ def _count_tfds(
 
 def _newest(root: epath.Path, name: str) -> epath.Path | None:
   """Finds the folder of a set's newest version; None when there is none."""
+  from tensorflow_datasets.core.utils import version as version_lib
+
   base, _, version = name.partition(':')
-  if not (root / base).is_dir():
-    return None
   found = [
-    path
-    for path in (root / base).iterdir()
-    if re.fullmatch(r'\d+\.\d+\.\d+', path.name)
-    and version in ('', path.name)
-    and (path / 'dataset_info.json').exists()
+    root / base / str(each)
+    for each in version_lib.list_all_versions(root / base)
+    if version in ('', str(each))
   ]
-  numbers = [tuple(map(int, path.name.split('.'))) for path in found]
-  return max(zip(numbers, found, strict=True))[1] if found else None
+  found = [p for p in found if (p / 'dataset_info.json').exists()]
+  return found[-1] if found else None

@@ -19,10 +19,6 @@ def local_rows(
   Sorted; they need not lie side by side: on a pod a mesh follows the network,
   not the processes. Where a batch isn't split between two processes (their
   devices share the `tensor` axis), both make the same rows.
-
-  Args:
-    sharding: of the global batch.
-    batch_size: its images; the devices that share it divide it.
   """
   held = np.zeros(batch_size, bool)
   for index in sharding.addressable_devices_indices_map((batch_size,)).values():
@@ -33,12 +29,7 @@ def local_rows(
 def place(
   batch: pipeline.Batch, sharding: jax.sharding.Sharding
 ) -> dict[str, Shaped[Array, 'G ...']]:
-  """Puts this process's batch on the devices, as its part of the global one.
-
-  Args:
-    batch: arrays of this process: the `local_rows` of the global batch.
-    sharding: of the global batch of G images.
-  """
+  """Puts the `local_rows` of a global batch of G images on the devices."""
   return {
     key: jax.make_array_from_process_local_data(sharding, value)
     for key, value in batch.items()
@@ -49,11 +40,6 @@ class DeviceIterator(grain.DatasetIterator):
   """Batches on the devices, sent `ahead` batches before they are asked for.
 
   Its state counts the batches that were yielded, not those sent ahead.
-
-  Args:
-    iterator: host batches; is advanced by this one alone.
-    sharding: of the global batch.
-    ahead: batches on the devices beside the one in use.
 
   Attributes:
     seconds_waited: time spent in `next`, in all: waiting for the host's batch

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vit22b_jax.data import records
+from vit22b_jax.data import encoded
 
 Fingerprint = Mapping[str, str]
 
 
 def of(
-  found: Mapping[str, records.Records],
+  found: Mapping[str, encoded.Records],
   names: Sequence[str],
   held_out: Mapping[str, Int[np.ndarray, ' n']],
 ) -> Fingerprint:
@@ -67,4 +67,4 @@ def compare(old: Fingerprint, new: Fingerprint) -> list[str]:
 
 
 def _mark(count: int, content: list[Any]) -> str:
-  return f'{count} {records.digest(content)}'
+  return f'{count} {encoded.digest(content)}'

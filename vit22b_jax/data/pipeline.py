@@ -16,19 +16,17 @@ import threading
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import catalog, splits
 
-# {'image': uint8 [B, H, W, 3], 'label': int32 [B]}, eval: 'mask' float32 [B].
-# What has no classes has no 'label'.
+# {'image': uint8 [B, H, W, 3], 'label': int32 [B] or float32 [B, K]}, eval:
+# 'mask' float32 [B], 'index' int [B]. What has no classes has no 'label'.
 Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 
 # Indices of a batch's records and where to crop them.
 _Choice = tuple[Int[np.ndarray, ' B'], Float[np.ndarray, 'B 2'] | None]
-
-PAIRINGS = ('unpaired', 'index')
 
 _AHEAD = 4  # Batches gathered ahead by each process.
 _MAX_THREADS = 16  # Each holds a batch.
@@ -61,10 +59,9 @@ class BatchIterator(grain.DatasetIterator):
   Args:
     split: where records come from.
     batches: by position, the indices of each batch (-1 is padding) and where
-      to crop its images (see `LazySplit.gather`; None: in the center).
+      to crop its images (see `Split.gather`).
     workers: processes that decode a lazy split; 0 uses threads.
-    keep_mask: whether batches have a 'mask', or (False) unreadable records are
-      replaced with readable ones of the same batch.
+    keep_mask: whether batches have a 'mask' and an 'index'.
   """
 
   def __init__(
@@ -76,10 +73,8 @@ class BatchIterator(grain.DatasetIterator):
     keep_mask: bool,
   ):
     super().__init__()
-    self._split = split
-    self._batches = batches
-    self._workers = workers
-    self._keep_mask = keep_mask
+    self._split, self._batches = split, batches
+    self._workers, self._keep_mask = workers, keep_mask
     self._position = 0
     self._reader = None
 
@@ -96,24 +91,8 @@ class BatchIterator(grain.DatasetIterator):
     readable = batch.pop('readable')
     if self._keep_mask:
       mask = (readable & (index >= 0)).astype(np.float32)
-      return batch | {'mask': mask, 'index': index}
-    if not readable.any():
-      return self._next_readable(index)
-    return batch if readable.all() else _replace(batch, readable)
-
-  def _next_readable(self, index: Int[np.ndarray, ' B']) -> Batch:
-    """Returns, where no record of a batch is readable, those that follow."""
-    for ahead in range(1, len(self._split)):
-      following = (index + ahead) % len(self._split)
-      batch = _gather(self._split, (following, None))
-      self._split.validate_batch(batch.pop('index'), batch)
-      readable = batch.pop('readable')
-      if readable.any():
-        return _replace(batch, readable)
-    raise errors.UserError(
-      'no image of the training part could be read: mend the files, or choose '
-      'another data.name.'
-    )
+      batch |= {'mask': mask, 'index': index}
+    return batch
 
   def get_state(self) -> dict[str, int]:
     """Returns the position: how many batches have been yielded."""
@@ -142,7 +121,8 @@ class BatchIterator(grain.DatasetIterator):
     batches = self._batches[self._position :].map(
       functools.partial(_gather, self._split)
     )
-    workers = 0 if isinstance(self._split, splits.ArraySplit) else self._workers
+    in_memory = isinstance(self._split, splits.ArraySplit)
+    workers = 0 if in_memory else self._workers
     threads = 0  # Handing over from a thread costs more than a gather.
     if self._split.decodes:
       threads = 1 if workers else min(os.cpu_count() or 1, _MAX_THREADS)
@@ -152,17 +132,15 @@ class BatchIterator(grain.DatasetIterator):
         prefetch_buffer_size=threads and max(_AHEAD, threads),
       )
     )
-    if workers:
-      if not flags.FLAGS.is_parsed():
-        # Grain hands flags to its workers; outside absl.app nobody parses any.
-        flags.FLAGS.mark_as_parsed()
-      dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(
-          num_workers=workers, per_worker_buffer_size=2
-        ),
-        worker_init_fn=_follow_main_process,
-      )
-    return dataset
+    if not workers:
+      return dataset
+    if not flags.FLAGS.is_parsed():
+      # Grain hands flags to its workers; outside absl.app nobody parses any.
+      flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(
+      num_workers=workers, per_worker_buffer_size=2
+    )
+    return dataset.mp_prefetch(options, worker_init_fn=_follow_main_process)
 
   def _stop(self) -> None:
     if self._reader is not None:
@@ -200,12 +178,9 @@ def train_iterator(
   def choose(position: int) -> _Choice:
     epoch, step = divmod(position, steps)
     order = _permutation(len(split), seed, epoch)
-    index = order[step * size : (step + 1) * size][share]
-    if not split.crops:
-      return index, None
     # A third number, so that no crop is drawn from the order's own stream.
     draws = np.random.default_rng((seed, position, 1)).random((size, 2))
-    return index, draws[share]
+    return order[step * size : (step + 1) * size][share], draws[share]
 
   return BatchIterator(
     split,
@@ -258,59 +233,46 @@ def pair_steps_per_epoch(
   Args:
     pair: what is trained on.
     batch_size: images of each domain in a step, over all processes.
-    pairing: one of PAIRINGS.
+    pairing: as in `pair_iterator`.
 
   Raises:
     UserError: a domain is smaller than a batch.
   """
-  smaller, larger = sorted((len(pair.a), len(pair.b)))
-  if smaller < batch_size:
-    raise errors.UserError(
-      f'the training domains have {len(pair.a)} and {len(pair.b)} images, '
-      f'fewer than batch_size={batch_size}; choose a smaller batch_size.'
-    )
-  return (larger if pairing == 'unpaired' else smaller) // batch_size
+  steps = [steps_per_epoch(split, batch_size) for split in (pair.a, pair.b)]
+  return max(steps) if pairing == 'unpaired' else min(steps)
 
 
 def pair_iterator(
   pair: catalog.Pair,
   *,
-  batch_size: int,
   seed: int,
   pairing: str = 'unpaired',
-  workers: int = 0,
-  rows: Int[np.ndarray, ' b'] | None = None,
+  **options,
 ) -> 'PairIterator':
   """Returns endless {'a', 'b'} batches; a function of seed and position.
 
   Each domain goes through its own permutations: `unpaired`, the smaller starts
-  over (in a new order) while the larger is on its way; `index`, image i of one
+  over (in a new order) while the larger is on its way; otherwise image i of one
   always comes with image i of the other, and the rest of the larger never.
 
   Args:
     pair: records to train on.
-    batch_size: images of each domain in a step, over all processes.
     seed: of the orders.
-    pairing: one of PAIRINGS.
-    workers: processes for each domain that decode a lazy split; 0: threads.
-    rows: those of each batch that this process makes (`devices.local_rows`);
-      all by default.
+    pairing: `data.pairing`.
+    **options: `batch_size`, `workers` and `rows` of `train_iterator`, for each
+      domain.
 
   Raises:
     UserError: a domain is smaller than a batch.
   """
-  pair_steps_per_epoch(pair, batch_size, pairing)
   a, b = pair.a, pair.b
-  seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(2)]
-  if pairing == 'index':
+  seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
+  if pairing != 'unpaired':
     both = np.arange(min(len(a), len(b)))
     a, b, seeds = a.subset(both), b.subset(both), [seeds[0]] * 2
-  options = {'batch_size': batch_size, 'workers': workers, 'rows': rows}
   return PairIterator(
-    *(
-      train_iterator(split, seed=order, **options)
-      for split, order in zip((a, b), seeds, strict=True)
-    )
+    train_iterator(a, seed=seeds[0], **options),
+    train_iterator(b, seed=seeds[1], **options),
   )
 
 
@@ -345,6 +307,11 @@ def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
   return np.random.default_rng((seed, epoch)).permutation(length)
 
 
+def _gather(split: splits.Split, choice: _Choice) -> Batch:
+  index, draws = choice
+  return split.gather(np.maximum(index, 0), draws) | {'index': index}
+
+
 def _follow_main_process(index: int, count: int) -> None:
   """Leaves signals to the main process, and ends when that does.
 
@@ -360,15 +327,3 @@ def _follow_main_process(index: int, count: int) -> None:
     os._exit(0)
 
   threading.Thread(target=follow, daemon=True).start()
-
-
-def _gather(split: splits.Split, choice: _Choice) -> Batch:
-  index, draws = choice
-  return split.gather(np.maximum(index, 0), draws) | {'index': index}
-
-
-def _replace(batch: Batch, readable: Bool[np.ndarray, ' B']) -> Batch:
-  """Repeats readable records of the batch in the place of unreadable ones."""
-  rows = np.arange(len(readable))
-  rows[~readable] = np.resize(rows[readable], (~readable).sum())
-  return {key: value[rows] for key, value in batch.items()}

@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode, records
+from vit22b_jax.data import decode, encoded
 from vit22b_jax.data.readers import folders, tfds
 from vit22b_jax.fid import extractor
 
@@ -86,7 +86,7 @@ def find(
   return _of_records(spec, found, '')
 
 
-def _tfds(spec: str, dir: str) -> records.Records:
+def _tfds(spec: str, dir: str) -> encoded.Records:
   name, _, split = spec.removeprefix('tfds:').rpartition(':')
   if not name:
     raise errors.UserError(f"{spec!r}: expected 'tfds:NAME:SPLIT'.")
@@ -98,7 +98,7 @@ def _tfds(spec: str, dir: str) -> records.Records:
   return found[split]
 
 
-def _of_records(name: str, images: records.Records, split: str) -> Source:
+def _of_records(name: str, images: encoded.Records, split: str) -> Source:
   return Source(
     name,
     functools.partial(_batches, images),
@@ -107,7 +107,7 @@ def _of_records(name: str, images: records.Records, split: str) -> Source:
   )
 
 
-def _batches(images: records.Records, size: int) -> Batches:
+def _batches(images: encoded.Records, size: int) -> Batches:
   """Yields lists of decoded images, each process its share of a batch.
 
   Every process gets as many batches. The next one is decoded meanwhile.
@@ -136,7 +136,7 @@ def _padded(
 
 
 def _decode(
-  images: records.Records, numbered: tuple[int, Callable[[], tuple[bytes, int]]]
+  images: encoded.Records, numbered: tuple[int, encoded.Read]
 ) -> UInt8[np.ndarray, 'H W 3']:
   index, read = numbered
   try:

@@ -10,18 +10,18 @@ import functools
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from vit22b_jax.data import records, splits
+from vit22b_jax.data import encoded, splits
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 _TEST_FRACTION = 0.2
 
 
-def find() -> dict[str, records.Embedded]:
+def find() -> dict[str, encoded.Embedded]:
   """Opens the train (1,438) and test (359) parts."""
   labels = _load()[1]
   parts = splits.hold_out(labels, _TEST_FRACTION, seed=0)
   return {
-    split: records.Embedded(
+    split: encoded.Embedded(
       f'digits {split}', '1', labels[rows], functools.partial(_digit, rows)
     )
     for split, rows in zip(('train', 'test'), parts, strict=True)

@@ -4,21 +4,19 @@ Without `train`, the folders of PATH are the classes. For translation:
 `trainA/*` and `trainB/*` with optional `testA` and `testB`.
 
 Any format of `decode.FORMATS`; the name of a class is the name of its folder.
-Images may lie deeper in a class's folder; what counts as an image says
-`walk`. PATH may be a `gs://` address.
+Images may lie deeper in it; what counts as an image says `walk`. PATH may be a
+`gs://` address.
 """
 
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
-from jaxtyping import Int32
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode, records
+from vit22b_jax.data import decode, encoded
 from vit22b_jax.data.readers import walk as walk_lib
 
 DOMAINS = ('trainA', 'trainB', 'testA', 'testB')
@@ -27,58 +25,9 @@ _DOMAINS_LAYOUT = (
   'expected PATH/trainA/* and PATH/trainB/* with images, optional testA and '
   'testB'
 )
-_SAMPLED = 512  # Files of which some content is hashed.
 
 
-class FolderRecords(records.Records):
-  """The image files of one split.
-
-  Args:
-    root: the data folder.
-    files: path below it, and label, of each image.
-  """
-
-  def __init__(self, root: str, files: list[tuple[str, int]]):
-    self.place = root
-    self._files = files
-
-  def __len__(self) -> int:
-    return len(self._files)
-
-  def read(self, index: int) -> tuple[bytes, int]:
-    file, label = self._files[index]
-    try:
-      return (epath.Path(self.place) / file).read_bytes(), label
-    except OSError as error:
-      logging.warning('%s: %s', self.name(index), error.strerror or error)
-      return b'', label
-
-  def name(self, index: int) -> str:
-    path = epath.Path(self.place) / self._files[index][0]
-    return walk_lib.printable(str(path))
-
-  def labels(self) -> Int32[np.ndarray, ' N']:
-    return np.array([label for _, label in self._files], np.int32)
-
-  def identity(self) -> list[Any]:
-    """Returns name, label, size and times of every file, content of some."""
-    rows = [[*file, *_stat(self._path(file[0]))] for file in self._files]
-    if '://' in self.place:
-      return rows
-    some = self._files[:: -(-len(rows) // _SAMPLED)] if rows else []
-    return [rows, [records.sample(self._path(file)) for file, _ in some]]
-
-  def listing(self) -> list[Any]:
-    """Returns name and size of every file; remote ones by name alone."""
-    if '://' in self.place:
-      return [file for file, _ in self._files]
-    return [[file, *_stat(self._path(file))[:1]] for file, _ in self._files]
-
-  def _path(self, file: str) -> str:
-    return os.path.join(self.place, file)
-
-
-def find(path: str) -> tuple[dict[str, FolderRecords], tuple[str, ...]]:
+def find(path: str) -> tuple[dict[str, encoded.Files], tuple[str, ...]]:
   """Lists the images of a data folder, and logs what is left aside.
 
   Returns:
@@ -101,17 +50,17 @@ def find(path: str) -> tuple[dict[str, FolderRecords], tuple[str, ...]]:
   for split, parts in classes.items():
     if not parts and split == 'test' and walk.images(folders['test']):
       logging.warning('%s has no class folders: left aside', folders['test'])
-      continue
-    if not parts:
+    elif parts:
+      found[split] = _labeled(root, parts, names, walk)
+    else:
       raise errors.UserError(
         f'{folders[split]} holds no class folder; {_LAYOUT}.'
       )
-    found[split] = FolderRecords(str(root), _files(root, parts, names, walk))
   walk.log(root)
-  return found, tuple(map(walk_lib.printable, names))
+  return found, tuple(map(errors.printable, names))
 
 
-def find_domains(path: str) -> dict[str, FolderRecords]:
+def find_domains(path: str) -> dict[str, encoded.Files]:
   """Lists the images of two domains: trainA and trainB, testA and testB.
 
   Raises:
@@ -128,20 +77,24 @@ def find_domains(path: str) -> dict[str, FolderRecords]:
       raise errors.UserError(
         f'no image in domain folder {folders[split]}; {_DOMAINS_LAYOUT}.'
       )
-    found[split] = _unlabeled(root, images)
+    found[split] = _files(root, images)
   walk.log(root)
   return found
 
 
-def find_unlabeled(path: str) -> FolderRecords:
+def find_unlabeled(path: str) -> encoded.Files:
   """Lists all images below a folder, with no labels (all 0)."""
   root = epath.Path(path)
-  return _unlabeled(root, walk_lib.find_images(root))
+  return _files(root, walk_lib.find_images(root))
 
 
-def _unlabeled(root: epath.Path, images: list[epath.Path]) -> FolderRecords:
-  files = [(str(image.relative_to(root)), 0) for image in images]
-  return FolderRecords(str(root), files)
+def _files(
+  root: epath.Path,
+  images: list[epath.Path],
+  labels: encoded.Labels | None = None,
+) -> encoded.Files:
+  paths = [os.fspath(image.relative_to(root)) for image in images]
+  return encoded.Files(os.fspath(root), paths, labels)
 
 
 def _open(path: str, layout: str) -> epath.Path:
@@ -155,15 +108,14 @@ def _splits(root: epath.Path) -> dict[str, epath.Path]:
   """Finds the folder of each split that there is."""
   folders = {p.name: p for p in _folders(root)}
   found = {}
-  for split, names in records.SPLIT_NAMES.items():
+  for split, names in encoded.SPLIT_NAMES.items():
     there = [folders.pop(name) for name in names if name in folders]
     if len(there) > 1:
       both = ' and '.join(p.name for p in there)
       raise errors.UserError(f'{root} holds {both}: keep one of them.')
     if there:
       found[split] = there[0]
-  reals = [os.path.realpath(folder) for folder in found.values()]
-  if len({*reals}) < len(reals):
+  if len({os.path.realpath(folder) for folder in found.values()}) < len(found):
     both = ' and '.join(p.name for p in found.values())
     raise errors.UserError(f'{root}: {both} are links to one folder.')
   if 'train' in found:
@@ -185,64 +137,54 @@ def _splits(root: epath.Path) -> dict[str, epath.Path]:
   return found
 
 
-def _folders(path: epath.Path) -> list[epath.Path]:
-  """Lists the folders in a folder, links to folders included."""
+def _entries(path: epath.Path) -> list[tuple[epath.Path, str]]:
   try:
-    entries = walk_lib.list_folder(path)
+    return walk_lib.list_folder(path)
   except OSError as error:
     raise errors.UserError(
       f'{path} could not be listed: {error.strerror or error}.'
     ) from None
-  return [p for p, kind in entries if kind in ('folder', 'link')]
+
+
+def _folders(path: epath.Path) -> list[epath.Path]:
+  """Lists the folders in a folder, links to folders included."""
+  return [p for p, kind in _entries(path) if kind in ('folder', 'link')]
 
 
 def _log_unknown(root: epath.Path, names: Iterable[str]) -> None:
   if names:
-    shown = ', '.join(map(walk_lib.printable, sorted(names)))
+    shown = errors.printable(', '.join(sorted(names)))
     logging.warning('left aside in %s: the folders %s', root, shown)
 
 
 def _classes(folder: epath.Path, walk: walk_lib.Walk) -> list[epath.Path]:
   """Lists the class folders of a split; counts what lies beside them."""
-  _folders(folder)  # Raises if it can't be listed.
   found = []
-  for path, kind in walk_lib.list_folder(folder):
+  for path, kind in _entries(folder):
     if walk.enters(path, kind):
       found.append(path)
     elif path.suffix.lower() in decode.suffixes():
-      walk.ignore(f'images in {folder.name} without a class folder')
+      walk.ignored[f'images in {folder.name} without a class folder'] += 1
   return found
 
 
-def _files(
+def _labeled(
   root: epath.Path,
   folders: list[epath.Path],
   class_names: list[str],
   walk: walk_lib.Walk,
-) -> list[tuple[str, int]]:
-  """Lists path below `root` and label of every image of a split, sorted."""
-  files = []
+) -> encoded.Files:
+  """Lists the images of a split's class folders, sorted."""
+  images, labels = [], []
   for folder in folders:
     if folder.name not in class_names:
       raise errors.UserError(
         f'class folder {folder} has no counterpart in train, whose classes are '
         f'{", ".join(class_names[:20])}.'
       )
-    images = walk.images(folder)
-    if not images:
+    found = walk.images(folder)
+    if not found:
       raise errors.UserError(f'no image in class folder {folder}.')
-    label = class_names.index(folder.name)
-    files += [(str(image.relative_to(root)), label) for image in images]
-  return files
-
-
-def _stat(path: str) -> tuple[int, ...]:
-  """Returns a file's size and times in nanoseconds; () for a dangling link."""
-  try:
-    if '://' in path:
-      stat = epath.Path(path).stat()
-      return stat.length, int(stat.mtime)
-    stat = os.stat(path)
-  except OSError:
-    return ()
-  return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    images += found
+    labels += [class_names.index(folder.name)] * len(found)
+  return _files(root, images, np.array(labels, np.int32))

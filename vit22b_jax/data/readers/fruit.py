@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vit22b_jax.data import records
+from vit22b_jax.data import encoded
 
 NAMES = ('apple', 'orange')
 SIZE = 64
@@ -31,11 +31,11 @@ Picture = Float[np.ndarray, 'F F 3']
 Color = Float[np.ndarray, ' 3']
 
 
-def find() -> dict[str, records.Embedded]:
+def find() -> dict[str, encoded.Embedded]:
   """Opens trainA and testA (apples), trainB and testB (oranges)."""
   version = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
   return {
-    f'{split}{letter}': records.Embedded(
+    f'{split}{letter}': encoded.Embedded(
       f'fruit {kind} {split}',
       version,
       np.zeros(count, np.int32),

@@ -7,14 +7,12 @@ stay encoded here: `decode` decodes them like any other file.
 
 import functools
 import itertools
-import os
 import re
 import shlex
 import socket
 import struct
-import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,37 +21,28 @@ from etils import epath
 from jaxtyping import Int32
 
 from vit22b_jax import errors
-from vit22b_jax.data import cache, records
+from vit22b_jax.data import cache, encoded
 
 
-class TfdsRecords(records.Records):
+class TfdsRecords(encoded.Records):
   """The records of one split; picklable (files open on first use).
 
   Args:
-    data_dir: folder of the prepared version, `.../NAME/VERSION`.
+    place: folder of the prepared version, `.../NAME/VERSION`.
+    info: TFDS's, of that folder.
     split: TFDS's name of the split.
     image_key: feature with the image.
     label_key: feature with the class; '' when there is none (label 0).
-    random_access: whether the files are array_record.
-    length: number of records.
   """
 
   def __init__(
-    self,
-    data_dir: str,
-    split: str,
-    *,
-    image_key: str,
-    label_key: str,
-    random_access: bool,
-    length: int,
+    self, place: str, info, split: str, image_key: str, label_key: str = ''
   ):
-    self.place = data_dir
-    self._split = split
-    self._image_key = image_key
-    self._label_key = label_key
-    self.random_access = random_access
-    self._length = length
+    self.place, self._split = place, split
+    self._image_key, self._label_key = image_key, label_key
+    self._length = info.splits[split].num_examples
+    kinds = [kind.value for kind in info.available_file_formats()]
+    self.random_access = 'array_record' in kinds
 
   def __len__(self) -> int:
     return self._length
@@ -69,7 +58,7 @@ class TfdsRecords(records.Records):
       self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
 
-  def read(self, index: int) -> tuple[bytes, int]:
+  def read(self, index: int) -> tuple[bytes, encoded.Label]:
     return self._parse(self._source[index])
 
   def name(self, index: int) -> str:
@@ -84,24 +73,24 @@ class TfdsRecords(records.Records):
     found = cache.read(path)
     if found is None:
       logging.info('reading every label of %s %s', name, self._split)
-      labels = np.array([read()[1] for read in self.readers()], np.int32)
+      labels = np.array([read()[1] for read in self.readers()])
       found = {'labels': labels}, {}
       cache.write(path, *found)
     return found[0]['labels']
 
-  def readers(self) -> Iterator[Callable[[], tuple[bytes, int]]]:
+  def readers(self) -> Iterator[encoded.Read]:
     """Yields what reads each record, in order; callable from any thread.
 
     Raises:
       UserError: the files hold fewer records than they should.
     """
     if self.random_access:
-      yield from (functools.partial(self.read, i) for i in range(len(self)))
+      yield from super().readers()
       return
     paths = _open(self.place).info.splits[self._split].filepaths
-    records = itertools.chain.from_iterable(map(_tfrecord, paths))
+    found = itertools.chain.from_iterable(map(_tfrecord, paths))
     count = 0
-    for record in itertools.islice(records, len(self)):
+    for record in itertools.islice(found, len(self)):
       yield functools.partial(self._parse, record)
       count += 1
     if count < len(self):
@@ -110,27 +99,21 @@ class TfdsRecords(records.Records):
         f'{len(self)}: the files are incomplete; copy or prepare them again.'
       )
 
-  def _parse(self, record: bytes) -> tuple[bytes, int]:
+  def _parse(self, record: bytes) -> tuple[bytes, encoded.Label]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = tf_example_pb2.Example.FromString(record).features.feature
-    image = features[self._image_key].bytes_list.value[0]
-    if not self._label_key:
-      return image, 0
-    return image, features[self._label_key].int64_list.value[0]
+    label = 0
+    if self._label_key:
+      label = features[self._label_key].int64_list.value[0]
+    return features[self._image_key].bytes_list.value[0], np.int32(label)
 
   def identity(self) -> list[Any]:
     """Returns name, size, times and some content of the files."""
-    rows = []
-    for path in sorted(epath.Path(self.place).iterdir()):
-      if '://' in self.place:
-        stat = path.stat()
-        rows.append([path.name, stat.length, int(stat.mtime)])
-      else:
-        stat = os.stat(path)
-        times = stat.st_mtime_ns, stat.st_ctime_ns
-        rows.append([path.name, stat.st_size, *times, records.sample(path)])
-    return rows
+    return [
+      [path.name, *encoded.stat(str(path)), encoded.sample(str(path))]
+      for path in sorted(epath.Path(self.place).iterdir())
+    ]
 
   def listing(self) -> list[Any]:
     """Returns name and version of the set, the split and its length."""
@@ -155,21 +138,28 @@ def find(
     UserError: unknown, neither prepared nor downloadable, or not a set for
       image classification.
   """
+  import tensorflow_datasets as tfds
+
   place, info = _prepared(name, data_dir)
-  keys = _keys(name, info)
-  image_key, label_key = keys
+  keys = info.supervised_keys or ('image', 'label')
+  features = [dict(info.features.items()).get(key) for key in keys]
+  kinds = (tfds.features.Image, tfds.features.ClassLabel)
+  if len(keys) != 2 or not all(map(isinstance, features, kinds)):
+    raise errors.UserError(
+      f'the TFDS set {name!r} is not a set for image classification: expected '
+      f'an image and a class label, found {", ".join(info.features)}.'
+    )
   found = {}
-  for split, names in records.SPLIT_NAMES.items():
-    for tfds_name in names:
-      if tfds_name in info.splits and split not in found:
-        found[split] = _records(place, info, tfds_name, *keys)
+  for split, names in encoded.SPLIT_NAMES.items():
+    for theirs in [theirs for theirs in names if theirs in info.splits][:1]:
+      found[split] = TfdsRecords(place, info, theirs, *keys)
   if 'train' not in found:
     raise errors.UserError(
       f'the TFDS set {name!r} has no train split, only '
       f'{", ".join(info.splits)}; choose another data.name.'
     )
-  class_names = tuple(info.features[label_key].names)
-  return found, class_names, info.features[image_key].shape
+  image, label = features
+  return found, tuple(label.names), image.shape
 
 
 def find_unlabeled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
@@ -187,7 +177,7 @@ def find_unlabeled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
   place, info = _prepared(name, data_dir)
   for key, feature in info.features.items():
     if isinstance(feature, tfds.features.Image):
-      return {s: _records(place, info, s, key, '') for s in info.splits}
+      return {s: TfdsRecords(place, info, s, key) for s in info.splits}
   raise errors.UserError(
     f'the TFDS set {name!r} has no image, only {", ".join(info.features)}.'
   )
@@ -221,19 +211,6 @@ def conversion_command(place: str) -> str:
   )
 
 
-def _records(
-  place: str, info, split: str, image_key: str, label_key: str
-) -> TfdsRecords:
-  return TfdsRecords(
-    place,
-    split,
-    image_key=image_key,
-    label_key=label_key,
-    random_access=_random_access(info),
-    length=info.splits[split].num_examples,
-  )
-
-
 def _open(folder: str):
   import tensorflow_datasets as tfds
 
@@ -258,57 +235,35 @@ def _tfrecord(path: epath.Path) -> Iterator[bytes]:
       yield record[:-4]
 
 
-def _random_access(info) -> bool:
-  return any(
-    kind.value == 'array_record' for kind in info.available_file_formats()
-  )
-
-
 def _prepared(name: str, data_dir: str) -> tuple[str, Any]:
   """Finds a set's folder and info; prepares it (downloading) if missing."""
   import tensorflow_datasets as tfds
 
   root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-  where = {'data_dir': root}
   base = re.split('[:/]', name)[0]
   known = tfds.list_builders(with_community_datasets=False)
   if base not in known and not (root / base).exists():
-    raise errors.UserError(_unknown(name, known))
+    suggestion = errors.did_you_mean(name, [*known, 'digits', 'fruit'])
+    raise errors.UserError(
+      f'unknown data.name {name!r}: expected a TFDS set of images, '
+      "'folder:PATH', 'digits' or, for translation, 'fruit'."
+      f'{suggestion if name not in ("digits", "fruit") else ""}'
+    )
   try:
-    builder = tfds.builder(name, **where)
+    builder = tfds.builder(name, data_dir=root)
     if not builder.is_prepared():
       logging.info('%s is not prepared in %s', name, builder.data_dir)
-      builder = tfds.builder(name, **where, file_format='array_record')
-      _validate_network(builder)
+      builder = tfds.builder(name, data_dir=root, file_format='array_record')
+      by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+      if not by_hand and not urllib.request.getproxies():
+        # Fails at once without a network; TFDS would retry for minutes.
+        socket.getaddrinfo('storage.googleapis.com', 443)
       builder.download_and_prepare()
     place = str(builder.data_dir)
     # The folder itself knows of formats that were added to it later.
     return place, _open(place).info
   except Exception as error:  # Download errors come in every kind.
     raise errors.UserError(_how_to_prepare(name, data_dir, error)) from error
-
-
-def _validate_network(builder) -> None:
-  """Raises OSError at once without a network; TFDS would retry for minutes."""
-  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS or urllib.request.getproxies():
-    return
-  homepage = urllib.parse.urlparse(builder.info.homepage).hostname
-  for host in filter(None, (homepage, 'storage.googleapis.com')):
-    try:
-      socket.getaddrinfo(host, 443)
-      return
-    except OSError as error:
-      failure = error
-  raise failure
-
-
-def _unknown(name: str, known: list[str]) -> str:
-  embedded = {'digits', 'fruit'} - {name}
-  return (
-    f'unknown data.name {name!r}: expected a TFDS set of images, '
-    "'folder:PATH', 'digits' or, for translation, 'fruit'."
-    f'{errors.did_you_mean(name, [*known, *embedded])}'
-  )
 
 
 def _how_to_prepare(name: str, data_dir: str, error: Exception) -> str:
@@ -336,20 +291,3 @@ def _how_to_prepare(name: str, data_dir: str, error: Exception) -> str:
     f'--config.data.dir={shlex.quote(place)}. Files that must be downloaded '
     'by hand belong in DIR/downloads/manual.'
   )
-
-
-def _keys(name: str, info) -> tuple[str, str]:
-  """Names the features of the image and of its class."""
-  import tensorflow_datasets as tfds
-
-  keys = info.supervised_keys or ('image', 'label')
-  kinds = (tfds.features.Image, tfds.features.ClassLabel)
-  if len(keys) != 2 or not all(
-    key in info.features and isinstance(info.features[key], kind)
-    for key, kind in zip(keys, kinds, strict=True)
-  ):
-    raise errors.UserError(
-      f'the TFDS set {name!r} is not a set for image classification: expected '
-      f'an image and a class label, found {", ".join(info.features)}.'
-    )
-  return keys

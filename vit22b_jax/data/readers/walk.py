@@ -14,35 +14,10 @@ from collections.abc import Iterable
 from absl import logging
 from etils import epath
 
+from vit22b_jax import errors
 from vit22b_jax.data import decode
 
 _SYSTEM = ('__MACOSX', '@eaDir', 'lost+found', '$RECYCLE.BIN')
-_HEIC = ('.heic', '.heif')
-
-# An entry of a folder and its kind: folder | link (to a folder) | file |
-# broken (a link to nothing) | other (a pipe, a socket, a device).
-Entry = tuple[epath.Path, str]
-
-
-def find_images(folder: epath.Path) -> list[epath.Path]:
-  """Lists the image files below a folder at any depth, sorted by path.
-
-  See `Walk.images`; logs what is left aside.
-  """
-  walk = Walk([folder])
-  found = walk.images(folder)
-  walk.log(folder)
-  return found
-
-
-def printable(name: str) -> str:
-  r"""Returns a file's name as text that any terminal and file can hold.
-
-  >>> print(printable('caf\udce9\n'))  # b'caf\xe9\n' in the file system
-  caf\xe9\x0a
-  """
-  text = os.fsencode(name).decode('utf-8', 'backslashreplace')
-  return ''.join(c if c.isprintable() else f'\\x{ord(c):02x}' for c in text)
 
 
 class Walk:
@@ -53,12 +28,15 @@ class Walk:
 
   Args:
     roots: the folders that will be walked.
+
+  Attributes:
+    ignored: how many files of each kind are left aside, for `log`.
   """
 
   def __init__(self, roots: Iterable[epath.Path]):
     self._roots = [_real(root) for root in roots]
     self._seen: set[str] = set()
-    self._ignored = collections.Counter()
+    self.ignored = collections.Counter()
 
   def images(self, folder: epath.Path) -> list[epath.Path]:
     """Lists the image files below a folder at any depth, sorted by path.
@@ -69,19 +47,20 @@ class Walk:
     try:
       entries = list_folder(folder)
     except OSError as error:
-      logging.warning('%s: %s', printable(str(folder)), error.strerror or error)
+      reason = error.strerror or error
+      logging.warning('%s: %s', errors.printable(folder), reason)
       return [folder]
     found = []
     for path, kind in entries:
       if self.enters(path, kind):
         found += self.images(path)
+      elif kind == 'other':
+        self.ignored['pipe or device'] += 1
       elif kind in ('file', 'broken'):
         if path.suffix.lower() in decode.suffixes():
           found.append(path)
         else:
-          self.ignore(path.suffix or 'without a suffix')
-      elif kind == 'other':
-        self.ignore('pipe or device')
+          self.ignored[path.suffix or 'without a suffix'] += 1
     return sorted(found)
 
   def enters(self, path: epath.Path, kind: str) -> bool:
@@ -91,34 +70,34 @@ class Walk:
     real = _real(path)
     inside = any(_is_below(real, r) or _is_below(r, real) for r in self._roots)
     if real in self._seen or (kind == 'link' and inside):
-      self.ignore('link to a folder that is read anyway')
+      self.ignored['link to a folder that is read anyway'] += 1
       return False
     self._seen.add(real)
     return True
 
-  def ignore(self, what: str, count: int = 1) -> None:
-    """Counts files that are left aside, for `log`."""
-    self._ignored[what] += count
-
   def log(self, place: epath.Path) -> None:
     """Logs how many files of which kind were left aside, if any."""
-    counts = ', '.join(
-      f'{count} {printable(what)}' for what, count in self._ignored.items()
-    )
-    heic = any(what.lower() in _HEIC for what in self._ignored)
-    if counts:
-      logging.warning(
-        'left aside in %s: %s%s',
-        printable(str(place)),
-        counts,
-        '. Convert HEIC images to JPEG or PNG (pillow-heif reads them)'
-        if heic
-        else '',
-      )
+    text = ', '.join(f'{n} {what}' for what, n in self.ignored.items())
+    if {'.heic', '.heif'} & {what.lower() for what in self.ignored}:
+      text += '. Convert HEIC images to JPEG or PNG (pillow-heif reads them)'
+    if text:
+      logging.warning(errors.printable(f'left aside in {place}: {text}'))
 
 
-def list_folder(folder: epath.Path) -> list[Entry]:
+def find_images(folder: epath.Path) -> list[epath.Path]:
+  """Lists images as `Walk.images` does, and logs what is left aside."""
+  walk = Walk([folder])
+  found = walk.images(folder)
+  walk.log(folder)
+  return found
+
+
+def list_folder(folder: epath.Path) -> list[tuple[epath.Path, str]]:
   """Lists a folder's entries but hidden and system ones, sorted by name.
+
+  Returns:
+    Each path and its kind: folder | link (to a folder) | file | broken (a link
+    to nothing) | other (a pipe, a socket, a device).
 
   Raises:
     OSError: it can't be listed.

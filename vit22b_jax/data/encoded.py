@@ -1,8 +1,6 @@
 """Encoded images of one split: what every reader gives, and how it is read.
 
-    for size, label in records.apply(split, decode.size): ...
-
-`readers/` has one subclass of `Records` for each kind of source.
+for size, label in encoded.apply(split, decode.size): ...
 """
 
 import collections
@@ -16,8 +14,11 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from absl import logging
+from etils import epath
+from jaxtyping import Float32, Int, Int32, UInt8
 
+from vit22b_jax import errors
 from vit22b_jax.data import decode
 
 # Our name of a split -> names of folders and of TFDS's splits.
@@ -27,8 +28,15 @@ SPLIT_NAMES = {
   'test': ('test',),
 }
 
+# The class of each image; or, where an image may be of several, 0 or 1 for each
+# class.
+Labels = Int32[np.ndarray, ' N'] | Float32[np.ndarray, 'N K']
+Label = Int32[np.ndarray, ''] | Float32[np.ndarray, ' K']
+Read = Callable[[], tuple[bytes, Label]]
+
 _CHUNK = 64
 _SAMPLE = 4096  # Bytes at the start, middle and end of a file.
+_SAMPLED = 512  # Files of a folder of which some content is hashed.
 _Result = TypeVar('_Result')
 
 
@@ -40,22 +48,24 @@ class Records:
     random_access: whether `read` works.
   """
 
-  place: str
   random_access = True
 
-  def __len__(self) -> int:
-    raise NotImplementedError
+  def __init__(self, place: str, labels: Labels):
+    self.place, self._labels = place, labels
 
-  def read(self, index: int) -> tuple[bytes, int]:
+  def __len__(self) -> int:
+    return len(self._labels)
+
+  def labels(self) -> Labels:
+    """Returns every label (0 without labels); may have to read the records."""
+    return self._labels
+
+  def read(self, index: int) -> tuple[bytes, Label]:
     """Returns an image file's bytes (b'' if unreadable) and its label."""
     raise NotImplementedError
 
   def name(self, index: int) -> str:
     """Names a record in messages: a path, or a set and a number."""
-    raise NotImplementedError
-
-  def labels(self) -> Int32[np.ndarray, ' N']:
-    """Returns every label (0 without labels); may have to read the records."""
     raise NotImplementedError
 
   def identity(self) -> Any:
@@ -69,45 +79,71 @@ class Records:
     """
     raise NotImplementedError
 
-  def readers(self) -> Iterator[Callable[[], tuple[bytes, int]]]:
+  def readers(self) -> Iterator[Read]:
     """Yields what reads each record, in order; callable from any thread."""
     return (functools.partial(self.read, row) for row in range(len(self)))
 
 
-class Embedded(Records):
-  """Images that the package itself knows or draws.
+class Files(Records):
+  """Image files, by their paths below a data folder; labels are 0 if none."""
 
-  Args:
-    name: of the set and the split.
-    version: changes with the images.
-    labels: of every image.
-    draw: returns an image by number, uint8 [H, W, 3]; picklable.
+  def __init__(self, root: str, files: list[str], labels: Labels | None = None):
+    if labels is None:
+      labels = np.zeros(len(files), np.int32)
+    super().__init__(root, labels)
+    self.files = files
+
+  def read(self, index: int) -> tuple[bytes, Label]:
+    try:
+      data = epath.Path(self._path(index)).read_bytes()
+    except OSError as error:
+      logging.warning('%s: %s', self.name(index), error.strerror or error)
+      data = b''
+    return data, self._labels[index]
+
+  def name(self, index: int) -> str:
+    return errors.printable(self._path(index))
+
+  def identity(self) -> list[Any]:
+    """Returns name, label, size and times of every file, content of some."""
+    paths = [self._path(row) for row in range(len(self))]
+    step = -(-len(self) // _SAMPLED) or 1
+    rows = zip(self.files, self._labels.tolist(), map(stat, paths), strict=True)
+    return [list(rows), [sample(path) for path in paths[::step]]]
+
+  def listing(self) -> list[Any]:
+    """Returns name and size of every file; remote ones by name alone."""
+    if '://' in self.place:
+      return self.files
+    return [
+      [file, *stat(self._path(row))[:1]] for row, file in enumerate(self.files)
+    ]
+
+  def _path(self, index: int) -> str:
+    return os.path.join(self.place, self.files[index])
+
+
+class Embedded(Records):
+  """Images that the package itself draws by number, by a picklable `draw`.
+
+  `version` changes with the images.
   """
 
   def __init__(
     self,
     name: str,
     version: str,
-    labels: Int32[np.ndarray, ' N'],
+    labels: Labels,
     draw: Callable[[int], UInt8[np.ndarray, 'H W 3']],
   ):
-    self.place = f'embedded://{name}'
-    self._name, self._version = name, version
-    self._labels, self._draw = labels, draw
+    super().__init__(f'embedded://{name}', labels)
+    self._name, self._version, self._draw = name, version, draw
 
-  def __len__(self) -> int:
-    return len(self._labels)
-
-  def read(self, index: int) -> tuple[bytes, int]:
-    image = self._draw(index)
-    header = b'P6 %d %d 255\n' % (image.shape[1], image.shape[0])
-    return header + image.tobytes(), int(self._labels[index])
+  def read(self, index: int) -> tuple[bytes, Label]:
+    return decode.to_ppm(self._draw(index)), self._labels[index]
 
   def name(self, index: int) -> str:
     return f'{self._name}[{index}]'
-
-  def labels(self) -> Int32[np.ndarray, ' N']:
-    return self._labels
 
   def identity(self) -> list[str]:
     return [self._name, self._version]
@@ -120,20 +156,15 @@ def apply(
   records: Records,
   function: Callable[[bytes], _Result],
   rows: Int[np.ndarray, ' n'] | None = None,
-) -> Iterator[tuple[_Result | decode.CorruptImage, int]]:
+) -> Iterator[tuple[_Result | decode.CorruptImage, Label]]:
   """Yields `function` of each file (or what is wrong with it) and its label.
 
-  In order. Threads read and decode, since Pillow releases the interpreter's
-  lock; they take a chunk at a time, for small images are as quick to decode as
-  to pass on.
-
-  Args:
-    records: encoded images.
-    function: may raise CorruptImage.
-    rows: which records, sorted; all by default.
+  In order: of sorted `rows`, by default all. Threads read and decode, since
+  Pillow releases the interpreter's lock; they take a chunk at a time, for small
+  images are as quick to decode as to pass on.
   """
 
-  def run(chunk: list[Callable[[], tuple[bytes, int]]]):
+  def run(chunk: list[Read]):
     out = []
     for read in chunk:
       data, label = read()
@@ -168,8 +199,20 @@ def digest(value: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def stat(path: str) -> tuple[int, ...]:
+  """Returns a file's size and times; () for a dangling link."""
+  try:
+    if '://' in path:
+      found = epath.Path(path).stat()
+      return found.length, int(found.mtime)
+    found = os.stat(path)
+  except OSError:
+    return ()
+  return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def sample(path: str) -> str:
-  """Hashes the start, middle and end of a local file; '' if unreadable."""
+  """Hashes a local file's start, middle and end; '' if unreadable or remote."""
   found = hashlib.sha256()
   try:
     with open(path, 'rb') as file:
