@@ -87,6 +87,9 @@ def _data() -> config_dict.ConfigDict:
   c.dir = ''  # where prepared TFDS sets lie; '': TFDS' own default
   c.image_size = 32  # pixels a side that the model sees
   c.load_size = placeholder(int)  # before the crop to that; None: image_size
+  # Evaluations see that share of the side, resized; None: image_size pixels.
+  c.eval_crop = placeholder(float)
+  c.sampling = 'shuffle'  # shuffle | balanced (each class equally often)
   # none | paper | crop | standard | randaugment | strong; None in the keys from
   # crop_scale to mix_switch leaves them to this word.
   c.augment = 'paper'
@@ -165,7 +168,9 @@ def _domains() -> config_dict.ConfigDict:
   # resize_and_crop | crop | scale_width | none
   c.preprocess = 'resize_and_crop'
   c.flip = True  # mirror training images at random
-  c.pairing = 'unpaired'  # unpaired (each domain shuffles on its own) | index
+  # unpaired (each domain shuffles on its own) | index (image i with image i) |
+  # paired (equal names in both folders, or pairs side by side in one file)
+  c.pairing = 'unpaired'
   c.val_fraction = 0.1  # of the training part, since there's no validation part
   c.split_seed = placeholder(int)  # chooses that part; None: seed
   c.allow_changes = (

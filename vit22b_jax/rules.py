@@ -167,6 +167,9 @@ _PROJECT = _later(_text('the name of a project'), '')
 _COUNT = _int(1)
 _FRACTION = _float(0, 1)
 _PROBABILITY = _up_to(1)
+_SHARE = Rule(
+  float, 'a number above 0 and up to 1', lambda x: _is_number(x) and 0 < x <= 1
+)
 _WEIGHT = _float(0)
 _CADENCE = _duration(positive=True)
 
@@ -277,6 +280,10 @@ RULES: dict[str, dict[str, Rule]] = {
       'data': {
         **_SOURCE,
         'load_size': _optional(_int(1, 65_536)),
+        'eval_crop': _optional(_SHARE),
+        'sampling': dataclasses.replace(
+          _choice('shuffle', 'balanced'), absent='shuffle'
+        ),
         'augment': _choice(
           *('none', 'paper', 'crop', 'standard', 'randaugment', 'strong')
         ),
@@ -332,7 +339,7 @@ RULES: dict[str, dict[str, Rule]] = {
         'load_size': _int(1, 65_536),
         'preprocess': _choice('resize_and_crop', 'crop', 'scale_width', 'none'),
         'flip': _FLAG,
-        'pairing': _choice('unpaired', 'index'),
+        'pairing': _choice('unpaired', 'index', 'paired'),
       },
       'model': {
         **_BLOCK,

@@ -14,7 +14,14 @@ from PIL import Image
 
 from tests.helpers import data_fixtures
 from vit22b_jax import errors
-from vit22b_jax.data import catalog, devices, loader, pipeline, splits
+from vit22b_jax.data import (
+  catalog,
+  dataset_info,
+  devices,
+  loader,
+  pipeline,
+  splits,
+)
 
 COUNTS = data_fixtures.DOMAINS
 
@@ -302,8 +309,8 @@ def _mistakes():
 
   return [
     (missing, 'does not exist; expected PATH/trainA'),
-    (empty_domain, 'no image in domain folder .*trainB'),
-    (empty_test, 'no image in domain folder .*testA'),
+    (empty_domain, 'no image in folder .*trainB'),
+    (empty_test, 'no image in folder .*testA'),
     (no_domain, 'has no trainA, only trainB'),
     (classes, 'has no trainA and no trainB'),
     (two_images, r'has 2 image\(s\) in trainA; 3 are the least'),
@@ -367,6 +374,115 @@ def test_a_folder_may_be_remote(root, tmp_path, monkeypatch):
   there = _load('s3://dark2bright')
   np.testing.assert_array_equal(there.train.b.images, here.train.b.images)
   assert there.names == ('dark', 'bright')
+
+
+# Pairs.
+
+
+def _make_pairs(root, sizes=((13, 13),), beside=False):
+  """Pairs PART/NAME: noise, and its negative; two files or side by side."""
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 11), ('test', 3)):
+    for row in range(count):
+      shape = (*sizes[row % len(sizes)], 3)
+      image = rng.integers(0, 256, shape).astype(np.uint8)
+      both = {f'{split}A': image, f'{split}B': 255 - image}
+      if beside:
+        both = {split: np.concatenate([image, 255 - image], axis=1)}
+      for folder, pixels in both.items():
+        # The order of the files is another one in B.
+        kind = 'png' if folder[-1] != 'B' else ('bmp', 'webp')[row % 2]
+        path = root / folder / f'{row}.{kind}'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = {'lossless': True} if kind == 'webp' else {}
+        Image.fromarray(pixels).save(path, **options)
+  return root
+
+
+@pytest.mark.parametrize('beside', [False, True], ids=['names', 'beside'])
+@pytest.mark.parametrize('cache_max_gb', [4, 0], ids=['memory', 'lazy'])
+@pytest.mark.parametrize('mode', ['resize_and_crop', 'crop'])
+def test_pairs_stay_together(tmp_path, mode, cache_max_gb, beside):
+  sizes = ((13, 13),) if mode == 'resize_and_crop' else ((13, 17), (11, 11))
+  root = _make_pairs(tmp_path / 'dark2bright', sizes, beside)
+  options = {'mode': mode, 'image_size': 9, 'cache_max_gb': cache_max_gb}
+  if mode == 'resize_and_crop':
+    options['image_size'] = 13
+  data = _load(root, paired=True, **options)
+  assert [len(p.a) for p in (data.train, data.val, data.test)] == [9, 2, 3]
+  for part in (data.val, data.test):
+    for row in range(len(part.a)):
+      one, other = (split[row]['image'] for split in (part.a, part.b))
+      np.testing.assert_array_equal(one, 255 - other)
+  iterator = pipeline.pair_iterator(
+    data.train, seed=0, batch_size=4, pairing='paired'
+  )
+  for _ in range(5):
+    batch = next(iterator)
+    np.testing.assert_array_equal(batch['a'], 255 - batch['b'])
+  iterator.close()
+  info = dataset_info.of_domains(f'folder:{root}', paired=True)
+  assert (len(info.train.a), len(info.val.b), len(info.test.a)) == (9, 2, 3)
+
+
+def test_an_odd_column_between_a_pair_is_dropped(tmp_path):
+  root = _make_pairs(tmp_path / 'data', beside=True)
+  pixels = np.arange(13 * 27 * 3).reshape(13, 27, 3).astype(np.uint8)
+  Image.fromarray(pixels).save(root / 'test' / '1.png')
+  pair = _load(root, paired=True).test
+  np.testing.assert_array_equal(pair.a[1]['image'], pixels[:, :13])
+  np.testing.assert_array_equal(pair.b[1]['image'], pixels[:, 14:])
+
+
+def _wrong_pairs():
+  def alone(root):
+    (root / 'trainB' / '3.webp').unlink()
+
+  def other_name(root):
+    (root / 'testA' / '1.png').rename(root / 'testA' / 'one.png')
+
+  def neither(root):
+    shutil.rmtree(root / 'trainA')
+    shutil.rmtree(root / 'trainB')
+
+  def half(root):
+    shutil.rmtree(root / 'trainB')
+
+  def other_size(root):
+    Image.new('RGB', (13, 14)).save(root / 'trainA' / '3.png')
+
+  def corrupt(root):
+    (root / 'trainA' / '3.png').write_bytes(b'not an image')
+
+  return [
+    (alone, r"1 image\(s\) of trainA and trainB .*no partner .*as '3'"),
+    (other_name, "2 image.* of testA and testB .*such as '1'"),
+    (neither, 'no train folder .*side by side'),
+    (half, 'has no trainB'),
+    (other_size, r'different sizes: .*3.png \(14, 13\)'),
+    (corrupt, '1 corrupt image'),
+  ]
+
+
+@pytest.mark.parametrize(
+  ('break_it', 'message'),
+  _wrong_pairs(),
+  ids=lambda p: getattr(p, '__name__', ''),
+)
+def test_mistakes_in_pairs(tmp_path, break_it, message):
+  root = _make_pairs(tmp_path / 'data')
+  break_it(root)
+  mode = 'crop' if 'sizes' in message else 'resize_and_crop'
+  with pytest.raises(errors.UserError, match=message):
+    _load(root, paired=True, mode=mode, image_size=9)
+
+
+def test_pairs_are_of_folders_and_whole(tmp_path):
+  with pytest.raises(errors.UserError, match="must be 'folder:PATH'"):
+    loader.load_domains('fruit', image_size=16, paired=True)
+  root = _make_pairs(tmp_path / 'data')
+  with pytest.raises(errors.UserError, match=r'max_corrupt=1 with .*partner'):
+    _load(root, paired=True, max_corrupt=1)
 
 
 # Batches.

@@ -116,6 +116,72 @@ def test_steps_per_epoch():
     )
 
 
+# Balanced classes.
+
+_SKEWED = np.repeat([2, 5, 9], [29, 11, 3]).astype(np.int32)
+
+
+def _balanced(steps, labels=_SKEWED, **options):
+  """Rows of the first batches of 8: [steps, B]."""
+  images = np.zeros((len(labels), 2, 2, 3), np.uint8)
+  images[:, 0, 0, 0] = np.arange(len(labels))
+  iterator = pipeline.train_iterator(
+    splits.ArraySplit(images, labels),
+    batch_size=8,
+    sampling='balanced',
+    **({'seed': 0} | options),
+  )
+  rows = [next(iterator)['image'][:, 0, 0, 0] for _ in range(steps)]
+  iterator.close()
+  return np.stack(rows)
+
+
+def test_balanced_classes_come_equally_often():
+  epochs = _balanced(10).reshape(2, 40)  # 43 rows are drawn, 40 taken
+  for rows in epochs:
+    _, counts = np.unique(_SKEWED[rows], return_counts=True)
+    assert counts.sum() == 40
+    assert counts.min() >= 11 and counts.max() <= 15
+    rows, counts = np.unique(rows, return_counts=True)
+    # The common class without repetition, the rare ones evenly.
+    assert set(counts[rows < 29]) == {1}
+    assert counts[rows >= 40].min() >= 3
+  assert not np.array_equal(*epochs)
+  seen = np.unique(_balanced(100))  # in time, everything
+  np.testing.assert_array_equal(seen, np.arange(43))
+
+
+def test_balanced_order_is_a_function_of_seed_and_position():
+  whole = _balanced(12)
+  np.testing.assert_array_equal(_balanced(12), whole)
+  assert not np.array_equal(_balanced(12, seed=1), whole)
+  for rows in ([0, 5], [3]):
+    part = _balanced(12, rows=np.array(rows))
+    np.testing.assert_array_equal(part, whole[:, rows])
+
+
+def test_balanced_order_resumes():
+  images = np.arange(43 * 12, dtype=np.uint16).astype(np.uint8)
+  split = splits.ArraySplit(images.reshape(43, 2, 2, 3), _SKEWED)
+
+  def make():
+    return pipeline.train_iterator(
+      split, batch_size=8, seed=0, sampling='balanced'
+    )
+
+  iterator = make()
+  _numbers(iterator, 6)
+  state, expected = iterator.get_state(), _numbers(iterator, 7)
+  fresh = make()
+  fresh.set_state(state)
+  assert _numbers(fresh, 7) == expected
+
+
+def test_images_of_several_classes_are_not_balanced():
+  with pytest.raises(errors.UserError, match='one class each'):
+    _balanced(1, np.zeros((43, 3), np.float32))
+
+
 # Resuming.
 
 

@@ -274,6 +274,17 @@ def test_the_center_is_evaluated():
   np.testing.assert_array_equal(augment.eval_images(images, 20), images)
 
 
+@pytest.mark.parametrize(('share', 'side'), [(0.8, 16), (0.3, 6), (1.0, 20)])
+def test_a_share_of_the_center_is_resized_as_pillow_does(share, side):
+  images = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+  found = np.asarray(augment.eval_images(images, 11, share), int)
+  start, end = 10 - side // 2, 10 + side // 2
+  for image, cut in zip(images, found, strict=True):
+    part = Image.fromarray(image).crop((start, start, end, end))
+    expected = part.resize((11, 11), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(cut, np.asarray(expected, int), atol=1)
+
+
 # The configs' words.
 
 

@@ -75,6 +75,25 @@ def test_accumulated_equals_whole_batches(data):
   _close(whole.params, parts.params, atol=2e-5)
 
 
+def test_images_of_one_of_several_classes_train_as_those_of_one(data):
+  one_hot = np.eye(7, dtype=np.float32)
+  parts = [
+    splits.ArraySplit(part.images, one_hot[part.labels])
+    for part in (data.train, data.val, data.test)
+  ]
+  several = catalog.Dataset(*parts, data.names, multi_label=True)
+  with pytest.raises(errors.UserError, match=r"use loss.kind='sigmoid'"):
+    _task(several)
+  sigmoid = {'loss.kind': 'sigmoid'}
+  expected, found = (
+    _steps(_task(each, **sigmoid), 2) for each in (data, several)
+  )
+  assert expected[1] == found[1]
+  _close(expected[0].params, found[0].params, rtol=0)
+  abstract = _task(several, **sigmoid).abstract_batch['label']
+  assert (abstract.shape[1:], abstract.dtype) == ((7,), np.float32)
+
+
 def test_batch_norm_refuses_to_see_parts_of_a_batch():
   overrides = {'optim.accumulate': 2, 'model.block': 'released'}
   config = digits_vit22b_ti.get_config('tiny')

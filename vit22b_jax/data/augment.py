@@ -128,7 +128,7 @@ def apply(
 def train_images(
   key: PRNGKeyArray,
   images: UInt8[Array, 'B h w C'],
-  labels: Int[Array, ' B'],
+  labels: Int[Array, ' B'] | Float[Array, 'B K'],
   recipe: Recipe,
   *,
   mean: Sequence[float],
@@ -159,7 +159,7 @@ def train_images(
   return mixing.mix(
     jax.random.fold_in(key, 2),
     x,
-    jax.nn.one_hot(labels, num_classes),
+    labels if labels.ndim > 1 else jax.nn.one_hot(labels, num_classes),
     mixup=recipe.mixup,
     cutmix=recipe.cutmix,
     switch=recipe.mix_switch,
@@ -167,10 +167,20 @@ def train_images(
 
 
 def eval_images(
-  images: UInt8[Array, 'B h w C'], image_size: int
+  images: UInt8[Array, 'B h h C'], image_size: int, share: float | None = None
 ) -> UInt8[Array, 'B S S C']:
-  """Cuts the center of images, as an evaluation sees them."""
-  return jax.vmap(lambda x: crops.center(x, (image_size, image_size)))(images)
+  """Cuts the center of images, as an evaluation sees them.
+
+  That is `share` of the side, resized (bilinear, antialiased); or, for None,
+  `image_size` pixels as they are.
+  """
+  size = (image_size, image_size)
+  if share is None:
+    return jax.vmap(lambda x: crops.center(x, size))(images)
+  side = max(1, round(share * images.shape[1]))
+  start = (images.shape[1] - side) // 2
+  box = jnp.array([start, start, side, side])
+  return jax.vmap(lambda x: crops.resize_box(x, box, size))(images)
 
 
 def crop_and_flip(

@@ -38,6 +38,7 @@ class Dataset:
     names: one for each label, or those of domain a and b.
     skipped: names of the corrupt images left out while decoding into memory.
     fingerprint: counts and hashes of names and sizes; see `fingerprint.py`.
+    multi_label: whether labels are vectors of 0 and 1, float32 [N, K].
   """
 
   train: splits.Split | Pair
@@ -46,6 +47,7 @@ class Dataset:
   names: tuple[str, ...]
   skipped: tuple[str, ...] = ()
   fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  multi_label: bool = False
 
 
 Found = dict[str, encoded.Records]
@@ -72,16 +74,21 @@ def find_classes(
   return found, names, None if None in shape[:2] else min(shape[:2])
 
 
-def find_domains(name: str, dir: str) -> Found:
+def find_domains(name: str, dir: str, *, paired: bool = False) -> Found:
   """Finds the records of trainA, trainB and any testA and testB.
 
   Raises:
     UserError: there's no such set, or a domain is missing or too small.
   """
+  if paired and not name.startswith(_FOLDER):
+    raise errors.UserError(
+      "data.pairing='paired' goes by the names of files: data.name="
+      f"{name!r} must be 'folder:PATH', or pairing 'unpaired' or 'index'."
+    )
   if name == 'fruit':
     return fruit.find()
   if name.startswith(_FOLDER):
-    found = folders.find_domains(name.removeprefix(_FOLDER))
+    found = folders.find_domains(name.removeprefix(_FOLDER), paired)
   else:
     found = tfds.find_unlabeled(name, dir)
   validate_domains(name, {split: len(part) for split, part in found.items()})

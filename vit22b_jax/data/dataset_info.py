@@ -57,9 +57,11 @@ def of_classes(
   Raises:
     UserError: the set is neither there nor known.
   """
+  several = False
   if catalog.is_embedded(name):
     found, names, _ = catalog.find_classes(name, dir)
     counts = {split: len(part) for split, part in found.items()}
+    several = found['train'].multi_label
   else:
     counts, names = _count_tfds(name, dir)
   if 'train' not in counts:
@@ -74,24 +76,27 @@ def of_classes(
   if val is None:
     train, val = _held_out(train, val_fraction)
   test = range(counts['test']) if 'test' in counts else None
-  return catalog.Dataset(range(train), range(val), test, tuple(names))
+  return catalog.Dataset(
+    range(train), range(val), test, tuple(names), multi_label=several
+  )
 
 
 def of_domains(
-  name: str, *, dir: str = '', val_fraction: float = 0.1
+  name: str, *, dir: str = '', paired: bool = False, val_fraction: float = 0.1
 ) -> catalog.Dataset:
   """Finds the sizes and names that `loader.load_domains` would.
 
   Args:
     name: a TFDS set with splits trainA and trainB, `folder:PATH` or `fruit`.
     dir: where TFDS sets are prepared; '' means TFDS_DATA_DIR or its default.
+    paired: as in `loader.load_domains`.
     val_fraction: share of the training images for the validation part.
 
   Raises:
     UserError: the set is neither there nor known, or has no two domains.
   """
-  if catalog.is_embedded(name):
-    found = catalog.find_domains(name, dir)
+  if paired or catalog.is_embedded(name):
+    found = catalog.find_domains(name, dir, paired=paired)
     counts = {split: len(part) for split, part in found.items()}
   else:
     counts, _ = _count_tfds(name, dir)

@@ -46,9 +46,11 @@ class Records:
   Attributes:
     place: where the images are: a folder or a URL.
     random_access: whether `read` works.
+    multi_label: whether an image may be of several classes.
   """
 
   random_access = True
+  multi_label = False
 
   def __init__(self, place: str, labels: Labels):
     self.place, self._labels = place, labels
@@ -91,7 +93,7 @@ class Files(Records):
     if labels is None:
       labels = np.zeros(len(files), np.int32)
     super().__init__(root, labels)
-    self.files = files
+    self.files, self.multi_label = files, labels.ndim > 1
 
   def read(self, index: int) -> tuple[bytes, Label]:
     try:
@@ -150,6 +152,34 @@ class Embedded(Records):
 
   def listing(self) -> list[Any]:
     return [[self._name, len(self)]]
+
+
+class Halves(Records):
+  """The left (0) or right (1) half of each image; an odd column is dropped."""
+
+  def __init__(self, whole: Records, side: int):
+    super().__init__(whole.place, whole.labels())
+    self._whole, self._side = whole, side
+
+  def read(self, index: int) -> tuple[bytes, Label]:
+    data, label = self._whole.read(index)
+    try:
+      image = decode.resized(data)
+    except decode.CorruptImage as error:
+      logging.warning('%s: %s', self.name(index), error)
+      return b'', label
+    width = image.shape[1] // 2
+    start = 0 if self._side == 0 else image.shape[1] - width
+    return decode.to_ppm(image[:, start : start + width]), label
+
+  def name(self, index: int) -> str:
+    return self._whole.name(index)
+
+  def identity(self) -> list[Any]:
+    return [self._side, self._whole.identity()]
+
+  def listing(self) -> list[Any]:
+    return self._whole.listing()
 
 
 def apply(

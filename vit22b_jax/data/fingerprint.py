@@ -34,6 +34,8 @@ def of(
   marks = {}
   for split, part in found.items():
     listing = part.listing()
+    if part.multi_label:
+      listing = [listing, part.labels().tolist()]
     if not names or len(listing) != len(part):
       marks[split] = _mark(len(part), listing)
       continue

@@ -87,11 +87,14 @@ def load_classes(
   if val is None:
     first, held['val'] = splits.hold_out(train.labels, val_fraction, seed)
     train, val = train.subset(first), train.subset(held['val'])
-    origin = f'a stratified {val_fraction:g} of train, seed {seed}'
+    kind = 'random' if found['train'].multi_label else 'stratified'
+    origin = f'a {kind} {val_fraction:g} of train, seed {seed}'
   _log(name, {'train': train, 'val': val, 'test': test}, f'val is {origin}')
-  return catalog.Dataset(
-    train, val, test, names, skipped, fingerprint.of(found, names, held)
+  marks, several = (
+    fingerprint.of(found, names, held),
+    found['train'].multi_label,
   )
+  return catalog.Dataset(train, val, test, names, skipped, marks, several)
 
 
 def load_domains(
@@ -101,12 +104,13 @@ def load_domains(
   load_size: int | None = None,
   image_size: int,
   mode: str = 'resize_and_crop',
+  paired: bool = False,
   seed: int = 0,
   val_fraction: float = 0.1,
   cache_max_gb: float = 4.0,
   max_corrupt: int = 0,
 ) -> catalog.Dataset:
-  """Loads two unpaired domains as RGB uint8.
+  """Loads two domains as RGB uint8.
 
   `mode`, one of `preprocess`, is for training images, which come larger than
   `image_size` where a random crop is due (see `augment.crop_and_flip`). Those
@@ -119,6 +123,7 @@ def load_domains(
     load_size: side of images before the random crop; None means `image_size`.
     image_size: side of the crop.
     mode: how images of any size become one size.
+    paired: image i of one domain belongs to image i of the other, in each part.
     seed: chooses the validation part.
     val_fraction: share of the training images for it, in (0, 1); two images of
       a domain are the least.
@@ -129,7 +134,12 @@ def load_domains(
     UserError: whatever is wrong with the name, the files or the sizes.
   """
   resize = preprocess.Resize(mode, load_size or image_size, image_size)
-  found = catalog.find_domains(name, dir)
+  found = catalog.find_domains(name, dir, paired=paired)
+  if paired and max_corrupt:
+    raise errors.UserError(
+      f"data.max_corrupt={max_corrupt} with data.pairing='paired': no image "
+      'can be skipped, since its partner would be left; use 0.'
+    )
   held = {
     split: splits.hold_out(
       np.zeros(len(part)), val_fraction, seed, catalog.LEAST
@@ -137,7 +147,7 @@ def load_domains(
     for split, part in found.items()
     if split.startswith('train')
   }
-  fixed, varied = _parts(found, resize, held)
+  fixed, varied = _parts(found, resize, held, paired)
   if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
     fixed, varied = {}, varied | fixed
   opened, skipped = {}, ()
@@ -184,7 +194,7 @@ def _stored_size(
 
 
 def _parts(
-  found: catalog.Found, resize: preprocess.Resize, held: _Held
+  found: catalog.Found, resize: preprocess.Resize, held: _Held, paired: bool
 ) -> tuple[dict[str, materialize.Part], dict[str, materialize.Part]]:
   """Sorts domains into parts of one size, and parts which must be cropped.
 
@@ -198,9 +208,12 @@ def _parts(
   whole = preprocess.Decode(resize, center=False)
   crop = (resize.crop, resize.crop)
   fixed, varied = {}, {}
+  every = {s: preprocess.sizes(part, resize) for s, part in found.items()}
+  if paired:
+    _validate_partners(found, every)
   for split, part in found.items():
     domain = split[-1].lower()
-    sizes = {*preprocess.sizes(part, resize)} - {None}
+    sizes = {*every[split]} - {None}
     if split not in held:
       fixed[f'test_{domain}'] = materialize.Part(part, centered, crop)
       continue
@@ -209,6 +222,21 @@ def _parts(
     kind, size = (fixed, sizes.pop()) if len(sizes) == 1 else (varied, crop)
     kind[f'train_{domain}'] = materialize.Part(part, whole, size, train)
   return fixed, varied
+
+
+def _validate_partners(
+  found: catalog.Found, sizes: Mapping[str, list[preprocess.Size | None]]
+) -> None:
+  """Raises UserError where images of a pair aren't of one size."""
+  for a, b in (('trainA', 'trainB'), ('testA', 'testB')):
+    both = zip(sizes.get(a, ()), sizes.get(b, ()), strict=True)
+    for row, (one, other) in enumerate(both):
+      if one != other:
+        raise errors.UserError(
+          f'the images of a pair have different sizes: {found[a].name(row)} '
+          f'{one} and {found[b].name(row)} {other}. Choose '
+          'data.preprocess=resize_and_crop.'
+        )
 
 
 def _validate_random_access(

@@ -153,31 +153,42 @@ def train_iterator(
   *,
   batch_size: int,
   seed: int,
+  sampling: str = 'shuffle',
   workers: int = 0,
   rows: Int[np.ndarray, ' b'] | None = None,
 ) -> BatchIterator:
   """Returns endless batches, reshuffled every epoch.
 
-  A batch is a function of seed and position. An epoch is
-  `steps_per_epoch` batches in which no image comes twice.
+  A batch is a function of seed and position. An epoch is `steps_per_epoch`
+  batches in which no image comes twice or, `balanced`, in which all classes
+  come equally often: images of rare ones again and again.
 
   Args:
     split: records to train on.
     batch_size: images of a step, over all processes.
     seed: of the order.
+    sampling: `data.sampling`, shuffle or balanced.
     workers: processes that decode a lazy split; 0 uses threads.
     rows: those of each batch that this process makes (`devices.local_rows`);
       all by default.
 
   Raises:
-    UserError: the split is smaller than one batch.
+    UserError: the split is smaller than one batch, or can't be balanced.
   """
   steps, size = steps_per_epoch(split, batch_size), batch_size
   share = slice(None) if rows is None else rows
+  labels = None
+  if sampling == 'balanced':
+    if split.labels.ndim > 1:
+      raise errors.UserError(
+        "data.sampling='balanced' needs images of one class each, but these "
+        "may be of several: use 'shuffle'."
+      )
+    labels = split.labels.tobytes()
 
   def choose(position: int) -> _Choice:
     epoch, step = divmod(position, steps)
-    order = _permutation(len(split), seed, epoch)
+    order = _order(len(split), seed, epoch, labels)
     # A third number, so that no crop is drawn from the order's own stream.
     draws = np.random.default_rng((seed, position, 1)).random((size, 2))
     return order[step * size : (step + 1) * size][share], draws[share]
@@ -303,8 +314,23 @@ class PairIterator(grain.DatasetIterator):
 # Not `MapDataset.shuffle`: it draws other orders, and runs resume in theirs.
 # Threads cross from one epoch to the next, in each of two domains.
 @functools.lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> Int[np.ndarray, ' N']:
-  return np.random.default_rng((seed, epoch)).permutation(length)
+def _order(
+  length: int, seed: int, epoch: int, labels: bytes | None
+) -> Int[np.ndarray, ' N']:
+  """Returns the rows of an epoch; given int32 labels, of each equally many."""
+  rng = np.random.default_rng((seed, epoch))
+  if labels is None:
+    return rng.permutation(length)
+  _, classes = np.unique(np.frombuffer(labels, np.int32), return_inverse=True)
+  rows = [np.flatnonzero(classes == c) for c in range(classes.max() + 1)]
+  more = rng.permutation(len(rows)) < length % len(rows)
+  drawn = []
+  for members, count in zip(rows, length // len(rows) + more, strict=True):
+    passes = [
+      rng.permutation(members) for _ in range(-(-count // len(members)))
+    ]
+    drawn.append(np.concatenate(passes)[:count])
+  return rng.permutation(np.concatenate(drawn))
 
 
 def _gather(split: splits.Split, choice: _Choice) -> Batch:

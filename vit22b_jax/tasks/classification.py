@@ -72,6 +72,11 @@ class Classification(base.Task):
     names: list[str],
     data: catalog.Dataset | None = None,
   ):
+    if data and data.multi_label and config.loss.kind != 'sigmoid':
+      raise errors.UserError(
+        f'images may be of several classes here (labels.csv), and loss.kind='
+        f"{config.loss.kind!r} takes one for each: use loss.kind='sigmoid'."
+      )
     config_lib.resolve_dtype(config, mesh.devices.flat[0].platform)
     self.model = build_model(config, len(names))
     self.layers = stacking.layer_names(self.model.depth)
@@ -161,6 +166,7 @@ class Classification(base.Task):
       self.data.train,
       batch_size=self.config.batch_size,
       seed=self.config.seed,
+      sampling=self.config.data.sampling,
       workers=self.config.data.workers,
       rows=rows,
     )
@@ -172,6 +178,8 @@ class Classification(base.Task):
     side = data.load_size or data.image_size
     shapes = {'image': (count, side, side, 3), 'label': (count,)}
     types = {'image': jnp.uint8, 'label': jnp.int32}
+    if self.data.multi_label:
+      shapes['label'], types['label'] = (count, len(self.names)), jnp.float32
     return {
       name: jax.ShapeDtypeStruct(
         shape, types[name], sharding=sharding.batch_sharding(self.mesh)
@@ -394,7 +402,7 @@ class Classification(base.Task):
   ) -> Any:
     """Applies the model to raw uint8 images of `load_size` or `image_size`."""
     data = self.config.data
-    if data.load_size:
-      images = augment.eval_images(images, data.image_size)
+    if data.load_size or data.eval_crop:
+      images = augment.eval_images(images, data.image_size, data.eval_crop)
     images = augment.normalize(images, data.mean, data.std)
     return self.model.apply(variables, images, capture=capture)

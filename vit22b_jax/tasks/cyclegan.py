@@ -122,7 +122,10 @@ class CycleGAN(base.Task):
     keys += ('val_fraction', 'cache_max_gb', 'max_corrupt')
     section = {key: config.data[key] for key in keys}
     return loader.load_domains(
-      mode=config.data.preprocess, seed=base.split_seed(config), **section
+      mode=config.data.preprocess,
+      paired=config.data.pairing == 'paired',
+      seed=base.split_seed(config),
+      **section,
     )
 
   @staticmethod
@@ -130,7 +133,10 @@ class CycleGAN(base.Task):
     """Returns sizes and names of those domains, without an image."""
     data = config.data
     return dataset_info.of_domains(
-      data.name, dir=data.dir, val_fraction=data.val_fraction
+      data.name,
+      dir=data.dir,
+      paired=data.pairing == 'paired',
+      val_fraction=data.val_fraction,
     )
 
   def count_steps_per_epoch(self) -> int:

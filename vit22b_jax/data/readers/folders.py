@@ -1,15 +1,18 @@
 """`folder:PATH`: own images, as `train/CLASS/*` with optional `val` and `test`.
 
-Without `train`, the folders of PATH are the classes. For translation:
-`trainA/*` and `trainB/*` with optional `testA` and `testB`.
+Without `train`, the folders of PATH are the classes; with `labels.csv` it names
+them (see `tables`). For translation: `trainA/*` and `trainB/*` with optional
+`testA` and `testB`; paired images have equal names, or stand side by side in
+one file of `train/*` and optional `test/*`.
 
 Any format of `decode.FORMATS`; the name of a class is the name of its folder.
 Images may lie deeper in it; what counts as an image says `walk`. PATH may be a
 `gs://` address.
 """
 
+import collections
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -17,10 +20,16 @@ from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.data import decode, encoded
+from vit22b_jax.data.readers import tables
 from vit22b_jax.data.readers import walk as walk_lib
 
 DOMAINS = ('trainA', 'trainB', 'testA', 'testB')
 _LAYOUT = 'expected PATH/train/CLASS/* with images, optional val and test'
+_PAIRS_LAYOUT = (
+  'expected PATH/trainA/* and PATH/trainB/* with images of equal names, or '
+  'PATH/train/* with both of a pair side by side; optional testA and testB, or '
+  'test'
+)
 _DOMAINS_LAYOUT = (
   'expected PATH/trainA/* and PATH/trainB/* with images, optional testA and '
   'testB'
@@ -31,12 +40,15 @@ def find(path: str) -> tuple[dict[str, encoded.Files], tuple[str, ...]]:
   """Lists the images of a data folder, and logs what is left aside.
 
   Returns:
-    Records of the splits that exist, and the class names, sorted.
+    Records of the splits that exist, and the class names: folders', sorted, or
+    those of a table (`tables`).
 
   Raises:
     UserError: the folder is missing, empty or laid out otherwise.
   """
   root = _open(path, _LAYOUT)
+  if (root / tables.NAME).exists():
+    return tables.find(root)
   folders = _splits(root)
   walk = walk_lib.Walk(folders.values())
   classes = {split: _classes(folder, walk) for split, folder in folders.items()}
@@ -60,26 +72,74 @@ def find(path: str) -> tuple[dict[str, encoded.Files], tuple[str, ...]]:
   return found, tuple(map(errors.printable, names))
 
 
-def find_domains(path: str) -> dict[str, encoded.Files]:
+def find_domains(path: str, paired: bool) -> dict[str, encoded.Records]:
   """Lists the images of two domains: trainA and trainB, testA and testB.
 
   Raises:
-    UserError: the folder is missing or a domain's folder has no image.
+    UserError: the folder is missing, a domain's folder has no image or, where
+      images are paired, not those of the other's.
   """
-  root = _open(path, _DOMAINS_LAYOUT)
+  root = _open(path, _PAIRS_LAYOUT if paired else _DOMAINS_LAYOUT)
   folders = {p.name: p for p in _folders(root)}
-  _log_unknown(root, folders.keys() - {*DOMAINS})
-  walk = walk_lib.Walk(folders[s] for s in DOMAINS if s in folders)
-  found = {}
-  for split in filter(folders.__contains__, DOMAINS):
-    images = walk.images(folders[split])
-    if not images:
-      raise errors.UserError(
-        f'no image in domain folder {folders[split]}; {_DOMAINS_LAYOUT}.'
-      )
-    found[split] = _files(root, images)
+  if not paired or 'trainA' in folders or 'trainB' in folders:
+    found = _images(root, folders, DOMAINS, _DOMAINS_LAYOUT)
+    return _matched(root, found) if paired else found
+  if 'train' not in folders:
+    raise errors.UserError(
+      f'no train folder in {str(root)!r}; {_PAIRS_LAYOUT}.'
+    )
+  whole = _images(root, folders, ('train', 'test'), _PAIRS_LAYOUT)
+  return {
+    f'{split}{"AB"[side]}': encoded.Halves(images, side)
+    for split, images in whole.items()
+    for side in range(2)
+  }
+
+
+def _images(
+  root: epath.Path,
+  folders: Mapping[str, epath.Path],
+  names: Sequence[str],
+  layout: str,
+) -> dict[str, encoded.Files]:
+  """Lists the images of those folders of `names` that there are."""
+  _log_unknown(root, folders.keys() - {*names})
+  there = [name for name in names if name in folders]
+  walk = walk_lib.Walk(folders[name] for name in there)
+  found = {name: _files(root, walk.images(folders[name])) for name in there}
+  for name, images in found.items():
+    if not len(images):
+      raise errors.UserError(f'no image in folder {folders[name]}; {layout}.')
   walk.log(root)
   return found
+
+
+def _matched(
+  root: epath.Path, found: dict[str, encoded.Files]
+) -> dict[str, encoded.Files]:
+  """Puts images of trainA and trainB (testA and testB) in one order, of names.
+
+  Names are paths below the folders, without suffix.
+  """
+  named = {}
+  for split, part in found.items():
+    names = (os.path.splitext(os.path.relpath(f, split))[0] for f in part.files)
+    named[split] = sorted(zip(names, part.files, strict=True))
+  for a, b in (DOMAINS[:2], DOMAINS[2:]):
+    first, second = (
+      collections.Counter(name for name, _ in named.get(s, ())) for s in (a, b)
+    )
+    alone = sorted((first - second) + (second - first))
+    if alone and a in found and b in found:
+      raise errors.UserError(
+        f"data.pairing='paired', but {len(alone)} image(s) of {a} and {b} in "
+        f'{str(root)!r} have no partner of their name, such as {alone[0]!r}; '
+        f'{_PAIRS_LAYOUT}.'
+      )
+  return {
+    split: encoded.Files(os.fspath(root), [file for _, file in files])
+    for split, files in named.items()
+  }
 
 
 def find_unlabeled(path: str) -> encoded.Files:
