@@ -182,8 +182,6 @@ def test_corrupt_images_up_to_max_corrupt_are_skipped_and_listed(tmp_path):
   for _ in range(2):  # Decoded, then from the cache.
     data = _load(root, max_corrupt=2)
     assert len(data.train) + len(data.val) == 28
-    assert len(data.skipped) == 2
-    assert 'cat/001.png' in data.skipped[0]
   with pytest.raises(errors.UserError, match='max_corrupt=0'):
     _load(root)
 
@@ -223,10 +221,6 @@ def _mistakes():
     shutil.rmtree(root / 'train' / 'cat')
     (root / 'train' / 'cat').mkdir()
 
-  def unreadable_class(root):
-    for path in (root / 'train' / 'cat').iterdir():
-      path.write_bytes(b'')
-
   def unknown_class(root):
     (root / 'test' / 'fish').mkdir(parents=True)
 
@@ -239,7 +233,6 @@ def _mistakes():
     (without_classes, '0 class folder'),
     (one_class, '1 class folder'),
     (empty_class, 'no image in class folder .*cat'),
-    (unreadable_class, 'no readable image .*cat'),
     (unknown_class, 'fish has no counterpart'),
     (empty_test, 'test holds no class folder'),
   ]
@@ -252,8 +245,6 @@ def test_mistakes_in_folders(tmp_path, break_it, message):
   root = data_fixtures.make_folder(tmp_path / 'data', counts={'train': 3})
   break_it(root)
   for cache_max_gb in (4, 0):  # in memory, and read while training
-    if not cache_max_gb and 'readable' in message:
-      continue  # training shows it
     with pytest.raises(errors.UserError, match=message):
       _load(root, max_corrupt=99, cache_max_gb=cache_max_gb)
 

@@ -52,21 +52,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class Recipe:
   """How training images are changed at random, in this order.
 
-  Attributes:
-    image_size: side of the results.
-    crop_scale: random resized crop: smallest and largest share of the area;
-      None for none.
-    crop_ratio: its smallest and largest width / height.
-    crop_padding: without it, a random crop of images with so many zeros on each
-      side (-1: an eighth of `image_size`); None takes the center.
-    flip_horizontal: probability of a mirror image.
-    flip_vertical: probability of an image upside down.
-    randaugment_layers: operations of RandAugment; 0 for none.
-    randaugment_magnitude: their strength, from 0 to 10.
-    erase: probability that a box is erased.
-    mixup: alpha of Mixup; 0 for none.
-    cutmix: alpha of CutMix; 0 for none.
-    mix_switch: probability of CutMix where there are both.
+  Attributes are the keys of the config's `data`. Without `crop_scale` there is
+  a padded crop, without `crop_padding` either the center is cut.
   """
 
   image_size: int
@@ -89,11 +76,7 @@ class Recipe:
 
 
 def recipe(data: Mapping[str, Any]) -> Recipe:
-  """Returns what the word `augment` says, where no key says otherwise.
-
-  Args:
-    data: the config's `data` section, of a classifier.
-  """
+  """Returns what `data.augment` says, where no other key of `data` does."""
   names = [field.name for field in dataclasses.fields(Recipe)]
   given = {k: data[k] for k in names if data.get(k) is not None}
   return Recipe(**{**PRESETS[data['augment']], **given})
@@ -102,13 +85,7 @@ def recipe(data: Mapping[str, Any]) -> Recipe:
 def apply(
   key: PRNGKeyArray, images: UInt8[Array, 'B h w C'], recipe: Recipe
 ) -> UInt8[Array, 'B H W C']:
-  """Crops, mirrors and distorts a batch at random.
-
-  Args:
-    key: one key for the batch.
-    images: values in [0, 255], at least as large as `recipe.image_size`.
-    recipe: what to do.
-  """
+  """Crops, mirrors and distorts images at random, at least `image_size`."""
 
   def one(key, image):
     # Keys are split only where two stages draw: runs resume in their draws.
@@ -135,19 +112,10 @@ def train_images(
   std: Sequence[float],
   num_classes: int,
 ) -> tuple[Float[Array, 'B H W C'], Int[Array, ' B'] | Float[Array, 'B K']]:
-  """Augments, normalizes, erases and mixes a batch.
-
-  Args:
-    key: one key for the batch.
-    images: values in [0, 255].
-    labels: their classes.
-    recipe: what to do.
-    mean: of each channel.
-    std: of each channel.
-    num_classes: K.
+  """Augments, normalizes, erases and mixes a batch, by one key.
 
   Returns:
-    Normalized images; and their labels, or probabilities of the classes where
+    Normalized images; and their labels, or probabilities of the K classes where
     images are mixed.
   """
   x = normalize(apply(key, images, recipe), mean, std)
@@ -191,11 +159,7 @@ def crop_and_flip(
 ) -> UInt8[Array, 'B H W C']:
   """Cuts a random part of each image, mirrored with probability 0.5 if `flip`.
 
-  Args:
-    key: one key for the batch.
-    images: at least as large as the crop.
-    size: height H and width W of the crop.
-    flip: whether to mirror (left to right).
+  The part is a function of the key and of the images' size.
   """
 
   def one(key, image):

@@ -29,7 +29,7 @@ from jaxtyping import Shaped
 from vit22b_jax.data import encoded
 
 # Raise when the same files would decode to other pixels.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Arrays = Mapping[str, Shaped[np.ndarray, '...']]
 

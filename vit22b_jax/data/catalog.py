@@ -36,7 +36,6 @@ class Dataset:
     val: its own validation part, or one held out of the training set.
     test: for the final evaluation alone; None when there is no labeled one.
     names: one for each label, or those of domain a and b.
-    skipped: names of the corrupt images left out while decoding into memory.
     fingerprint: counts and hashes of names and sizes; see `fingerprint.py`.
     multi_label: whether labels are vectors of 0 and 1, float32 [N, K].
   """
@@ -45,7 +44,6 @@ class Dataset:
   val: splits.Split | Pair
   test: splits.Split | Pair | None
   names: tuple[str, ...]
-  skipped: tuple[str, ...] = ()
   fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
   multi_label: bool = False
 

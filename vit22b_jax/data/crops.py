@@ -41,15 +41,9 @@ def random_resized(
 ) -> UInt8[Array, 'H W C']:
   """Cuts a box of random area and proportions and resizes it.
 
-  As torchvision.transforms.RandomResizedCrop: ten boxes are drawn and the first
-  that fits is taken, or else the central one of the nearest proportions.
-
-  Args:
-    key: draws the box.
-    image: values in [0, 255].
-    size: height and width of the result.
-    scale: smallest and largest share of the image's area.
-    ratio: smallest and largest width / height.
+  As torchvision.transforms.RandomResizedCrop: ten boxes are drawn, of shares of
+  the area in `scale` and width / height in `ratio`, and the first that fits is
+  taken, or else the central one of the nearest proportions.
   """
   heights, widths, tops, lefts, fits = _boxes(
     key, image.shape[:2], scale, (1 / ratio[1], 1 / ratio[0])
@@ -65,10 +59,7 @@ def resize_box(
 ) -> UInt8[Array, 'H W C']:
   """Resizes a part of an image, bilinear and antialiased as Pillow.
 
-  Args:
-    image: values in [0, 255].
-    box: top, left, height and width of the part, which may be traced.
-    size: height and width of the result.
+  The box, which may be traced, is top, left, height and width.
   """
   down = _weights(image.shape[0], box[0], box[2], size[0])
   across = _weights(image.shape[1], box[1], box[3], size[1])
@@ -133,12 +124,8 @@ def _boxes(
 ) -> tuple[Int[Array, ' A'], ...]:
   """Draws boxes: heights, widths, tops, lefts, and whether each fits.
 
-  Args:
-    key: draws all.
-    largest: height and width of the largest box that fits.
-    scale: smallest and largest share of the area.
-    ratio: smallest and largest height / width.
-    size: of the image; `largest` by default.
+  `scale` are shares of the area of `size`, by default that of the `largest` box
+  that fits; `ratio` is height / width.
   """
   size = size or largest
   areas, ratios, down, across = jax.random.uniform(key, (4, _ATTEMPTS))

@@ -1,26 +1,21 @@
 """Counts the images and names the classes of a data set, without an image.
 
-    data = dataset_info.of_classes('imagenet2012')
-    data = dataset_info.of_domains('cycle_gan/apple2orange')
-
     >>> data = of_domains('fruit')
     >>> len(data.train.a), len(data.val.a), len(data.test.a)
     (360, 40, 64)
 
-What a plan of a run needs: the parts know their lengths alone. Prepared TFDS
-sets are read by their metadata, folders by counting; a few well-known sets need
-not be there at all.
+What a plan of a run needs: parts are ranges. A few well-known TFDS sets need
+not be there at all; others are found as in earnest.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sized
 
 import numpy as np
 from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.data import catalog, encoded, splits
-from vit22b_jax.data.readers import tfds
 
 # Images by split and number of classes, as https://www.tensorflow.org/datasets/
 # catalog/NAME lists them. ImageNet's test part has no labels: left aside.
@@ -48,36 +43,27 @@ def of_classes(
 ) -> catalog.Dataset:
   """Finds the sizes and classes that `loader.load_classes` would.
 
-  Args:
-    name: a TFDS set, `folder:PATH` or `digits`.
-    dir: where TFDS sets are prepared; '' means TFDS_DATA_DIR or its default.
-    val_fraction: share of the training set for a validation part that the set
-      doesn't have, in (0, 1).
-
   Raises:
     UserError: the set is neither there nor known.
   """
-  several = False
-  if catalog.is_embedded(name):
+  counts, num_classes = _known(name, dir)
+  names, several = tuple(f'class {i}' for i in range(num_classes)), False
+  if not counts:
     found, names, _ = catalog.find_classes(name, dir)
-    counts = {split: len(part) for split, part in found.items()}
     several = found['train'].multi_label
-  else:
-    counts, names = _count_tfds(name, dir)
+    counts = _counts(found)
   if 'train' not in counts:
     raise errors.UserError(
       f'{name!r} has no train split, only {", ".join(counts)}; choose another '
       'data.name.'
     )
-  train = counts['train']
-  val = next(
-    (counts[s] for s in encoded.SPLIT_NAMES['val'] if s in counts), None
+  val = [counts[s] for s in encoded.SPLIT_NAMES['val'] if s in counts]
+  train, val = (
+    (counts['train'], *val) if val else _held_out(counts['train'], val_fraction)
   )
-  if val is None:
-    train, val = _held_out(train, val_fraction)
   test = range(counts['test']) if 'test' in counts else None
   return catalog.Dataset(
-    range(train), range(val), test, tuple(names), multi_label=several
+    range(train), range(val), test, names, multi_label=several
   )
 
 
@@ -86,20 +72,12 @@ def of_domains(
 ) -> catalog.Dataset:
   """Finds the sizes and names that `loader.load_domains` would.
 
-  Args:
-    name: a TFDS set with splits trainA and trainB, `folder:PATH` or `fruit`.
-    dir: where TFDS sets are prepared; '' means TFDS_DATA_DIR or its default.
-    paired: as in `loader.load_domains`.
-    val_fraction: share of the training images for the validation part.
-
   Raises:
     UserError: the set is neither there nor known, or has no two domains.
   """
-  if paired or catalog.is_embedded(name):
-    found = catalog.find_domains(name, dir, paired=paired)
-    counts = {split: len(part) for split, part in found.items()}
-  else:
-    counts, _ = _count_tfds(name, dir)
+  counts, _ = _known(name, dir)
+  if paired or not counts:
+    counts = _counts(catalog.find_domains(name, dir, paired=paired))
   catalog.validate_domains(name, counts)
   held = [
     _held_out(counts[s], val_fraction, catalog.LEAST)
@@ -114,27 +92,29 @@ def of_domains(
   return catalog.Dataset(train, val, test, catalog.domain_names(name))
 
 
+def _counts(found: Mapping[str, Sized]) -> dict[str, int]:
+  return {split: len(part) for split, part in found.items()}
+
+
 def _held_out(count: int, fraction: float, least: int = 1) -> tuple[int, int]:
   """Counts both parts; they don't depend on the classes."""
   parts = splits.hold_out(np.zeros(count), fraction, 0, least)
   return len(parts[0]), len(parts[1])
 
 
-def _count_tfds(
-  name: str, data_dir: str
-) -> tuple[Mapping[str, int], Sequence[str]]:
-  """Counts a set's images by TFDS's splits, and names its classes.
+def _known(name: str, data_dir: str) -> tuple[Mapping[str, int], int]:
+  """Returns the row of KNOWN of a TFDS set that isn't prepared; else nothing.
 
   Raises:
     UserError: the set is neither prepared nor known.
   """
-  root = epath.Path(
-    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  ).expanduser()
-  place = _newest(root, name)
-  if place is not None:
-    return tfds.count(str(place))
-  base = name.partition(':')[0]
+  if catalog.is_embedded(name):
+    return {}, 0
+  base, _, version = name.partition(':')
+  root = data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  root = epath.Path(root).expanduser()
+  if any((root / base).glob(f'{version or "*"}/dataset_info.json')):
+    return {}, 0
   if base not in KNOWN:
     raise errors.UserError(
       f'the TFDS set {name!r} is not prepared in {root}, and its size is '
@@ -142,19 +122,4 @@ def _count_tfds(
       'pass --config.data.dir=FOLDER where it is, or take one of: '
       f'{", ".join(KNOWN)}.{errors.did_you_mean(base, KNOWN)}'
     )
-  counts, classes = KNOWN[base]
-  return counts, [f'class {i}' for i in range(classes)]
-
-
-def _newest(root: epath.Path, name: str) -> epath.Path | None:
-  """Finds the folder of a set's newest version; None when there is none."""
-  from tensorflow_datasets.core.utils import version as version_lib
-
-  base, _, version = name.partition(':')
-  found = [
-    root / base / str(each)
-    for each in version_lib.list_all_versions(root / base)
-    if version in ('', str(each))
-  ]
-  found = [p for p in found if (p / 'dataset_info.json').exists()]
-  return found[-1] if found else None
+  return KNOWN[base]

@@ -64,10 +64,6 @@ def square(data: bytes, image_size: int) -> UInt8[np.ndarray, 'S S 3']:
   palettes, grayscale and CMYK to RGB, scales 16-bit values to 8 bits (without
   clipping), and takes the first frame of an animation. `fit` makes the square.
 
-  Args:
-    data: the file's bytes, in one of FORMATS.
-    image_size: side of the result in pixels.
-
   Raises:
     CorruptImage: the bytes can't be decoded.
   """
@@ -81,10 +77,8 @@ def resized(
 ) -> UInt8[np.ndarray, 'H W 3']:
   """Decodes an image file as `square` does, but keeps the whole of it.
 
-  Args:
-    data: the file's bytes.
-    target: height and width of the result, given those of the upright image;
-      by default they stay. The proportions may change.
+  `target` gives the height and width of the result, given those of the upright
+  image; by default they stay.
 
   Raises:
     CorruptImage: the bytes can't be decoded.

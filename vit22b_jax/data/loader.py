@@ -47,14 +47,8 @@ def load_classes(
 ) -> catalog.Dataset:
   """Loads a labeled data set as RGB uint8 squares.
 
-  Args:
-    name: a TFDS set, `folder:PATH` or `digits`.
-    dir: where TFDS sets are prepared; '' means TFDS_DATA_DIR or its default.
-    image_size: side of the images in pixels.
-    seed: chooses the validation part when the set has none.
-    val_fraction: share of the training set for it, in (0, 1).
-    cache_max_gb: up to how many 1e9 bytes of pixels are kept in memory.
-    max_corrupt: how many unreadable images are skipped before it is an error.
+  Arguments are the keys of the config's `data`. `seed` chooses the validation
+  part, `val_fraction` of the training set, where the set has none.
 
   Raises:
     UserError: whatever is wrong with the name, the files or the labels.
@@ -70,15 +64,12 @@ def load_classes(
     split: materialize.Part(part, decode_file, (side, side), names=names)
     for split, part in found.items()
   }
-  skipped: tuple[str, ...] = ()
   if stored:
     files = {split: part.identity() for split, part in found.items()}
     path = cache.folder(
       f'{name}-{stored}px', found['train'].place, [names, files]
     )
-    opened, skipped = materialize.in_memory(
-      name, path, parts, max_corrupt, image_size
-    )
+    opened = materialize.in_memory(name, path, parts, max_corrupt, image_size)
   else:
     _validate_random_access(f'{name!r} at {image_size} px', parts)
     opened = materialize.lazily(parts, max_corrupt)
@@ -90,11 +81,9 @@ def load_classes(
     kind = 'random' if found['train'].multi_label else 'stratified'
     origin = f'a {kind} {val_fraction:g} of train, seed {seed}'
   _log(name, {'train': train, 'val': val, 'test': test}, f'val is {origin}')
-  marks, several = (
-    fingerprint.of(found, names, held),
-    found['train'].multi_label,
-  )
-  return catalog.Dataset(train, val, test, names, skipped, marks, several)
+  marks = fingerprint.of(found, names, held)
+  several = found['train'].multi_label
+  return catalog.Dataset(train, val, test, names, marks, several)
 
 
 def load_domains(
@@ -112,23 +101,12 @@ def load_domains(
 ) -> catalog.Dataset:
   """Loads two domains as RGB uint8.
 
-  `mode`, one of `preprocess`, is for training images, which come larger than
-  `image_size` where a random crop is due (see `augment.crop_and_flip`). Those
-  of val and test have their center cropped instead, and `resize_and_crop`
-  resizes them to `image_size` at once.
-
-  Args:
-    name: a TFDS set with splits trainA and trainB, `folder:PATH` or `fruit`.
-    dir: where TFDS sets are prepared; '' means TFDS_DATA_DIR or its default.
-    load_size: side of images before the random crop; None means `image_size`.
-    image_size: side of the crop.
-    mode: how images of any size become one size.
-    paired: image i of one domain belongs to image i of the other, in each part.
-    seed: chooses the validation part.
-    val_fraction: share of the training images for it, in (0, 1); two images of
-      a domain are the least.
-    cache_max_gb: up to how many 1e9 bytes of pixels are kept in memory.
-    max_corrupt: how many unreadable images are skipped before it is an error.
+  Arguments are the keys of the config's `data`. `mode`, one of `preprocess`, is
+  for training images, which come larger than `image_size` where a random crop
+  is due (see `augment.crop_and_flip`). Those of val and test have their center
+  cropped instead, and `resize_and_crop` resizes them to `image_size` at once.
+  Where domains are `paired`, image i of one belongs to image i of the other, in
+  each part. `val_fraction` gives two images of a domain at the least.
 
   Raises:
     UserError: whatever is wrong with the name, the files or the sizes.
@@ -150,7 +128,7 @@ def load_domains(
   fixed, varied = _parts(found, resize, held, paired)
   if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
     fixed, varied = {}, varied | fixed
-  opened, skipped = {}, ()
+  opened = {}
   if fixed:
     rows = [x.rows.tolist() for x in fixed.values() if x.rows is not None]
     path = cache.folder(
@@ -158,7 +136,7 @@ def load_domains(
       found['trainA'].place,
       [rows, {split: part.identity() for split, part in found.items()}],
     )
-    opened, skipped = materialize.in_memory(name, path, fixed, max_corrupt)
+    opened = materialize.in_memory(name, path, fixed, max_corrupt)
     for key, split in opened.items():
       least = 1 if key.startswith('train') else catalog.LEAST
       catalog.validate_count(name, f'{key} (readable)', len(split), least)
@@ -175,7 +153,7 @@ def load_domains(
     _log(f'{domain} of {name}', counts, f'val is of train by seed {seed}')
   marks = fingerprint.of(found, (), {s: rows for s, (_, rows) in held.items()})
   train, val, test = (pairs.get(part) for part in ('train', 'val', 'test'))
-  return catalog.Dataset(train, val, test, names, skipped, marks)
+  return catalog.Dataset(train, val, test, names, marks)
 
 
 def _stored_size(

@@ -3,13 +3,11 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt8
 
-from vit22b_jax import errors
 from vit22b_jax.data import cache, decode, encoded, splits
 
 _WORTH_SAYING = 50_000_000  # Bytes of pixels: some seconds.
@@ -49,7 +47,7 @@ def in_memory(
   parts: Mapping[str, Part],
   max_corrupt: int,
   image_size: int | None = None,
-) -> tuple[dict[str, splits.ArraySplit], tuple[str, ...]]:
+) -> dict[str, splits.ArraySplit]:
   """Decodes parts into memory, or finds them in the cache.
 
   Args:
@@ -59,12 +57,9 @@ def in_memory(
     max_corrupt: as in `loader`.
     image_size: side of the records, where images are stored smaller.
 
-  Returns:
-    A split for each part, and the names of corrupt images.
-
   Raises:
-    UserError: more than `max_corrupt` images are unreadable, or all of a class;
-      or a label is out of range.
+    UserError: more than `max_corrupt` images are unreadable, or a label is out
+      of range.
   """
   found = cache.read(path)
   if found is None:
@@ -75,18 +70,20 @@ def in_memory(
       )
     found = _decode_all(parts)
     cache.write(path, *found)
-  arrays, meta = found
-  for corrupt in meta['skipped']:
-    logging.warning('skipped a corrupt image: %s', corrupt)
-  splits.validate_corrupt(meta['skipped'], max_corrupt)
+  arrays, corrupt = found
+  for file in corrupt:
+    logging.warning('skipped a corrupt image: %s', file)
+  splits.validate_corrupt(corrupt, max_corrupt)
   opened = {}
   for key, part in parts.items():
     labels = None
     if part.names is not None:
-      labels = arrays[f'{key}_labels']
-      _validate(f'{name} {key}', labels, meta['lost'][key], part.names)
+      labels, what = arrays[f'{key}_labels'], f'{name} {key}'
+      splits.validate_labels(
+        labels, len(part.names), lambda i, what=what: f'{what}[{i}]'
+      )
     opened[key] = splits.ArraySplit(arrays[f'{key}_images'], labels, image_size)
-  return opened, tuple(meta['skipped'])
+  return opened
 
 
 def lazily(
@@ -108,14 +105,9 @@ def lazily(
   }
 
 
-def _decode_all(
-  parts: Mapping[str, Part],
-) -> tuple[cache.Arrays, dict[str, Any]]:
-  """Returns `PART_images` and `PART_labels`, the `skipped` and the `lost`.
-
-  Lost are, for each part, the classes of which no image could be read.
-  """
-  arrays, skipped, lost = {}, [], {}
+def _decode_all(parts: Mapping[str, Part]) -> tuple[cache.Arrays, list[str]]:
+  """Returns `PART_images` and `PART_labels`, and what can't be read."""
+  arrays, corrupt = {}, []
   for key, part in parts.items():
     images = np.empty((len(part), *part.shape, 3), np.uint8)
     labels, readable = [], np.ones(len(part), bool)
@@ -125,26 +117,13 @@ def _decode_all(
       if isinstance(image, decode.CorruptImage):
         readable[row] = False
         number = row if part.rows is None else int(part.rows[row])
-        skipped.append(f'{part.records.name(number)} ({image})')
+        corrupt.append(f'{part.records.name(number)} ({image})')
       else:
         images[row] = image
-    labels = np.array(labels)
-    lost[key] = []
-    if not readable.all():
-      if labels.ndim == 1:
-        lost[key] = np.setdiff1d(labels, labels[readable]).tolist()
-      images, labels = images[readable], labels[readable]
-    arrays |= {f'{key}_images': images, f'{key}_labels': labels}
-  return arrays, {'skipped': skipped, 'lost': lost}
-
-
-def _validate(
-  what: str, labels: encoded.Labels, lost: list[int], names: tuple[str, ...]
-) -> None:
-  """Raises UserError for labels out of range, classes without an image."""
-  splits.validate_labels(labels, len(names), lambda i: f'{what}[{i}]')
-  if lost:
-    classes = ', '.join(names[label] for label in lost[:20])
-    raise errors.UserError(
-      f'no readable image in {what} of class(es): {classes}.'
-    )
+    if not readable.all():  # else spare the copy
+      images = images[readable]
+    arrays |= {
+      f'{key}_images': images,
+      f'{key}_labels': np.array(labels)[readable],
+    }
+  return arrays, corrupt

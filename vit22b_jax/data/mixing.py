@@ -21,15 +21,8 @@ def mix(
   Mixup (Zhang et al. 2017, arXiv:1710.09412) averages; CutMix (Yun et al. 2019,
   arXiv:1905.04899) puts a box of one into the other. As timm's `Mixup` in its
   batch mode: the share is drawn from Beta(alpha, alpha), and CutMix's is set to
-  the box's area, which the border may cut.
-
-  Args:
-    key: draws the kind, the share and the box.
-    images: normalized.
-    targets: probabilities of the K classes.
-    mixup: alpha of Mixup, 0 for none.
-    cutmix: alpha of CutMix, 0 for none.
-    switch: probability of CutMix where there are both.
+  the box's area, which the border may cut. `mixup` and `cutmix` are alphas, 0
+  for none, and `switch` the probability of CutMix where there are both.
   """
   choose, blend, cut, where = jax.random.split(key, 4)
   others = images[::-1]

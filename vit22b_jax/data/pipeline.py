@@ -35,10 +35,6 @@ _MAX_THREADS = 16  # Each holds a batch.
 def steps_per_epoch(split: splits.Split, batch_size: int) -> int:
   """Counts the batches of an epoch; other images each time are left over.
 
-  Args:
-    split: what is trained on.
-    batch_size: images of a step, over all processes.
-
   Raises:
     UserError: the split is smaller than a batch.
   """
@@ -58,8 +54,7 @@ class BatchIterator(grain.DatasetIterator):
 
   Args:
     split: where records come from.
-    batches: by position, the indices of each batch (-1 is padding) and where
-      to crop its images (see `Split.gather`).
+    batches: by position, what to gather (-1 is padding).
     workers: processes that decode a lazy split; 0 uses threads.
     keep_mask: whether batches have a 'mask' and an 'index'.
   """
@@ -80,8 +75,10 @@ class BatchIterator(grain.DatasetIterator):
 
   def __next__(self) -> Batch:
     self._assert_not_closed()
+    if self._reader is None:
+      self._reader = iter(self._dataset())
     try:
-      batch = next(self._started())
+      batch = next(self._reader)
     except StopIteration:
       self._stop()
       raise
@@ -103,19 +100,10 @@ class BatchIterator(grain.DatasetIterator):
     self._stop()
     self._position = int(state['next_index'])
 
-  def start_prefetch(self) -> None:
-    """Starts reading ahead before the first batch is asked for."""
-    self._started().start_prefetch()
-
   def close(self) -> None:
     """Stops threads and worker processes."""
     self._stop()
     super().close()
-
-  def _started(self) -> grain.DatasetIterator:
-    if self._reader is None:
-      self._reader = iter(self._dataset())
-    return self._reader
 
   def _dataset(self) -> grain.IterDataset:
     batches = self._batches[self._position :].map(
@@ -210,16 +198,9 @@ def eval_batches(
 ) -> BatchIterator:
   """Returns every image once, in order; the last batches are padded.
 
-  Args:
-    split: records to evaluate.
-    batch_size: images of a batch over all processes, padding included.
-    workers: processes that decode a lazy split; 0 uses threads.
-    rows: those of each batch that this process makes (`devices.local_rows`);
-      all by default.
-
-  Returns:
-    Batches with a 'mask': 1 for an image, 0 for padding and for what can't be
-    read; and an 'index', each image's place in the split.
+  Takes the arguments of `train_iterator`. Batches have a 'mask', 1 for an image
+  and 0 for padding and for what can't be read; and an 'index', each image's
+  place in the split.
   """
   length = len(split)
   share = np.arange(batch_size) if rows is None else rows
@@ -239,16 +220,7 @@ def eval_batches(
 def pair_steps_per_epoch(
   pair: catalog.Pair, batch_size: int, pairing: str
 ) -> int:
-  """Counts the batches of an epoch: of the larger domain, or of the pairs.
-
-  Args:
-    pair: what is trained on.
-    batch_size: images of each domain in a step, over all processes.
-    pairing: as in `pair_iterator`.
-
-  Raises:
-    UserError: a domain is smaller than a batch.
-  """
+  """Counts the batches of an epoch: of the larger domain, or of the pairs."""
   steps = [steps_per_epoch(split, batch_size) for split in (pair.a, pair.b)]
   return max(steps) if pairing == 'unpaired' else min(steps)
 
@@ -266,12 +238,7 @@ def pair_iterator(
   over (in a new order) while the larger is on its way; otherwise image i of one
   always comes with image i of the other, and the rest of the larger never.
 
-  Args:
-    pair: records to train on.
-    seed: of the orders.
-    pairing: `data.pairing`.
-    **options: `batch_size`, `workers` and `rows` of `train_iterator`, for each
-      domain.
+  `options` are those of `train_iterator`, for each domain.
 
   Raises:
     UserError: a domain is smaller than a batch.
@@ -339,11 +306,7 @@ def _gather(split: splits.Split, choice: _Choice) -> Batch:
 
 
 def _follow_main_process(index: int, count: int) -> None:
-  """Leaves signals to the main process, and ends when that does.
-
-  Ctrl-C reaches every process of a terminal's group; the main one still needs
-  the workers until its step is done.
-  """
+  """Leaves signals to the main process, which still needs it; ends with it."""
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)

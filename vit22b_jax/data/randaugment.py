@@ -29,14 +29,7 @@ def apply(
   layers: int,
   magnitude: float,
 ) -> UInt8[Array, 'H W 3']:
-  """Applies random operations one after the other.
-
-  Args:
-    key: draws them.
-    image: values in [0, 255].
-    layers: how many operations.
-    magnitude: their strength, from 0 to 10.
-  """
+  """Applies so many random operations, of strength 0 to 10, one by one."""
   for layer in jax.random.split(key, layers):
     choose, sign = jax.random.split(layer)
     operation = jax.random.randint(choose, (), 0, len(OPERATIONS))
@@ -50,12 +43,9 @@ def operate(
   level: Float[Array, ''],
   image: UInt8[Array, 'H W 3'],
 ) -> UInt8[Array, 'H W 3']:
-  """Applies one operation.
+  """Applies an operation by its index, with strength in [-1, 1].
 
-  Args:
-    operation: index into OPERATIONS.
-    level: strength in [-1, 1]; the sign counts where there are two directions.
-    image: values in [0, 255].
+  The sign counts where there are two directions.
   """
   image = _geometric(operation, level, image)
   image = _blend(operation, level, image)

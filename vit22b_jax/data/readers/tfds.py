@@ -27,12 +27,8 @@ from vit22b_jax.data import cache, encoded
 class TfdsRecords(encoded.Records):
   """The records of one split; picklable (files open on first use).
 
-  Args:
-    place: folder of the prepared version, `.../NAME/VERSION`.
-    info: TFDS's, of that folder.
-    split: TFDS's name of the split.
-    image_key: feature with the image.
-    label_key: feature with the class; '' when there is none (label 0).
+  `place` is the folder of the prepared version; without a `label_key` every
+  label is 0.
   """
 
   def __init__(
@@ -126,10 +122,6 @@ def find(
 ) -> tuple[dict[str, TfdsRecords], tuple[str, ...], tuple[int | None, ...]]:
   """Opens a set for classification; prepares it when there is none.
 
-  Args:
-    name: TFDS's name, `cifar10` or `set/config`.
-    data_dir: where prepared sets are; '' means TFDS_DATA_DIR or TFDS's default.
-
   Returns:
     Records of the splits that exist, the class names, and the images' shape
     [H, W, C] with None for what varies.
@@ -165,10 +157,6 @@ def find(
 def find_unlabeled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
   """Opens every split of a set under TFDS's name of it, with labels of 0.
 
-  Args:
-    name: TFDS's name, as `cycle_gan/monet2photo`.
-    data_dir: as in `find`.
-
   Raises:
     UserError: unknown, neither prepared nor downloadable, or without an image.
   """
@@ -181,20 +169,6 @@ def find_unlabeled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
   raise errors.UserError(
     f'the TFDS set {name!r} has no image, only {", ".join(info.features)}.'
   )
-
-
-def count(place: str) -> tuple[dict[str, int], list[str]]:
-  """Counts a prepared set's images by split, and names its classes, if any."""
-  import tensorflow_datasets as tfds
-
-  info = _open(place).info
-  labels = [
-    feature.names
-    for feature in info.features.values()
-    if isinstance(feature, tfds.features.ClassLabel)
-  ]
-  counts = {split: x.num_examples for split, x in info.splits.items()}
-  return counts, labels[0] if labels else []
 
 
 def conversion_command(place: str) -> str:
