@@ -89,6 +89,33 @@ def test_sizes_that_do_not_divide_come_back_as_they_were(tmp_path, run):
   assert opened(tmp_path / 'translated_b2a/odd.png').shape == (31, 17, 3)
 
 
+def test_transparency_is_kept(tmp_path, run, out):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (16, 24, 4), np.uint8)
+  rgba, opacity = Image.fromarray(pixels.copy()), pixels[..., 3].copy()
+  (tmp_path / 'in').mkdir()
+  rgba.save(tmp_path / 'in/a.png')
+  rgba.save(tmp_path / 'in/b.webp', lossless=True, exact=True)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be turned clockwise
+  rgba.save(tmp_path / 'in/c.png', exif=exif)
+  Image.fromarray(pixels[..., 0]).save(tmp_path / 'in/d.png', transparency=7)
+  pixels[..., 3] = 255
+  Image.fromarray(pixels).save(tmp_path / 'in/opaque.png')
+  done = run(Task('resnet'), tmp_path / 'in')
+  np.testing.assert_array_equal(opened(out / 'a.png')[..., 3], opacity)
+  np.testing.assert_array_equal(opened(out / 'b.png')[..., 3], opacity)
+  turned = np.rot90(opacity, -1)
+  np.testing.assert_array_equal(opened(out / 'c.png')[..., 3], turned)
+  gray = np.where(pixels[..., 0] == 7, 0, 255)
+  np.testing.assert_array_equal(opened(out / 'd.png')[..., 3], gray)
+  assert opened(out / 'opaque.png').shape == (16, 24, 3)
+  # The generator, which inverts, saw the image over white.
+  clear = opacity == 0
+  assert clear.any() and not opened(out / 'a.png')[clear, :3].any()
+  assert len(done.files) == 5 and not done.notes
+
+
 def test_a_generator_of_one_size_gets_that_and_the_original_size_returns(
   tmp_path, run, out
 ):

@@ -91,6 +91,21 @@ def resized(
     return np.asarray(rgb)
 
 
+def alpha(data: bytes) -> UInt8[np.ndarray, 'H W'] | None:
+  """Returns how opaque the pixels of an upright image are, in [0, 255].
+
+  None for an image without transparency, and for one of more than 8 bits.
+
+  Raises:
+    CorruptImage: the bytes can't be decoded.
+  """
+  with _opened(data) as image:
+    if not image.has_transparency_data or image.mode.startswith(('I', 'F')):
+      return None
+    opacity = np.asarray(_upright(image).convert('RGBA').getchannel('A'))
+  return None if (opacity == 255).all() else opacity
+
+
 def size(data: bytes) -> tuple[int, int]:
   """Returns an image file's upright height and width, from its header.
 
@@ -192,11 +207,15 @@ def _upright_rgb(image: Image.Image, side: int) -> Image.Image:
   final size nothing of it is visible, and photos decode faster.
   """
   image.draft(None, (2 * side, 2 * side))
+  return to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
   image.load()
-  if image.format != 'TIFF':  # Pillow turns those while loading.
-    turn = _TURNS.get(_orientation(image))
-    image = image if turn is None else image.transpose(turn)
-  return to_rgb(image)
+  if image.format == 'TIFF':  # Pillow turns those while loading.
+    return image
+  turn = _TURNS.get(_orientation(image))
+  return image if turn is None else image.transpose(turn)
 
 
 def _from_range(values: Int[np.ndarray, 'H W'], largest: float) -> Image.Image:

@@ -20,42 +20,32 @@ Score = tuple[float, float]  # see `score`
 
 
 def score(
-  evaluator: evaluators.Evaluator, values: Mapping[str, float]
-) -> Score:
-  """Returns how good validated weights are, more being better.
+  evaluator: evaluators.Evaluator, row: Mapping[str, float]
+) -> Score | None:
+  """Returns how good the weights of a row of metrics.jsonl are.
 
-  Args:
-    evaluator: names the metric.
-    values: a row of metrics.jsonl.
-
-  Returns:
-    The metric, and minus the validation loss for those that it doesn't tell
-    apart.
+  More is better: the evaluator's metric, then minus the validation loss for
+  those that it doesn't tell apart. None for a row that isn't of a validation,
+  or of one with too few images to choose weights by.
   """
+  if (
+    evaluator.best_metric not in row
+    or row.get('val/num_images', math.inf) < evaluator.min_images
+  ):
+    return None
   sign = 1 if evaluator.best_mode == 'max' else -1
-  loss = values.get('val/loss', 0.0)
-  return sign * float(values[evaluator.best_metric]), -float(loss)
+  return sign * float(row[evaluator.best_metric]), -row.get('val/loss', 0.0)
 
 
 def scores(
   evaluator: evaluators.Evaluator, path: epath.PathLike
 ) -> dict[int, Score]:
-  """Reads the score of each validated step of a run from metrics.jsonl.
-
-  Args:
-    evaluator: names the metric.
-    path: the run's folder.
-  """
+  """Reads the score of each validated step of a run from metrics.jsonl."""
   return {
-    row['step']: score(evaluator, row)
+    row['step']: found
     for row in runs.read_metrics(path)
-    if evaluator.best_metric in row and ranks(evaluator, row)
+    if (found := score(evaluator, row))
   }
-
-
-def ranks(evaluator: evaluators.Evaluator, values: Mapping[str, float]) -> bool:
-  """Returns whether a validation was of enough images to choose weights by."""
-  return values.get('val/num_images', math.inf) >= evaluator.min_images
 
 
 def record(
@@ -65,14 +55,7 @@ def record(
   found: Mapping[str, float],
   scores: dict[int, Score],
 ) -> bool:
-  """Adds a validation to metrics.jsonl and to the scores, and prints it.
-
-  Args:
-    task: the run's.
-    folder: the run's.
-    step: whose weights were validated.
-    found: names and values.
-    scores: of the earlier validations.
+  """Adds a validation to metrics.jsonl and to `scores`, and prints it.
 
   Returns:
     Whether no earlier step was as good.
@@ -80,26 +63,27 @@ def record(
   values = {f'val/{name}': value for name, value in found.items()}
   folder.metrics(step, {'epoch': step / task.steps_per_epoch, **values})
   folder.flush()
-  improved = False
-  if ranks(task.evaluator, values):
-    new = score(task.evaluator, values)
-    improved = all(new > old for old in scores.values())
+  new, note = score(task.evaluator, values), ''
+  improved = new is not None and all(new > old for old in scores.values())
+  if new is not None:
     scores[step] = new
-  best = ' (best so far)' if improved else ''
+  if improved:
+    note = ' (best so far)'
   if 'num_images' in found:
-    found = dict(found)
-    best = f' (of {found.pop("num_images")} images, too few to choose by)'
-  shown = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
-  console.say(f'step {step}  validation: {shown}{task.evaluator.note}{best}')
+    note = f' (of {found["num_images"]} images, too few to choose by)'
+  shown = ', '.join(
+    f'{name} {value:.4f}'
+    for name, value in found.items()
+    if name != 'num_images'
+  )
+  console.say(f'step {step}  validation: {shown}{task.evaluator.note}{note}')
   return improved
 
 
 def out_of_patience(scores: Mapping[int, Score], patience: int) -> bool:
   """Returns whether the last `patience` validations brought nothing better.
 
-  Args:
-    scores: of all validated steps.
-    patience: 0 for no end of it.
+  A patience of 0 never ends.
   """
   if not patience or not scores:
     return False
@@ -112,10 +96,7 @@ def restore(
 ) -> tuple[int, dict[str, Any], str]:
   """Restores the weights of the best checkpoint by validation, or of the last.
 
-  Args:
-    task: the run's task.
-    manager: its checkpoints.
-    which: 'best' or 'last'; without any validation 'best' is the last too.
+  Without any validation 'best' is the last too.
 
   Returns:
     The checkpoint's step, the model's variables, and their kind ('params' or
@@ -145,7 +126,7 @@ def finish(
   """Evaluates on the test part and writes eval.json.
 
   Args:
-    task: the run's task, with data.
+    task: with data.
     manager: the run's checkpoints.
     folder: where the files go.
     poll: called between batches; may raise to leave the evaluation.
@@ -154,23 +135,24 @@ def finish(
     The content of eval.json: what the evaluator's `test` gives, and `step
     weights checkpoint`, with `checkpoint_note` if no best one can be chosen.
   """
-  which, least = task.config.eval.checkpoint, task.evaluator.min_images
-  best = distributed.broadcast_json(manager.best_step())
-  note = {}
-  if which == 'best' and best is None:
+  which, note = task.config.eval.checkpoint, {}
+  steps = {'best': manager.best_step(), 'last': manager.latest_step()}
+  steps = distributed.broadcast_json(steps)
+  if steps[which] is None:
     which = 'last'
-  if which != task.config.eval.checkpoint and not task.evaluator.missing:
-    text = f'The best is chosen by a validation of at least {least} images.'
-    note = {'checkpoint_note': text}
-    console.say(f'No checkpoint is the best: the last one is used. {text}')
-  wanted = best if which == 'best' else manager.latest_step()
-  wanted = distributed.broadcast_json(wanted)
+    if not task.evaluator.missing:
+      least = task.evaluator.min_images
+      text = f'The best is chosen by a validation of at least {least} images.'
+      note = {'checkpoint_note': text}
+      console.say(f'No checkpoint is the best: the last one is used. {text}')
   step, variables, kind = restore(task, manager, which)
   content = {
     **task.evaluator.test(variables, folder, poll),
     'step': step,
     'weights': kind,
-    'checkpoint': which if step == wanted else f'another than the {which}',
+    'checkpoint': which
+    if step == steps[which]
+    else f'another than the {which}',
     **note,
   }
   folder.write_json(workdir.EVAL, content)

@@ -29,11 +29,6 @@ def run(
   `block_fn` by name, and the oldest version). The header of model.safetensors
   holds the same text.
 
-  Args:
-    task: the run's task; needs no data.
-    variables: the model's variables.
-    folder: the run's folder.
-
   Raises:
     UserError: timm has no such model.
   """

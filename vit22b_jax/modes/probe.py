@@ -51,9 +51,6 @@ def run(
     mesh: where arrays live.
     minutes: after which no further trial begins.
 
-  Returns:
-    The exit code, 0.
-
   Raises:
     UserError: the config is no classifier's, or the folder holds a probe of
       another one.
@@ -90,23 +87,14 @@ def run(
 
 @dataclasses.dataclass
 class Probe:
-  """Searches the rates of one config and its switches.
-
-  Attributes:
-    config: a classifier's.
-    mesh: where arrays live.
-    data: the config's data set.
-    folder: where probe.json goes.
-    record: its content.
-    deadline: by the monotonic clock; no trial begins after it.
-  """
+  """Searches the rates of one config and its switches."""
 
   config: ConfigDict
   mesh: jax.sharding.Mesh
   data: Any
   folder: workdir_lib.Workdir
-  record: dict[str, Any]
-  deadline: float
+  record: dict[str, Any]  # the content of probe.json
+  deadline: float  # by the monotonic clock; no trial begins after it
 
   def search_switch(self, switch: str) -> None:
     """Searches one program; of the unchanged one, looks beyond the bounds."""
@@ -126,7 +114,9 @@ class Probe:
       stable, explodes = bounds(self.record, switch)
       if explodes:  # a transient?
         try_rate(explodes, stop=False)
-      while stable and try_rate(stable, LATE_STEPS)['exploded']:
+      while (stable or 0) >= LOWEST and try_rate(stable, LATE_STEPS)[
+        'exploded'
+      ]:
         stable /= RATIO
     console.say(table(self.record).splitlines()[-1])
 
@@ -175,10 +165,8 @@ def next_rate(
   Rates double, or halve, until one is stable and one explodes, and are then
   bisected until these are at most RATIO apart.
 
-  Args:
-    stable: the largest stable rate so far.
-    explodes: the lowest exploding one.
-    start: the first to try.
+  `stable` is the largest stable rate so far, `explodes` the lowest exploding
+  one, `start` the first to try.
   """
   if stable and explodes:
     done = explodes / stable < RATIO * 1.001

@@ -7,6 +7,7 @@ setup.introduce(r.task)
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
@@ -39,11 +40,6 @@ class Run:
   """Holds what a run works with.
 
   Attributes:
-    task: trains.
-    folder: the workdir.
-    watcher: hears SIGTERM and SIGINT.
-    manager: the workdir's checkpoints.
-    recorder: writes rows of scalars.
     batches: endless, at the position of the state.
     scores: of the validated steps, see `evaluate.scores`.
     saved_at: when the last checkpoint was saved, by `time.monotonic`.
@@ -79,12 +75,7 @@ def open_run(
 ) -> Run:
   """Opens what a run works with, and writes down what it is.
 
-  Args:
-    config: the run's configuration.
-    path: its workdir.
-    mesh: where arrays live.
-    watcher: hears SIGTERM and SIGINT.
-    stack: closes everything, and writes the report.
+  `stack` closes everything, and writes the report.
 
   Raises:
     UserError: the input is wrong.
@@ -128,15 +119,14 @@ def validate_same_config(config: ConfigDict) -> None:
   Raises:
     UserError: in every process, if one of them has another.
   """
-  first = distributed.broadcast_json(config_lib.to_json(config))
-  here, theirs = (
-    rules.flatten(c) for c in (config, config_lib.from_json(first))
-  )
-  rows = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]
-  different = distributed.gather(bool(rows))
+  mine = config_lib.to_json(config)
+  first = distributed.broadcast_json(mine)
+  different = distributed.gather(mine != first)
   others = [i for i, differs in enumerate(different) if differs]
   if not others:
     return
+  here, there = (rules.flatten(json.loads(text)) for text in (mine, first))
+  rows = [k for k in sorted({*here, *there}) if here.get(k) != there.get(k)]
   keys = f': here {", ".join(rows)} differ' if rows else ''
   raise errors.UserError(
     f'Processes {others[:20]} were started with another configuration than '
@@ -211,9 +201,9 @@ def validate_same_data(
   Raises:
     UserError: classes differ; or images do, and `data.allow_changes` is off.
   """
-  names, allowed = list(data.names), config.data.allow_changes
   if not has_steps(folder):
     return
+  names = list(data.names)
   before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES, list)
   if config.task == 'classification' and before not in (None, names):
     raise errors.UserError(
@@ -226,10 +216,9 @@ def validate_same_data(
   before = workdir_lib.read_json(folder.path, workdir_lib.DATA, marks)
   if before is None:  # The run is older than the file.
     return
-  changes = '\n'.join(
-    f'  {line}' for line in fingerprint.compare(before, data.fingerprint)
-  )
-  if changes and not allowed:
+  lines = fingerprint.compare(before, data.fingerprint)
+  changes = '\n'.join(f'  {line}' for line in lines)
+  if changes and not config.data.allow_changes:
     raise errors.UserError(
       f'The workdir {folder.path} was trained on other images:\n{changes}\n'
       'Put them back, use another --workdir, or go on with what is there now: '

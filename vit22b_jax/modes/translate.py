@@ -6,7 +6,8 @@
 A generator that takes other sizes than its training's (a ResNet, a ViTUnet with
 `resample='space'`) sees an image in the size that it has, cut down to the next
 that divides as it must, or scaled down where memory would not last; what it
-made is brought to the size of the original.
+made is brought to the size of the original. Transparency is kept: a generator
+sees it over white, and the PNG has it as the original had.
 """
 
 import base64
@@ -44,6 +45,8 @@ _MEMORY = 2**30  # bytes of the largest array that a generator may make
 _WAITING = 64  # images that wait for others of their size
 
 Pixels = UInt8[np.ndarray, 'H W 3']
+Opacity = UInt8[np.ndarray, 'H W'] | None
+Translation = UInt8[np.ndarray, 'H W 3'] | UInt8[np.ndarray, 'H W 4']
 Size = tuple[int, int]  # height and width
 Translate = Callable[
   [UInt8[np.ndarray, 'B H W 3']], UInt8[np.ndarray, 'B H W 3']
@@ -102,7 +105,7 @@ def run(
     listed = sorted(earlier | set(pngs.values()))
     workdir.write_json(f'{target.name}/{FILES}', listed)
   unreadable, notes, pairs = [], [], {}
-  images = inputs.decoded(folder, names, decode.resized, unreadable)
+  images = inputs.decoded(folder, names, _decoded, unreadable)
   made = set()
   translate = functools.partial(task.translate, variables, direction=direction)
   for name, before, after in _translations(
@@ -189,21 +192,16 @@ def _earlier(target: epath.Path) -> set[str]:
 def _translations(
   task: cyclegan.CycleGAN,
   translate: Translate,
-  images: Iterator[tuple[str, Pixels]],
+  images: Iterator[tuple[str, tuple[Pixels, Opacity]]],
   max_size: int,
   notes: list[str],
-) -> Iterator[tuple[str, Pixels, Pixels]]:
+) -> Iterator[tuple[str, Pixels, Translation]]:
   """Yields name, original and translation, by batches of one size.
 
-  Args:
-    task: see `run`.
-    translate: the generator, for images of one size.
-    images: names and originals.
-    max_size: see `run`.
-    notes: gets a line for each image that is scaled down or does not fit.
+  `notes` gets a line for each image that is scaled down or does not fit.
   """
   model, waiting = task.networks.generator, collections.defaultdict(list)
-  for name, image in images:
+  for name, (image, opacity) in images:
     height, width, _ = image.shape
     size, scaled = _seen_size(model, height, width, max_size)
     if scaled:
@@ -211,7 +209,7 @@ def _translations(
         f'{name}: {width} x {height} pixels were translated at {size[1]} x '
         f'{size[0]} and scaled up again (see --max_size).'
       )
-    waiting[size].append((name, image))
+    waiting[size].append((name, image, opacity))
     most = min(task.evaluator.batch_size, _MEMORY // _bytes(model, *size))
     full = len(waiting[size]) >= max(most, 1)
     if full or sum(map(len, waiting.values())) >= _WAITING:
@@ -223,11 +221,11 @@ def _translations(
 def _translated(
   translate: Translate,
   size: Size,
-  batch: list[tuple[str, Pixels]],
+  batch: list[tuple[str, Pixels, Opacity]],
   notes: list[str],
-) -> Iterator[tuple[str, Pixels, Pixels]]:
+) -> Iterator[tuple[str, Pixels, Translation]]:
   """Yields name, original and translation of images seen in one size."""
-  images = np.stack([_resized(image, size) for _, image in batch])
+  images = np.stack([_resized(image, size) for _, image, _ in batch])
   # Few different batch sizes, since each is a program of its own.
   spare = (1 << (len(batch) - 1).bit_length()) - len(batch)
   try:
@@ -238,11 +236,20 @@ def _translated(
     notes.extend(
       f'{name}: {size[1]} x {size[0]} pixels are too many for the memory here; '
       'left out. Give a smaller --max_size.'
-      for name, _ in batch
+      for name, _, _ in batch
     )
     return
-  for (name, before), after in zip(batch, made, strict=False):
-    yield name, before, _resized(after, before.shape[:2])
+  for (name, before, opacity), after in zip(batch, made, strict=False):
+    after = _resized(after, before.shape[:2])
+    yield (
+      name,
+      before,
+      after if opacity is None else np.dstack([after, opacity]),
+    )
+
+
+def _decoded(content: bytes) -> tuple[Pixels, Opacity]:
+  return decode.resized(content), decode.alpha(content)
 
 
 def _seen_size(
@@ -276,9 +283,9 @@ def _resized(image: Pixels, size: Size) -> Pixels:
   return np.asarray(resized)
 
 
-def _thumbnail(image: Pixels) -> str:
+def _thumbnail(image: Translation) -> str:
   """Returns a data URL of the image, shrunk to what the page shows."""
-  small, out = Image.fromarray(image), io.BytesIO()
+  small, out = decode.to_rgb(Image.fromarray(image)), io.BytesIO()
   small.thumbnail((_PAGE_PIXELS, _PAGE_PIXELS), Image.Resampling.BICUBIC)
   small.save(out, 'JPEG', quality=88)
   return f'data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}'

@@ -46,10 +46,7 @@ def flip(config: ConfigDict, switch: str) -> tuple[ConfigDict, Any]:
   """Returns the config with one switch flipped, and the switch's new value.
 
   A key that is None takes what the block's preset says, so that is flipped.
-
-  Args:
-    config: a classifier's.
-    switch: a key of SWITCHES; '' changes nothing.
+  The switch '' changes nothing.
   """
   flipped = copy.deepcopy(config)
   with flipped.unlocked():
@@ -71,13 +68,7 @@ def flip(config: ConfigDict, switch: str) -> tuple[ConfigDict, Any]:
 
 
 class Program:
-  """Trains one config for a few steps at any learning rate.
-
-  Args:
-    config: from `flip`.
-    mesh: where arrays live.
-    data: the config's data set.
-  """
+  """Trains a config from `flip` for a few steps at any learning rate."""
 
   def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh, data: Any):
     self._task = classification.Classification(
