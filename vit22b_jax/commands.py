@@ -240,26 +240,24 @@ def _use(
 ) -> int:
   """Predicts, translates or exports with a run's weights."""
   _, variables, _ = evaluate.restore(task, manager, task.config.eval.checkpoint)
-  folder, unreadable = _folder(workdir), []
+  folder, notes = _folder(workdir), []
   if mode == 'export':
     path = export.run(task, variables, folder)
     console.say(f'Wrote {path} and {path.with_name(export.DESCRIPTION)}')
   elif mode == 'predict':
-    text, unreadable = predict.run(task, variables, images, top_k)
+    text, notes = predict.run(task, variables, images, top_k)
     folder.write_bytes('predictions.csv', text.encode(errors='surrogateescape'))
     # The table alone on stdout, for pipes.
     console.say(errors.printable(text.rstrip('\n')))
     print(f'Wrote {folder.path / "predictions.csv"}', file=sys.stderr)
   else:
     done = translate.run(task, variables, images, direction, folder, max_size)
-    unreadable = done.unreadable
-    for note in done.notes:
-      print(errors.printable(note), file=sys.stderr)
+    notes = done.notes
     console.say(
       f'Wrote {len(done.files)} images to {done.page.parent}; see {done.page}'
     )
-  for file in map(errors.printable, unreadable):
-    print(f'could not be read, left out: {file}', file=sys.stderr)
+  for note in map(errors.printable, notes):
+    print(note, file=sys.stderr)
   return 0
 
 

@@ -48,8 +48,8 @@ def rows(text):
 def test_rows_are_in_the_order_of_files_and_probabilities(tmp_path):
   for i, name in enumerate(('a.png', 'b/c.png', 'd.png')):
     save(tmp_path / name, 51 * i)
-  text, unreadable = predict.run(task(), {}, tmp_path, 2)
-  assert unreadable == []
+  text, notes = predict.run(task(), {}, tmp_path, 2)
+  assert notes == []
   assert [tuple(row.values()) for row in rows(text)] == [
     ('a.png', "'=other", '0.750000'),
     ('a.png', '-1', '0.250000'),
@@ -86,8 +86,12 @@ def test_one_file_is_an_input_too(tmp_path):
 def test_mistakes(tmp_path):
   (tmp_path / 'bad.png').write_bytes(b'nothing')
   for given, top_k, message in (
-    (tmp_path, 1, r'no readable image \(1 files .*: bad.png\)'),
-    (tmp_path / 'bad.png', 1, r'no readable image \(1 files .*: bad.png\)'),
+    (tmp_path, 1, r'no readable image:\n  bad.png could not be read \(no'),
+    (
+      tmp_path / 'bad.png',
+      1,
+      r'no readable image:\n  bad.png could not be read \(no',
+    ),
     (tmp_path / 'missing', 1, 'missing is not a folder of images and not a f'),
     (tmp_path, 0, 'top_k=0: expected 1 to 3'),
     (tmp_path, 4, 'top_k=4: expected 1 to 3'),

@@ -74,7 +74,7 @@ def test_every_image_becomes_a_png_of_its_name_and_size(tmp_path, run, out):
   task = Task('resnet')
   done = run(task, source)
   assert done.files == ['a.png', 'b/c.png', 'd.png']
-  assert done.unreadable == []
+  assert done.notes == []
   for name, png in zip(saved, done.files, strict=True):
     np.testing.assert_array_equal(opened(target / png), 255 - saved[name])
   # Images of a size go together.
@@ -150,8 +150,10 @@ def test_unreadable_files_are_listed_and_not_fatal(tmp_path, run):
   save(tmp_path / 'in/good.jpg', (16, 16))
   (tmp_path / 'in/bad.jpg').write_bytes(b'not an image')
   done = run(Task('resnet'), tmp_path / 'in')
-  assert (done.files, done.unreadable) == (['good.png'], ['bad.jpg'])
-  assert 'bad.jpg' in done.page.read_text()
+  assert done.files == ['good.png']
+  (note,) = done.notes
+  assert note.startswith('bad.jpg could not be read (no image, or of a format')
+  assert note in done.page.read_text()
 
 
 def test_two_inputs_never_share_an_output(tmp_path, run, out):
@@ -284,7 +286,7 @@ def test_a_folder_holds_what_the_last_call_made(tmp_path, run, out):
   assert (tmp_path / 'other.png').exists()
   # A call that finds nothing leaves everything.
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(errors.UserError, match='no readable image'):
+  with pytest.raises(errors.UserError, match=r'no readable image\.$'):
     run(Task('resnet'), tmp_path / 'empty')
   assert opened(target / 'e.png').shape == (16, 16, 3)
   assert done.page.read_text() == text
@@ -307,7 +309,9 @@ def test_what_can_not_be_translated_is_refused(tmp_path, run):
   with pytest.raises(errors.UserError, match='not a folder'):
     run(task, tmp_path / 'missing')
   (tmp_path / 'bad.png').write_bytes(b'')
-  with pytest.raises(errors.UserError, match=r'image \(1 files .* bad.png\)'):
+  with pytest.raises(
+    errors.UserError, match=r'image:\n  bad.png could not be read \(empty\)'
+  ):
     run(task, tmp_path)
   save(tmp_path / 'x.png', (16, 16))
   (tmp_path / 'translated_b2a').write_text('')

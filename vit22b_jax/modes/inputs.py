@@ -1,7 +1,7 @@
 """The images of `--input`: a folder, searched through, or one file.
 
 folder, names = inputs.find('photos')
-images = inputs.decoded(folder, names, decode.resized, unreadable := [])
+images = inputs.decoded(folder, names, decode.resized, notes := [])
 """
 
 import os
@@ -13,6 +13,7 @@ from etils import epath
 from vit22b_jax import errors
 from vit22b_jax.data import decode
 from vit22b_jax.data.readers import walk
+from vit22b_jax.runtime import workdir
 
 
 def find(
@@ -31,7 +32,8 @@ def find(
     UserError: there is no such folder or file.
   """
   path = epath.Path(given)
-  if path.is_file():
+  # A pipe would block for ever, and epath takes it for a file.
+  if path.is_file() and (workdir.is_remote(path) or os.path.isfile(path)):
     return path.parent, [path.name]
   if not path.is_dir():
     raise errors.UserError(
@@ -48,23 +50,25 @@ def decoded(
   folder: epath.Path,
   names: list[str],
   decoder: Callable[[bytes], Any],
-  unreadable: list[str],
+  notes: list[str],
 ) -> Iterator[tuple[str, Any]]:
-  """Yields names and what `decoder` makes of files; lists unreadable ones."""
+  """Yields names and what `decoder` makes of files.
+
+  `notes` gets a line for each that can't be read.
+  """
   for name in names:
     try:
       image = decoder((folder / name).read_bytes())
-    except (OSError, decode.CorruptImage):
-      unreadable.append(name)
+    except (OSError, decode.CorruptImage) as error:
+      why = getattr(error, 'strerror', None) or error
+      notes.append(f'{name} could not be read ({why}); left out.')
       continue
     yield name, image
 
 
-def no_image(given: epath.PathLike, unreadable: list[str]) -> errors.UserError:
-  """Returns the error for an --input without a single readable image."""
-  shown = ', '.join(unreadable[:3]) + ', ...' * (len(unreadable) > 3)
-  listed = f': {shown}' if unreadable else ''
-  return errors.UserError(
-    f'--input={given} holds no readable image ({len(unreadable)} files that '
-    f'could not be read{listed}).'
-  )
+def no_image(given: epath.PathLike, notes: list[str]) -> errors.UserError:
+  """Returns the error for an --input of which no image could be used."""
+  shown = ''.join(f'\n  {note}' for note in notes[:3])
+  more = f'\n  and {len(notes) - 3} others.' * (len(notes) > 3)
+  end = f':{shown}{more}' if notes else '.'
+  return errors.UserError(f'--input={given} holds no readable image{end}')

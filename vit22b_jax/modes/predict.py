@@ -1,6 +1,6 @@
 """`--mode=predict`: a classifier's classes for a folder of images, as CSV.
 
-text, unreadable = predict.run(task, variables, folder, top_k)
+text, notes = predict.run(task, variables, folder, top_k)
 """
 
 import csv
@@ -42,7 +42,7 @@ def run(
   Returns:
     CSV text with the columns file, class, probability, where a spreadsheet
     finds no formula: a file's name gets `./` before it, a class's name `'`;
-    and the files that could not be read.
+    and a line for each file that could not be read.
 
   Raises:
     UserError: there is no readable image, or `top_k` isn't between 1 and the
@@ -54,11 +54,11 @@ def run(
       f'--top_k={top_k}: expected 1 to {len(names)}, the number of classes.'
     )
   folder, files = inputs.find(given)
-  data, unreadable = task.config.data, []
+  data, notes = task.config.data, []
   square = functools.partial(
     decode.square, image_size=data.load_size or data.image_size
   )
-  images = inputs.decoded(folder, files, square, unreadable)
+  images = inputs.decoded(folder, files, square, notes)
   out = io.StringIO()
   writer = csv.writer(out, lineterminator='\n')
   writer.writerow(['file', 'class', 'probability'])
@@ -67,9 +67,9 @@ def run(
       for i in np.argsort(-row, kind='stable')[:top_k]:
         cells = _cell(file, './'), _cell(names[i], "'")
         writer.writerow([*cells, f'{row[i]:.6f}'])
-  if len(unreadable) == len(files):
-    raise inputs.no_image(given, unreadable)
-  return out.getvalue(), unreadable
+  if len(notes) == len(files):
+    raise inputs.no_image(given, notes)
+  return out.getvalue(), notes
 
 
 def _classified(

@@ -1,7 +1,7 @@
 """`--mode=translate`: images as PNGs of the same names, and a page of pairs.
 
     done = translate.run(task, variables, 'photos', 'b2a', workdir)
-    done.files, done.unreadable, done.page
+    done.files, done.notes, done.page
 
 A generator that takes other sizes than its training's (a ResNet, a ViTUnet with
 `resample='space'`) sees an image in the size that it has, cut down to the next
@@ -58,13 +58,11 @@ class Done(NamedTuple):
 
   Attributes:
     files: the PNGs, below the output folder, in the order of their inputs.
-    unreadable: inputs that could not be read.
-    notes: a line for each input that was scaled down or did not fit.
+    notes: a line for each input that was scaled down or left out.
     page: the HTML page.
   """
 
   files: list[str]
-  unreadable: list[str]
   notes: list[str]
   page: epath.Path
 
@@ -104,9 +102,8 @@ def run(
   if names:  # said before they are made: a call may be cut off
     listed = sorted(earlier | set(pngs.values()))
     workdir.write_json(f'{target.name}/{FILES}', listed)
-  unreadable, notes, pairs = [], [], {}
-  images = inputs.decoded(folder, names, _decoded, unreadable)
-  made = set()
+  notes, pairs, made = [], {}, set()
+  images = inputs.decoded(folder, names, _decoded, notes)
   translate = functools.partial(task.translate, variables, direction=direction)
   for name, before, after in _translations(
     task, translate, images, max_size, notes
@@ -116,7 +113,7 @@ def run(
     if len(pairs) < _PAGE_PAIRS:
       pairs[name] = _thumbnail(before), _thumbnail(after)
   if not made:
-    raise inputs.no_image(given, [*unreadable, *notes])
+    raise inputs.no_image(given, notes)
   # Batches are of images of one size; results are in the order of the names.
   files = [pngs[name] for name in names if name in made]
   for name in earlier.difference(files):
@@ -131,11 +128,11 @@ def run(
       direction=direction,
       pairs=shown,
       total=len(files),
-      unreadable=unreadable,
+      notes=notes,
     )
   )
   workdir.write_bytes(f'{target.name}/{PAGE}', runs.printable(page).encode())
-  return Done(files, unreadable, notes, target / PAGE)
+  return Done(files, notes, target / PAGE)
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
