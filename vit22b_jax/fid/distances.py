@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 from jaxtyping import Float
+from sklearn.metrics import pairwise
 
 from vit22b_jax import errors
 from vit22b_jax.fid import statistics
 
-MIN_EXTRAPOLATED = 16  # images of each set, for FID-infinity
+_MIN_EXTRAPOLATED = 16  # images of each set, for FID-infinity
 _EPS = np.finfo(np.float64).eps
 
 
@@ -38,8 +39,7 @@ def measure(
   Args:
     a: of one set of images.
     b: of the other.
-    num: 'all' images, or of both sets the first 'min' (the smaller's number),
-      as the paper's Table 2 does.
+    num: see `select`.
     kid_subsets: see `kernel`.
     kid_subset_size: see `kernel`.
 
@@ -63,7 +63,10 @@ def measure(
 def select(
   a: statistics.AnyStatistics, b: statistics.AnyStatistics, num: str
 ) -> tuple[statistics.AnyStatistics, statistics.AnyStatistics]:
-  """Returns the images of both sets that count, see `measure`."""
+  """Returns 'all' images, or of both sets the first 'min' (the fewer's number).
+
+  The paper's Table 2 does the latter.
+  """
   if num == 'all':
     return a, b
   if a.features is None or b.features is None:
@@ -86,12 +89,32 @@ def frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
   Raises:
     UserError: a set has fewer than 2 images, or the widths differ.
   """
-  _validate(a, b)
+  for name, s in (('a', a), ('b', b)):
+    if s.count is not None and s.count < 2:
+      raise errors.UserError(
+        f'set {name} has {s.count} image(s): a distance needs 2 at least.'
+      )
   width = len(a.mean)
+  if width != len(b.mean):
+    raise errors.UserError(
+      f'set a has {width} features and set b {len(b.mean)}: they come from '
+      'other taps of Inception.'
+    )
   counts = [s.count for s in (a, b) if s.count is not None]
   if counts and min(counts) <= width:
     _warn_of_few(min(counts), width)
   return _frechet(a, b)
+
+
+@functools.cache  # once, and not at every evaluation of a run
+def _warn_of_few(count: int, width: int) -> None:
+  logging.warning(
+    '%d images for %d features: the Frechet distance is finite, but too large '
+    'for lack of images. Compare it with distances of as many images alone; '
+    'or use more images, a lower tap, or the kernel distance.',
+    count,
+    width,
+  )
 
 
 def _frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
@@ -107,15 +130,14 @@ def _root_trace(
 ) -> float:
   """Computes tr (S_a S_b)^1/2, the sum of S_a S_b's eigenvalues' roots.
 
-  With S = X^T X / (N - 1) these are the singular values of X_a X_b^T, which are
-  few and exact when images are. Else they are those of S_a^1/2 S_b S_a^1/2,
-  which is symmetric; eigenvalues that rounding alone makes are left out, since
-  their roots would not be small.
+  With S = X^T X these are the singular values of X_a X_b^T, which are few and
+  exact when images are. Else they are those of S_a^1/2 S_b S_a^1/2, which is
+  symmetric; eigenvalues that rounding alone makes are left out, since their
+  roots would not be small.
   """
   counts = [len(s.features) for s in (a, b) if s.features is not None]
   if len(counts) == 2 and min(counts) < len(a.mean):
-    product = _center(a) @ _center(b).T
-    return np.linalg.svd(product, compute_uv=False).sum()
+    return np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
   values, vectors = np.linalg.eigh(a.covariance)
   real = values > _noise(values)
   root = vectors[:, real] * np.sqrt(values[real])
@@ -128,41 +150,17 @@ def _noise(values: Float[np.ndarray, ' D']) -> float:
   return len(values) * _EPS * np.abs(values).max(initial=0)
 
 
-@functools.cache  # once, and not at every evaluation of a run
-def _warn_of_few(count: int, width: int) -> None:
-  logging.warning(
-    '%d images for %d features: the Frechet distance is finite, but too large '
-    'for lack of images. Compare it with distances of as many images alone; '
-    'or use more images, a lower tap, or the kernel distance.',
-    count,
-    width,
-  )
-
-
-def _center(s: statistics.Statistics) -> Float[np.ndarray, 'N D']:
-  """Returns X with X^T X the covariance."""
-  return (s.features - s.mean) / np.sqrt(s.count - 1)
-
-
 def kernel(
   x: Float[np.ndarray, 'N D'],
   y: Float[np.ndarray, 'M D'],
   *,
   subsets: int = 100,
   subset_size: int = 1000,
-  seed: int = 0,
 ) -> tuple[float, float | None]:
   """Computes the unbiased squared MMD of (x.y / D + 1)^3, and its error.
 
   KID, https://arxiv.org/abs/1801.01401. Sets no larger than `subset_size` are
-  taken whole; else the mean over random subsets.
-
-  Args:
-    x: features of one set.
-    y: features of the other.
-    subsets: how many to average over.
-    subset_size: images of each set in a subset.
-    seed: of the choice.
+  taken whole; else the mean over random subsets of as many images.
 
   Returns:
     The distance, and its standard error: by the jackknife for whole sets, from
@@ -174,25 +172,19 @@ def kernel(
   fewest = min(len(x), len(y))
   # Half of a set at most, or its choice would add nothing to the spread.
   size = max(2, min(subset_size, fewest // 2))
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   values = []
   for _ in range(subsets):
     rows = rng.choice(len(x), size, replace=False)
     columns = rng.choice(len(y), size, replace=False)
     values.append(_mmd(*_sums(x[rows], y[columns])))
-  return float(np.mean(values)), _spread(values, size / fewest)
-
-
-def _spread(values: list[float], share: float) -> float | None:
-  """Returns a mean's standard error over subsets, each a `share` of a set.
-
-  Subsets of a share r of a finite set vary by the factor 1 - r less than new
-  images would, and correlate by r: s^2 / (1 - r) (r + (1 - r) / K).
-  """
-  if len(values) < 2 or share >= 1:
-    return None
-  variance = np.var(values, ddof=1)
-  return float(np.sqrt(variance * (share / (1 - share) + 1 / len(values))))
+  if subsets < 2 or size >= fewest:
+    return float(np.mean(values)), None
+  # Subsets of a share r of a finite set vary by the factor 1 - r less than new
+  # images would, and correlate by r: s^2 / (1 - r) (r + (1 - r) / K).
+  odds = size / (fewest - size)
+  error = np.sqrt(np.var(values, ddof=1) * (odds + 1 / subsets))
+  return float(np.mean(values)), float(error)
 
 
 def _whole(
@@ -201,9 +193,9 @@ def _whole(
   """Computes the distance of whole sets, and its jackknife error over both."""
   within_x, within_y, between = _sums(x, y)
   value = _mmd(within_x, within_y, between)
-  if min(len(x), len(y)) < 3:
+  n, m = between.shape
+  if min(n, m) < 3:
     return value, None
-  n, m = len(x), len(y)
   xx, yy = within_x.sum(), within_y.sum()
   cross = between.sum()
   # Each value as it would be without one row of x, and without one of y.
@@ -223,15 +215,10 @@ def _sums(
   Float[np.ndarray, ' N'], Float[np.ndarray, ' M'], Float[np.ndarray, 'N M']
 ]:
   """Returns each row's kernel with the others of its set, and that between."""
-
-  def cubic(a, b):
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-  def others(a):
-    k = cubic(a, a)
-    return k.sum(axis=1) - np.diag(k)
-
-  return others(x), others(y), cubic(x, y)
+  xx, yy, xy = (
+    pairwise.polynomial_kernel(*pair) for pair in ((x, x), (y, y), (x, y))
+  )
+  return xx.sum(axis=1) - np.diag(xx), yy.sum(axis=1) - np.diag(yy), xy
 
 
 def _mmd(
@@ -245,11 +232,7 @@ def _mmd(
 
 
 def extrapolate(
-  a: statistics.Statistics,
-  b: statistics.Statistics,
-  *,
-  points: int = 10,
-  seed: int = 0,
+  a: statistics.Statistics, b: statistics.Statistics
 ) -> tuple[float, list[tuple[int, int, float]]]:
   """Computes FID-infinity, which the distance tends to as both sets grow.
 
@@ -259,27 +242,26 @@ def extrapolate(
   Args:
     a: of one set, with features.
     b: of the other, with features.
-    points: parts, from a quarter of each set to the whole.
-    seed: of the choice.
 
   Returns:
-    The extrapolated distance, and (images of a, of b, distance) of each point.
+    The extrapolated distance, and (images of a, of b, distance) of each part,
+    from a quarter of each set to the whole.
 
   Raises:
     UserError: features are missing, or fewer than 16 in a set.
   """
   for name, s in (('a', a), ('b', b)):
-    if s.features is None or s.count < MIN_EXTRAPOLATED:
+    if s.features is None or s.count < _MIN_EXTRAPOLATED:
       raise errors.UserError(
-        f'FID-infinity needs the features of {MIN_EXTRAPOLATED} images at '
+        f'FID-infinity needs the features of {_MIN_EXTRAPOLATED} images at '
         f'least of each set; set {name} has {s.count or "moments"} '
         f'{"with" if s.features is not None else "without"} features.'
       )
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   # Each part holds the smaller ones: their differences are less of a lottery.
   shuffled = [rng.permutation(s.features) for s in (a, b)]
   rows = []
-  for share in np.linspace(0.25, 1, points):
+  for share in np.linspace(0.25, 1, 10):
     parts = [
       statistics.Statistics.of(x[: round(share * len(x))]) for x in shuffled
     ]
@@ -287,16 +269,3 @@ def extrapolate(
   share, _, _, value = np.array(rows).T
   _, intercept = np.polyfit(1 / share, value, 1)
   return float(intercept), [(n, m, d) for _, n, m, d in rows]
-
-
-def _validate(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> None:
-  for name, s in (('a', a), ('b', b)):
-    if s.count is not None and s.count < 2:
-      raise errors.UserError(
-        f'set {name} has {s.count} image(s): a distance needs 2 at least.'
-      )
-  if len(a.mean) != len(b.mean):
-    raise errors.UserError(
-      f'set a has {len(a.mean)} features and set b {len(b.mean)}: they come '
-      'from other taps of Inception.'
-    )

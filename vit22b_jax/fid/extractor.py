@@ -96,14 +96,13 @@ class Extractor:
     self._mesh = mesh
     self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     tap = str(settings.tap)
-    found = inception_weights.load(settings.weights, (tap,))
-    self.weights_sha256 = found.sha256
-    self.calibrated = found.calibrated
+    params, self.weights_sha256, self.calibrated = inception_weights.load(
+      settings.weights, (tap,)
+    )
     whole = NamedSharding(mesh, PartitionSpec())
     self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    self._params = jax.device_put(found.params, whole)
+    self._params = jax.device_put(params, whole)
     model = inception.Inception((tap,))
-
     scale = inception_resize.INPUT_SCALES.get(settings.resize, 1)
 
     def apply(params, images, mask):
@@ -198,15 +197,16 @@ class Extractor:
     self, array: Shaped[Array, 'B ...'] | Shaped[np.ndarray, 'B ...']
   ) -> Iterator[Shaped[Array, 'S ...']]:
     """Yields pieces of the compiled size, the last one padded with zeros."""
-    on_devices = isinstance(array, jax.Array)
-    xnp, size = jnp, self.batch_size
-    if not on_devices:  # this process's part of each
+    if isinstance(array, jax.Array):
+      xnp, size = jnp, self.batch_size
+    else:  # this process's part of each
       xnp, size = np, self.batch_size // jax.process_count()
     for start in range(0, len(array), size):
       piece = array if len(array) == size else array[start : start + size]
-      rest = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
-      piece = piece if len(piece) == size else xnp.pad(piece, rest)
-      if on_devices:
+      if len(piece) < size:
+        rest = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
+        piece = xnp.pad(piece, rest)
+      if xnp is jnp:
         yield jax.device_put(piece, self._split)
       else:
         yield jax.make_array_from_process_local_data(self._split, piece)

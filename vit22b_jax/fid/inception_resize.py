@@ -35,12 +35,7 @@ _BICUBIC = -0.5  # Pillow's coefficient (OpenCV and PyTorch have -0.75)
 def batch(
   images: Float[Array, 'B H W 3'], mode: str
 ) -> Float[Array, 'B 299 299 3']:
-  """Resizes a batch on its device.
-
-  Args:
-    images: float32 in [0, 255].
-    mode: one of MODES.
-  """
+  """Resizes a batch of float32 in [0, 255] on its device."""
   down, across = (matrix(n, mode) for n in images.shape[1:3])
   x = jnp.einsum('pw,bhwc->bhpc', across, images, precision='highest')
   x = jnp.einsum('oh,bhpc->bopc', down, x, precision='highest')
@@ -50,12 +45,7 @@ def batch(
 def one(
   image: Float[np.ndarray, 'H W 3'], mode: str
 ) -> Float[np.ndarray, '299 299 3']:
-  """Resizes an image on the host, where each may have a size of its own.
-
-  Args:
-    image: values in [0, 255].
-    mode: one of MODES.
-  """
+  """Resizes an image in [0, 255] on the host, where each has its own size."""
   height, width, channels = image.shape
   down, across = matrix(height, mode), matrix(width, mode)
   x = down @ image.astype(np.float32).reshape(height, -1)
@@ -68,32 +58,20 @@ def matrix(length: int, mode: str) -> Float[np.ndarray, '299 n']:
   """Returns weights of `length` source pixels in each of 299, float32."""
   scale = length / inception.SIZE
   target = np.arange(inception.SIZE, dtype=np.float64)
-  if mode == 'clean':
-    return _antialiased(length, scale, target)
   source = target * scale if mode == 'tf1' else (target + 0.5) * scale - 0.5
-  source = source.clip(0, length - 1)
-  distance = np.abs(source[:, None] - np.arange(length))
-  return (1 - distance).clip(0).astype(np.float32)
-
-
-def _antialiased(
-  length: int, scale: float, target: Float[np.ndarray, ' M']
-) -> Float[np.ndarray, 'M n']:
-  """Computes Pillow's `precompute_coeffs`: bicubic, stretched to shrink."""
-  stretch = max(scale, 1.0)
-  center = ((target + 0.5) * scale)[:, None]
-  pixels = np.arange(length)
-  first = np.floor(center - 2 * stretch + 0.5)
-  last = np.floor(center + 2 * stretch + 0.5)
-  weights = _bicubic((pixels - center + 0.5) / stretch)
-  weights = np.where((first <= pixels) & (pixels < last), weights, 0)
-  weights /= weights.sum(axis=1, keepdims=True)
+  if mode == 'clean':  # Pillow's `precompute_coeffs`: stretched to shrink
+    distance = (source[:, None] - np.arange(length)) / max(scale, 1.0)
+    weights = _bicubic(np.abs(distance))
+    weights /= weights.sum(axis=1, keepdims=True)
+  else:
+    source = source.clip(0, length - 1)
+    weights = (1 - np.abs(source[:, None] - np.arange(length))).clip(0)
   return weights.astype(np.float32)
 
 
 def _bicubic(x: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
   """Computes Keys' kernel, https://doi.org/10.1109/TASSP.1981.1163711."""
-  a, x = _BICUBIC, np.abs(x)
+  a = _BICUBIC
   near = ((a + 2) * x - (a + 3)) * x**2 + 1
   far = ((x - 5) * x + 8) * x * a - 4 * a
   return np.where(x < 1, near, np.where(x < 2, far, 0))

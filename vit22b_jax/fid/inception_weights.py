@@ -11,14 +11,14 @@ FIDs are comparable for the public weights alone; for any others
     False
 """
 
-import dataclasses
 import hashlib
+import http.client
 import os
 import re
 import urllib.request
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,8 +45,7 @@ _TIMEOUT = 60  # seconds without a byte
 Arrays = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
   """Holds parameters of `inception.Inception` and where they come from.
 
   Attributes:
@@ -66,7 +65,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
   Args:
     spec: '' for the public release (fetched on first use, then cached), a
       PyTorch file with its names, or 'random:SEED'.
-    taps: names in inception.TAPS that are wanted.
+    taps: names in inception.TAPS.
 
   Raises:
     UserError: they can't be had, or aren't Inception's; the message says what
@@ -88,7 +87,13 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
       f"FID-Inception's weights, 'random:SEED', or '' for {URL}"
     )
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  _check_name(path, digest)
+  # https://pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url
+  promised = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)
+  if promised and not digest.startswith(promised[1]):
+    raise errors.UserError(
+      f'{path} is damaged: its SHA-256 is {digest}, and its name promises '
+      f'{promised[1]}... Delete it.\n{how_to_fetch()}'
+    )
   params = convert(torch_file.read(path), taps, str(path))
   return Weights(params, digest, digest == SHA256)
 
@@ -113,15 +118,15 @@ def convert(arrays: Arrays, taps: tuple[str, ...], source: str) -> Any:
 
   Args:
     arrays: by PyTorch's names; what isn't needed is left aside.
-    taps: names in inception.TAPS that are wanted.
+    taps: names in inception.TAPS.
     source: how to call the file in a message.
 
   Raises:
     UserError: a tensor is missing or has another shape.
   """
   for name, shape in shapes(taps).items():
-    if name not in arrays or arrays[name].shape != shape:
-      got = arrays[name].shape if name in arrays else 'nothing'
+    got = arrays[name].shape if name in arrays else 'nothing'
+    if got != shape:
       raise errors.UserError(
         f'{source} are not the weights of FID-Inception: expected {name} '
         f'with shape {list(shape)}, found {got}. They are at {URL}'
@@ -193,28 +198,28 @@ def fetch() -> epath.Path:
   if path.is_file() and path.stat().length == NUM_BYTES:
     return path  # `load` looks at the hash
   logging.warning('fetching %s (%.0f MB) to %s', URL, NUM_BYTES / 1e6, path)
-  temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(URL, timeout=_TIMEOUT) as response:
+      data = response.read()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != SHA256:
+      raise errors.UserError(
+        f'what came from {URL} is not the release: {len(data):,} bytes with '
+        f'SHA-256 {digest}.\n{how_to_fetch()}'
+      )
     temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.part')
-    # Not tempfile's 0600: a cache may be shared, as the umask says.
-    with (
-      temporary.open('wb') as file,
-      urllib.request.urlopen(URL, timeout=_TIMEOUT) as response,
-    ):
-      while block := response.read(1 << 20):
-        file.write(block)
-    _verify(temporary)
-    os.replace(temporary, path)  # whole or not at all
+    try:
+      temporary.write_bytes(data)
+      os.replace(temporary, path)  # whole or not at all
+    finally:
+      temporary.unlink(missing_ok=True)
     return path
-  except OSError as error:  # No network, a broken connection, a full disk.
+  except (OSError, http.client.HTTPException) as error:  # No network, disk full
     raise errors.UserError(
       "FID needs Inception's weights, which could not be fetched "
       f'({error}).\n{how_to_fetch()}'
     ) from error
-  finally:
-    if temporary is not None:
-      temporary.unlink(missing_ok=True)
 
 
 def how_to_fetch() -> str:
@@ -226,27 +231,3 @@ def how_to_fetch() -> str:
     "or give its path as fid.weights. (fid.weights='random:0' draws weights: "
     'the distances then are uncalibrated, for comparing runs alone.)'
   )
-
-
-def _verify(path: epath.Path) -> None:
-  data = path.read_bytes()
-  digest = hashlib.sha256(data).hexdigest()
-  if digest != SHA256:
-    raise errors.UserError(
-      f'what came from {URL} is not the release: {len(data):,} bytes with '
-      f'SHA-256 {digest}.\n{how_to_fetch()}'
-    )
-
-
-def _check_name(path: epath.Path, digest: str) -> None:
-  """Raises UserError where a name such as NAME-6726825d.pth is broken.
-
-  It promises how the file's hash begins:
-  https://pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url
-  """
-  promised = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)
-  if promised and not digest.startswith(promised[1]):
-    raise errors.UserError(
-      f'{path} is damaged: its SHA-256 is {digest}, and its name promises '
-      f'{promised[1]}... Delete it.\n{how_to_fetch()}'
-    )

@@ -1,14 +1,12 @@
 """Mean and covariance of features: all that a Frechet distance knows of a set.
 
-    statistics = Statistics.of(features)
-    statistics.mean, statistics.covariance
-    Moments.load('photos.npz')        # of pytorch-fid, or of `to_bytes`
+statistics = Statistics.of(features)
+statistics.mean, statistics.covariance
+Moments.load('photos.npz')        # of pytorch-fid, or of `to_bytes`
 
-    >>> found = Statistics.of(np.arange(12).reshape(6, 2))
-    >>> found.count, found.mean.tolist(), found.covariance[0, 1].item()
-    (6, [5.0, 6.0], 14.0)
-
-Moments are float64 on the host, so the batch size is of no consequence.
+>>> found = Statistics.of(np.arange(12).reshape(6, 2))
+>>> found.count, found.mean.tolist(), found.covariance[0, 1].item()
+(6, [5.0, 6.0], 14.0)
 """
 
 import dataclasses
@@ -25,7 +23,6 @@ from vit22b_jax import errors
 from vit22b_jax.runtime import npz_file
 
 _FACTS = 'facts'
-_CHUNK = 4096  # features widened to float64 at a time
 _MAX_BYTES = 2**30  # of a statistics file: 16 times what tap 2048 needs
 # How far rounding to float32 may take a covariance from what it should be.
 _ROUNDING = 1e-5
@@ -33,11 +30,7 @@ _ROUNDING = 1e-5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-  """Features of a set of images, and their moments.
-
-  Attributes:
-    features: of each image, in order.
-  """
+  """Holds features of a set of images, in order; moments are float64."""
 
   features: Float[np.ndarray, 'N D']
 
@@ -75,20 +68,19 @@ class Statistics:
   @functools.cached_property
   def covariance(self) -> Float[np.ndarray, 'D D']:
     """Unbiased covariance, float64; needs two images."""
-    total = np.zeros((self.features.shape[1],) * 2)
-    for start in range(0, self.count, _CHUNK):
-      centered = self.features[start : start + _CHUNK] - self.mean
-      total += centered.T @ centered
-    return total / (self.count - 1)
+    return self.root.T @ self.root
+
+  @property
+  def root(self) -> Float[np.ndarray, 'N D']:
+    """X with X^T X the covariance, float64."""
+    return (self.features - self.mean) / np.sqrt(self.count - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-  """Mean and covariance alone, as a file holds them.
+  """Holds mean and unbiased covariance alone, float64, as a file does.
 
   Attributes:
-    mean: of each feature, float64.
-    covariance: unbiased, float64.
     count: of images; None when the file doesn't say.
     facts: what `to_bytes` was given (tap, resize, ...); empty for others'.
   """
@@ -103,12 +95,9 @@ class Moments:
   def load(cls, path: epath.PathLike, width: int | None = None) -> 'Moments':
     """Reads an `.npz` with `mu` [D] and `sigma` [D, D], such as pytorch-fid's.
 
-    Args:
-      path: of the file.
-      width: how many features are expected; None takes any.
-
     Raises:
-      UserError: missing, damaged, other dimensions, or no moments of anything.
+      UserError: missing, damaged, no moments of anything, or of another number
+        of features than `width`.
     """
     path = epath.Path(path)
     if not path.is_file():
@@ -128,10 +117,8 @@ class Moments:
         'they belong to another tap of Inception; set fid.tap to '
         f'{len(mean)} or make them anew.'
       )
-    count, facts = _read_facts(path, arrays.get(_FACTS))
-    return cls(
-      mean.astype(np.float64), covariance.astype(np.float64), count, facts
-    )
+    wide = (x.astype(np.float64) for x in (mean, covariance))
+    return cls(*wide, *_read_facts(path, arrays.get(_FACTS)))
 
 
 AnyStatistics = Statistics | Moments
@@ -141,16 +128,13 @@ def to_bytes(statistics: AnyStatistics, facts: dict[str, Any]) -> bytes:
   """Returns an `.npz` file for `Moments.load`, pytorch-fid and clean-fid.
 
   Args:
-    statistics: of the images; `mu` and `sigma` of the file.
-    facts: how they were computed; JSON-able; others ignore them.
+    statistics: `mu` and `sigma` of the file.
+    facts: how they were computed, JSON-able; others ignore them.
   """
   out = io.BytesIO()
-  np.savez(
-    out,
-    mu=statistics.mean,
-    sigma=statistics.covariance,
-    **{_FACTS: json.dumps(facts | {'count': statistics.count})},
-  )
+  text = json.dumps(facts | {'count': statistics.count})
+  moments = {'mu': statistics.mean, 'sigma': statistics.covariance}
+  np.savez(out, **moments, **{_FACTS: text})
   return out.getvalue()
 
 
