@@ -15,9 +15,8 @@ import sys
 import tempfile
 
 import jax
-from ml_collections import config_dict
 
-from vit22b_jax.plan import rendering, search, topologies
+from vit22b_jax.plan import planner, rendering, search, topologies
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -63,14 +62,14 @@ def main(names: list[str]) -> None:
         check=True,
       )
       plan = json.loads((pathlib.Path(folder) / 'plan.json').read_text())
-    config = config_dict.ConfigDict(plan['config'])
     hardware = topologies.find(plan['topology'])
-    plan |= search.largest(
-      plan,
-      config,
-      hardware,
-      tell=lambda p: print(rendering.line(p), flush=True),
-    )
+
+    def make(config, hardware=hardware):
+      made = planner.plan(config, hardware)
+      print(rendering.line(made), flush=True)
+      return made
+
+    plan |= search.largest(plan, make)
     plan['command'] = f'python main.py {" ".join(command(name))}'
     (PLANS / f'{name}.json').write_text(json.dumps(plan, indent=1) + '\n')
 

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.models import test_blocks
 from vit22b_jax.models import kernels
-from vit22b_jax.plan import ahead, collectives, hlo, topologies
+from vit22b_jax.plan import collectives, hlo, topologies
 from vit22b_jax.runtime import sharding
 
 B, L, D, N, K, F = 8, 256, 512, 4, 128, 2048
@@ -40,7 +40,9 @@ def crossing(preset, devices, dtype):
     forward = jax.jit(
       lambda p, x: block.apply(p, x)[0], out_shardings=x.sharding
     )
-    compiled = ahead.compile_for(mesh.devices.flat[0], forward.lower(params, x))
+    compiled = topologies.compile_for(
+      mesh.devices.flat[0], forward.lower(params, x)
+    )
   found = {}
   module = hlo.parse(compiled.as_text())
   for c in collectives.find(module, dict(mesh.shape)):

@@ -14,7 +14,6 @@ from tests.models import test_blocks
 from vit22b_jax.fid import extractor
 from vit22b_jax.models import blocks, kernels
 from vit22b_jax.plan import (
-  ahead,
   gpu_targets,
   hlo,
   planner,
@@ -52,14 +51,14 @@ def changed(config, **keys):
 def compile_step(monkeypatch):
   """Plans a config for H100s: (plan, the compiled program's text)."""
   texts = []
-  compile_for = ahead.compile_for
+  compile_for = topologies.compile_for
 
   def recorded(device, lowered):
     compiled = compile_for(device, lowered)
     texts.append(compiled.as_text())
     return compiled
 
-  monkeypatch.setattr(planner.ahead, 'compile_for', recorded)
+  monkeypatch.setattr(topologies, 'compile_for', recorded)
 
   def run(config, topology='h100:1', least=1):
     plan = planner.plan(config, topologies.find(topology))
@@ -88,7 +87,7 @@ def compile_gradient(loss, variables, shape, dtype):
     given = jax.tree.map(placed, shapes)
     argnums = tuple(range(len(given) + 1))
     lowered = jax.jit(jax.grad(loss, argnums)).lower(*given, x)
-  return ahead.compile_for(devices[0], lowered).as_text()
+  return topologies.compile_for(devices[0], lowered).as_text()
 
 
 # --- Blocks ------------------------------------------------------------------
@@ -265,7 +264,7 @@ def lower_on_gpu(config, program, **images):
   variables, _ = task.variables(task.abstract_weights)
   with sharding.mesh_context(mesh):
     lowered = program(task, variables, arrays)
-  return ahead.compile_for(devices[0], lowered).as_text()
+  return topologies.compile_for(devices[0], lowered).as_text()
 
 
 @pytest.mark.parametrize('step', ['_step', '_probabilities'])
@@ -317,7 +316,7 @@ def test_inception():
   with jax.set_mesh(sharding.make_mesh('data', devices=[device])):
     assert kernels.platform() == 'gpu'
     lowered = jax.jit(model.apply).lower({'params': params}, images)
-  text = ahead.compile_for(device, lowered).as_text()
+  text = topologies.compile_for(device, lowered).as_text()
   # Those with kernels of one pixel are plain products.
   assert text.count('__cudnn$conv') >= 40
   assert text.count('__cublas$') >= 30

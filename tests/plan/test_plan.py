@@ -122,12 +122,31 @@ def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def local(tmp_path_factory):
+def program():
+  """The compiled step of the plan below, once there is one."""
+  return []
+
+
+@pytest.fixture(scope='module')
+def local(tmp_path_factory, program):
   """plan.json of a tiny classifier on the simulated devices."""
   folder = tmp_path_factory.mktemp('plan')
   config = digits_vit22b_ti.get_config('tiny')
-  assert plan.run(config, str(folder), 'local', search=False) == 0
+  compile_for = topologies.compile_for
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      topologies,
+      'compile_for',
+      lambda *given: program.append(compile_for(*given)) or program[0],
+    )
+    assert plan.run(config, str(folder), 'local', search=False) == 0
   return config, json.loads((folder / plan.PLAN).read_text())
+
+
+@pytest.fixture
+def compiled_before(local, program, monkeypatch):
+  """Spares other plans their compilation."""
+  monkeypatch.setattr(topologies, 'compile_for', lambda *given: program[0])
 
 
 def test_a_plan_for_the_devices_at_hand(local):
@@ -170,6 +189,7 @@ def test_a_plan_in_words(local):
     assert part in text
 
 
+@pytest.mark.usefixtures('compiled_before')
 def test_what_does_not_fit_is_an_answer(local):
   config, _ = local
   small = dataclasses.replace(topologies.find('local').chip, hbm_bytes=1000)
@@ -253,12 +273,12 @@ def test_a_mesh_that_does_not_match_is_refused():
     planner.plan(config, topologies.find('local'))
 
 
-def test_search_takes_the_fastest_that_fits(monkeypatch):
+def test_search_takes_the_fastest_that_fits():
   """On a made-up cost: memory falls with parts and recomputation."""
   seconds = {'none': 1.0, 'projections': 1.1, 'hidden': 1.2, 'full': 1.5}
   needs = {'none': 64, 'projections': 32, 'hidden': 16, 'full': 4}
 
-  def fake(config, topology, *, efficiency):
+  def fake(config):
     parts, remat = config.optim.accumulate, config.model.remat
     size = needs[remat] / parts * config.mesh.tensor
     return {
@@ -273,12 +293,10 @@ def test_search_takes_the_fastest_that_fits(monkeypatch):
       ),
     }
 
-  monkeypatch.setattr(planner, 'plan', fake)
   config = vit22b_22b.get_config('tiny')
   with config.unlocked():
     config.batch_size = 64
-  monkeypatch.setattr(topologies.gpu_targets, 'plugin_version', lambda: None)
-  best, tried = search.fastest(config, topologies.find('h100:8'))
+  best, tried = search.fastest(config, 8, fake)
   assert best['config']['model']['remat'] == 'hidden'
   assert best['config']['optim']['accumulate'] == 2
   assert best['mesh']['tensor'] == 1
@@ -290,8 +308,9 @@ def test_search_takes_the_fastest_that_fits(monkeypatch):
   )
 
 
+@pytest.mark.usefixtures('compiled_before')
 def test_search_from_the_command_line(monkeypatch, tmp_path, capsys):
-  """One mesh and policy for real; twice the batch is more than there are."""
+  """One mesh and policy; twice the batch is more than there are."""
   monkeypatch.setattr(search.remat_lib, 'REMAT', {'hidden': ()})
   monkeypatch.setattr(
     search, 'meshes', lambda config, n: [{'data': 1, 'fsdp': 8, 'tensor': 1}]
@@ -333,7 +352,7 @@ def test_which_remat_fits_is_said():
 def test_search_is_for_classifiers():
   config = fruit_vitunet_ti.get_config('tiny')
   with pytest.raises(errors.UserError, match='without it'):
-    search.fastest(config, topologies.find('local'))
+    search.fastest(config, 8, planner.plan)
 
 
 @pytest.mark.parametrize('efficiency', [float('nan'), 0, -1, 1.5, 1e300])

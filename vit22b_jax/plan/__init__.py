@@ -56,28 +56,24 @@ def _searched(
 ) -> dict[str, Any]:
   """Returns the fastest plan that fits, or the one closest to fitting."""
 
-  def tell(plan):
-    console.say(rendering.line(plan))
+  def make(config):
+    found = planner.plan(config, hardware, efficiency=efficiency)
+    console.say(rendering.line(found))
+    return found
 
-  options = {'efficiency': efficiency, 'tell': tell}
-  found, tried = search_lib.fastest(config, hardware, **options)
+  found, tried = search_lib.fastest(config, hardware.size, make)
   if found is None:
     found = min(tried, key=lambda plan: plan['hbm_bytes_per_device'])
   else:
-    best = ConfigDict(found['config'])
     console.say('\nThe fastest, with twice the batch:')
-    found |= search_lib.largest(found, best, hardware, **options)
+    found |= search_lib.largest(found, make)
   console.say(f'\n{rendering.choices(tried)}\n')
   return {**found, 'tried': [_short(p) for p in tried]}
 
 
 _SHORT = (
-  'mesh',
-  'fits',
-  'hbm_bytes_per_device',
-  'compile_seconds',
-  'predicted_step_seconds',
-  'predicted_mfu_no_overlap',
+  *('mesh', 'fits', 'hbm_bytes_per_device', 'compile_seconds'),
+  *('predicted_step_seconds', 'predicted_mfu_no_overlap'),
   'predicted_mfu_overlap',
 )
 
@@ -85,7 +81,7 @@ _SHORT = (
 def _short(plan: dict[str, Any]) -> dict[str, Any]:
   """Returns a few keys of a plan of a search."""
   return {
-    'remat': plan['config']['model'].get('remat'),
-    'accumulate': plan['config']['optim'].get('accumulate'),
+    'remat': plan['config']['model']['remat'],
+    'accumulate': plan['config']['optim']['accumulate'],
     **{key: plan[key] for key in _SHORT},
   }

@@ -1,6 +1,7 @@
 """Estimates a step without a compiler, where jax has none for the hardware.
 
-    estimate = analytic.estimate(config, topologies.find('h100:8'))
+    task, mesh = analytic.prepare(config, topologies.find('h100:8'))
+    memory, work = analytic.estimate(task, mesh, config, state)
 
 Weights and optimizer are exact. Activations, traffic and collectives come from
 counting what a block keeps, reads and sends: an estimate, which `method` says.
@@ -10,22 +11,19 @@ TPU slices, and GPUs with jax's CUDA plugin, are compiled for instead, see
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from vit22b_jax import durations, errors
+from vit22b_jax import errors
 from vit22b_jax.models import kernels, vit
 from vit22b_jax.plan import costs, gpu_targets, roofline, topologies
 from vit22b_jax.plan.collectives import Collective
-from vit22b_jax.runtime import flops, sharding
+from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
-from vit22b_jax.training import optim
 
 # Of float32 products.
 _PASSES = {
@@ -39,17 +37,37 @@ _PASSES = {
 _ACCESSES = 12
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """Holds what is estimated of a step.
+def prepare(
+  config: ConfigDict, topology: topologies.Topology
+) -> tuple[classification.Classification, AbstractMesh]:
+  """Returns the task on one device at hand, and the mesh it would live on.
 
-  Attributes:
-    facts: those keys of plan.json that a compiled plan takes from the program.
-    work: of the step on one device.
+  Raises:
+    UserError: it isn't a classifier's config, or doesn't suit the devices.
   """
-
-  facts: dict[str, Any]
-  work: roofline.Work
+  if config.task != 'classification':
+    raise errors.UserError(
+      f'--topology={topology.name}: only classifiers are estimated. Any task '
+      f"is planned where jax's CUDA plugin compiles it: {gpu_targets.INSTALL}; "
+      'or on the machine itself, with --topology=local.'
+    )
+  shape = sharding.mesh_shape(
+    config.sharding, topology.size, **sharding.mesh_sizes(config.mesh)
+  )
+  mesh = AbstractMesh(tuple(shape.values()), tuple(shape))
+  data = classification.Classification.dataset_info(config)
+  here = config.copy_and_resolve_references()
+  with here.unlocked():
+    here.model.attention = 'xla'  # cuDNN's can't be traced here
+  one = sharding.make_mesh(devices=jax.devices()[:1])
+  task = classification.Classification(here, one, list(data.names), data)
+  sharding.validate_unsharded(
+    task.logical_param_shapes, mesh, config.mesh.max_replicated
+  )
+  sharding.validate_batch_size(
+    task.images_at_once(config), mesh, 'batch_size / optim.accumulate'
+  )
+  return task, mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,81 +93,48 @@ class _Step:
   element: int
 
 
-def estimate(config: ConfigDict, topology: topologies.Topology) -> Estimate:
-  """Estimates a classifier's step.
+def estimate(
+  task: classification.Classification,
+  mesh: AbstractMesh,
+  config: ConfigDict,
+  state: dict[str, int],
+) -> tuple[dict[str, float], roofline.Work]:
+  """Returns a device's bytes by what they hold, and its work in a step.
 
-  Raises:
-    UserError: it isn't a classifier's config, or doesn't suit the devices.
+  Args:
+    task: on one device.
+    mesh: of the hardware.
+    config: the run's configuration.
+    state: bytes of the task's state by kind.
   """
-  if config.task != 'classification':
-    raise errors.UserError(
-      f'--topology={topology.name}: only classifiers are estimated. Any task '
-      f"is planned where jax's CUDA plugin compiles it: {gpu_targets.INSTALL}; "
-      'or on the machine itself, with --topology=local.'
-    )
-  mesh = sharding.mesh_shape(
-    config.sharding, topology.size, **sharding.mesh_sizes(config.mesh)
-  )
-  data = classification.Classification.dataset_info(config)
-  step, optimizer = _step(config, mesh, data)
-  epoch = max(len(data.train) // config.batch_size, 1)
-  memory = _memory(config, step, optimizer)
-  total = sum(memory.values())
-  per_image = flops.classifier_flops(step.model, config.data.image_size)
-  facts = {
-    'method': 'estimated',
-    'mesh': mesh,
-    'total_steps': durations.steps(config.duration, steps_per_epoch=epoch),
-    'parameters': step.params[0] // 4,
-    'model_flops_per_device': per_image * config.batch_size / topology.size,
-    'memory': memory,
-    'hbm_bytes_per_device': total,
-    'fits': total <= topology.chip.hbm_bytes,
-    'compile_seconds': None,
-  }
-  return Estimate(facts, _work(step, facts['model_flops_per_device'], memory))
-
-
-def _step(config, mesh, data) -> tuple[_Step, int]:
-  """Returns the step's sizes, and a device's bytes of optimizer state."""
-  model = classification.build_model(config, len(data.names))
-  side = config.data.image_size
-  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-  # Its attention may not be one that can be traced here.
-  init = model.clone(attention='xla').init
-  boxed = jax.eval_shape(init, jax.random.key(0), images)['params']
-  abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh))
-  shardings = sharding.param_shardings(boxed, abstract)
-  sharding.validate_unsharded(boxed, abstract, config.mesh.max_replicated)
-  params = nn.unbox(boxed)
+  boxed, parts = task.logical_param_shapes, config.optim.accumulate
   held = jax.tree.map(
-    lambda x, s: math.prod(s.shard_shape(x.shape)), params, shardings
+    lambda x, s: math.prod(s.shard_shape(x.shape)),
+    nn.unbox(boxed),
+    sharding.param_shardings(boxed, mesh),
   )
-  whole = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-  part = sum(jax.tree.leaves(held))
-  tx, _ = optim.make(config.optim, total_steps=1, steps_per_epoch=1)
-  state = jax.eval_shape(tx.init, params)
-  optimizer = sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(state))
-  ways = mesh[sharding.DATA] * mesh[sharding.FSDP]
-  micro = config.batch_size / config.optim.accumulate / ways
-  if micro < 1 or micro != int(micro):
-    raise errors.UserError(
-      f'batch_size={config.batch_size} in optim.accumulate='
-      f'{config.optim.accumulate} parts is not divisible by the {ways} devices '
-      f'that share it (mesh data={mesh[sharding.DATA]} x fsdp='
-      f'{mesh[sharding.FSDP]}).'
-    )
-  length = (side // model.patch_size) ** 2 + (model.pool == 'cls')
+  whole, part = state['parameters'], 4 * sum(jax.tree.leaves(held))
+  model = task.model.clone(attention=config.model.attention)
+  ways = mesh.shape[sharding.DATA] * mesh.shape[sharding.FSDP]
+  length = (config.data.image_size // model.patch_size) ** 2
+  length += model.pool == 'cls'
   step = _Step(
-    mesh=mesh,
+    mesh=dict(mesh.shape),
     model=model,
-    params=(4 * whole, 4 * part),
-    tokens=micro * length,
+    params=(whole, part),
+    tokens=config.batch_size / parts / ways * length,
     length=length,
-    parts=config.optim.accumulate,
+    parts=parts,
     element=4 if model.dtype == 'float32' else 2,
   )
-  return step, optimizer * part // whole
+  memory = {
+    **state,
+    **{k: state[k] * part // whole for k in ('parameters', 'optimizer', 'ema')},
+    'batch': state['batch'] // ways,
+    'temporaries': _temporaries(step),
+  }
+  model_flops = task.flops_per_image * config.batch_size / mesh.size
+  return memory, _work(step, model_flops, memory)
 
 
 def _kept(step: _Step, remat: str) -> float:
@@ -177,19 +162,14 @@ def _kept(step: _Step, remat: str) -> float:
   return size / step.mesh[sharding.TENSOR]
 
 
-def _memory(config, step: _Step, optimizer: int) -> dict[str, float]:
+def _temporaries(step: _Step) -> float:
+  """Returns bytes of what is kept, of one block at work, and of gradients."""
   whole, part = step.params
   model = step.model
   layer = whole / 4 / model.depth * step.element / step.mesh[sharding.TENSOR]
   kept = step.tokens * model.depth * _kept(step, model.remat)
   working = step.tokens * _kept(step, 'none') + 2 * layer
-  gradients = part * (2 if step.parts > 1 else 1)
-  return {
-    'parameters': part,
-    'optimizer': optimizer,
-    'ema': part if config.optim.ema else 0,
-    'temporaries': kept + working + gradients,
-  }
+  return kept + working + part * (2 if step.parts > 1 else 1)
 
 
 def _work(step: _Step, model_flops: float, memory) -> roofline.Work:

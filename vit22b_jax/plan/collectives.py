@@ -22,6 +22,7 @@ _PASSES = {
   'all-to-all': 1,
   'collective-broadcast': 1,
 }
+_ORDER = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,28 +65,20 @@ def find(module: hlo.Module, mesh_shape: dict[str, int]) -> list[Collective]:
       also that of the program's devices.
   """
   found, seen = [], set()
-  steps = hlo.executed(module, inside_fusions=True)
-  for name, instruction, count in steps:
-    opcode = instruction.opcode
-    if not costs.is_collective(instruction) or opcode.endswith('-done'):
+  for name, i, count in hlo.executed(module, inside_fusions=True):
+    if not costs.is_collective(i) or i.opcode.endswith('-done'):
       continue
-    # One that is fused with several computations stands in each of them.
-    channel = re.search(r'channel_id=(\d+)', instruction.attributes)
-    # Combined ones take numbers that others of another kind have too.
-    key = (opcode, instruction.op_name, channel and channel.group(1))
-    if channel and key in seen:
+    # One that is fused with several computations stands in each of them;
+    # combined ones take numbers that others of another kind have too.
+    channel = i.find(r'channel_id=(\d+)')
+    key = (i.opcode, i.op_name, channel)
+    group = _group(i, math.prod(mesh_shape.values()))
+    if len(group) < 2 or (channel and key in seen):
       continue
-    if channel:
-      seen.add(key)
-    group = _group(instruction, math.prod(mesh_shape.values()))
-    if len(group) < 2:
-      continue
-    kind, size = _kind_and_bytes(name, instruction, len(group))
-    found.append(
-      Collective(
-        kind, size, group, _axes(group, mesh_shape), count, instruction.op_name
-      )
-    )
+    seen.add(key)
+    kind, size = _kind_and_bytes(name, i, len(group))
+    axes = _axes(group, mesh_shape)
+    found.append(Collective(kind, size, group, axes, count, i.op_name))
   return found
 
 
@@ -115,46 +108,36 @@ def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
     ValueError: the form is not known.
   """
   text = instruction.attributes
-  pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text)
-  if pairs:
-    return tuple(sorted({int(n) for n in pairs.groups()}))
-  found = re.search(
-    r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
-  )
-  if found:
-    ids = _order(devices, found.group(2), found.group(3))
-    return tuple(ids.reshape(_integers(found.group(1)))[0].tolist())
-  found = re.search(
+  if pair := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text):
+    return tuple(sorted({int(n) for n in pair.groups()}))
+  if iota := re.search(rf'replica_groups=\[([\d,]+)\]<={_ORDER}', text):
+    groups, *order = iota.groups()
+    ids = _ordered(devices, *order).reshape(_integers(groups))
+    return tuple(ids[0].tolist())
+  if mesh := re.search(
     r'replica_groups=mesh\[([^\]]*)\]'
-    r'(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}',
+    rf'(?:, device_ids=\({_ORDER}\))? \{{([^}}:]*)\}}',
     text,
-  )
-  if found and ':' not in found.group(4):
-    sizes = re.findall(r"'(\w+)'=(\d+)", found.group(1))
-    names = re.findall(r"'(\w+)'", found.group(4))
-    ids = _order(devices, found.group(2), found.group(3))
-    ids = ids.reshape([int(size) for _, size in sizes])
-    index = tuple(slice(None) if n in names else 0 for n, _ in sizes)
+  ):
+    axes, *order, reduced = mesh.groups()
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes))
+    ids = _ordered(devices, *order).reshape([*map(int, sizes.values())])
+    names = re.findall(r"'(\w+)'", reduced)
+    index = tuple(slice(None) if name in names else 0 for name in sizes)
     return tuple(ids[index].ravel().tolist())
-  found = re.search(r'replica_groups=\{(?:\{([\d,]*)\})?', text)
-  if found:
-    listed = _integers(found.group(1) or '')
-    return tuple(listed or range(devices))
+  if listed := re.search(r'replica_groups=\{(?:\{([\d,]*)\})?', text):
+    return tuple(_integers(listed.group(1)) or range(devices))
   raise ValueError(f'replica groups in an unknown form: {text[:200]}')
 
 
-def _order(devices: int, shape: str | None, axes: str | None) -> np.ndarray:
+def _ordered(devices: int, shape: str | None, axes: str | None) -> np.ndarray:
   """Returns devices in XLA's order: 0, 1, ... shaped, transposed, flat."""
-  ids = np.arange(devices)
-  if shape:
-    ids = ids.reshape(_integers(shape))
-  if axes:
-    ids = ids.transpose(_integers(axes))
-  return ids.ravel()
+  ids = np.arange(devices).reshape(_integers(shape) or -1)
+  return ids.transpose(_integers(axes) or None).ravel()
 
 
-def _integers(text: str) -> list[int]:
-  return [int(n) for n in text.split(',') if n]
+def _integers(text: str | None) -> list[int]:
+  return [int(n) for n in re.findall(r'\d+', text or '')]
 
 
 def _axes(

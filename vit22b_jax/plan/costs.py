@@ -9,49 +9,48 @@ Both for one execution on one device.
 import math
 import re
 
+import numpy as np
+
 from vit22b_jax.plan import hlo
 
 # These move nothing: names for what is there, and work that others account for.
 _FREE = {
-  'async-start',
-  'parameter',
-  'constant',
-  'get-tuple-element',
-  'tuple',
-  'bitcast',
-  'while',
-  'conditional',
-  'call',
-  'after-all',
-  'partition-id',
-  'replica-id',
-  'opt-barrier',
-  'domain',
+  *('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast'),
+  *('while', 'conditional', 'call', 'async-start', 'after-all', 'domain'),
+  *('partition-id', 'replica-id', 'opt-barrier'),
 }
-_ATTENTION = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha)')
-_CUBLAS = re.compile(r'custom_call_target="__cublas\$')
+_FREE_CALLS = ('AllocateBuffer', 'ConcatBitcast')
 # A GPU's float32 product costs so many bfloat16 ones: on its tensor cores, as
 # TensorFloat-32, or on its vector units (H100: 495 and 67 TFLOP/s beside 989).
 TENSOR_FLOAT_PASSES, FLOAT_PASSES = 2, 15
-_FREE_CALLS = ('"AllocateBuffer"', '"ConcatBitcast"')
-# Their second half; and collectives, whose time goes by the wires.
+# Second halves; and collectives, whose time goes by the wires.
 _SECOND_HALVES = ('-done', '-update')
 _COLLECTIVES = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'all-to-all',
-  'collective-permute',
-  'collective-broadcast',
+  *('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all'),
+  *('collective-permute', 'collective-broadcast'),
 )
 # Read as much as they make, wherever it lies in the operand.
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 _VIEWS = ('bitcast', 'reshape', 'get-tuple-element', 'copy', 'transpose')
+_CONTRACTED = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
+# Fields of a window that count pairs, with what is meant without them.
+_WINDOW = {
+  'size': '1',
+  'stride': '1',
+  'pad': '0_0',
+  'lhs_dilate': '1',
+  'rhs_dilate': '1',
+}
 
 
 def is_collective(instruction: hlo.Instruction) -> bool:
   """Tells whether it moves data between devices."""
   return instruction.opcode.startswith(_COLLECTIVES)
+
+
+def _target(instruction: hlo.Instruction) -> str:
+  """Returns which function a custom call calls."""
+  return instruction.find(r'custom_call_target="([^"]*)"')
 
 
 def matmul_flops(
@@ -63,34 +62,24 @@ def matmul_flops(
   a batch axis became a spatial one: only products with elements that exist
   count, as in XLA's HloCostAnalysis.
   """
-  if instruction.opcode == 'dot':
-    left = computation[instruction.operands[0]].shapes[0]
-    axes = _numbers(instruction, 'lhs_contracting_dims')
-    contracted = math.prod(left.dims[axis] for axis in axes)
+  target = _target(instruction)
+  arrays = [
+    computation[name].shapes[0]
+    for name in instruction.operands
+    if computation[name].shapes
+  ]
+  if instruction.opcode == 'dot' or target.startswith('__cublas$'):
+    axes = re.findall(r'\d+', instruction.find(_CONTRACTED))
+    contracted = math.prod(arrays[0].dims[int(axis)] for axis in axes)
     return 2 * math.prod(instruction.shapes[0].dims) * contracted
-  if instruction.opcode == 'convolution':
-    return _convolution_flops(computation, instruction)
-  if _target(instruction).startswith('__cudnn$conv'):
-    return _convolution_flops(computation, instruction)
-  if _ATTENTION.search(instruction.attributes):
-    return _attention_flops(computation, instruction)
-  if _CUBLAS.search(instruction.attributes):
-    return _cublas_flops(computation, instruction)
+  if instruction.opcode == 'convolution' or target.startswith('__cudnn$conv'):
+    return _convolution_flops(instruction, *arrays[:2], target)
+  if target == 'tpu_custom_call' or target.startswith('__cudnn$fmha'):
+    return _attention_flops([array.dims for array in arrays[:3]], target)
   return 0
 
 
-def _cublas_flops(computation, instruction) -> int:
-  """Counts a product that a GPU's program leaves to its library."""
-  left = computation[instruction.operands[0]].shapes[0]
-  found = re.search(
-    r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes
-  )
-  axes = [int(n) for n in re.findall(r'\d+', found.group(1))]
-  contracted = math.prod(left.dims[axis] for axis in axes)
-  return 2 * math.prod(instruction.shapes[0].dims) * contracted
-
-
-def _attention_flops(computation, instruction) -> int:
+def _attention_flops(shapes: list[tuple[int, ...]], target: str) -> int:
   """Counts the products of an attention that is a kernel of its own.
 
   Its operands are queries, keys and values, [B, N, L, K] on a TPU and
@@ -98,18 +87,10 @@ def _attention_flops(computation, instruction) -> int:
   five: logits again, and the gradients of map, values, queries and keys. Other
   kernels, without such operands, count nothing.
   """
-  shapes = [computation[n].shapes[0].dims for n in instruction.operands[:3]]
   if len(shapes) < 3 or {len(dims) for dims in shapes} != {4}:
     return 0
-  cudnn = '__cudnn$fmha' in instruction.attributes
-  product = 2 * math.prod(shapes[0]) * shapes[1][1 if cudnn else 2]
-  return product * (5 if 'Backward' in _target(instruction) else 2)
-
-
-def _target(instruction: hlo.Instruction) -> str:
-  """Returns which function a custom call calls."""
-  found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-  return found.group(1) if found else ''
+  product = 2 * math.prod(shapes[0]) * shapes[1][2 - ('cudnn' in target)]
+  return product * (5 if 'Backward' in target else 2)
 
 
 def passes(computation: hlo.Computation, instruction: hlo.Instruction) -> int:
@@ -121,72 +102,39 @@ def passes(computation: hlo.Computation, instruction: hlo.Instruction) -> int:
   """
   if computation[instruction.operands[0]].shapes[0].dtype in ('bf16', 'f16'):
     return 1
-  target = _target(instruction)
-  if target.startswith(('__cublas', '__cudnn')):
+  if _target(instruction).startswith(('__cublas', '__cudnn')):
     highest = '"HIGHEST"' in instruction.attributes
     return FLOAT_PASSES if highest else TENSOR_FLOAT_PASSES
-  found = re.search(r'operand_precision=\{(\w+)', instruction.attributes)
-  return {'highest': 6, 'high': 3}.get(found.group(1), 1) if found else 1
+  precision = instruction.find(r'operand_precision=\{(\w+)')
+  return {'highest': 6, 'high': 3}.get(precision, 1)
 
 
-def _numbers(instruction: hlo.Instruction, key: str) -> list[int]:
-  found = re.search(key + r'=\{([\d,]*)\}', instruction.attributes)
-  return [int(n) for n in found.group(1).split(',') if n] if found else []
-
-
-def _convolution_flops(computation, instruction) -> int:
-  left, right = (computation[n].shapes[0] for n in instruction.operands[:2])
+def _convolution_flops(instruction, left, right, target) -> int:
   out = instruction.shapes[0]
   # cuDNN's gradients are labeled as the convolution that they are of.
-  if 'BackwardInput' in _target(instruction):
+  if 'BackwardInput' in target:
     left, out = out, left
-  elif 'BackwardFilter' in _target(instruction):
+  elif 'BackwardFilter' in target:
     right, out = out, right
-  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
-  inputs, kernel, outputs = labels.groups()
+  labels = instruction.find(r'dim_labels=(\w+_\w+->\w+)')
+  inputs, kernel, outputs = re.split('_|->', labels)
   work = 2 * out.dims[outputs.index('b')] * out.dims[outputs.index('f')]
   work *= right.dims[kernel.index('i')]
-  spatial = sorted(c for c in kernel if c.isdigit())
-  windows = _windows(instruction, len(spatial))
-  for label, window in zip(spatial, windows, strict=True):
-    work *= _pairs(
-      left.dims[inputs.index(label)], out.dims[outputs.index(label)], **window
-    )
-  groups = re.search(r'batch_group_count=(\d+)', instruction.attributes)
-  return work // (int(groups.group(1)) if groups else 1)
-
-
-def _windows(instruction, rank: int) -> list[dict]:
-  """Returns each spatial axis's size, stride, low padding and dilations."""
-  found = re.search(r'window=\{([^}]*)\}', instruction.attributes)
-  fields = dict(f.split('=') for f in found.group(1).split()) if found else {}
-
-  def each(key, default):
-    return fields[key].split('x') if key in fields else [default] * rank
-
-  return [
-    {
-      'size': int(size),
-      'stride': int(stride),
-      'low': int(pad.split('_')[0]),
-      'left_dilation': int(left),
-      'right_dilation': int(right),
-    }
-    for size, stride, pad, left, right in zip(
-      each('size', '1'),
-      each('stride', '1'),
-      each('pad', '0_0'),
-      each('lhs_dilate', '1'),
-      each('rhs_dilate', '1'),
-      strict=True,
-    )
-  ]
+  given = instruction.find(r'window=\{([^}]*)\}')
+  fields = _WINDOW | dict(field.split('=') for field in given.split())
+  for axis, label in enumerate(sorted(filter(str.isdigit, kernel))):
+    each = (fields[key].split('x') for key in _WINDOW)
+    # Of the padding '1_2' only what comes first moves the pairs.
+    window = (int(v[axis % len(v)].split('_')[0]) for v in each)
+    lengths = left.dims[inputs.index(label)], out.dims[outputs.index(label)]
+    work *= _pairs(*lengths, *window)
+  groups = instruction.find(r'batch_group_count=(\d+)')
+  return work // int(groups or 1)
 
 
 def _pairs(
   length: int,
   outputs: int,
-  *,
   size: int,
   stride: int,
   low: int,
@@ -194,13 +142,10 @@ def _pairs(
   right_dilation: int,
 ) -> int:
   """Counts pairs of an output and a kernel element that meet an input."""
-  count = 0
-  for out in range(outputs):
-    for k in range(size):
-      place = out * stride + k * right_dilation - low
-      inside = 0 <= place < (length - 1) * left_dilation + 1
-      count += inside and place % left_dilation == 0
-  return count
+  place = np.arange(outputs)[:, None] * stride - low
+  place = place + np.arange(size) * right_dilation
+  inside = (place >= 0) & (place <= (length - 1) * left_dilation)
+  return int(np.sum(inside & (place % left_dilation == 0)))
 
 
 def memory_bytes(
@@ -216,12 +161,10 @@ def memory_bytes(
   opcode = instruction.opcode
   if opcode in _FREE or opcode.endswith(_SECOND_HALVES):
     return 0
-  if is_collective(instruction):
+  if is_collective(instruction) or _target(instruction) in _FREE_CALLS:
     return 0
   operands = [computation[name] for name in instruction.operands]
   if opcode == 'custom-call':
-    if any(target in instruction.attributes for target in _FREE_CALLS):
-      return 0
     # Less the workspaces of libraries, which are bytes.
     made = [s for s in instruction.shapes if s.dtype not in ('u8', 's8')]
     return _hbm(operands) + sum(s.bytes for s in made if s.in_hbm)
@@ -233,71 +176,58 @@ def memory_bytes(
   if opcode in _SLICES:
     return 2 * _hbm([instruction])
   if opcode != 'fusion':
-    return _hbm([instruction]) + _hbm(operands)
-  (name,) = instruction.called[:1]
-  if any(map(is_collective, module.computations[name].values())):
+    return _hbm([instruction, *operands])
+  fused = module.computations[instruction.called[0]]
+  if any(map(is_collective, fused.values())):
     return 0
   read = sum(
-    min(_hbm([operand]), _read(module, name, index))
+    min(_hbm([operand]), _read(module, fused, index))
     for index, operand in enumerate(operands)
   )
-  return read + _written(module, name, instruction)
+  return read + _written(fused, instruction)
 
 
 def _hbm(instructions) -> int:
   return sum(s.bytes for i in instructions for s in i.shapes if s.in_hbm)
 
 
-def _parameter(computation: hlo.Computation, index: int) -> hlo.Instruction:
+def _read(module: hlo.Module, fused: hlo.Computation, index: int) -> int:
+  """Counts bytes that a fused computation reads of its parameter."""
   return next(
-    i
-    for i in computation.values()
+    _used(module, fused, i)
+    for i in fused.values()
     if i.opcode == 'parameter' and i.arguments == str(index)
   )
 
 
-def _read(module: hlo.Module, name: str, index: int) -> int:
-  """Counts bytes that a fused computation reads of its parameter."""
-  computation = module.computations[name]
-  return _used(module, computation, _parameter(computation, index))
-
-
-def _used(module, computation, source) -> int:
+def _used(module, fused, source) -> int:
   total = 0
-  for user in computation.values():
+  for user in fused.values():
     if source.name not in user.operands:
       continue
+    place = user.operands.index(source.name)
     if user.opcode in _SLICES:
       total += sum(s.bytes for s in user.shapes)
-    elif user.opcode == 'dynamic-update-slice' and (
-      user.operands[0] == source.name
-    ):
-      continue
     elif user.opcode in _VIEWS and not user.root:
-      total += _used(module, computation, user)
+      total += _used(module, fused, user)
     elif user.opcode == 'fusion':
-      place = user.operands.index(source.name)
-      total += _read(module, user.called[0], place)
-    else:
+      total += _read(module, module.computations[user.called[0]], place)
+    elif user.opcode != 'dynamic-update-slice' or place:
       return sum(s.bytes for s in source.shapes)
   return total
 
 
-def _written(module, name, instruction) -> int:
+def _written(fused: hlo.Computation, fusion: hlo.Instruction) -> int:
   """Counts bytes that a fusion writes: all, or what it updates in place."""
-  computation = module.computations[name]
-  root = next(i for i in computation.values() if i.root)
+  root = next(i for i in fused.values() if i.root)
   results = [root]
   if root.opcode == 'tuple':
-    results = [computation[n] for n in root.operands]
+    results = [fused[name] for name in root.operands]
   total = 0
-  for result, shape in zip(results, instruction.shapes, strict=False):
-    if not shape.in_hbm:
-      continue
+  for result, shape in zip(results, fusion.shapes, strict=False):
     while result.opcode in _VIEWS and result.operands:
-      result = computation[result.operands[0]]
-    if result.opcode == 'dynamic-update-slice':
-      total += computation[result.operands[1]].shapes[0].bytes
-    else:
-      total += shape.bytes
+      result = fused[result.operands[0]]
+    updated = result.opcode == 'dynamic-update-slice'
+    made = fused[result.operands[1]].shapes[0] if updated else shape
+    total += made.bytes * shape.in_hbm
   return total

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors, tasks
-from vit22b_jax.plan import ahead, analytic, hlo, roofline, topologies
+from vit22b_jax.plan import analytic, hlo, roofline, topologies
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import base
 
@@ -31,6 +31,7 @@ _UNPREDICTED = {
   'predicted_mfu_no_overlap': None,
   'predicted_mfu_overlap': None,
 }
+_KINDS = {'params': 'parameters', 'ema': 'ema'}  # of fields of a state
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # XLA's words for a program that doesn't fit.
 _NEEDED = re.compile(
@@ -53,61 +54,19 @@ def plan(
   Raises:
     UserError: the mesh or the batch doesn't suit the hardware.
   """
-  local = topology.devices and topology.devices[0].platform
-  config_lib.resolve_dtype(config, local or 'gpu')  # no chip listed is a CPU
-  found = _header(config, topology, efficiency)
-  if topology.devices is None:
-    estimate = analytic.estimate(config, topology)
-    found |= estimate.facts
-    return found | _costs(found, estimate.work, topology, None)
-  mesh = sharding.make_mesh(
-    config.sharding,
-    **sharding.mesh_sizes(config.mesh),
-    devices=topology.devices,
-  )
-  task = make_task(config, mesh)
-  task.validate_sharding()
-  found |= {
-    'method': 'compiled',
-    'mesh': dict(mesh.shape),
-    'total_steps': task.total_steps,
-    'parameters': count(task.abstract_weights['params']),
-    'model_flops_per_device': (
-      task.flops_per_image * config.batch_size / topology.size
-    ),
-    'memory': _state_bytes(task),
-  }
-  start = time.monotonic()
-  with sharding.mesh_context(task.mesh):
-    lowered = task.train_step.lower(task.abstract_state, task.abstract_batch)
-  try:
-    compiled = ahead.compile_for(topology.devices[0], lowered)
-  except jax.errors.JaxRuntimeError as error:
-    return found | _too_large(found, error, time.monotonic() - start)
-  found['compile_seconds'] = time.monotonic() - start
-  found |= _memory(found, topology, compiled.memory_analysis())
-  try:
-    work = roofline.measure(hlo.parse(compiled.as_text()), dict(mesh.shape))
-  except ValueError as error:  # a form of XLA's text that is new
-    return found | {'not_predicted': str(error), **_UNPREDICTED}
-  # Fewer may do: a small map's borders, on a CPU Winograd's convolutions.
-  missing = work.flops < 0.5 * found['model_flops_per_device']
-  if missing and topology.devices[0].platform != 'cpu':
-    reason = 'the program calls libraries whose arithmetic it does not tell'
-    return found | {'not_predicted': reason, **_UNPREDICTED}
-  return found | _costs(found, work, topology, mesh)
-
-
-def make_task(config: ConfigDict, mesh: jax.sharding.Mesh) -> base.Task:
-  """Returns the config's task, which knows its data set's sizes alone."""
-  task_type = tasks.named(config.task)
-  data = task_type.dataset_info(config)
-  return task_type(config, mesh, list(data.names), data)
-
-
-def _header(config, topology, efficiency) -> dict[str, Any]:
-  """Returns what a plan begins with: what was asked, and of which versions."""
-  return {
+  compiles = topology.devices is not None
+  platform = topology.devices[0].platform if compiles else 'gpu'
+  config_lib.resolve_dtype(config, platform)  # no chip listed is a CPU
+  if compiles:
+    sizes = sharding.mesh_sizes(config.mesh)
+    mesh = sharding.make_mesh(
+      config.sharding, **sizes, devices=topology.devices
+    )
+    task = make_task(config, mesh)
+    task.validate_sharding()
+  else:
+    task, mesh = analytic.prepare(config, topology)
+  found = {
     'topology': topology.name,
     'devices': topology.size,
     'chip': topology.chip.name,
@@ -117,15 +76,63 @@ def _header(config, topology, efficiency) -> dict[str, Any]:
     'matmul_efficiency': efficiency,
     'config': config.to_dict(),
     'versions': topologies.compiler_versions(),
+    'method': 'compiled' if compiles else 'estimated',
+    'mesh': dict(mesh.shape),
+    'total_steps': task.total_steps,
+    'parameters': sum(
+      x.size for x in jax.tree.leaves(task.abstract_weights['params'])
+    ),
+    'model_flops_per_device': (
+      task.flops_per_image * config.batch_size / topology.size
+    ),
+    'memory': _state_bytes(task),
   }
+  if compiles:
+    return found | _compiled(found, task, topology)
+  memory, work = analytic.estimate(task, mesh, config, found['memory'])
+  total = sum(memory.values())
+  found |= {
+    'memory': memory,
+    'hbm_bytes_per_device': total,
+    'fits': total <= topology.chip.hbm_bytes,
+    'compile_seconds': None,
+  }
+  return found | _costs(found, work, topology, None)
 
 
-def count(tree: Any) -> int:
-  """Counts the numbers in a tree of (abstract) arrays."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+def _compiled(
+  found: dict[str, Any], task: base.Task, topology: topologies.Topology
+) -> dict[str, Any]:
+  """Returns what the compiled program tells: memory, work, time."""
+  start = time.monotonic()
+  with sharding.mesh_context(task.mesh):
+    lowered = task.train_step.lower(task.abstract_state, task.abstract_batch)
+  try:
+    compiled = topologies.compile_for(topology.devices[0], lowered)
+  except jax.errors.JaxRuntimeError as error:
+    return _too_large(found, error, time.monotonic() - start)
+  told = {'compile_seconds': time.monotonic() - start}
+  told |= _memory(found, topology, compiled.memory_analysis())
+  try:
+    work = roofline.measure(hlo.parse(compiled.as_text()), found['mesh'])
+  except ValueError as error:  # a form of XLA's text that is new
+    return told | {'not_predicted': str(error), **_UNPREDICTED}
+  # Fewer may do: a small map's borders, on a CPU Winograd's convolutions.
+  missing = work.flops < 0.5 * found['model_flops_per_device']
+  if missing and topology.devices[0].platform != 'cpu':
+    reason = 'the program calls libraries whose arithmetic it does not tell'
+    return told | {'not_predicted': reason, **_UNPREDICTED}
+  return told | _costs(found, work, topology, task.mesh)
 
 
-def device_bytes(tree: Any) -> int:
+def make_task(config: ConfigDict, mesh: jax.sharding.Mesh) -> base.Task:
+  """Returns the config's task, which knows its data set's sizes alone."""
+  task_type = tasks.named(config.task)
+  data = task_type.dataset_info(config)
+  return task_type(config, mesh, list(data.names), data)
+
+
+def _device_bytes(tree: Any) -> int:
   """Returns the bytes of a tree of (abstract) arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -133,17 +140,13 @@ def device_bytes(tree: Any) -> int:
   )
 
 
-# Kinds of the tasks' fields of state.
-_KINDS = {'params': 'parameters', 'ema': 'ema'}
-
-
 def _state_bytes(task: base.Task) -> dict[str, int]:
   """Returns a device's bytes by what they hold, before anything runs."""
   found = collections.Counter()
   for name, value in task.abstract_state.to_dict().items():
     kind = 'optimizer' if 'opt' in name else _KINDS.get(name, 'other_state')
-    found[kind] += device_bytes(value)
-  found['batch'] = device_bytes(task.abstract_batch)
+    found[kind] += _device_bytes(value)
+  found['batch'] = _device_bytes(task.abstract_batch)
   return dict(found)
 
 
@@ -154,18 +157,15 @@ def _memory(found, topology, stats) -> dict[str, Any]:
   arrays share their place, which the sum of the sizes doesn't. Others tell the
   sum: what comes in, what goes out elsewhere, and temporaries.
   """
-  state = sum(found['memory'].values())
-  code = stats.generated_code_size_in_bytes
-  peak = stats.peak_memory_in_bytes
+  peak, code = stats.peak_memory_in_bytes, stats.generated_code_size_in_bytes
   if not topology.chip.torus:
     peak = stats.argument_size_in_bytes + stats.temp_size_in_bytes
     peak += stats.output_size_in_bytes - stats.alias_size_in_bytes
-  total = peak + code
-  kinds = {**found['memory'], 'temporaries': peak - state, 'code': code}
+  rest = peak - sum(found['memory'].values())
   return {
-    'memory': kinds,
-    'hbm_bytes_per_device': total,
-    'fits': total <= found['hbm_capacity_bytes'],
+    'memory': {**found['memory'], 'temporaries': rest, 'code': code},
+    'hbm_bytes_per_device': peak + code,
+    'fits': peak + code <= found['hbm_capacity_bytes'],
   }
 
 
@@ -230,14 +230,12 @@ def _costs(
 
 def _collectives(work: roofline.Work) -> list[dict[str, Any]]:
   """Returns the sums of each kind over each mesh axis, the most bytes first."""
-  groups: dict[tuple[str, str], dict[str, Any]] = {}
+  sums = collections.defaultdict(collections.Counter)
   for c in work.collectives:
-    axes = '+'.join(c.axes)
-    row = groups.setdefault(
-      (c.kind, axes),
-      {'kind': c.kind, 'axes': axes, 'count': 0, 'bytes': 0, 'wire_bytes': 0},
+    sums[c.kind, '+'.join(c.axes)].update(
+      count=c.count,
+      bytes=c.bytes * c.count,
+      wire_bytes=c.wire_bytes * c.count,
     )
-    row['count'] += c.count
-    row['bytes'] += c.bytes * c.count
-    row['wire_bytes'] += c.wire_bytes * c.count
-  return sorted(groups.values(), key=lambda row: -row['wire_bytes'])
+  rows = [{'kind': k, 'axes': axes, **sums[k, axes]} for k, axes in sums]
+  return sorted(rows, key=lambda row: -row['wire_bytes'])

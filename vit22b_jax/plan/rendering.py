@@ -20,18 +20,14 @@ def render(plan: dict[str, Any]) -> str:
   """Returns the content of plan.json in words."""
   mesh = ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items())
   config = plan['config']
-  lines = [
+  head = [
     f'{plan["topology"]}: {plan["devices"]} x {plan["chip"]}, mesh {mesh}',
     f'{plan["parameters"]:,} parameters, batch {plan["batch_size"]:,} in '
     f'{config.get("optim", {}).get("accumulate", 1)} part(s), remat '
     f'{config["model"].get("remat", "none")}',
-    '',
-    *_memory(plan),
-    '',
-    *_arithmetic(plan),
-    *_prediction(plan),
   ]
-  return '\n'.join(lines)
+  tail = [*_arithmetic(plan), *_prediction(plan)]
+  return '\n'.join([*head, '', *_memory(plan), '', *tail])
 
 
 def line(plan: dict[str, Any]) -> str:
@@ -55,19 +51,21 @@ def line(plan: dict[str, Any]) -> str:
 
 def choices(tried: Sequence[dict[str, Any]]) -> str:
   """Returns which remat fits without microbatches, from a search's plans."""
-  needs: dict[str, float] = {}
-  fits = set()
+  needs: dict[str, dict[str, Any]] = {}
   for plan in tried:
-    config = plan['config']
-    if config['optim']['accumulate'] == 1:
-      remat, size = config['model']['remat'], plan['hbm_bytes_per_device']
-      needs[remat] = min(size, needs.get(remat, size))
-      fits |= {remat} if plan['fits'] else set()
+    remat = plan['config']['model']['remat']
+    if plan['config']['optim']['accumulate'] == 1:
+      needs[remat] = min(plan, needs.get(remat, plan), key=_needed)
   words = [
-    f'remat {remat} {"fits" if remat in fits else "does not fit"} ({gib(size)})'
-    for remat, size in needs.items()
+    f'remat {remat} {"fits" if plan["fits"] else "does not fit"} '
+    f'({gib(_needed(plan))})'
+    for remat, plan in needs.items()
   ]
   return f'Without microbatches: {", ".join(words)}.'
+
+
+def _needed(plan: dict[str, Any]) -> float:
+  return plan['hbm_bytes_per_device']
 
 
 def gib(size: float) -> str:
@@ -77,10 +75,12 @@ def gib(size: float) -> str:
 
 def _memory(plan) -> list[str]:
   lines = ['Memory of a device:']
-  for key, name in _KINDS.items():
-    if plan['memory'].get(key):
-      lines.append(f'  {name:<28}{gib(plan["memory"][key]):>12}')
-  total, capacity = plan['hbm_bytes_per_device'], plan['hbm_capacity_bytes']
+  lines += [
+    f'  {name:<28}{gib(plan["memory"][key]):>12}'
+    for key, name in _KINDS.items()
+    if plan['memory'].get(key)
+  ]
+  total, capacity = _needed(plan), plan['hbm_capacity_bytes']
   verdict = 'fits' if plan['fits'] else 'DOES NOT FIT'
   lines.append(
     f'  {"needed":<28}{gib(total):>12}  of {gib(capacity)}: {verdict}'
@@ -93,17 +93,13 @@ def _memory(plan) -> list[str]:
     )
   if 'largest_batch_size' in plan:
     more = plan.get('next_batch_bytes_per_device')
-    lines.append(
-      f'  largest batch in so many parts: {plan["largest_batch_size"]:,}; '
-      + (f'twice that needs {gib(more)}' if more else 'no more images')
-    )
+    more = f'twice that needs {gib(more)}' if more else 'no more images'
+    largest = plan['largest_batch_size']
+    lines.append(f'  largest batch in so many parts: {largest:,}; {more}')
   if plan['compile_seconds'] is not None:
-    lines.append(f'Compiled in {plan["compile_seconds"]:.1f} s.')
-  else:
-    lines.append(
-      f'Estimated: nothing was compiled. {gpu_targets.INSTALL} compiles it.'
-    )
-  return lines
+    return [*lines, f'Compiled in {plan["compile_seconds"]:.1f} s.']
+  install = gpu_targets.INSTALL
+  return [*lines, f'Estimated: nothing was compiled. {install} compiles it.']
 
 
 def _arithmetic(plan) -> list[str]:

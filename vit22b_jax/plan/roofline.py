@@ -65,7 +65,7 @@ def measure(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
   for name, instruction, count in hlo.executed(module):
     computation = module.computations[name]
     size = costs.memory_bytes(module, computation, instruction)
-    flops, passes, again = _products(module, name, instruction)
+    flops, passes, again = _products(module, computation, instruction)
     recomputed += again * count
     if size or flops:
       operations.append(Operation(flops, passes, size, count))
@@ -73,15 +73,14 @@ def measure(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
   return Work(operations, found, recomputed)
 
 
-def _products(module, name, instruction) -> tuple[int, int, int]:
+def _products(module, computation, instruction) -> tuple[int, int, int]:
   """Counts FLOPs, passes and recomputed FLOPs of an instruction."""
-  computation = module.computations[name]
   flops = costs.matmul_flops(computation, instruction)
   passes = costs.passes(computation, instruction) if flops else 1
   again = flops if 'rematted_computation' in instruction.op_name else 0
   if instruction.opcode == 'fusion':
-    for called in instruction.called:
-      for inner in module.computations[called].values():
+    for called in map(module.computations.get, instruction.called):
+      for inner in called.values():
         found = _products(module, called, inner)
         flops, again = flops + found[0], again + found[2]
         passes = max(passes, found[1])
@@ -132,7 +131,7 @@ def predict(
     arithmetic = o.flops * o.passes / (chip.flops * efficiency)
     matmul += arithmetic * o.count
     memory += max(0.0, o.bytes / chip.hbm_bandwidth - arithmetic) * o.count
-  communication: dict[str, float] = collections.defaultdict(float)
+  communication = collections.Counter()
   for c in work.collectives:
     seconds = c.wire_bytes / bandwidth_of(c.group)
     communication['+'.join(c.axes)] += seconds * c.count

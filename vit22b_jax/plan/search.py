@@ -1,6 +1,6 @@
 """Searches for the fastest way to run a config on some hardware.
 
-    best, tried = search.fastest(config, topology)
+    best, tried = search.fastest(config, 8, lambda config: planner.plan(...))
 
 It varies the mesh, what is kept for the backward pass (`model.remat`) and the
 number of microbatches (`optim.accumulate`). More microbatches only add traffic,
@@ -17,44 +17,39 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import errors
 from vit22b_jax.models import remat as remat_lib
-from vit22b_jax.plan import planner, topologies
 from vit22b_jax.runtime import sharding
+
+Plan = dict[str, Any]
+Make = Callable[[ConfigDict], Plan]
 
 _TENSOR = (1, 2, 4)
 _REPLICAS = (1, 8)  # of groups that hold the model once; and all devices
 
 
 def fastest(
-  config: ConfigDict,
-  topology: topologies.Topology,
-  *,
-  efficiency: float = 1.0,
-  tell: Callable[[dict[str, Any]], None] = lambda plan: None,
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+  config: ConfigDict, devices: int, make: Make
+) -> tuple[Plan | None, list[Plan]]:
   """Returns the plan with the shortest step that fits, and all plans.
 
   Args:
     config: the run's configuration; its batch stays as it is.
-    topology: the hardware.
-    efficiency: see `planner.plan`.
-    tell: hears of each plan as it is made.
+    devices: their number.
+    make: plans a config on them.
 
   Raises:
     UserError: nothing could be planned at all, with the last reason.
   """
-  tried: list[dict[str, Any]] = []
-  reason = None
   if config.task != 'classification':
     raise errors.UserError(
       '--search varies what classifiers alone have (model.remat, '
       'optim.accumulate): plan this config without it.'
     )
-  for mesh in meshes(config, topology.size):
+  tried, reason = [], None
+  for mesh in meshes(config, devices):
     for remat in remat_lib.REMAT:
       try:
-        for plan in _fewest(config, topology, mesh, remat, efficiency):
+        for plan in _fewest(config, mesh, remat, make):
           tried.append(plan)
-          tell(plan)
       except errors.UserError as error:
         reason = error
         break
@@ -62,49 +57,33 @@ def fastest(
         break
   if not tried and reason is not None:
     raise reason
-  fitting = [p for p in tried if p['fits']]
 
   def seconds(plan):  # those without a prediction come last
     return plan['predicted_step_seconds'] or math.inf
 
+  fitting = [plan for plan in tried if plan['fits']]
   return min(fitting, key=seconds, default=None), tried
 
 
-def largest(
-  plan: dict[str, Any],
-  config: ConfigDict,
-  topology: topologies.Topology,
-  *,
-  efficiency: float = 1.0,
-  tell: Callable[[dict[str, Any]], None] = lambda plan: None,
-) -> dict[str, Any]:
-  """Doubles the batch, with as many microbatches, until it doesn't fit.
-
-  Args:
-    plan: of the config; one that doesn't fit has no largest batch.
-    config: the run's configuration.
-    topology: the hardware.
-    efficiency: see `planner.plan`.
-    tell: hears of each plan as it is made.
+def largest(plan: Plan, make: Make) -> Plan:
+  """Doubles a plan's batch, with as many microbatches, until it doesn't fit.
 
   Returns:
     `largest_batch_size` that fits, and `next_batch_bytes_per_device`: what
-    twice that would need, if there are so many images.
+    twice that would need, if there are so many images. Nothing of a plan that
+    doesn't fit itself.
   """
   found = {}
   while plan['fits']:
-    found['largest_batch_size'] = plan['batch_size']
-    doubled = config.copy_and_resolve_references()
-    with doubled.unlocked():
-      doubled.batch_size = 2 * plan['batch_size']
+    found = {'largest_batch_size': plan['batch_size']}
+    doubled = ConfigDict(plan['config'])
+    doubled.batch_size *= 2
     try:
-      plan = planner.plan(doubled, topology, efficiency=efficiency)
+      plan = make(doubled)
     except errors.UserError:
       return found  # more than there are images
-    tell(plan)
-  if not found:
-    return {}
-  return found | {'next_batch_bytes_per_device': plan['hbm_bytes_per_device']}
+    found['next_batch_bytes_per_device'] = plan['hbm_bytes_per_device']
+  return found
 
 
 def meshes(config: ConfigDict, devices: int) -> list[dict[str, int]]:
@@ -128,18 +107,20 @@ def meshes(config: ConfigDict, devices: int) -> list[dict[str, int]]:
 
 
 def _fewest(
-  config, topology, mesh, remat, efficiency
-) -> Iterator[dict[str, Any]]:
+  config: ConfigDict, mesh: dict[str, int], remat: str, make: Make
+) -> Iterator[Plan]:
   """Yields plans with ever more microbatches, up to the first that fits.
 
   How much is missing says how many to try next.
   """
+  ways = mesh[sharding.DATA] * mesh[sharding.FSDP]
   parts = 1
   while True:
-    candidate = with_keys(config, mesh, remat, parts)
-    plan = planner.plan(candidate, topology, efficiency=efficiency)
-    yield plan
-    ways = mesh[sharding.DATA] * mesh[sharding.FSDP]
+    candidate = config.copy_and_resolve_references()
+    candidate.mesh.update(mesh)
+    candidate.model.remat = remat
+    candidate.optim.accumulate = parts
+    yield (plan := make(candidate))
     if plan['fits'] or config.batch_size % (2 * parts * ways):
       return
     factor = plan['hbm_bytes_per_device'] / plan['hbm_capacity_bytes']
@@ -147,16 +128,3 @@ def _fewest(
     while config.batch_size % (2**doublings * parts * ways):
       doublings -= 1
     parts *= 2**doublings
-
-
-def with_keys(
-  config: ConfigDict, mesh: dict[str, int], remat: str, parts: int
-) -> ConfigDict:
-  """Returns a copy with a mesh, a policy and a number of microbatches."""
-  candidate = config.copy_and_resolve_references()
-  with candidate.unlocked():
-    for axis, size in mesh.items():
-      candidate.mesh[axis] = size
-    candidate.model.remat = remat
-    candidate.optim.accumulate = parts
-  return candidate

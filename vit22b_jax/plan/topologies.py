@@ -9,7 +9,6 @@ topology.chip, topology.devices
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -19,14 +18,19 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from vit22b_jax import errors
 from vit22b_jax.plan import gpu_targets
 from vit22b_jax.runtime import chips, flops
 
 LOCAL = 'local'
-# Chips of one host's board along each axis of the slice, as jax assumes.
-_BOARD = 2
+# Without tuning on a card, XLA's Triton products end in "Couldn't find output
+# tile sizes"; cuBLAS, which a tuned program mostly calls, takes any shape.
+_GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
+# Axes of a multiple of so many chips are rings, by the axes of the torus.
+_RINGS = {2: 16, 3: 4}
 # libtpu would ask the host which TPU it has, complain that it has none, and let
 # one process at a time use it.
 _NO_HOST = {
@@ -80,17 +84,15 @@ def find(name: str) -> Topology:
     return _local()
   kind, _, sizes = name.partition(':')
   chip = chips.named(kind)
-  if chip is None or not re.fullmatch(
-    '[1-9][0-9]{0,5}(x[1-9][0-9]{0,5})*', sizes
-  ):
+  axis = '[1-9][0-9]{0,5}'
+  if chip is None or not re.fullmatch(f'{axis}(x{axis})*', sizes):
     raise errors.UserError(
       f'--topology={name} is not known. Known: {examples()}.'
       + errors.did_you_mean(kind, [c.name for c in chips.CHIPS if c.is_planned])
     )
   shape = tuple(int(size) for size in sizes.split('x'))
   if not chip.torus:
-    count = math.prod(shape)
-    devices = None
+    count, devices = math.prod(shape), None
     if gpu_targets.plugin_version() is not None:
       devices = gpu_targets.devices(kind, count)
     return Topology(name, chip, (count,), devices)
@@ -112,8 +114,6 @@ def _tpu_devices(
     )
   for key, value in _NO_HOST.items():
     os.environ.setdefault(key, value)
-  from jax.experimental import topologies
-
   options = {}
   if chip.torus == 3:
     # A chip's two cores are one device.
@@ -128,7 +128,7 @@ def _tpu_devices(
     raise errors.UserError(
       f'--topology={name}: libtpu does not know such a slice '
       f'({str(error).splitlines()[0]}). Axes are even numbers of chips '
-      f'({_BOARD}x{_BOARD} are a board), or all 1: {examples()}.'
+      f'(2x2 are a board), or all 1: {examples()}.'
     ) from error
 
 
@@ -140,21 +140,19 @@ def _local() -> Topology:
   limit = (devices[0].memory_stats() or {}).get('bytes_limit')
   if limit:  # A100s have 40 or 80 GB, and jax leaves a part of it alone
     chip = dataclasses.replace(chip, hbm_bytes=limit)
-  return Topology(LOCAL, chip, _extent(devices), devices)
-
-
-def _extent(devices: Sequence[jax.Device]) -> tuple[int, ...]:
-  """Returns the axes of the slice that TPUs lie in; (devices,) of others."""
+  # Axes of the slice that TPUs lie in.
   places = [getattr(device, 'coords', None) for device in devices]
-  if None in places:
-    return (len(devices),)
-  return tuple(max(axis) + 1 for axis in zip(*places, strict=True))
+  shape = (len(devices),)
+  if None not in places:
+    shape = tuple(max(axis) + 1 for axis in zip(*places, strict=True))
+  return Topology(LOCAL, chip, shape, devices)
 
 
 def _measured(devices: Sequence[jax.Device]) -> chips.Chip:
   """Measures a CPU, or a chip that isn't listed, in a moment."""
   device = devices[0]
-  sharing = len(devices) if device.platform == 'cpu' else 1
+  cpu = device.platform == 'cpu'
+  sharing = len(devices) if cpu else 1  # simulated devices share their memory
   memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / sharing
   x = jax.device_put(jnp.zeros((2**26,), jnp.float32), device)
   copy = jax.jit(lambda x: x + 1)
@@ -162,29 +160,39 @@ def _measured(devices: Sequence[jax.Device]) -> chips.Chip:
   start = time.perf_counter()
   copy(x).block_until_ready()
   bandwidth = 2 * x.nbytes / (time.perf_counter() - start) / sharing
-  return chips.Chip(
-    name=LOCAL,
-    kind=device.device_kind,
-    flops=flops.peak(device),
-    hbm_bytes=memory,
-    hbm_bandwidth=bandwidth,
-    # Simulated devices share their memory; others meet over PCIe 4.0 x16.
-    link_bandwidth=bandwidth if device.platform == 'cpu' else 25e9,
-  )
+  link = bandwidth if cpu else 25e9  # others meet over PCIe 4.0 x16
+  speeds = flops.peak(device), memory, bandwidth, link
+  return chips.Chip(LOCAL, device.device_kind, *speeds)
 
 
 def compiler_versions() -> dict[str, str | None]:
   """Returns the versions of what compiles; None for what isn't installed."""
+  names = ('jax', 'jaxlib', 'libtpu')
+  versions = {name: gpu_targets.version(name) for name in names}
+  return versions | {'cuda_plugin': gpu_targets.plugin_version()}
+
+
+def compile_for(
+  device: jax.Device, lowered: jax.stages.Lowered
+) -> jax.stages.Compiled:
+  """Compiles a program for devices of a kind, past jax's cache on disk.
+
+  The cache can't be read for devices that aren't here, and what it gives back
+  would say nothing of the compiler's time.
+
+  Args:
+    device: any of those that the program was lowered for.
+    lowered: of `jax.jit(...).lower(...)`.
+  """
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # whether to use it is looked up once
   try:
-    libtpu = importlib.metadata.version('libtpu')
-  except importlib.metadata.PackageNotFoundError:
-    libtpu = None
-  return {
-    'jax': jax.__version__,
-    'jaxlib': importlib.metadata.version('jaxlib'),
-    'libtpu': libtpu,
-    'cuda_plugin': gpu_targets.plugin_version(),
-  }
+    gpu = device.platform in ('gpu', 'cuda')
+    return lowered.compile(compiler_options=_GPU_OPTIONS if gpu else None)
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def bandwidth(
@@ -204,18 +212,18 @@ def bandwidth(
     group: positions in the mesh of those that take part.
   """
   chip = topology.chip
-  if chip.node:
+  if chip.network_bandwidth:
     ids = group if mesh is None else [mesh.devices.ravel()[i].id for i in group]
-    nodes = len({i // chip.node for i in ids})
+    nodes = len({i // chips.GPUS_PER_NODE for i in ids})
     if nodes == 1:
       return chip.link_bandwidth
     share = chip.network_bandwidth * len(group) / nodes
     return min(chip.link_bandwidth, share)
   if not chip.torus:
     return chip.link_bandwidth
-  closes = [size % chip.wraps_at == 0 for size in topology.shape]
+  closes = [size % _RINGS[chip.torus] == 0 for size in topology.shape]
   if chip.torus == 3:  # smaller slices than cubes of 4 x 4 x 4 have no rings
-    closes = [all(closes)] * len(closes)
+    closes = [all(closes)] * 3
   devices = mesh.devices.ravel()
   places = [devices[i].coords for i in group]
   links = 0

@@ -15,6 +15,7 @@ gradient's second pass count as time, not as work.
 """
 
 import functools
+import math
 import time
 
 import flax.linen as nn
@@ -38,12 +39,6 @@ def training_flops(
   halved. The weights are those of the blocks, 4 width^2 + 2 width mlp_dim each.
   Patch embedding, head, norms and softmax are left out, as in the published
   54.9 % of ViT-22B (arXiv:2302.05442): under 2 % of the work from S/16 on.
-
-  Args:
-    depth: blocks.
-    width: of the residual stream.
-    mlp_dim: hidden units of an MLP.
-    tokens: patches of an image, plus one for a class token.
   """
   weights = depth * (4 * width**2 + 2 * width * mlp_dim)
   return 6.0 * weights * tokens + 12.0 * depth * width * tokens**2
@@ -70,42 +65,31 @@ def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:
     module: takes images [B, H, W, 3].
     image_size: H and W in pixels.
   """
-  total = 0.0
+  counted = []
 
   def count(call, args, kwargs, context):
-    nonlocal total
-    out = call(*args, **kwargs)
-    layer = context.module
+    out, layer = call(*args, **kwargs), context.module
     if context.method_name != '__call__':
       return out
     if isinstance(layer, convolutions.Conv | convolutions.ConvTranspose):
       pixels = out if isinstance(layer, convolutions.Conv) else args[0]
-      height, width = pixels.shape[1:3]
       weights = layer.kernel_size**2 * args[0].shape[-1] * layer.features
-      total += 2.0 * weights * height * width
+      counted.append(2.0 * weights * math.prod(pixels.shape[1:3]))
     elif isinstance(layer, vitunet.Stage):
-      work = training_flops(
-        depth=layer.depth,
-        width=layer.width,
-        mlp_dim=layer.mlp_dim,
-        tokens=args[0].shape[1],
-      )
-      total += work / 3
+      sizes = {k: getattr(layer, k) for k in ('depth', 'width', 'mlp_dim')}
+      counted.append(training_flops(**sizes, tokens=args[0].shape[1]) / 3)
     return out
 
   images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
   with nn.intercept_methods(count):
     jax.eval_shape(module.init, jax.random.key(0), images)
-  return total
+  return sum(counted)
 
 
 def mfu(flops_per_second: float, device: jax.Device, num_devices: int) -> float:
   """Returns the utilization in [0, 1]: the rate over the devices' peak.
 
-  Args:
-    flops_per_second: `training_flops` times images a second, over all devices.
-    device: any of them; all are of one kind.
-    num_devices: how many share the work.
+  `flops_per_second` are over all of the `num_devices` of one kind.
   """
   return flops_per_second / (peak(device) * num_devices)
 
@@ -122,12 +106,6 @@ def peak(device: jax.Device) -> float:
   chip = chips.of_device(device.device_kind)
   if chip is not None:
     return chip.flops
-  sharing = jax.local_device_count() if device.platform == 'cpu' else 1
-  return _probe(device) / sharing
-
-
-def _probe(device: jax.Device) -> float:
-  """Times a few square float32 products; returns the fastest's FLOP/s."""
   a = jax.device_put(jnp.ones((_PROBE_SIZE, _PROBE_SIZE)), device)
   product = jax.jit(jnp.matmul)
   product(a, a).block_until_ready()
@@ -136,4 +114,5 @@ def _probe(device: jax.Device) -> float:
     start = time.perf_counter()
     product(a, a).block_until_ready()
     seconds.append(time.perf_counter() - start)
-  return 2.0 * _PROBE_SIZE**3 / min(seconds)
+  sharing = jax.local_device_count() if device.platform == 'cpu' else 1
+  return 2.0 * _PROBE_SIZE**3 / min(seconds) / sharing
