@@ -71,10 +71,7 @@ def resize_box(
 
 
 def flip(
-  key: PRNGKeyArray,
-  image: UInt8[Array, 'H W C'],
-  axis: int,
-  probability: float,
+  key: PRNGKeyArray, image: UInt8[Array, 'H W C'], axis: int, probability: float
 ) -> UInt8[Array, 'H W C']:
   """Mirrors an image along an axis at random."""
   flipped = jax.random.bernoulli(key, probability)

@@ -182,8 +182,8 @@ def _parts(
   straight = resize
   if resize.mode == 'resize_and_crop':
     straight = dataclasses.replace(resize, load=resize.crop)
-  centered = preprocess.Decode(straight, center=True)
-  whole = preprocess.Decode(resize, center=False)
+  centered = functools.partial(preprocess.centered, resize=straight)
+  whole = functools.partial(decode.resized, target=resize)
   crop = (resize.crop, resize.crop)
   fixed, varied = {}, {}
   every = {s: preprocess.sizes(part, resize) for s, part in found.items()}

@@ -226,11 +226,7 @@ def pair_steps_per_epoch(
 
 
 def pair_iterator(
-  pair: catalog.Pair,
-  *,
-  seed: int,
-  pairing: str = 'unpaired',
-  **options,
+  pair: catalog.Pair, *, seed: int, pairing: str = 'unpaired', **options
 ) -> 'PairIterator':
   """Returns endless {'a', 'b'} batches; a function of seed and position.
 

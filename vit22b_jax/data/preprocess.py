@@ -56,20 +56,9 @@ class Resize:
     return size
 
 
-@dataclasses.dataclass(frozen=True)
-class Decode:
-  """Decodes and resizes an image and, if `center`, crops its center.
-
-  Not a closure, since worker processes need it too.
-  """
-
-  resize: Resize
-  center: bool
-
-  def __call__(self, data: bytes) -> UInt8[np.ndarray, 'H W 3']:
-    image = decode.resized(data, self.resize)
-    crop = self.resize.crop
-    return decode.crop(image, (crop, crop)) if self.center else image
+def centered(data: bytes, resize: Resize) -> UInt8[np.ndarray, 'S S 3']:
+  """Decodes and resizes an image, and crops its center."""
+  return decode.crop(decode.resized(data, resize), (resize.crop, resize.crop))
 
 
 def sizes(images: encoded.Records, resize: Resize) -> list[Size | None]:

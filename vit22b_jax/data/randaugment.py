@@ -24,10 +24,7 @@ OPERATIONS = (
 
 
 def apply(
-  key: PRNGKeyArray,
-  image: UInt8[Array, 'H W 3'],
-  layers: int,
-  magnitude: float,
+  key: PRNGKeyArray, image: UInt8[Array, 'H W 3'], layers: int, magnitude: float
 ) -> UInt8[Array, 'H W 3']:
   """Applies so many random operations, of strength 0 to 10, one by one."""
   for layer in jax.random.split(key, layers):

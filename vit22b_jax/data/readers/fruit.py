@@ -28,7 +28,8 @@ _Y, _X = np.mgrid[1 : -1 : 1j * _FINE, -1 : 1 : 1j * _FINE].astype(np.float32)
 
 Plane = Float[np.ndarray, 'F F']
 Picture = Float[np.ndarray, 'F F 3']
-Color = Float[np.ndarray, ' 3']
+Vector = Float[np.ndarray, ' 3']  # Of light, or a color.
+Rng = np.random.Generator
 
 
 def find() -> dict[str, encoded.Embedded]:
@@ -47,13 +48,7 @@ def find() -> dict[str, encoded.Embedded]:
 
 
 def draw(kind: str, split: str, index: int) -> UInt8[np.ndarray, '64 64 3']:
-  """Draws one picture.
-
-  Args:
-    kind: one of NAMES.
-    split: train or test.
-    index: any number from 0 on; the data set has the first COUNTS[split].
-  """
+  """Draws one picture; the data set has the first COUNTS[split]."""
   rng = np.random.default_rng(
     (NAMES.index(kind), list(COUNTS).index(split), index)
   )
@@ -63,7 +58,7 @@ def draw(kind: str, split: str, index: int) -> UInt8[np.ndarray, '64 64 3']:
   radius = rng.uniform(0.44, 0.62)
   x, y = rng.uniform(-1, 1, 2) * (0.92 - radius, 0.8 - radius)
   if rng.random() < 0.3:  # A smaller one peeps out from behind.
-    side = _sign(rng)
+    side = 1 if rng.random() < 0.5 else -1
     behind = x + side * radius * 1.15, y + 0.15 * radius
     picture = _fruit(rng, picture, kind, behind, 0.8 * radius, light)
   picture = _fruit(rng, picture, kind, (x, y), radius, light)
@@ -74,7 +69,7 @@ def draw(kind: str, split: str, index: int) -> UInt8[np.ndarray, '64 64 3']:
   return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator) -> Picture:
+def _background(rng: Rng) -> Picture:
   """Draws a wall above a table, of muted colors with blotches or grain."""
   horizon = rng.uniform(-0.35, 0.45) + rng.uniform(-0.08, 0.08) * _X
   wall = _color(rng, (0, 1), (0.05, 0.3), (0.35, 0.9))
@@ -87,12 +82,12 @@ def _background(rng: np.random.Generator) -> Picture:
 
 
 def _fruit(
-  rng: np.random.Generator,
+  rng: Rng,
   picture: Picture,
   kind: str,
   center: tuple[float, float],
   radius: float,
-  light: Float[np.ndarray, ' 3'],
+  light: Vector,
 ) -> Picture:
   """Puts a fruit and its shadow into a picture."""
   angle = rng.normal(0, 0.2)
@@ -108,11 +103,7 @@ def _fruit(
 
 
 def _apple(
-  rng: np.random.Generator,
-  picture: Picture,
-  u: Plane,
-  v: Plane,
-  light: Float[np.ndarray, ' 3'],
+  rng: Rng, picture: Picture, u: Plane, v: Plane, light: Vector
 ) -> Picture:
   """Paints red, streaked with yellow from the stem down, and glossy."""
   angle = np.arctan2(v, u)
@@ -139,11 +130,7 @@ def _apple(
 
 
 def _orange(
-  rng: np.random.Generator,
-  picture: Picture,
-  u: Plane,
-  v: Plane,
-  light: Float[np.ndarray, ' 3'],
+  rng: Rng, picture: Picture, u: Plane, v: Plane, light: Vector
 ) -> Picture:
   """Paints orange, dotted with pores, and a button where the stem was."""
   normal = _sphere(u, v)
@@ -156,12 +143,7 @@ def _orange(
 
 
 def _stem(
-  rng: np.random.Generator,
-  picture: Picture,
-  u: Plane,
-  v: Plane,
-  base: float,
-  length: float,
+  rng: Rng, picture: Picture, u: Plane, v: Plane, base: float, length: float
 ) -> Picture:
   """Draws a bent stem, or (length 0) a button, and now and then a leaf."""
   lean = rng.uniform(-0.4, 0.4)
@@ -172,7 +154,7 @@ def _stem(
   picture = _over(picture, brown, _step(width - distance, 0.03))
   if rng.random() > (0.5 if length else 0.35):
     return picture
-  turn, side = rng.uniform(0.1, 0.6), _sign(rng)
+  turn, side = rng.uniform(0.1, 0.6), 1 if rng.random() < 0.5 else -1
   height = v - base - 0.4 * length
   cos, sin = math.cos(turn), math.sin(turn)
   a = cos * side * u + sin * height  # Along the leaf.
@@ -186,7 +168,7 @@ def _stem(
 def _lit(
   skin: Picture,
   normal: Float[np.ndarray, '3 F F'],
-  light: Float[np.ndarray, ' 3'],
+  light: Vector,
   *,
   gloss: float,
   sharpness: float,
@@ -201,7 +183,7 @@ def _lit(
   return skin * diffuse[..., None] + highlight[..., None]
 
 
-def _pores(rng: np.random.Generator, u: Plane, v: Plane) -> Plane:
+def _pores(rng: Rng, u: Plane, v: Plane) -> Plane:
   """Dots spread evenly over the visible half of a sphere, in [0, 1]."""
   points = rng.normal(size=(900, 3))
   points /= np.linalg.norm(points, axis=1, keepdims=True)
@@ -228,7 +210,7 @@ def _sphere(u: Plane, v: Plane) -> Float[np.ndarray, '3 F F']:
   return np.stack([u, v, np.sqrt(np.maximum(1 - u**2 - v**2, 0))])
 
 
-def _smooth(rng: np.random.Generator, cells: tuple[int, int]) -> Plane:
+def _smooth(rng: Rng, cells: tuple[int, int]) -> Plane:
   """Draws noise in [-1, 1], linear between rows x columns of cells."""
   noise = rng.uniform(-1, 1, (cells[0] + 1, cells[1] + 1)).astype(np.float32)
   for axis, count in enumerate(cells):
@@ -240,11 +222,7 @@ def _smooth(rng: np.random.Generator, cells: tuple[int, int]) -> Plane:
   return noise
 
 
-def _sign(rng: np.random.Generator) -> int:
-  return 1 if rng.random() < 0.5 else -1
-
-
-def _color(rng: np.random.Generator, *ranges: tuple[float, float]) -> Color:
+def _color(rng: Rng, *ranges: tuple[float, float]) -> Vector:
   """Draws a color from ranges of hue (in turns), saturation and value."""
   hue, saturation, value = (rng.uniform(*limits) for limits in ranges)
   # https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
@@ -257,5 +235,5 @@ def _step(distance: Plane, width: float) -> Plane:
   return np.clip(distance / width + 0.5, 0, 1)
 
 
-def _over(picture: Picture, top: Picture | Color, opacity: Plane) -> Picture:
+def _over(picture: Picture, top: Picture | Vector, opacity: Plane) -> Picture:
   return picture + opacity[..., None] * (top - picture)
