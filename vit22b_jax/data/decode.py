@@ -15,15 +15,8 @@ import PIL
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-# What Pillow decodes by itself. It opens more: BUFR, GRIB, HDF5, MPEG and WMF
-# files have no decoder, and EPS would start Ghostscript.
-FORMATS = (
-  'AVIF', 'BLP', 'BMP', 'CUR', 'DCX', 'DDS', 'DIB', 'FITS', 'FLI', 'FTEX',
-  'GBR', 'GIF', 'ICNS', 'ICO', 'IM', 'IMT', 'JPEG', 'JPEG2000', 'MSP', 'PCD',
-  'PCX', 'PIXAR', 'PNG', 'PPM', 'PSD', 'QOI', 'SGI', 'SPIDER', 'SUN', 'TGA',
-  'TIFF', 'WEBP', 'XBM', 'XPM', 'XVTHUMB',
-)  # fmt: skip
-
+# Pillow opens these too, but has no decoder for them; EPS starts Ghostscript.
+_LEFT_OUT = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MCIDAS', 'MPEG', 'WMF'}
 _WHITE = (255, 255, 255, 255)
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # Orientations that swap width and height.
@@ -44,9 +37,9 @@ class CorruptImage(ValueError):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-  """Returns those of FORMATS that the installed Pillow has."""
+  """Returns the formats that the installed Pillow decodes by itself."""
   Image.init()
-  return tuple(name for name in FORMATS if name in Image.OPEN)
+  return tuple(sorted(Image.OPEN.keys() - _LEFT_OUT))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from vit22b_jax.data import pipeline
+from vit22b_jax.data import splits
 
 
 def local_rows(
@@ -27,7 +27,7 @@ def local_rows(
 
 
 def place(
-  batch: pipeline.Batch, sharding: jax.sharding.Sharding
+  batch: splits.Batch, sharding: jax.sharding.Sharding
 ) -> dict[str, Shaped[Array, 'G ...']]:
   """Puts the `local_rows` of a global batch of G images on the devices."""
   return {

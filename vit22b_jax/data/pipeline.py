@@ -16,14 +16,10 @@ import threading
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import catalog, splits
-
-# {'image': uint8 [B, H, W, 3], 'label': int32 [B] or float32 [B, K]}, eval:
-# 'mask' float32 [B], 'index' int [B]. What has no classes has no 'label'.
-Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 
 # Indices of a batch's records and where to crop them.
 _Choice = tuple[Int[np.ndarray, ' B'], Float[np.ndarray, 'B 2'] | None]
@@ -73,7 +69,7 @@ class BatchIterator(grain.DatasetIterator):
     self._position = 0
     self._reader = None
 
-  def __next__(self) -> Batch:
+  def __next__(self) -> splits.Batch:
     self._assert_not_closed()
     if self._reader is None:
       self._reader = iter(self._dataset())
@@ -296,7 +292,7 @@ def _order(
   return rng.permutation(np.concatenate(drawn))
 
 
-def _gather(split: splits.Split, choice: _Choice) -> Batch:
+def _gather(split: splits.Split, choice: _Choice) -> splits.Batch:
   index, draws = choice
   return split.gather(np.maximum(index, 0), draws) | {'index': index}
 

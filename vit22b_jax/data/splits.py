@@ -17,8 +17,9 @@ from PIL import Image
 from vit22b_jax import errors
 from vit22b_jax.data import decode, encoded
 
-# {'image': uint8 [B, H, W, 3], 'label': int32 [B] or float32 [B, K],
-# 'readable': bool [B]}
+# {'image': uint8 [B, H, W, 3], 'label': int32 [B] or float32 [B, K]}, and bool
+# 'readable' [B] before, in evaluations 'mask' float32 and 'index' after the
+# pipeline. What has no classes has no 'label'.
 Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 
 

@@ -5,7 +5,7 @@ them (see `tables`). For translation: `trainA/*` and `trainB/*` with optional
 `testA` and `testB`; paired images have equal names, or stand side by side in
 one file of `train/*` and optional `test/*`.
 
-Any format of `decode.FORMATS`; the name of a class is the name of its folder.
+Any format of `decode.formats`; the name of a class is the name of its folder.
 Images may lie deeper in it; what counts as an image says `walk`. PATH may be a
 `gs://` address.
 """
