@@ -106,7 +106,7 @@ def fit(r: setup.Run, state: base.State) -> base.State:
         break
       position, batch = r.batches.get_state(), next(r.batches)
       window.before(step, r.folder.path)
-      with sharding.mesh_context(task.mesh):
+      with sharding.mesh_context(task.mesh), bar.compiling(step == start + 1):
         state, scalars = task.train_step(state, batch)
       window.after(step, state)
 

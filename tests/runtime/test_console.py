@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -67,3 +68,21 @@ def test_jax_tells_of_a_gpu_that_it_does_not_use():
     [sys.executable, '-c', program], capture_output=True, text=True, check=True
   )
   assert 'warning: An NVIDIA GPU may be present' in done.stderr
+
+
+def test_the_first_step_is_said_to_compile(capsys, monkeypatch):
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+  with console.Progress(3, 0) as bar:
+    with bar.compiling(first=True):
+      said = capsys.readouterr().out
+      time.sleep(1.2)
+    shown = capsys.readouterr()
+    with bar.compiling(first=False):
+      pass
+  assert said.startswith('Compiling the training step')
+  assert shown.out == 'Compiled in 1 s.\n'
+  assert 'compiling for 1 s' in shown.err
+  assert capsys.readouterr().out == ''
+  with pytest.raises(ValueError), console.Progress(3, 0).compiling(first=True):
+    raise ValueError
+  assert 'Compiled in' not in capsys.readouterr().out

@@ -120,3 +120,42 @@ def test_the_users_caches_may_lie_elsewhere(tmp_path):
 
 def test_jax_variables_have_the_last_word(tmp_path):
   assert _shown(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)
+
+
+# Adding up 1,681 neighbors of each of two million ones takes minutes, and XLA
+# does it while it compiles.
+_SLOW = """
+import os, threading
+from vit22b_jax.runtime import host
+host.prepare()
+import jax
+from jax import lax, numpy as jnp
+
+def total():
+  ones = jnp.ones((1400, 1400))
+  sums = lax.reduce_window(ones, 0.0, lax.add, (41, 41), (1, 1), 'SAME')
+  return sums.sum()
+
+compiling = threading.Thread(target=jax.jit(total), daemon=True)
+compiling.start()
+compiling.join(5)
+assert compiling.is_alive()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('level', [None, '2'])
+def test_alarms_of_a_slow_compilation_reach_who_asked_for_them(level, tmp_path):
+  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}
+  environment.pop('TF_CPP_MIN_LOG_LEVEL')
+  if level:
+    environment['TF_CPP_MIN_LOG_LEVEL'] = level
+  done = subprocess.run(
+    [sys.executable, '-c', _SLOW],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert ('slow_operation_alarm' in done.stderr) == bool(level), done.stderr

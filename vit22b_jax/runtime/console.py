@@ -6,13 +6,15 @@ bar = console.Progress(total, done)
 bar.update('loss 2.303, 710 images/s')
 """
 
+import contextlib
 import logging as python_logging
 import math
 import pathlib
 import re
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -147,6 +149,31 @@ class Progress:
 
   def __exit__(self, *_) -> None:
     self._bar.close()
+
+  @contextlib.contextmanager
+  def compiling(self, first: bool) -> Iterator[None]:
+    """Says of the first step that it compiles, and for how long by now."""
+    if not first:
+      yield
+      return
+    start, done = time.monotonic(), threading.Event()
+
+    def seconds() -> str:
+      return durations.in_words(time.monotonic() - start)
+
+    def tick() -> None:
+      while self.shown and not done.wait(1):
+        self._bar.set_description_str(f'compiling for {seconds()}')
+
+    say('Compiling the training step (minutes for a ViTUnet on a CPU) ...')
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+      yield
+    finally:
+      done.set()
+      thread.join()
+    say(f'Compiled in {seconds()}.')
 
   def start_clock(self) -> None:
     """Forgets the time so far, which went into compilation."""

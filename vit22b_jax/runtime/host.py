@@ -24,9 +24,12 @@ def prepare() -> None:
   """Sets what jax reads or uses from its start on; call it before importing it.
 
   Compiled programs are cached on disk, in the same folder as decoded images
-  (`data.cache`), so that the second start of a run doesn't compile again; jax's
-  own variables have the last word.
+  (`data.cache`), so that the second start of a run doesn't compile again. XLA
+  reports fatal errors alone: what it logs as an error besides ("Very slow
+  compile?") has either been said or is raised. Variables of the user have the
+  last word.
   """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   folder = cache.root() / 'compiled'
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
   if sys.platform == 'linux' and expected_platform() == 'cpu':
