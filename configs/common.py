@@ -16,7 +16,7 @@ placeholder = config_dict.placeholder  # None now, of a given type when set
 
 
 def classification() -> config_dict.ConfigDict:
-  """Defaults of an image classifier: the paper's recipe at 32 px, patch 4."""
+  """Sets a classifier's defaults: the paper's recipe at 32 px, patch 4."""
   c = config_dict.ConfigDict()
   c.task = 'classification'
   c.seed = 0  # initial weights, data order, validation part, augmentation
@@ -39,7 +39,7 @@ def classification() -> config_dict.ConfigDict:
 
 
 def translation() -> config_dict.ConfigDict:
-  """Defaults of an image translation: CycleGAN's recipe, 256 px, patch 32."""
+  """Sets a translation's defaults: CycleGAN's recipe, 256 px, patch 32."""
   c = config_dict.ConfigDict()
   c.task = 'translation'
   c.seed = 0  # initial weights, data order, validation part, crops, pools
@@ -69,7 +69,7 @@ def translation() -> config_dict.ConfigDict:
 
 
 def comparison() -> config_dict.ConfigDict:
-  """Two sets of images whose distance is asked for."""
+  """Asks for the distance of two sets of images."""
   c = config_dict.ConfigDict()
   c.task = 'fid'
   c.a = ''  # a folder, tfds:NAME:SPLIT, WORKDIR:a2b, WORKDIR:b2a or FILE.npz
@@ -118,14 +118,14 @@ def _data() -> config_dict.ConfigDict:
 
 
 def cifar100(c: config_dict.ConfigDict) -> None:
-  """CIFAR-100 with its own mean and deviation; `:paper` has CIFAR-10's."""
+  """Chooses CIFAR-100, its own mean and deviation; `:paper` has CIFAR-10's."""
   c.data.name = 'cifar100'
   c.data.mean = (0.5071, 0.4865, 0.4409)
   c.data.std = (0.2673, 0.2564, 0.2762)
 
 
 def imagenet(c: config_dict.ConfigDict) -> None:
-  """ImageNet at 224 px, decoded and randomly cropped while training."""
+  """Chooses ImageNet at 224 px, decoded and cropped while training."""
   c.data.name = 'imagenet2012'
   c.data.image_size = 224
   c.data.augment = 'standard'
@@ -136,7 +136,7 @@ def imagenet(c: config_dict.ConfigDict) -> None:
 
 
 def imagenet_from_scratch(c: config_dict.ConfigDict) -> None:
-  """ViT-22B on ImageNet, patch 14, on one board; a size sets the rest."""
+  """Trains ViT-22B on ImageNet, patch 14, on one board; all but the size."""
   c.batch_size = 1024
   c.duration = '90 epochs'
   c.sharding = 'fsdp'
@@ -226,7 +226,7 @@ def _generator() -> config_dict.ConfigDict:
 
 
 def _block_fields(c: config_dict.ConfigDict) -> None:
-  """What None leaves to the block's preset or to the variant."""
+  """Adds what None leaves to the block's preset or to the variant."""
   c.depth = placeholder(int)  # blocks
   c.width = placeholder(int)  # of the residual stream
   c.mlp_dim = placeholder(int)  # hidden units of each MLP
@@ -258,6 +258,8 @@ def _optim() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.name = 'adamw'  # adamw | adam | sgd | adagrad
   c.learning_rate = 5e-4  # at the schedule's peak
+  # Batch that learning_rate is meant for: other sizes scale it; 0 = no scaling.
+  c.base_batch_size = 0
   c.b1 = 0.9  # adam, adamw: decay of the first moment
   c.b2 = 0.999  # adam, adamw: decay of the second moment
   c.eps = 1e-8  # adam, adamw, adagrad: added to the denominator
@@ -268,13 +270,17 @@ def _optim() -> config_dict.ConfigDict:
   c.clip_norm = 10.0  # largest global gradient norm; 0 = no clipping
   c.schedule = 'multistep'  # multistep | cosine | rsqrt | constant
   c.warmup = '0 steps'  # duration of the linear rise from 0
+  c.layer_decay = 1.0  # factor of the rate for each layer below the head
+  c.freeze = (
+    'none'  # what keeps its weights: none | backbone (all but the head)
+  )
   c.accumulate = 1  # parts of a batch computed one by one, to save memory
   c.ema = 0.0  # decay of averaged weights, evaluated in place; 0 = off
   return c
 
 
 def _gan_optim() -> config_dict.ConfigDict:
-  """Each of the two optimizers: the generators' and the discriminators'."""
+  """Sets up either optimizer: the generators' and the discriminators'."""
   c = _optim()
   c.name = 'adam'
   c.learning_rate = 2e-4
@@ -286,13 +292,17 @@ def _gan_optim() -> config_dict.ConfigDict:
   c.decay_start = '50%'  # duration before a linear schedule falls
   c.update_order = 'generators'  # the first: generators | discriminators
   c.pool_size = 50  # earlier fakes that a discriminator sees as well; 0 = none
-  del c.accumulate, c.ema, c.head_weight_decay
+  del c.accumulate, c.ema, c.head_weight_decay, c.layer_decay, c.freeze
   return c
 
 
 def _loss() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
-  c.kind = 'softmax'  # softmax | sigmoid
+  # softmax (one class an image) | sigmoid (each class for itself; labels.csv)
+  c.kind = 'softmax'
+  # Weight of a class's images: none | balanced (as rare as it is) | numbers in
+  # the order of the classes, such as '1,2.5,1'.
+  c.class_weights = 'none'
   c.label_smoothing = 0.0  # in [0, 1)
   c.input_gradient_penalty = 0.0  # lambda of the squared input gradient
   return c
@@ -394,7 +404,7 @@ def finish(config: config_dict.ConfigDict, arg: str) -> config_dict.ConfigDict:
 
 
 def _paper(c: config_dict.ConfigDict) -> None:
-  """The paper's image size, patch, batch and mixed precision."""
+  """Takes the paper's image size, patch, batch and mixed precision."""
   c.data.image_size = 224
   c.model.patch_size = 16
   c.batch_size = 128
@@ -405,7 +415,10 @@ def _paper(c: config_dict.ConfigDict) -> None:
 
 
 def _strong(c: config_dict.ConfigDict) -> None:
-  """A modern recipe from scratch: DeiT's parts (arXiv:2012.12877), milder."""
+  """Trains from scratch by DeiT's parts (arXiv:2012.12877), milder.
+
+  Its accuracy was not measured.
+  """
   c.data.augment = 'strong'
   if c.data.image_size > 64:
     c.data.crop_scale = (0.35, 1.0)
@@ -422,8 +435,39 @@ def _strong(c: config_dict.ConfigDict) -> None:
   c.optim.ema = 0.999
 
 
+def _cpu(c: config_dict.ConfigDict) -> None:
+  """Learns on two CPU cores in about ten minutes: half a Ti, 64 px."""
+  if c.data.image_size > 64:
+    c.data.image_size, c.model.patch_size = 64, 8
+    c.data.load_size = None
+  c.data.augment = 'standard'
+  c.model.variant = 'Ti'
+  c.model.depth = 6
+  c.model.pool = 'mean'
+  # There from the first step, while learned positions take epochs.
+  c.model.pos_embedding = 'sincos'
+  c.batch_size = 64
+  c.optim.accumulate = 1
+  c.optim.learning_rate = 1e-3
+  c.optim.weight_decay = 0.05
+  c.optim.schedule = 'cosine'
+  c.optim.warmup = '10%'
+  c.optim.clip_norm = 1.0
+  _in_ten_parts(c, '600 steps')
+
+
+def _in_ten_parts(c: config_dict.ConfigDict, duration: str) -> None:
+  c.duration = duration
+  c.checkpoint.every = '10%'
+  c.eval.every = '10%'
+  c.log.every = '20 steps'
+  c.data.workers = 0
+  c.sharding = 'data'
+  c.mesh.data = c.mesh.fsdp = None
+
+
 def _tiny(c: config_dict.ConfigDict) -> None:
-  """One narrow block and a few steps: for tests and first looks."""
+  """Takes one narrow block and a few steps: for tests and first looks."""
   c.model.depth = 1
   c.model.width = 32
   c.model.mlp_dim = 64
@@ -448,7 +492,7 @@ def _short(c: config_dict.ConfigDict) -> None:
 
 
 def _cyclegan(c: config_dict.ConfigDict) -> None:
-  """CycleGAN's recipe (Zhu et al. 2017, arXiv:1703.10593, section 4).
+  """Restores CycleGAN's recipe (Zhu et al. 2017, arXiv:1703.10593, section 4).
 
   It is the default; a word sets every key of it, whatever a file changed.
   """
@@ -463,7 +507,7 @@ def _cyclegan(c: config_dict.ConfigDict) -> None:
 
 
 def _released(c: config_dict.ConfigDict) -> None:
-  """The paper's recipe, as its authors released it: where it differs."""
+  """Takes the paper's recipe, as its authors released it: where it differs."""
   _cyclegan(c)
   c.batch_size = 32
   c.model.dtype = 'float16'
@@ -479,7 +523,7 @@ def _released(c: config_dict.ConfigDict) -> None:
 
 
 def _resnet(c: config_dict.ConfigDict) -> None:
-  """CycleGAN's own generator in the place of a ViTUnet."""
+  """Puts CycleGAN's own generator in the place of a ViTUnet."""
   kept = {'dtype': c.model.dtype, 'precision': c.model.precision}
   c.model.update(dict.fromkeys(c.model))
   c.model.update(kept)
@@ -488,7 +532,7 @@ def _resnet(c: config_dict.ConfigDict) -> None:
 
 
 def _paper_translation(c: config_dict.ConfigDict) -> None:
-  """The released recipe and sizes, and FID as the paper's Table 2 has it."""
+  """Takes the released recipe and sizes, and FID as Table 2 has it."""
   _released(c)
   if c.model.generator == 'vitunet':
     c.model.patch_size = 32
@@ -496,15 +540,35 @@ def _paper_translation(c: config_dict.ConfigDict) -> None:
 
 
 def _paper_fid(c: config_dict.ConfigDict) -> None:
-  """FID as the paper's Table 2 has it."""
+  """Measures FID as the paper's Table 2 has it."""
   c.fid.tap = 64
   c.fid.resize = 'tf1'
   c.fid.quantize = 'truncate'
   c.fid.num = 'min'
 
 
+def _cpu_translation(c: config_dict.ConfigDict) -> None:
+  """Learns on two CPU cores in about ten minutes: 64 px, patch 8."""
+  c.data.image_size = 64
+  c.data.load_size = 72
+  c.batch_size = 4
+  if c.model.generator == 'resnet':
+    c.model.blocks = 3
+    c.model.width = 32
+  else:
+    c.model.variant = 'Ti'
+    c.model.depth = 6
+    c.model.patch_size = 8
+    c.model.resample = 'space'
+  # Random weights need no download, and an early tap suits few images.
+  c.fid.weights = 'random:0'
+  c.fid.tap = 64
+  c.log.samples = '10%'
+  _in_ten_parts(c, '500 steps')
+
+
 def _tiny_translation(c: config_dict.ConfigDict) -> None:
-  """Narrow generators and a few steps at 32 px: for tests and first looks."""
+  """Takes narrow generators and a few steps at 32 px: for tests."""
   c.data.image_size = 32
   c.data.load_size = 36
   if c.model.generator == 'resnet':
@@ -525,12 +589,18 @@ def _tiny_translation(c: config_dict.ConfigDict) -> None:
 
 
 WORDS = {
-  'classification': {'paper': _paper, 'strong': _strong, 'tiny': _tiny},
+  'classification': {
+    'paper': _paper,
+    'strong': _strong,
+    'cpu': _cpu,
+    'tiny': _tiny,
+  },
   'translation': {
     'cyclegan': _cyclegan,
     'released': _released,
     'resnet': _resnet,
     'paper': _paper_translation,
+    'cpu': _cpu_translation,
     'tiny': _tiny_translation,
   },
   'fid': {'paper': _paper_fid},

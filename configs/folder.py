@@ -1,11 +1,15 @@
 """ViT-22B-S/16 on your own images, one folder a class.
 
     python main.py --config=configs/folder.py --config.data.name=folder:PATH
+    python main.py --config=configs/folder.py:cpu --config.data.name=folder:PATH
 
 PATH holds train/CLASS/IMAGE and, if you have them, val/CLASS/IMAGE and
 test/CLASS/IMAGE, in any format that Pillow reads. Without `val`, a stratified
 tenth of `train` is held out. To fine-tune public weights of a ViT-S/16, add
-`--config.model.block=vit --config.init_from=FILE.safetensors`.
+`--config.model.block=vit --config.init_from=FILE.safetensors`, and either
+`--config.optim.layer_decay=0.75` or, to train the head alone,
+`--config.optim.freeze=backbone`. PATH/labels.csv says of images in any folder
+which classes each has; add `--config.loss.kind=sigmoid`.
 
 Hardware and time: about 1 hour for 10,000 images on one A100 (an estimate).
 

@@ -2,6 +2,8 @@
 
     python main.py --config=configs/translation_folder.py \\
       --config.data.name=folder:PATH
+    python main.py --config=configs/translation_folder.py:cpu \\
+      --config.data.name=folder:PATH
 
 PATH holds trainA/IMAGE and trainB/IMAGE and, if you have them, testA and testB,
 in any format that Pillow reads. A tenth of the training images is held out to
@@ -9,7 +11,9 @@ choose the best checkpoint by. `configs/translation_folder.py:resnet` trains
 CycleGAN's own generator in the place of a ViTUnet.
 
 Hardware and time: about 4 hours for 1,000 images of each domain on one A100 (an
-estimate from the FLOPs at a quarter of the peak, not a measurement).
+estimate from the FLOPs at a quarter of the peak, not a measurement); `:cpu`
+about 10 minutes on two CPU cores (from configs/fruit_vitunet_ti.py, which takes
+5 for 270 steps of this size; `:cpu` has 500).
 
 Expected: depends on the images; colors and textures follow within a few dozen
 epochs, shapes hardly ever change. samples/ in the workdir shows it.

@@ -95,7 +95,7 @@ def test_overrides_of_every_type():
     ([f'--config={FILE}', '--config.optim=1'], '--config.optim=1: '),
     (
       [f'--config={FILE}:tinny'],
-      "unknown word 'tinny' after the colon; known: paper, strong, tiny$",
+      "unknown word 'tinny' after the colon; known: paper, strong, cpu, tiny$",
     ),
     (
       ['--config=configs/cifar10_vit22_ti.py'],

@@ -96,7 +96,7 @@ def test_docstring_gives_command_time_and_result(name):
   assert 'Expected:' in text
 
 
-@pytest.mark.parametrize('words', ['', 'paper', 'tiny', 'paper,tiny'])
+@pytest.mark.parametrize('words', ['', 'paper', 'cpu', 'tiny', 'paper,tiny'])
 @pytest.mark.parametrize('name', NAMES)
 def test_values_are_sound_and_locked(name, words):
   config = load(name, words)
@@ -111,7 +111,7 @@ def test_values_are_sound_and_locked(name, words):
 def test_words_are_known_and_may_have_spaces():
   assert load('cifar10_vit_s', ' tiny , paper ').model.depth == 1
   with pytest.raises(
-    ValueError, match=r"unknown word 'huge'.*paper, strong, tiny"
+    ValueError, match=r"unknown word 'huge'.*paper, strong, cpu, tiny"
   ):
     load('cifar10_vit_s', 'tiny,huge')
 
@@ -226,6 +226,6 @@ def test_every_key_is_read(run):
   run(config)
   commands.make_mesh(config)
   config.optim.name = 'sgd'  # alone has momentum
-  optim.make(config.optim, steps_per_epoch=1, total_steps=1)
+  optim.make(config.optim, batch_size=1, steps_per_epoch=1, total_steps=1)
   unread = set(rules.flatten(config)) - reads
   assert sorted(unread) == []

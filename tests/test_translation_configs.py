@@ -190,7 +190,7 @@ def test_a_run_writes_its_files_and_reads_every_key(monkeypatch, tmp_path):
   commands.make_mesh(config)
   config.optim.name = 'sgd'  # alone has momentum
   config.optim.schedule = 'linear'  # alone has a start
-  optim.make(config.optim, steps_per_epoch=1, total_steps=1)
+  optim.make(config.optim, batch_size=1, steps_per_epoch=1, total_steps=1)
   unread = set(rules.flatten(config)) - reads
   assert sorted(unread) == []
 
@@ -201,6 +201,6 @@ def _files(folder):
 
 def test_unknown_words_list_the_known():
   with pytest.raises(
-    ValueError, match='cyclegan, released, resnet, paper, tiny'
+    ValueError, match='cyclegan, released, resnet, paper, cpu, tiny'
   ):
     common.finish(common.translation(), 'huge')

@@ -37,6 +37,7 @@ from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import checkpoint, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
+from vit22b_jax.training import losses
 
 __all__ = ['Predictor', 'Translator', 'UserError', 'create', 'load']
 
@@ -101,6 +102,8 @@ class Predictor:
     load_size: pixels a side before the central crop to that.
     mean: of each channel in [0, 1], subtracted.
     std: of each channel, then divided by.
+    loss: that it was trained with: 'softmax', or 'sigmoid', with which each
+      class has a probability of its own.
   """
 
   model: vit.ViT
@@ -110,6 +113,7 @@ class Predictor:
   load_size: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+  loss: str
 
   def predict(self, images: Images) -> Float[np.ndarray, 'B C']:
     """Returns the probability of each class.
@@ -137,7 +141,9 @@ class Predictor:
 
   @functools.cached_property
   def _probabilities(self) -> Callable[..., Array]:
-    return jax.jit(lambda v, x: jax.nn.softmax(self.model.apply(v, x)))
+    return jax.jit(
+      lambda v, x: losses.probabilities(self.model.apply(v, x), self.loss)
+    )
 
   @functools.cached_property
   def _features(self) -> Callable[..., Array]:
@@ -233,7 +239,8 @@ def load(workdir: epath.PathLike) -> Predictor | Translator:
     return Translator(task.model, variables, names, translate)
   data = config.data
   sizes = data.image_size, data.load_size or data.image_size
-  return Predictor(task.model, variables, names, *sizes, data.mean, data.std)
+  inputs = (*sizes, data.mean, data.std)
+  return Predictor(task.model, variables, names, *inputs, config.loss.kind)
 
 
 def read_config(workdir: epath.PathLike) -> ConfigDict:

@@ -107,16 +107,13 @@ def from_json(text: str, path: Any = 'config.json') -> ConfigDict:
     section, _, name = key.rpartition('.')
     if section and section not in config:
       config[section] = ConfigDict()
-    inner = config[section] if section else config
-    inner[name] = _typed(values[key], rule)
+    value = values[key]
+    if value is None:  # has a type all the same
+      value = config_dict.placeholder(rule.kind)
+    elif rule.kind is float:  # 4 is 4.0
+      value = float(value)
+    (config[section] if section else config)[name] = value
   return config.lock()
-
-
-def _typed(value: Any, rule: rules.Rule) -> Any:
-  """Gives None its type, and turns 4 into 4.0 where the key holds floats."""
-  if value is None:
-    return config_dict.placeholder(rule.kind)
-  return float(value) if rule.kind is float else value
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,18 +137,27 @@ def rename_keys(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     values: a config's, or a part's of it.
     prefix: of the part, such as 'fid.' for what eval.json repeats of `fid`.
   """
-  if isinstance(values, ConfigDict):
-    values = values.to_dict()
   renamed = {}
-  for key, value in values.items():
+  for key, value in dict(values).items():
     path = f'{prefix}{key}'
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | ConfigDict):
       value = rename_keys(value, f'{path}.')
     renamed[RENAMED_KEYS.get(path, path).removeprefix(prefix)] = value
   return renamed
 
 
 # --- Resume ----------------------------------------------------------------
+
+
+def resolve_dtype(config: ConfigDict, platform: str) -> None:
+  """Replaces model.dtype='auto' by float32 on CPUs, bfloat16 elsewhere.
+
+  Args:
+    config: of a task; changed in place.
+    platform: of the mesh's devices: 'cpu', 'gpu' or 'tpu'.
+  """
+  if config.model.dtype == 'auto':
+    config.model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
 
 
 def diff(
@@ -170,22 +176,14 @@ def diff(
   old, new = upgrade(old), rules.flatten(new)
   identity, mutable = [], []
   for key in sorted({*old, *new}):
-    change = (key, old.get(key, rules.ABSENT), new.get(key, rules.ABSENT))
-    if change[1] != change[2]:
-      may_change = key.startswith(MUTABLE_ON_RESUME) or _moved_folder(*change)
-      (mutable if may_change else identity).append(change)
+    before, now = old.get(key, rules.ABSENT), new.get(key, rules.ABSENT)
+    if before != now:
+      # Own images may have moved; their names are compared later.
+      folders = f'{before} {now}'.count('folder:') == 2
+      may_change = key.startswith(MUTABLE_ON_RESUME)
+      may_change |= key == 'data.name' and folders
+      (mutable if may_change else identity).append((key, before, now))
   return identity, mutable
-
-
-def resolve_dtype(config: ConfigDict, platform: str) -> None:
-  """Replaces model.dtype='auto' by float32 on CPUs, bfloat16 elsewhere.
-
-  Args:
-    config: of a task; changed in place.
-    platform: of the mesh's devices: 'cpu', 'gpu' or 'tpu'.
-  """
-  if config.model.dtype == 'auto':
-    config.model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
 
 
 def compare(
@@ -219,9 +217,3 @@ def compare(
       f'--config.init_from={workdir}.'
     )
   return changes
-
-
-def _moved_folder(key: str, old: Any, new: Any) -> bool:
-  """Tells own images that were only moved; their names are compared later."""
-  paths = (str(old), str(new))
-  return key == 'data.name' and all(p.startswith('folder:') for p in paths)

@@ -89,25 +89,23 @@ def _int(low: int, high: int = 2**31, *, rest: bool = False) -> Rule:
   return Rule(int, expected, accepts)
 
 
-def _float(low: float, high: float = _HUGE) -> Rule:
-  """At least `low` and below `high`."""
-  below = f' and below {high:g}' * (high != _HUGE)
-  expected = f'a finite number of at least {low:g}{below}'
-  return Rule(float, expected, lambda x: _is_number(x) and low <= x < high)
+def _float(
+  low: float = 0,
+  high: float = _HUGE,
+  *,
+  above: bool = False,
+  through: bool = False,
+) -> Rule:
+  """At least (or above) `low`, and below (or up to) `high`."""
 
+  def accepts(value):
+    number = _is_number(value) and low <= value <= high
+    return number and (value > low or not above) and (value < high or through)
 
-def _up_to(high: float) -> Rule:
-  """From 0 to `high`, both included."""
-  expected = f'a number from 0 to {high:g}'
-  return Rule(float, expected, lambda x: _is_number(x) and 0 <= x <= high)
-
-
-def _positive(high: float = _HUGE) -> Rule:
-  """Above 0 and below `high`."""
-  expected = 'a finite number above 0' + f' and below {high:g}' * (
-    high != _HUGE
-  )
-  return Rule(float, expected, lambda x: _is_number(x) and 0 < x < high)
+  lower = f'{"above" if above else "of at least"} {low:g}'
+  upper = f' and {"up to" if through else "below"} {high:g}'
+  expected = f'a finite number {lower}{upper * (high != _HUGE)}'
+  return Rule(float, expected, accepts)
 
 
 def _choice(*choices: Any) -> Rule:
@@ -122,33 +120,28 @@ def _text(expected: str = 'text', pattern: str = r'[^\0]*') -> Rule:
   return Rule(str, expected, accepts)
 
 
+def _numbers(
+  count: int, expected: str, accepts: Callable[[tuple[Any, ...]], bool]
+) -> Rule:
+  def all_accepted(value):
+    is_tuple = isinstance(value, tuple) and len(value) == count
+    return is_tuple and all(map(_is_number, value)) and accepts(value)
+
+  return Rule(tuple, expected, all_accepted)
+
+
 def _rgb(rule: Rule) -> Rule:
-  """Three numbers, for red, green and blue."""
-
-  def accepts(value):
-    numbers = isinstance(value, tuple) and len(value) == 3
-    return numbers and all(map(rule.accepts, value))
-
   expected = f'three numbers, for red, green and blue, each {rule.expected}'
-  return Rule(tuple, expected, accepts)
+  return _numbers(3, expected, lambda value: all(map(rule.accepts, value)))
 
 
 def _range(high: float) -> Rule:
-  """Two numbers above 0 and up to `high`, the smaller first."""
-
-  def accepts(value):
-    numbers = isinstance(value, tuple) and len(value) == 2
-    numbers = numbers and all(map(_is_number, value))
-    return numbers and 0 < value[0] <= value[1] <= high
-
   expected = f'two numbers above 0 and up to {high:g}, the smaller first'
-  return Rule(tuple, expected, accepts)
+  return _numbers(2, expected, lambda v: 0 < v[0] <= v[1] <= high)
 
 
-def _duration(*, percent: bool = True, positive: bool = False) -> Rule:
-  check = functools.partial(
-    durations.validate, percent=percent, positive=positive
-  )
+def _duration(**options: bool) -> Rule:
+  check = functools.partial(durations.validate, **options)
   return Rule(str, 'steps, epochs or percent, as text', check=check)
 
 
@@ -158,19 +151,19 @@ def _optional(rule: Rule) -> Rule:
 
 
 def _later(rule: Rule, absent: Any) -> Rule:
+  """Judges a key that older runs lack, who meant `absent`."""
   return dataclasses.replace(rule, absent=absent)
 
 
 _FLAG = Rule(bool, 'True or False', lambda value: isinstance(value, bool))
 _PATH = _text('a path')
 _PROJECT = _later(_text('the name of a project'), '')
+_POSITIVE = _float(above=True)
 _COUNT = _int(1)
 _FRACTION = _float(0, 1)
-_PROBABILITY = _up_to(1)
-_SHARE = Rule(
-  float, 'a number above 0 and up to 1', lambda x: _is_number(x) and 0 < x <= 1
-)
-_WEIGHT = _float(0)
+_PROBABILITY = _float(0, 1, through=True)
+_SHARE = _float(0, 1, above=True, through=True)
+_WEIGHT = _float()
 _CADENCE = _duration(positive=True)
 
 _RUN = {
@@ -198,9 +191,9 @@ _RUN = {
   'diagnostics': {
     'per_layer': _FLAG,
     'on_explosion': _choice('record', 'skip_step', 'halt'),
-    'max_logit': _positive(),
-    'max_abs_grad': _positive(),
-    'zscore': _positive(),
+    'max_logit': _POSITIVE,
+    'max_abs_grad': _POSITIVE,
+    'zscore': _POSITIVE,
     'window': _int(1, 100_000),
     'ignore': _duration(),
   },
@@ -234,7 +227,7 @@ _BLOCK = {
   ),
   'qkv_bias': _optional(_FLAG),
   'norm': _optional(_choice('layer', 'rms')),
-  'eps': _optional(_positive(1)),
+  'eps': _optional(_float(0, 1, above=True)),
   'softmax_scale': _optional(_choice('head', 'width')),
   'init': _optional(_choice('vit', 'torch')),
   **_COMPUTE,
@@ -248,15 +241,20 @@ _PATCH = _int(1, 65_536)
 _ATTENTION = _choice('auto', 'xla', 'cudnn')
 _OPTIM = {
   'name': _choice('adamw', 'adam', 'sgd', 'adagrad'),
-  'learning_rate': _positive(),
+  'learning_rate': _POSITIVE,
+  'base_batch_size': _later(_int(0), 0),
   **dict.fromkeys(('b1', 'b2', 'momentum'), _FRACTION),
-  'eps': _positive(),
+  'eps': _POSITIVE,
   'weight_decay': _WEIGHT,
   'decay': _choice('matrices', 'all'),
   'clip_norm': _WEIGHT,
   'schedule': _choice('multistep', 'cosine', 'rsqrt', 'constant'),
   'warmup': _duration(),
 }
+_CLASS_WEIGHTS = _text(
+  "none, balanced or a number above 0 for each class, such as '1,2.5,1'",
+  r'none|balanced|(\d*\.?\d+)(,\d*\.?\d+)+',
+)
 _FID = {
   'weights': _text(
     "'', a file or 'random:SEED' with a whole number",
@@ -281,9 +279,7 @@ RULES: dict[str, dict[str, Rule]] = {
         **_SOURCE,
         'load_size': _optional(_int(1, 65_536)),
         'eval_crop': _optional(_SHARE),
-        'sampling': dataclasses.replace(
-          _choice('shuffle', 'balanced'), absent='shuffle'
-        ),
+        'sampling': _later(_choice('shuffle', 'balanced'), 'shuffle'),
         'augment': _choice(
           *('none', 'paper', 'crop', 'standard', 'randaugment', 'strong')
         ),
@@ -293,12 +289,12 @@ RULES: dict[str, dict[str, Rule]] = {
         'flip_horizontal': _optional(_PROBABILITY),
         'flip_vertical': _optional(_PROBABILITY),
         'randaugment_layers': _optional(_int(0, 100)),
-        'randaugment_magnitude': _optional(_up_to(10)),
+        'randaugment_magnitude': _optional(_float(0, 10, through=True)),
         'erase': _optional(_PROBABILITY),
         **dict.fromkeys(('mixup', 'cutmix'), _optional(_float(0, 1000))),
         'mix_switch': _optional(_PROBABILITY),
         'mean': _rgb(_float(-1000, 1000)),
-        'std': _rgb(_positive(1000)),
+        'std': _rgb(_float(0, 1000, above=True)),
       },
       'model': {
         **_BLOCK,
@@ -321,11 +317,14 @@ RULES: dict[str, dict[str, Rule]] = {
       'optim': {
         **_OPTIM,
         'head_weight_decay': _optional(_WEIGHT),
+        'layer_decay': _later(_SHARE, 1.0),
+        'freeze': _later(_choice('none', 'backbone'), 'none'),
         'accumulate': _COUNT,
         'ema': _FRACTION,
       },
       'loss': {
         'kind': _choice('softmax', 'sigmoid'),
+        'class_weights': _later(_CLASS_WEIGHTS, 'none'),
         'label_smoothing': _FRACTION,
         'input_gradient_penalty': _WEIGHT,
       },
@@ -365,7 +364,7 @@ RULES: dict[str, dict[str, Rule]] = {
       'loss': {
         'gan': _choice('lsgan', 'vanilla'),
         **dict.fromkeys(('lambda_cycle', 'lambda_identity'), _WEIGHT),
-        'lambda_paired': dataclasses.replace(_WEIGHT, absent=0.0),
+        'lambda_paired': _later(_WEIGHT, 0.0),
         'discriminator_factor': _WEIGHT,
       },
       'fid': _FID,
@@ -393,12 +392,7 @@ RULES: dict[str, dict[str, Rule]] = {
 def validate_fields(
   section: str, fields: Mapping[str, Any], task: str = 'classification'
 ) -> None:
-  """Judges fields that Python code gives, each by the rule of its key.
-
-  Args:
-    section: of the config where the fields stand, such as 'model'.
-    fields: values by name; those without a rule are left aside.
-    task: whose rules count.
+  """Judges fields of a section that Python code gives, those that have rules.
 
   Raises:
     UserError: a value is not one that its key takes.

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from configs import digits_vit22b_ti
 from vit22b_jax import errors
-from vit22b_jax.data import catalog, splits
+from vit22b_jax.data import augment, catalog, splits
 from vit22b_jax.models import stacking
-from vit22b_jax.runtime import sharding
+from vit22b_jax.modes import evaluate
+from vit22b_jax.runtime import sharding, workdir
 from vit22b_jax.tasks import classification
 
 
@@ -42,6 +44,11 @@ def _task(data, mesh=None, **overrides):
   config.update_from_flattened_dict(overrides)
   mesh = mesh or _mesh()
   return classification.Classification(config, mesh, data.names, data)
+
+
+def _normalized(task, images):
+  data = task.config.data
+  return augment.normalize(jnp.asarray(images), data.mean, data.std)
 
 
 def _steps(task, count, state=None):
@@ -88,10 +95,92 @@ def test_images_of_one_of_several_classes_train_as_those_of_one(data):
   expected, found = (
     _steps(_task(each, **sigmoid), 2) for each in (data, several)
   )
-  assert expected[1] == found[1]
+  for one, other in zip(expected[1], found[1], strict=True):
+    assert one.pop('train/top1') == other.pop('train/precision_at_1')
+    assert one == other
   _close(expected[0].params, found[0].params, rtol=0)
   abstract = _task(several, **sigmoid).abstract_batch['label']
   assert (abstract.shape[1:], abstract.dtype) == ((7,), np.float32)
+
+
+def test_a_frozen_backbone_leaves_gradients_to_the_head(data):
+  overrides = {'optim.freeze': 'backbone', 'model.init': 'torch'}
+  overrides['diagnostics.per_layer'] = True
+  task = _task(data, **overrides)
+  before = jax.device_get(task.init_state().params)
+  state, (row,) = _steps(task, 1)
+  assert row['grad_norm/00'] == 0 < row['grad_norm']
+  after = jax.device_get(state.params)
+  assert np.any(
+    before.pop('head')['logits']['kernel'] != after['head']['logits']['kernel']
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, before, {k: after[k] for k in before}
+  )
+  moments = jax.tree.leaves(state.opt_state, is_leaf=lambda x: x is None)
+  assert sum(x.size for x in moments) < 1000
+
+
+@pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
+def test_class_weights_multiply_losses(data, kind):
+  """The head starts at zero, so all examples have the same loss."""
+  overrides = {'loss.kind': kind}
+  plain = _steps(_task(data, **overrides), 1)[1][0]['loss']
+  task = _task(data, **overrides, **{'loss.class_weights': '1,1,1,1,1,1,8'})
+  batches = task.train_batches()
+  labels = np.asarray(next(batches)['label'])
+  batches.close()
+  weights = np.where(np.arange(7) == 6, 8, 1) * 48 / (42 + 6 * 8)
+  found = _steps(task, 1)[1][0]['loss']
+  np.testing.assert_allclose(found, plain * weights[labels].mean(), rtol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def several():
+  """Images of any number of 3 classes: none to all."""
+
+  def split(count):
+    images = np.random.default_rng(count).integers(
+      0, 256, (count, 8, 8, 3), np.uint8
+    )
+    labels = np.arange(count)[:, None] >> np.arange(3) & 1
+    return splits.ArraySplit(images, labels.astype(np.float32))
+
+  parts = (split(48), split(23), split(13))
+  return catalog.Dataset(*parts, ('a', 'b', 'c'), multi_label=True)
+
+
+SEVERAL = {'loss.kind': 'sigmoid', 'model.init': 'torch'}
+
+
+def test_images_of_several_classes_are_scored_by_average_precision(
+  several, tmp_path
+):
+  task = _task(several, **SEVERAL, **{'eval.batch_size': 8})
+  state, (row,) = _steps(task, 1)
+  assert 0 <= row['train/precision_at_1'] <= 1 and 'train/top1' not in row
+  variables, _ = task.variables(state.to_dict())
+  run = workdir.Workdir(tmp_path)
+  result = task.evaluator.test(variables, run)
+  assert result['num_examples'] == 13
+  assert result.keys() == {
+    *('split', 'num_examples', 'loss', 'map', 'average_precision')
+  }
+  logits = task.model.apply(variables, _normalized(task, several.test.images))
+  labels, scores = several.test.labels, np.asarray(logits)
+  expected = [
+    average_precision_score(labels[:, c], scores[:, c]) for c in (0, 1, 2)
+  ]
+  np.testing.assert_allclose(result['average_precision'], expected, rtol=1e-5)
+  np.testing.assert_allclose(result['map'], np.mean(expected), rtol=1e-5)
+  binary = np.logaddexp(0, np.where(labels > 0, -scores, scores))
+  np.testing.assert_allclose(result['loss'], binary.sum(1).mean(), rtol=1e-5)
+  with np.load(tmp_path / 'predictions.npz') as found:
+    np.testing.assert_array_equal(found['targets'], labels)
+  found = dict(task.evaluator.validate(variables))
+  assert found.keys() == {'loss', 'map'}
+  best = evaluate.score(task.evaluator, {'val/map': 0.5, 'val/loss': 2.0})
+  assert best == (0.5, -2.0)
 
 
 def test_batch_norm_refuses_to_see_parts_of_a_batch():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit22b_jax import errors
 from vit22b_jax.training import losses
 
 
@@ -50,6 +51,40 @@ def test_sigmoid_sums_a_binary_cross_entropy_for_each_class():
     jnp.asarray(logits)[None], jnp.array([1]), kind='sigmoid'
   )
   np.testing.assert_allclose(got, [expected], rtol=1e-6)
+
+
+def test_class_weights_have_a_mean_of_1_over_the_images():
+  labels = np.repeat([0, 1, 3], [6, 3, 1])  # class 2 has no image
+  for setting, ratio in (
+    ('balanced', (1, 2, 6)),
+    ('1,2.5,9,.5', (1, 2.5, 0.5)),
+  ):
+    weights = losses.class_weights(setting, labels, 4)
+    np.testing.assert_allclose(weights[labels].mean(), 1)
+    np.testing.assert_allclose(weights[[0, 1, 3]] / weights[0], ratio)
+  with pytest.raises(errors.UserError, match='each of the 4 classes'):
+    losses.class_weights('1,2', labels, 4)
+
+
+def test_class_weights_of_images_of_several_classes():
+  labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]], np.float32)
+  weights = losses.class_weights('balanced', labels, 3)
+  np.testing.assert_allclose(weights[1] / weights[0], 3)
+  w = weights[0]  # images have w, (w + 3 w) / 2, w; the last none, so 1
+  np.testing.assert_allclose(
+    [w, 2 * w, w], np.array([1, 2, 1]) * 3 / 4, rtol=1e-6
+  )
+  got = losses.example_weights(labels, weights)
+  np.testing.assert_allclose(got, [w, 2 * w, w, 1], rtol=1e-6)
+
+
+def test_the_weight_of_a_mixed_example_is_that_of_its_classes():
+  weights = np.array([0.5, 2.0, 1.0])
+  mixed = jnp.array([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
+  got = losses.example_weights(mixed, weights)
+  np.testing.assert_allclose(got, [0.25 * 0.5 + 0.75 * 2, 1])
+  got = losses.example_weights(jnp.array([1, 0]), weights)
+  np.testing.assert_allclose(got, [2, 0.5])
 
 
 def test_half_precision_logits_give_a_float32_loss():

@@ -79,3 +79,19 @@ def test_auroc_of_one_class_or_of_no_numbers_is_not_a_number():
   scores = np.full((4, 2), 0.5)
   assert np.isnan(metrics.auroc(scores, np.zeros(4, int)))
   assert np.isnan(metrics.auroc(scores * np.nan, np.array([0, 1, 0, 1])))
+
+
+def test_average_precision_by_hand_and_of_a_class_without_an_image():
+  scores = np.array([[0.9, 0.1, 0.3], [0.8, 0.9, 0.3], [0.7, 0.2, 0.1]])
+  targets = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], np.float32)
+  got = metrics.average_precision(scores, targets)
+  # The first: precision 1 at recall 1/2, and 2/3 at recall 1.
+  np.testing.assert_allclose(got, [(1 + 2 / 3) / 2, 1, np.nan])
+  assert np.isnan(metrics.average_precision(scores * np.nan, targets)).all()
+
+
+def test_images_of_several_classes_have_a_loss_and_no_top_1():
+  targets = jnp.array([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+  mask, values = jnp.array([1.0, 1.0, 0.0]), jnp.array([2.0, 4.0, jnp.nan])
+  got = metrics.means(metrics.batch_sums(targets, targets, values, mask))
+  assert got == {'num_examples': 2, 'loss': 3.0}

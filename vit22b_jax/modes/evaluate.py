@@ -28,13 +28,12 @@ def score(
   those that it doesn't tell apart. None for a row that isn't of a validation,
   or of one with too few images to choose weights by.
   """
-  if (
-    evaluator.best_metric not in row
-    or row.get('val/num_images', math.inf) < evaluator.min_images
-  ):
+  metric = next((m for m in evaluator.best_metrics if m in row), None)
+  count = row.get('val/num_images', math.inf)
+  if metric is None or count < evaluator.min_images:
     return None
   sign = 1 if evaluator.best_mode == 'max' else -1
-  return sign * float(row[evaluator.best_metric]), -row.get('val/loss', 0.0)
+  return sign * float(row[metric]), -row.get('val/loss', 0.0)
 
 
 def scores(

@@ -33,6 +33,7 @@ from vit22b_jax.runtime import (
 )
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
+from vit22b_jax.training import optim
 
 
 @dataclasses.dataclass
@@ -294,6 +295,15 @@ def introduce(task: base.Task) -> None:
     f'{task.steps_per_epoch} an epoch; {task.mesh.size} x '
     f'{jax.devices()[0].device_kind} ({mesh}), {task.config.model.dtype}.'
   )
+  section, batch_size = task.config.optim, task.config.batch_size
+  if section.base_batch_size:
+    rate = optim.peak_rate(section, batch_size)
+    console.say(
+      f'Learning rate {rate:g}: {section.learning_rate:g} for a batch of '
+      f'{section.base_batch_size}, scaled to {batch_size}.'
+    )
+  if section.get('freeze') == 'backbone':
+    console.say('Only the head is trained; all other weights are frozen.')
 
 
 def calendar(task: base.Task) -> Callable[[int], Due]:

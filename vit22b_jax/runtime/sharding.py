@@ -189,12 +189,17 @@ def opt_state_shardings(
     params: the shardings of the parameters.
     mesh: on which everything else is replicated.
   """
+
+  def is_frozen(x):
+    return isinstance(x, optax.MaskedNode)
+
   return optax.tree_utils.tree_map_params(
     tx,
-    lambda _, s: s,
+    lambda x, s: x if is_frozen(x) else s,
     opt_state,
     params,
     transform_non_params=lambda _: replicated(mesh),
+    is_leaf=is_frozen,
   )
 
 

@@ -1,18 +1,15 @@
 """Defines what the training loop asks of a task, and what all tasks share.
 
-    task = Classification(config, mesh, names, data)
-    state = task.init_state()                           # sharded over the mesh
-    with sharding.mesh_context(task.mesh):
-      state, scalars = task.train_step(state, batch)    # jitted, state donated
-    values = dict(task.evaluator.validate(task.variables(state.to_dict())[0]))
-
-The loop (train.py), the command line and `api` know a task by this interface
-alone. One task lives on one mesh with one configuration.
+task = Classification(config, mesh, names, data)
+state = task.init_state()                           # sharded over the mesh
+with sharding.mesh_context(task.mesh):
+  state, scalars = task.train_step(state, batch)    # jitted, state donated
+values = dict(task.evaluator.validate(task.variables(state.to_dict())[0]))
 """
 
 import abc
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -57,33 +54,6 @@ class State:
     """Returns the fields by name, which is how checkpoints hold a state."""
     return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
-  def after(
-    self,
-    verdict: diagnostics.Verdict,
-    monitor: diagnostics.Monitor,
-    loss_scale: dynamic_scale.DynamicScale | None,
-    **new: Any,
-  ) -> Self:
-    """Returns the state after a step, as far as the detector allows the step.
-
-    Args:
-      verdict: with `keep`, none of `new` is taken.
-      monitor: the detector's memory after the step; once it has stopped, the
-        state stays that of before the step.
-      loss_scale: for the next step.
-      **new: fields of the state.
-    """
-
-    def unless(kept, new, old):
-      return jax.tree.map(lambda n, o: jnp.where(kept, o, n), new, old)
-
-    return self.replace(
-      step=self.step + jnp.where(monitor.stopped, 0, 1),
-      monitor=monitor,
-      loss_scale=unless(monitor.stopped, loss_scale, self.loss_scale),
-      **{k: unless(verdict.keep, x, getattr(self, k)) for k, x in new.items()},
-    )
-
 
 def split_seed(config: ConfigDict) -> int:
   """Returns the seed that chooses a validation part."""
@@ -102,16 +72,15 @@ class Task(abc.ABC):
     mesh: where arrays live.
     names: of the classes in label order, or of the two domains.
     data: what `load_data` or, to plan a run, `dataset_info` gives; None to only
-      use trained weights.
+      use trained weights, without the last four attributes.
 
   Attributes:
     model: the linen module; of a translation, the generator.
     scalars: names of what a step returns.
     evaluator: measures weights on the parts of the data that aren't trained on.
-    variable_shapes: of the models' variables, boxed.
     logical_param_shapes: of the weights, with the logical names of their axes.
     param_shardings: of the weights; gradients and moments have the same.
-    abstract_state: shapes, types and shardings of the state; with data.
+    abstract_state: shapes, types and shardings of the state.
     train_step: jitted (state, batch) -> (state, scalars [M]), to be called
       under `sharding.mesh_context(mesh)`; the state is donated. The scalars are
       float32 in the order of `scalars.all`: one vector, so that reading them
@@ -151,17 +120,31 @@ class Task(abc.ABC):
     )
     tx, self._schedule = optim.make(
       config.optim,
+      batch_size=config.batch_size,
       total_steps=self.total_steps,
       steps_per_epoch=self.steps_per_epoch,
     )
-    self._detector = self._make_detector()
+    d = config.diagnostics
+    self._detector = diagnostics.Settings(
+      max_logit=d.max_logit,
+      max_abs_grad=d.max_abs_grad,
+      zscore=d.zscore,
+      warmup_steps=self.steps(d.ignore),
+      on_explosion=d.on_explosion,
+    )
     self.use_optimizer(tx)
 
   def use_optimizer(self, tx: optax.GradientTransformation) -> None:
     """Sets the optimizer, and with it `abstract_state` and `train_step`."""
     self.tx = tx
-    self.abstract_state = self._abstract_state()
-    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    variables = nn.unbox(self.variable_shapes)
+    with sharding.mesh_context(self.mesh):
+      shapes = jax.eval_shape(lambda v: self.new_state(v, 0), variables)
+    whole = sharding.replicated(self.mesh)
+    shardings = jax.tree.map(lambda _: whole, shapes).replace(
+      params=self.param_shardings, **self.shardings(shapes)
+    )
+    self.abstract_state = jax.tree.map(abstract, shapes, shardings)
     self.train_step = jax.jit(
       self.step,
       donate_argnums=0,
@@ -260,11 +243,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def shardings(self, shapes: State) -> dict[str, Any]:
-    """Returns the shardings of the fields of a state that aren't whole.
-
-    Args:
-      shapes: of a state; `params` needs no answer.
-    """
+    """Returns the shardings of what isn't whole in a state, beside `params`."""
 
   def init_state(self) -> State:
     """Makes a new state from the config's seed, each array where it lives."""
@@ -277,16 +256,6 @@ class Task(abc.ABC):
       return jax.jit(new, static_argnums=0, out_shardings=shardings)(
         self.config.seed
       )
-
-  def _abstract_state(self) -> State:
-    variables = nn.unbox(self.variable_shapes)
-    with sharding.mesh_context(self.mesh):
-      shapes = jax.eval_shape(lambda v: self.new_state(v, 0), variables)
-    whole = sharding.replicated(self.mesh)
-    shardings = jax.tree.map(lambda _: whole, shapes).replace(
-      params=self.param_shardings, **self.shardings(shapes)
-    )
-    return jax.tree.map(abstract, shapes, shardings)
 
   def common_state(self, params: Any, key: jax.Array) -> dict[str, Any]:
     """Returns the fields of a new state that need no optimizer, by name."""
@@ -340,7 +309,7 @@ class Task(abc.ABC):
     """Lets the detector judge a step, and takes it if it may.
 
     Args:
-      state: before the step.
+      state: before the step; it stays so once the detector has stopped.
       row: what was measured, by name.
       overflow: float16 gradients overflowed.
       loss_scale: for the next step.
@@ -353,23 +322,21 @@ class Task(abc.ABC):
     monitor, verdict = diagnostics.observe(
       state.monitor, signals, row['loss'], state.step, overflow, self._detector
     )
-    row |= diagnostics.verdict_row(verdict, monitor)
+    row |= verdict
+    keep = verdict['verdict/keep'] > 0
     taken = optim.steps_taken(state.opt_state)
     row['train/learning_rate'] = self._schedule(taken)
-    state = state.after(verdict, monitor, loss_scale, **new)
-    return state, jnp.stack([row[name] for name in self.scalars.all])
 
-  def _make_detector(self) -> diagnostics.Settings:
-    """Returns the detector that the config's `diagnostics` asks for."""
-    d = self.config.diagnostics
-    return diagnostics.Settings(
-      max_logit=d.max_logit,
-      max_abs_grad=d.max_abs_grad,
-      zscore=d.zscore,
-      window=d.window,
-      warmup_steps=self.steps(d.ignore),
-      policy=d.on_explosion,
+    def unless(kept, new, old):
+      return jax.tree.map(lambda n, o: jnp.where(kept, o, n), new, old)
+
+    state = state.replace(
+      step=state.step + jnp.where(monitor.stopped, 0, 1),
+      monitor=monitor,
+      loss_scale=unless(monitor.stopped, loss_scale, state.loss_scale),
+      **{k: unless(keep, x, getattr(state, k)) for k, x in new.items()},
     )
+    return state, jnp.stack([row[name] for name in self.scalars.all])
 
   @abc.abstractmethod
   def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:

@@ -1,13 +1,10 @@
 """Trains and evaluates one image classifier.
 
-    task = Classification(config, mesh, names, data)
-    state = task.init_state()
-    with sharding.mesh_context(mesh):
-      state, scalars = task.train_step(state, batch)
-    probabilities = task.evaluator.predict(variables, images)
-
-Everything random or heavy (augmentation, model, loss, gradients, optimizer,
-diagnostics) happens inside one jitted step.
+task = Classification(config, mesh, names, data)
+state = task.init_state()
+with sharding.mesh_context(mesh):
+  state, scalars = task.train_step(state, batch)
+probabilities = task.evaluator.predict(variables, images)
 """
 
 from typing import Any
@@ -47,8 +44,7 @@ def build_model(config: ConfigDict, num_classes: int) -> vit.ViT:
   """Builds the classifier that the config's `model` section describes.
 
   Raises:
-    UserError: as `vit.build`, and for cuDNN's attention with the gradient
-      penalty, which needs a second derivative that cuDNN lacks.
+    UserError: as `vit.build`, and for cuDNN's attention with the penalty.
   """
   fields = dict(config.model)
   if config.loss.input_gradient_penalty:
@@ -63,7 +59,12 @@ def build_model(config: ConfigDict, num_classes: int) -> vit.ViT:
 
 
 class Classification(base.Task):
-  """Trains one classifier; see `base.Task`. `layers` names its blocks."""
+  """Trains one classifier; see `base.Task`.
+
+  Attributes:
+    layers: names of the blocks.
+    multi_label: whether images may be of several classes, or of none.
+  """
 
   def __init__(
     self,
@@ -80,8 +81,18 @@ class Classification(base.Task):
     config_lib.resolve_dtype(config, mesh.devices.flat[0].platform)
     self.model = build_model(config, len(names))
     self.layers = stacking.layer_names(self.model.depth)
+    self.multi_label = bool(data and data.multi_label)
+    self._class_weights = None
+    if config.loss.class_weights != 'none':
+      # A plan's data are sizes alone.
+      labels = getattr(data and data.train, 'labels', np.arange(len(names)))
+      self._class_weights = losses.class_weights(
+        config.loss.class_weights, labels, len(names)
+      )
     self.scalars = diagnostics.scalar_names_of_blocks(
-      self.layers, config.diagnostics.per_layer, ('train/top1',)
+      self.layers,
+      config.diagnostics.per_layer,
+      ('train/precision_at_1' if self.multi_label else 'train/top1',),
     )
     super().__init__(config, mesh, names, data)
     sharding.validate_batch_size(
@@ -102,11 +113,7 @@ class Classification(base.Task):
 
   @staticmethod
   def validate_config(config: ConfigDict) -> None:
-    """Judges the model, the images and `init_from` before data are read.
-
-    Raises:
-      UserError: sizes that don't fit together, or a missing file.
-    """
+    """Judges the model, the images and `init_from` before data are read."""
     size, patch = config.data.image_size, config.model.patch_size
     if (config.data.load_size or size) < size:
       raise errors.UserError(
@@ -176,21 +183,19 @@ class Classification(base.Task):
     """Returns shapes, types and shardings of a training batch."""
     count, data = self.config.batch_size, self.config.data
     side = data.load_size or data.image_size
-    shapes = {'image': (count, side, side, 3), 'label': (count,)}
-    types = {'image': jnp.uint8, 'label': jnp.int32}
-    if self.data.multi_label:
-      shapes['label'], types['label'] = (count, len(self.names)), jnp.float32
-    return {
-      name: jax.ShapeDtypeStruct(
-        shape, types[name], sharding=sharding.batch_sharding(self.mesh)
-      )
-      for name, shape in shapes.items()
-    }
+    images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((count,), jnp.int32)
+    if self.multi_label:
+      labels = jax.ShapeDtypeStruct((count, len(self.names)), jnp.float32)
+    placed = sharding.batch_sharding(self.mesh)
+    batch = {'image': images, 'label': labels}
+    return {name: base.abstract(x, placed) for name, x in batch.items()}
 
   @property
   def flops_per_image(self) -> float:
     """Returns the model FLOPs of a training step for one image; see `flops`."""
-    return flops.classifier_flops(self.model, self.config.data.image_size)
+    work = flops.classifier_flops(self.model, self.config.data.image_size)
+    return work / 3 if self.config.optim.freeze == 'backbone' else work
 
   # --- State ---------------------------------------------------------------
 
@@ -214,22 +219,16 @@ class Classification(base.Task):
   def shardings(self, shapes: State) -> dict[str, Any]:
     """Splits moments and averages as the weights are split."""
     params = self.param_shardings
-    return {
-      'ema': None if shapes.ema is None else params,
-      'opt_state': sharding.opt_state_shardings(
-        self.tx, shapes.opt_state, params, self.mesh
-      ),
-    }
+    opt_state = sharding.opt_state_shardings(
+      self.tx, shapes.opt_state, params, self.mesh
+    )
+    ema = None if shapes.ema is None else params
+    return {'ema': ema, 'opt_state': opt_state}
 
   def with_pretrained(self, state: State, path: str) -> State:
     """Returns the state with the weights of a file or of another run."""
-    params = initial.load(
-      path,
-      self.model,
-      state.params,
-      self.names,
-      self.config.data.image_size,
-    )
+    size = self.config.data.image_size
+    params = initial.load(path, self.model, state.params, self.names, size)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema)
 
@@ -246,24 +245,17 @@ class Classification(base.Task):
     return {'params': params, 'batch_stats': batch_stats, 'ema': ema}
 
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns what the model applies: averaged weights where there are any.
-
-    Args:
-      weights: `params`, `batch_stats` and `ema`, as a state has them.
-
-    Returns:
-      The model's variables, and which weights they are: 'ema' or 'params'.
-    """
+    """Returns what the model applies: averaged weights where there are any."""
     kind = 'params' if weights['ema'] is None else 'ema'
-    chosen = weights[kind]
-    return {'params': chosen, 'batch_stats': weights['batch_stats']}, kind
+    batch_stats = weights['batch_stats']
+    return {'params': weights[kind], 'batch_stats': batch_stats}, kind
 
   # --- Steps ---------------------------------------------------------------
 
   def step(
     self, state: State, batch: dict[str, Array]
   ) -> tuple[State, Float[Array, 'M']]:
-    """Takes a step on `image` uint8 [B, H, W, 3] and `label` [B]. Traced."""
+    """Takes a step on `image` uint8 [B, H, W, 3] and their `label`. Traced."""
     config = self.config
     found = gradients.of_batch(
       self.loss,
@@ -292,16 +284,9 @@ class Classification(base.Task):
       clip_norm=config.optim.clip_norm,
     )
     row |= diagnostics.layer_norms(found.grads) | found.aux
-    return self.finish_step(
-      state,
-      row,
-      found.overflow,
-      found.loss_scale,
-      params=params,
-      batch_stats=found.batch_stats,
-      opt_state=opt_state,
-      ema=ema,
-    )
+    new = {'params': params, 'opt_state': opt_state, 'ema': ema}
+    new['batch_stats'] = found.batch_stats
+    return self.finish_step(state, row, found.overflow, found.loss_scale, **new)
 
   def _parts(self, state: State, batch: dict[str, Array]) -> Any:
     """Augments, normalizes and splits a batch; see `gradients.split`."""
@@ -321,30 +306,26 @@ class Classification(base.Task):
   def loss(
     self, params: Any, batch_stats: Any, part: Any
   ) -> tuple[Float[Array, ''], tuple[Any, dict[str, Array]]]:
-    """Computes the mean loss of a part of a batch.
-
-    Args:
-      params: the weights.
-      batch_stats: batch norm's.
-      part: normalized images; labels, or probabilities of the classes where
-        images are mixed; and the key of dropout.
+    """Computes the mean loss of a part of a batch, see `gradients.split`.
 
     Returns:
       The loss; and new batch statistics, with scalars by name.
     """
     images, labels, key = part
+    if self.config.optim.freeze == 'backbone':
+      params = {**jax.lax.stop_gradient(params), 'head': params['head']}
     settings = self.config.loss
     per_layer = self.config.diagnostics.per_layer
 
     def example_losses(images):
       output, updated = self._apply(params, batch_stats, images, key, per_layer)
       logits, captured = output if per_layer else (output, {})
+      smoothing = settings.label_smoothing
       values = losses.cross_entropy(
-        logits,
-        labels,
-        kind=settings.kind,
-        label_smoothing=settings.label_smoothing,
+        logits, labels, kind=settings.kind, label_smoothing=smoothing
       )
+      if self._class_weights is not None:
+        values *= losses.example_weights(labels, self._class_weights)
       return values, (logits, captured, updated.get('batch_stats', {}))
 
     values, (logits, captured, batch_stats) = losses.penalized(
@@ -353,8 +334,13 @@ class Classification(base.Task):
     aux = diagnostics.layer_columns(captured, self.layers)
     aux['max_logit'] = jnp.max(logits)
     aux['max_abs_logit'] = jnp.max(jnp.abs(logits))
-    likeliest = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
-    aux['train/top1'] = jnp.mean(jnp.argmax(logits, -1) == likeliest)
+    first = jnp.argmax(logits, -1)
+    if self.multi_label:
+      hits = jnp.take_along_axis(labels, first[:, None], 1) > 0
+      aux['train/precision_at_1'] = jnp.mean(hits)
+    else:
+      likeliest = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
+      aux['train/top1'] = jnp.mean(first == likeliest)
     return jnp.mean(values), (batch_stats, aux)
 
   def _apply(self, params, batch_stats, images, key, capture):
@@ -368,10 +354,7 @@ class Classification(base.Task):
     )
 
   def locate_nonfinite(self, state: State, batch: dict[str, Array]) -> str:
-    """Finds which layer of the step on `batch` is non-finite first.
-
-    The step's own forward and backward pass are run again, with intermediates.
-    """
+    """Finds which layer of the step on `batch` is non-finite first."""
     count = self.config.optim.accumulate
     scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 

@@ -11,12 +11,13 @@ Image translations have an evaluator of their own, in `fid_evaluator`.
 import abc
 import dataclasses
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from vit22b_jax.data import catalog, devices, pipeline, splits
 from vit22b_jax.runtime import sharding
@@ -43,14 +44,14 @@ class Evaluator(abc.ABC):
   Each `poll` is called between batches, and may raise to leave the evaluation.
 
   Attributes:
-    best_metric: the row of metrics.jsonl that ranks checkpoints.
+    best_metrics: the first that a row of metrics.jsonl has ranks checkpoints.
     best_mode: 'max' or 'min'.
     note: what has to be said with the values of `validate`.
     missing: why nothing can be measured; '' where something can.
     min_images: validation images from which on they rank checkpoints.
   """
 
-  best_metric: str
+  best_metrics: tuple[str, ...]
   best_mode: str
   note: str = ''
   missing: str = ''
@@ -108,17 +109,54 @@ class Predictions:
   """Holds what a classifier gives for a split.
 
   Attributes:
-    values: `num_examples loss top1 top5 auroc`; accuracies in [0, 1].
-    probabilities: softmax outputs, float32.
+    values: `num_examples loss`, and `top1 top5 auroc` or, where images may be
+      of several classes, `map` and the list `average_precision`; in [0, 1].
+    probabilities: see `losses.probabilities`.
     labels: the true classes, in the same order.
     indices: the images' places in the split; those that can't be read are
       missing.
   """
 
-  values: dict[str, float]
+  values: dict[str, Any]
   probabilities: Float[np.ndarray, 'n C']
-  labels: Int[np.ndarray, ' n']
+  labels: Int[np.ndarray, ' n'] | Float[np.ndarray, 'n C']
   indices: Int[np.ndarray, ' n']
+
+  @property
+  def multi_label(self) -> bool:
+    """Returns whether images may be of several classes, or of none."""
+    return self.labels.ndim == 2
+
+  @property
+  def right(self) -> Bool[np.ndarray, ' n']:
+    """Returns which images have all and no other than their classes."""
+    if self.multi_label:
+      return ((self.probabilities >= 0.5) == (self.labels > 0)).all(1)
+    return self.probabilities.argmax(1) == self.labels
+
+  def worst_first(self) -> Int[np.ndarray, ' n']:
+    """Returns rows: errors first, each kind by confidence."""
+    sure = self.probabilities.max(1)
+    if self.multi_label:
+      sure = np.abs(self.probabilities - self.labels).max(1)
+    return np.lexsort((-sure, self.right))
+
+  def names(self, rows: list[int], names: list[str]) -> dict[str, np.ndarray]:
+    """Returns the `true` and the `predicted` classes of rows by name."""
+    if not self.multi_label:
+      true, found = self.labels[rows], self.probabilities[rows].argmax(1)
+      return {
+        'true': np.array(names)[true],
+        'predicted': np.array(names)[found],
+      }
+
+    def listed(flags):
+      return ', '.join(itertools.compress(names, flags)) or 'none'
+
+    both = {'true': self.labels > 0, 'predicted': self.probabilities >= 0.5}
+    return {
+      k: np.array([listed(v[row]) for row in rows]) for k, v in both.items()
+    }
 
 
 class ClassificationEvaluator(Evaluator):
@@ -139,7 +177,7 @@ class ClassificationEvaluator(Evaluator):
     UserError: the devices don't divide `batch_size`.
   """
 
-  best_metric = 'val/top1'
+  best_metrics = 'val/map', 'val/top1'
   best_mode = 'max'
 
   def __init__(
@@ -165,12 +203,12 @@ class ClassificationEvaluator(Evaluator):
       values = losses.cross_entropy(found, batch['label'], kind=kind)
       sums = metrics.batch_sums(found, batch['label'], values, batch['mask'])
       rest = (batch[name] for name in ('label', 'index', 'mask'))
-      return sums, jax.nn.softmax(found), *rest
+      return sums, losses.probabilities(found, kind), *rest
 
     whole = sharding.replicated(mesh)
     self._step = jax.jit(step, out_shardings=whole)
     self._probabilities = jax.jit(
-      lambda variables, images: jax.nn.softmax(logits(variables, images)),
+      lambda v, images: losses.probabilities(logits(v, images), kind),
       out_shardings=whole,
     )
 
@@ -190,7 +228,7 @@ class ClassificationEvaluator(Evaluator):
   def evaluate(
     self, variables: dict[str, Any], split: splits.Split, poll: Poll = ignore
   ) -> Predictions:
-    """Computes loss, top-1, top-5 and AUROC over every image of a split, once.
+    """Computes loss and scores over every image of a split, once.
 
     Args:
       variables: the model's.
@@ -211,15 +249,22 @@ class ClassificationEvaluator(Evaluator):
       np.concatenate, zip(*kept, strict=True)
     )
     values = metrics.means(total)
-    values['auroc'] = metrics.auroc(probabilities, labels)
+    if labels.ndim == 1:
+      values['auroc'] = metrics.auroc(probabilities, labels)
+    else:
+      found = metrics.average_precision(probabilities, labels)
+      known = [x for x in found if np.isfinite(x)]
+      values['map'] = float(np.mean(known or np.nan))
+      values['average_precision'] = found
     return Predictions(values, probabilities, labels, indices)
 
   def validate(
     self, variables: dict[str, Any], poll: Poll = ignore
   ) -> Iterable[tuple[str, float]]:
-    """Yields `loss top1 top5 auroc` of the validation part."""
+    """Yields the `Predictions.values` of the validation part but for two."""
     found = self.evaluate(variables, self.data.val, poll).values
-    return ((k, v) for k, v in found.items() if k != 'num_examples')
+    aside = ('num_examples', 'average_precision')
+    return ((k, v) for k, v in found.items() if k not in aside)
 
   def test(
     self,
@@ -232,7 +277,7 @@ class ClassificationEvaluator(Evaluator):
     A data set without a test part is evaluated on its validation part.
 
     Returns:
-      `split num_examples loss top1 top5 auroc`.
+      `split` and `Predictions.values`.
     """
     split = getattr(self.data, self.last_part)
     found = self.evaluate(variables, split, poll)
@@ -248,20 +293,24 @@ class ClassificationEvaluator(Evaluator):
       An npz file of `labels` [N], `probabilities` [N, C] and `indices` [N],
       places in the split, of every image; `confusion` int64 [C, C], true class
       by predicted class; `class_names` [C]; and `images` uint8 [M, H, W, 3] of
-      some, with their `image_rows` [M] among the N.
+      some, with their `image_rows` [M] among the N. Where images may be of
+      several classes, `targets` [N, C] instead of `labels` and `confusion`.
     """
-    confusion = np.zeros((len(self._names),) * 2, np.int64)
-    np.add.at(confusion, (found.labels, found.probabilities.argmax(axis=1)), 1)
+    if found.multi_label:
+      true = {'targets': found.labels.astype(np.uint8)}
+    else:
+      confusion = np.zeros((len(self._names),) * 2, np.int64)
+      np.add.at(confusion, (found.labels, found.probabilities.argmax(1)), 1)
+      true = {'labels': found.labels, 'confusion': confusion}
     first = split[int(found.indices[0])]['image']
     rows = _pictured(found, _PICTURE_BYTES // first.nbytes)
     places = found.indices[rows].tolist()
     return _npz(
       images=np.stack([split[place]['image'] for place in places]),
       image_rows=rows,
-      labels=found.labels,
+      **true,
       probabilities=found.probabilities,
       indices=found.indices,
-      confusion=confusion,
       class_names=np.array(self._names),
     )
 
@@ -278,7 +327,7 @@ class ClassificationEvaluator(Evaluator):
       An npz file of `images` uint8 [M, H, W, 3], their `indices` in the split,
       names `true` and `predicted` [M], and the `attention.maps` [M, h, w].
     """
-    order = _worst_first(found)
+    order = found.worst_first()
     rows = list(dict.fromkeys([*order[:_LOOKED], *order[-_LOOKED:]]))
     images = [split[int(place)]['image'] for place in found.indices[rows]]
     # One at a time: attention of a batch may not fit into memory.
@@ -289,12 +338,10 @@ class ClassificationEvaluator(Evaluator):
       with sharding.mesh_context(self._mesh):
         copies = np.repeat(image[None], ways, axis=0)
         seen.append(jax.device_get(self._maps(variables, copies)))
-    names = np.array(self._names)
     return _npz(
       images=np.stack(images),
       indices=found.indices[rows],
-      true=names[found.labels[rows]],
-      predicted=names[found.probabilities[rows].argmax(1)],
+      **found.names(rows, self._names),
       **{key: np.stack([one[key][0] for one in seen]) for key in seen[0]},
     )
 
@@ -302,26 +349,20 @@ class ClassificationEvaluator(Evaluator):
   def summary(result: dict[str, Any]) -> str:
     """Returns the content of eval.json in words."""
     which = ', averaged' if result['weights'] == 'ema' else ''
+    shown = {'top1': 'top-1', 'top5': 'top-5', 'auroc': 'AUROC', 'map': 'mAP'}
+    shown['loss'] = 'loss'
+    values = (f'{v} {result[k]:.4f}' for k, v in shown.items() if k in result)
     return (
       f'Result on the {result["split"]} part ({result["num_examples"]} images; '
-      f'weights of step {result["step"]}{which}):\n'
-      f'  top-1 {result["top1"]:.4f}, top-5 {result["top5"]:.4f}, AUROC '
-      f'{result["auroc"]:.4f}, loss {result["loss"]:.4f}'
+      f'weights of step {result["step"]}{which}):\n  {", ".join(values)}'
     )
 
 
 def _pictured(found: Predictions, most: int) -> Int[np.ndarray, 'M']:
   """Returns rows of a random sample and of the `most` confident errors."""
-  wrong = (found.probabilities.argmax(1) != found.labels).sum()
-  count = len(found.labels)
+  count, wrong = len(found.right), (~found.right).sum()
   sample = np.random.default_rng(0).permutation(count)[:_SAMPLES]
-  return np.union1d(sample, _worst_first(found)[: min(most, wrong)])
-
-
-def _worst_first(found: Predictions) -> Int[np.ndarray, ' n']:
-  """Returns rows: errors first, each kind by confidence."""
-  right = found.probabilities.argmax(1) == found.labels
-  return np.lexsort((-found.probabilities.max(1), right))
+  return np.union1d(sample, found.worst_first()[: min(most, wrong)])
 
 
 def _npz(**arrays: np.ndarray) -> bytes:

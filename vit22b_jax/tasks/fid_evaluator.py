@@ -45,7 +45,7 @@ class FidEvaluator(evaluators.Evaluator):
     workers: processes that decode.
   """
 
-  best_metric = 'val/fid'
+  best_metrics = ('val/fid',)
   best_mode = 'min'
   min_images = 20  # of either domain; a distance of fewer is mostly noise
 

@@ -4,15 +4,12 @@
     monitor, verdict = diagnostics.observe(monitor, ...)
 
 The paper's Figure 1 follows the largest logit and the largest absolute gradient
-entry of each iteration. This module measures those and their companions within
-the step, keeps a window of them in the training state (so that a resumed run
-judges as an uninterrupted one would), and tells an explosion from noise by a
-fixed threshold and by a robust z-score over the window.
+entry of each iteration. The detector tells their explosions from noise by fixed
+thresholds and by robust z-scores over a window, which is part of the training
+state, so that a resumed run judges as an uninterrupted one.
 """
 
-import dataclasses
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -41,14 +38,14 @@ JUDGED = ('max_abs_logit', 'max_abs_grad')
 _CALM_SIZES = (0.1, 1e-3)
 # Intermediates of the forward pass that per-layer columns show.
 CAPTURED = ('attn_logit_max', 'attn_entropy', 'residual_rms')
-# The detector's verdict as scalars of a step, each 0 or 1 or a number.
+# The detector's verdict as scalars of a step.
 VERDICT = (
-  'verdict/onset',
-  'verdict/transient',
-  'verdict/keep',
-  'verdict/stopped',
-  'verdict/stuck',
-  'verdict/finite',
+  'verdict/onset',  # an alarm that doesn't continue an earlier one
+  'verdict/transient',  # an alarm within the warm-up
+  'verdict/keep',  # the parameters must stay as they were before the step
+  'verdict/stopped',  # so must they after all later steps
+  'verdict/stuck',  # they have stayed so for STUCK_STEPS in a row
+  'verdict/finite',  # loss and gradients are
   'verdict/zscore_max_logit',
   'verdict/zscore_max_abs_grad',
 )
@@ -62,9 +59,8 @@ _MIN_HISTORY = 20
 STUCK_STEPS = 50
 
 
-@dataclasses.dataclass(frozen=True)
-class ScalarNames:
-  """Names of the scalars that a training step returns.
+class ScalarNames(NamedTuple):
+  """Names the scalars that a training step returns.
 
   Attributes:
     columns: of diagnostics.csv, after `step`.
@@ -76,7 +72,7 @@ class ScalarNames:
   signals: tuple[str, ...]
   logged: tuple[str, ...]
 
-  @functools.cached_property
+  @property
   def all(self) -> tuple[str, ...]:
     """The entries of the step's vector, in order."""
     others = (*self.signals, *self.logged, 'train/learning_rate', *VERDICT)
@@ -102,28 +98,18 @@ def scalar_names_of_blocks(
   return ScalarNames(columns, (*JUDGED, *signals), logged)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Says how the detector judges.
+class Settings(NamedTuple):
+  """Says how the detector judges, as the config's `diagnostics` does.
 
-  Attributes:
-    max_logit: the largest absolute logit counts as exploded from here on.
-    max_abs_grad: the largest gradient entry counts as exploded from here on.
-    zscore: robust z-score, in standard deviations of the logarithm, from which
-      a signal of ten times its median counts as exploded.
-    window: steps that the z-score looks back.
-    warmup_steps: alarms before this step are called transients: recorded, and
-      never acted upon, since a cold start shoots up and recovers.
-    policy: 'record', 'skip_step' (leave parameters as they are at such a step)
-      or 'halt' (stop with the state before it).
+  Before `warmup_steps` alarms are called transients: recorded, and never acted
+  upon, since a cold start shoots up and recovers.
   """
 
   max_logit: float
   max_abs_grad: float
   zscore: float
-  window: int
   warmup_steps: int
-  policy: str
+  on_explosion: str
 
 
 @flax.struct.dataclass
@@ -141,29 +127,6 @@ class Monitor:
   calm: Int[Array, '']
   kept: Int[Array, '']
   stopped: Bool[Array, '']
-
-
-@flax.struct.dataclass
-class Verdict:
-  """Holds the detector's judgement of one step; all scalars.
-
-  Attributes:
-    finite: loss and gradients are finite.
-    alarm: a judged signal is beyond its threshold or z-score.
-    onset: an alarm that doesn't continue an earlier one.
-    transient: the alarm came within the warm-up.
-    keep: the parameters must stay as they were before the step.
-    stuck: they have stayed so for STUCK_STEPS in a row; the run stops.
-    zscore: the robust z-scores of the judged signals.
-  """
-
-  finite: Bool[Array, '']
-  alarm: Bool[Array, '']
-  onset: Bool[Array, '']
-  transient: Bool[Array, '']
-  keep: Bool[Array, '']
-  stuck: Bool[Array, '']
-  zscore: Float[Array, '2']
 
 
 def init(window: int, num_signals: int) -> Monitor:
@@ -190,17 +153,12 @@ def measure(
 
   Args:
     loss: the training loss, penalties included.
-    max_logit: the largest of the batch's logits, in training mode.
+    max_logit: the largest of the batch's logits, signed as in Figure 1.
     max_abs_logit: the largest absolute one.
     grads: the gradients before clipping.
     updates: what the optimizer adds to the parameters.
     params: the parameters before the step.
     clip_norm: the threshold of global-norm clipping; 0 means none.
-
-  Returns:
-    Float32 scalars by column: loss; largest logit (signed, as in the paper's
-    Figure 1) and largest absolute one; largest absolute entry of the gradients;
-    Euclidean norms of gradients, clipped gradients, updates and parameters.
   """
   grad_norm = optax.tree.norm(grads)
   clipped = jnp.minimum(grad_norm, clip_norm) if clip_norm else grad_norm
@@ -221,14 +179,10 @@ def layer_norms(grads: dict[str, Any]) -> dict[str, Float[Array, '']]:
   """Computes the gradient norm of each block, by column name `grad_norm/NN`."""
   if stacking.BLOCKS in grads:
     norms = jax.vmap(optax.tree.norm)(grads[stacking.BLOCKS])
-    layers = stacking.layer_names(len(norms))
-    named = dict(zip(layers, norms, strict=True))
+    named = dict(zip(stacking.layer_names(len(norms)), norms, strict=True))
   else:
-    named = {
-      name: optax.tree.norm(grads[name])
-      for name in sorted(grads)
-      if name.startswith('block_')
-    }
+    names = [name for name in grads if name.startswith('block_')]
+    named = {name: optax.tree.norm(grads[name]) for name in names}
   return {f'grad_norm/{k.removeprefix("block_")}': v for k, v in named.items()}
 
 
@@ -244,25 +198,6 @@ def layer_columns(
   }
 
 
-def verdict_row(
-  verdict: Verdict, monitor: Monitor
-) -> dict[str, Float[Array, '']]:
-  """Returns the verdict as float32 scalars, by the names in VERDICT."""
-  values = (
-    verdict.onset,
-    verdict.transient,
-    verdict.keep,
-    monitor.stopped,
-    verdict.stuck,
-    verdict.finite,
-    *verdict.zscore,
-  )
-  return {
-    name: jnp.asarray(value, jnp.float32)
-    for name, value in zip(VERDICT, values, strict=True)
-  }
-
-
 def observe(
   monitor: Monitor,
   signals: Float[Array, 'S'],
@@ -270,7 +205,7 @@ def observe(
   step: Int[Array, ''],
   overflow: Bool[Array, ''],
   settings: Settings,
-) -> tuple[Monitor, Verdict]:
+) -> tuple[Monitor, dict[str, Float[Array, '']]]:
   """Judges one step and remembers its signals. Runs inside the jitted step.
 
   Args:
@@ -281,6 +216,9 @@ def observe(
     overflow: float16 gradients overflowed, which the loss scale's search is
       expected to meet: the step is not applied, and not judged either.
     settings: thresholds and policy.
+
+  Returns:
+    The memory after the step; and float32 scalars by the names in VERDICT.
   """
   finite = (jnp.isfinite(loss) & jnp.all(jnp.isfinite(signals))) | overflow
   judged = jnp.abs(signals[: len(JUDGED)])
@@ -295,10 +233,10 @@ def observe(
   onset = alarm & (monitor.calm >= _CALM_STEPS) & ~monitor.stopped
   act = alarm & ~transient
   stop = monitor.stopped | ~finite
-  if settings.policy == 'halt':
+  if settings.on_explosion == 'halt':
     stop |= act
   keep = stop | overflow
-  if settings.policy == 'skip_step':
+  if settings.on_explosion == 'skip_step':
     keep |= act
   stuck = keep & ~stop & (monitor.kept + 1 >= STUCK_STEPS)
   stop |= stuck
@@ -313,9 +251,9 @@ def observe(
   remembered = jax.tree.map(
     lambda new, old: jnp.where(stop, old, new), updated, monitor
   ).replace(stopped=stop)
-  return remembered, Verdict(
-    finite, alarm, onset, transient, keep, stuck, zscore
-  )
+  verdict = (onset, transient, keep, stop, stuck, finite, *zscore)
+  values = (jnp.asarray(x, jnp.float32) for x in verdict)
+  return remembered, dict(zip(VERDICT, values, strict=True))
 
 
 def robust_zscore(

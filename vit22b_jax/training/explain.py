@@ -20,8 +20,6 @@ def first_to_move(
 ) -> dict[str, str | None]:
   """Finds which signal moved first, and in which layer, at an onset.
 
-  Runs on the host.
-
   Each signal is compared with the first half of its own window; the one that
   left its usual range (robust z-score of 6) earliest moved first. Ties go to
   the larger z-score.

@@ -1,9 +1,7 @@
-"""Gradients of a batch: whole or part by part, with or without a loss scale.
+"""Computes a batch's gradients: whole or in parts, with or without loss scale.
 
 parts = gradients.split(images, labels, key, count)
-found = gradients.of_batch(
-  loss_fn, params, batch_stats, parts, count, scale, shardings
-)
+found = gradients.of_batch(loss_fn, params, batch_stats, parts, count, ...)
 """
 
 from collections.abc import Callable
@@ -64,14 +62,13 @@ def of_batch(
       return loss_fn(params, batch_stats, part)
 
     if scale is None:
-      (value, (batch_stats, aux)), new = jax.value_and_grad(
-        of_params, has_aux=True
-      )(params)
+      found, new = jax.value_and_grad(of_params, has_aux=True)(params)
     else:
-      scale, ok, (value, (batch_stats, aux)), new = scale.value_and_grad(
-        of_params, has_aux=True
-      )(params)
+      scale, ok, found, new = scale.value_and_grad(of_params, has_aux=True)(
+        params
+      )
       finite &= ok
+    value, (batch_stats, aux) = found
     new = jax.lax.with_sharding_constraint(new, shardings)
     grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
     return (batch_stats, scale, grads, loss + value, finite), aux
@@ -85,19 +82,12 @@ def of_batch(
     )
     carry = (*carry[:2], zeros, *carry[3:])
     carry, aux = jax.lax.scan(one, carry, parts)
-    aux = {k: _of_parts(k, v) for k, v in aux.items()}
+    means = {k for k in aux if k.startswith('train/') or 'entropy' in k}
+    aux = {k: v.mean(0) if k in means else v.max(0) for k, v in aux.items()}
   batch_stats, scale, grads, loss, finite = carry
   grads = jax.tree.map(lambda g: g / count, grads)
-  loss = loss / count
-  return Gradients(
-    grads, loss, batch_stats, aux, scale, ~finite & jnp.isfinite(loss)
-  )
-
-
-def _of_parts(name: str, values: Float[Array, 'n']) -> Float[Array, '']:
-  """Returns a scalar of the batch: the mean or the largest of its parts'."""
-  mean = 'top1' in name or 'entropy' in name
-  return values.mean(0) if mean else values.max(0)
+  overflow = ~finite & jnp.isfinite(loss)
+  return Gradients(grads, loss / count, batch_stats, aux, scale, overflow)
 
 
 def split(images: Array, labels: Array, key: PRNGKeyArray, count: int) -> Any:

@@ -22,8 +22,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+
+from vit22b_jax import errors
 
 KINDS = ('softmax', 'sigmoid')  # of `loss.kind`
 GANS = ('lsgan', 'vanilla')  # of `loss.gan`
@@ -60,6 +63,57 @@ def cross_entropy(
   if kind == 'softmax':
     return optax.softmax_cross_entropy(logits, targets)
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+
+
+def probabilities(
+  logits: Float[Array, 'B C'], kind: str
+) -> Float[Array, 'B C']:
+  """Returns each class's probability: of one of all, or of it or not."""
+  return jax.nn.softmax(logits) if kind == 'softmax' else jax.nn.sigmoid(logits)
+
+
+def class_weights(
+  setting: str,
+  labels: Int[np.ndarray, ' N'] | Float[np.ndarray, 'N C'],
+  num_classes: int,
+) -> Float[np.ndarray, ' C']:
+  """Returns a weight for each class; their mean over all images is 1.
+
+    >>> class_weights('balanced', np.array([0, 0, 0, 1]), 2).round(3).tolist()
+    [0.667, 2.0]
+
+  Args:
+    setting: balanced (one over the class's images), or numbers as text.
+    labels: of the training part: in [0, C), or 0 or 1 for each class.
+    num_classes: C.
+
+  Raises:
+    UserError: there isn't a number above 0 for each class.
+  """
+  if labels.ndim == 1:
+    counts = np.bincount(labels, minlength=num_classes)
+  else:
+    counts, labels = labels.sum(0), labels[labels.any(1)]
+  weights = 1 / np.maximum(counts, 1)
+  if setting != 'balanced':
+    weights = np.array(setting.split(','), float)
+    if len(weights) != num_classes or not weights.all():
+      raise errors.UserError(
+        f'loss.class_weights={setting!r} is not a number above 0 for each of '
+        f'the {num_classes} classes.'
+      )
+  return weights / np.mean(example_weights(labels, weights))
+
+
+def example_weights(
+  labels: Int[Array, ' B'] | Float[Array, 'B C'], weights: Float[Array, ' C']
+) -> Float[Array, ' B']:
+  """Returns the mean weight of each example's classes; 1 where it has none."""
+  weights = jnp.asarray(weights, jnp.float32)
+  if labels.ndim == 1:
+    return weights[labels]
+  total = labels.sum(1)
+  return jnp.where(total > 0, labels @ weights / jnp.maximum(total, 1e-9), 1.0)
 
 
 def penalized(

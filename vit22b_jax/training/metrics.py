@@ -1,4 +1,4 @@
-"""Masked, mergeable sums of loss, top-1 and top-5; AUROC over a whole set.
+"""Masked, mergeable sums of loss, top-1 and top-5; scores of a whole set.
 
     sums = metrics.batch_sums(logits, labels, losses, mask)   # inside jit
     total = metrics.merge(total, sums)                        # on the host
@@ -22,7 +22,7 @@ Sums = dict[str, Float[Array, '']]
 
 def batch_sums(
   logits: Float[Array, 'B C'],
-  labels: Int[Array, ' B'],
+  labels: Int[Array, ' B'] | Float[Array, 'B C'],
   losses: Float[Array, ' B'],
   mask: Float[Array, ' B'],
 ) -> Sums:
@@ -34,27 +34,27 @@ def batch_sums(
 
   Args:
     logits: of any float type.
-    labels: in [0, C); anything where the mask is 0.
+    labels: in [0, C), or 0 or 1 for each class; anything where the mask is 0.
     losses: of each example.
     mask: 1 for an example that counts, 0 for padding.
 
   Returns:
-    `count` and the sums `loss`, `top1` and `top5`.
+    `count` and the sums `loss` and, where an image has one class, `top1` and
+    `top5`.
   """
-  num_classes = logits.shape[-1]
-  own = jnp.take_along_axis(logits, labels[:, None], axis=-1, mode='clip')
-  tied = (logits == own) & (jnp.arange(num_classes) < labels[:, None])
-  ahead = jnp.sum(~(logits <= own) | tied, axis=-1)
 
   def total(values):
     return jnp.sum(jnp.where(mask > 0, values, 0.0))
 
-  return {
-    'count': total(1.0),
-    'loss': total(losses.astype(jnp.float32)),
-    'top1': total(ahead < 1),
-    'top5': total(ahead < min(5, num_classes)),
-  }
+  sums = {'count': total(1.0), 'loss': total(losses.astype(jnp.float32))}
+  if labels.ndim == 2:
+    return sums
+  num_classes = logits.shape[-1]
+  own = jnp.take_along_axis(logits, labels[:, None], axis=-1, mode='clip')
+  tied = (logits == own) & (jnp.arange(num_classes) < labels[:, None])
+  ahead = jnp.sum(~(logits <= own) | tied, axis=-1)
+  top1, top5 = total(ahead < 1), total(ahead < min(5, num_classes))
+  return sums | {'top1': top1, 'top5': top5}
 
 
 def merge(a: Sums, b: Sums) -> Sums:
@@ -65,10 +65,8 @@ def merge(a: Sums, b: Sums) -> Sums:
 def means(sums: Sums) -> dict[str, float]:
   """Returns the count, mean loss, top-1 and top-5 accuracy in [0, 1]."""
   count = float(sums['count'])
-  result = {'num_examples': round(count)}
-  for name in ('loss', 'top1', 'top5'):
-    result[name] = float(sums[name]) / count
-  return result
+  values = {k: float(v) / count for k, v in sums.items() if k != 'count'}
+  return {'num_examples': round(count), **values}
 
 
 def auroc(
@@ -99,3 +97,27 @@ def auroc(
     for c in present
   ]
   return float(np.mean(areas))
+
+
+def average_precision(
+  probabilities: Float[np.ndarray, 'M C'], targets: Float[np.ndarray, 'M C']
+) -> list[float]:
+  """Computes the area under the precision-recall curve of each class.
+
+  Args:
+    probabilities: any score that ranks examples.
+    targets: 0 or 1.
+
+  Returns:
+    Values in [0, 1]; NaN for a class without an example, and where a
+    probability isn't finite.
+  """
+  from sklearn import metrics as sklearn_metrics
+
+  finite = np.isfinite(probabilities).all()
+  return [
+    float(sklearn_metrics.average_precision_score(true, found))
+    if finite and true.any()
+    else float('nan')
+    for true, found in zip(targets.T, probabilities.T, strict=True)
+  ]

@@ -1,7 +1,7 @@
-"""Optimisers and schedules: gradient -> clip -> rule -> decay -> rate.
+"""Optimizers and schedules: gradient -> clip -> rule -> decay -> rate.
 
     tx, schedule = optim.make(
-      config.optim, steps_per_epoch=351, total_steps=70_200
+      config.optim, batch_size=128, steps_per_epoch=351, total_steps=70_200
     )
 
 The rules agree with PyTorch's of the same name, which the paper's code uses:
@@ -9,17 +9,17 @@ AdamW decays weights apart from the gradient, the others add the decay to the
 gradient. Clipping comes first, on the gradient as it is.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from vit22b_jax import durations, errors
+from vit22b_jax import durations
+from vit22b_jax.models import stacking
 
 Schedule = Callable[[Int[Array, ''] | int], Float[Array, '']]
 
@@ -36,22 +36,23 @@ RSQRT_TIMESCALE = 10_000
 
 
 def make(
-  section: Mapping[str, Any], *, steps_per_epoch: int, total_steps: int
+  section: Mapping[str, Any],
+  *,
+  batch_size: int,
+  steps_per_epoch: int,
+  total_steps: int,
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """Builds the gradient transformation and the learning rate it follows.
 
   Args:
-    section: the keys of `optim` in configs/common.py that say how to step; the
-      others belong to the training step.
-    steps_per_epoch: optimiser steps in one pass over the training part.
-    total_steps: length of the run in optimiser steps.
+    section: the keys of `optim` in configs/common.py.
+    batch_size: images of a step.
+    steps_per_epoch: optimizer steps in one pass over the training part.
+    total_steps: length of the run in optimizer steps.
 
   Returns:
     tx, whose `update` gives what to add to the parameters, and schedule, from
     the number of steps taken to the learning rate of the next.
-
-  Raises:
-    errors.UserError: a name or a duration isn't known.
   """
 
   def steps(key):
@@ -59,29 +60,40 @@ def make(
       section[key], steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
 
-  name = section['schedule']
-  if name in LINEAR and 'decay_start' not in section:
-    raise errors.UserError(
-      f'optim.schedule={name!r} goes by optim.decay_start, which this config '
-      'does not have: it is a schedule of image translation.'
-    )
   schedule = make_schedule(
-    name,
-    learning_rate=section['learning_rate'],
+    section['schedule'],
+    learning_rate=peak_rate(section, batch_size),
     warmup_steps=steps('warmup'),
     total_steps=total_steps,
-    decay_start=steps('decay_start') if name in LINEAR else 0,
+    decay_start=steps('decay_start') if 'decay_start' in section else 0,
     steps_per_epoch=steps_per_epoch,
   )
-  clip = section['clip_norm']
-  decay = _decay(section)
+  clip, decay = section['clip_norm'], _decay(section)
   rule = _rule(section)
-  tx = optax.chain(
+  parts = [
     optax.clip_by_global_norm(clip) if clip else optax.identity(),
     *((rule, decay) if section['name'] == 'adamw' else (decay, rule)),
     optax.scale_by_learning_rate(schedule),
-  )
-  return tx, schedule
+  ]
+  # Translations have neither of these.
+  if section.get('freeze') == 'backbone':
+    label = functools.partial(
+      _by_name, lambda names: 'trained' if _is_head(names) else 'frozen'
+    )
+    kinds = {'trained': optax.chain(*parts), 'frozen': optax.set_to_zero()}
+    return optax.partition(kinds, label), schedule
+  if section.get('layer_decay', 1.0) != 1:
+    parts.append(_scale_by_layer(section['layer_decay']))
+  return optax.chain(*parts), schedule
+
+
+def peak_rate(section: Mapping[str, Any], batch_size: int) -> float:
+  """Returns the rate at the peak, in proportion to the batch if that is asked.
+
+  The linear rule of Goyal et al. 2017, arXiv:1706.02677, section 2.1.
+  """
+  base = section['base_batch_size']
+  return section['learning_rate'] * (batch_size / base if base else 1)
 
 
 def steps_taken(opt_state: PyTree) -> Int[Array, '']:
@@ -93,8 +105,7 @@ def steps_taken(opt_state: PyTree) -> Int[Array, '']:
   return optax.tree_utils.tree_get_all_with_path(opt_state, 'count')[-1][1]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
+class _Run(NamedTuple):
   """Holds the lengths that a decay goes by, in steps."""
 
   warmup: int
@@ -143,12 +154,7 @@ def make_schedule(
     total_steps: length of the run, at least 1.
     decay_start: the step from which the linear schedules fall.
     steps_per_epoch: at least 1; they fall once an epoch.
-
-  Raises:
-    errors.UserError: `name` is not one of these.
   """
-  if name not in SCHEDULES:
-    raise errors.UserError(_unknown('schedule', name, SCHEDULES))
   decay = SCHEDULES[name]
   run = _Run(warmup_steps, total_steps, decay_start, steps_per_epoch)
 
@@ -177,11 +183,6 @@ def _rsqrt(step, run):
   return jnp.sqrt(scale / (scale + since)) * jnp.clip(cooldown, 0.0, 1.0)
 
 
-def _constant(step, run):
-  del step, run
-  return 1.0
-
-
 def _linear(step, run, ahead=1):
   whole = (run.total - run.decay_start) / run.epoch + ahead
   # In integers: XLA multiplies by 1 / epoch, and 49 * (1 / 49) is below 1.
@@ -191,28 +192,20 @@ def _linear(step, run, ahead=1):
   return jnp.where(step < run.decay_start, 1.0, factor)
 
 
-def _linear_released(step, run):
-  return _linear(step, run, ahead=0)
-
-
-# CycleGAN's own; they go by `decay_start`.
-LINEAR = {'linear': _linear, 'linear_released': _linear_released}
 SCHEDULES = {
   'multistep': _multistep,
   'cosine': _cosine,
   'rsqrt': _rsqrt,
-  'constant': _constant,
-  **LINEAR,
+  'constant': lambda step, run: 1.0,
+  # CycleGAN's own; they go by `decay_start`.
+  'linear': _linear,
+  'linear_released': functools.partial(_linear, ahead=0),
 }
 
 
 def _rule(section: Mapping[str, Any]) -> optax.GradientTransformation:
   """Returns the update direction, before the rate."""
   name = section['name']
-  if name in ('adamw', 'adam'):
-    return optax.scale_by_adam(
-      b1=section['b1'], b2=section['b2'], eps=section['eps']
-    )
   if name == 'sgd':
     return optax.trace(decay=section['momentum'])
   if name == 'adagrad':
@@ -220,11 +213,9 @@ def _rule(section: Mapping[str, Any]) -> optax.GradientTransformation:
     return optax.scale_by_rss(
       initial_accumulator_value=0.0, eps=section['eps'] ** 2
     )
-  raise errors.UserError(_unknown('name', name, OPTIMIZERS))
-
-
-OPTIMIZERS = ('adamw', 'adam', 'sgd', 'adagrad')
-DECAYS = ('matrices', 'all')
+  return optax.scale_by_adam(
+    b1=section['b1'], b2=section['b2'], eps=section['eps']
+  )
 
 
 def _decay(section: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -233,52 +224,71 @@ def _decay(section: Mapping[str, Any]) -> optax.GradientTransformation:
   A high decay of the head alone makes features that transfer better: "Scaling
   Vision Transformers", arXiv:2106.04560, section 3.1.
   """
-  kind, rate = section['decay'], section['weight_decay']
-  if kind not in DECAYS:
-    raise errors.UserError(_unknown('decay', kind, DECAYS))
+  rate, everything = section['weight_decay'], section['decay'] == 'all'
   of_head = section.get('head_weight_decay')  # translations have no head
-  if of_head is None:
-    mask = matrices if kind == 'matrices' else None
+
+  def decayed(rate, chosen):
+    mask = functools.partial(
+      _by_name, lambda n: (everything or n[-1] == 'kernel') and chosen(n)
+    )
     return optax.add_decayed_weights(rate, mask=mask)
 
-  def decays(head):
-    def chosen(names):
-      return (kind == 'all' or _is_matrix(names)) and ('head' in names) == head
-
-    return functools.partial(_by_name, chosen)
-
+  if of_head is None:
+    if everything:
+      return optax.add_decayed_weights(rate)
+    return decayed(rate, lambda names: True)
   return optax.chain(
-    optax.add_decayed_weights(rate, mask=decays(head=False)),
-    optax.add_decayed_weights(of_head, mask=decays(head=True)),
+    decayed(rate, lambda names: not _is_head(names)), decayed(of_head, _is_head)
   )
 
 
-def matrices(params: PyTree) -> PyTree[bool]:
-  """Marks weight matrices: the leaves that are called `kernel`.
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+  """Multiplies the rate of layer l, of layers 0 to n, by decay^(n - l).
 
-  >>> matrices({'head': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}})
-  {'head': {'bias': False, 'kernel': True}}
+  Embeddings are layer 0, block i is layer i + 1, and what follows the blocks
+  (final norm, pool, head) is layer n: as BEiT has it (Bao et al. 2021,
+  arXiv:2106.08254, appendix). timm counts the final norm to the last block.
   """
-  return _by_name(_is_matrix, params)
+
+  def update(updates, params):
+    del params
+    depth = sum(name.startswith('block_') for name in updates)
+    if stacking.BLOCKS in updates:
+      depth = len(jax.tree.leaves(updates[stacking.BLOCKS])[0])
+
+    def scaled(part, x):
+      above = 0  # layers
+      if part in ('cls', 'patch_embedding', 'positions'):
+        above = depth + 1
+      elif part == stacking.BLOCKS:
+        shape = (depth,) + (1,) * (x.ndim - 1)
+        above = jnp.arange(depth, 0, -1).reshape(shape)
+      elif part.startswith('block_'):
+        above = depth - int(part.removeprefix('block_'))
+      return x * decay**above
+
+    return {
+      part: jax.tree.map(functools.partial(scaled, part), tree)
+      for part, tree in updates.items()
+    }
+
+  return optax.stateless(update)
 
 
-def _is_matrix(names: list[str]) -> bool:
-  return names[-1] == 'kernel'
+def _is_head(names: list[str]) -> bool:
+  return 'head' in names
 
 
 def _by_name(
-  chosen: Callable[[list[str]], bool], params: PyTree
-) -> PyTree[bool]:
-  """Asks `chosen` about the names that lead to each leaf."""
+  function: Callable[[list[str]], Any], params: PyTree
+) -> PyTree[Any]:
+  """Returns what `function` says of the names that lead to each leaf."""
 
   def at(path, leaf):
     del leaf
     # A boxed parameter has its attribute `value` at the end of the path.
-    names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-    return chosen(names)
+    return function(
+      [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    )
 
   return jax.tree_util.tree_map_with_path(at, params)
-
-
-def _unknown(key: str, value: str, known: Any) -> str:
-  return f'optim.{key}={value!r}: expected one of {", ".join(known)}'
