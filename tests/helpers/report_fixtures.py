@@ -86,6 +86,28 @@ VERSIONS = {
   'devices': ['TFRT_CPU_0', 'TFRT_CPU_1'],
   'parameters': 5_407_882,
 }
+PROBE: dict[str, Any] = {
+  'config': CONFIG,
+  'advice': 'Tolerates 0.001; model.pre_norm=True would allow 0.004.',
+  'switches': {
+    '': {'value': None, 'stable_at': 0.001, 'explodes_at': 0.004},
+    'model.pre_norm': {'value': True, 'stable_at': 0.004, 'explodes_at': None},
+  },
+  'trials': {
+    f'{rate}': {
+      'switch': '',
+      'rate': rate,
+      'steps': 2,
+      'exploded': exploded,
+      'moved_first': exploded and 'attn_logit_max/03',
+      'layer': exploded and '03',
+      'last_loss': 1.0,
+      'max_logit': [3.0, 3.0 if exploded is None else 9000.0],
+      'max_abs_grad': [0.5, 0.5],
+    }
+    for rate, exploded in ((0.001, None), (0.004, 2))
+  },
+}
 
 
 def make(

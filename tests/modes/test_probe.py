@@ -9,7 +9,7 @@ import pytest
 from configs import digits_vit22b_ti
 from vit22b_jax import errors
 from vit22b_jax.modes import probe, trials
-from vit22b_jax.report import probe_page
+from vit22b_jax.report import page
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
 
@@ -195,4 +195,4 @@ def test_a_probe_is_written_and_goes_on(
     probe.run(other, tmp_path, mesh, minutes=5)
   (tmp_path / 'probe.json').write_text('{"trials": 3}')
   with pytest.raises(errors.UserError, match=r'probe.json is damaged'):
-    probe_page.write(tmp_path)
+    page.write_probe(tmp_path)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.helpers import chromium, report_fixtures
 from vit22b_jax import durations, errors, report
 from vit22b_jax.report import (
+  classifier_page,
   downsample,
   heatmaps,
   intervals,
@@ -169,9 +171,7 @@ def test_a_constant_rate_is_not_drawn_at_zero(tmp_path):
   rows = [{'step': step, 'train/learning_rate': 2e-4} for step in (1, 2, 3)]
   report_fixtures.write_lines(tmp_path / 'metrics.jsonl', rows)
   (figure,) = _figures(report.write(tmp_path).read_text())
-  low, high = figure['layout']['yaxis']['range']
-  assert low == 0
-  assert 2e-4 < high < 3e-4
+  assert figure['layout']['yaxis']['rangemode'] == 'tozero'
 
 
 def test_explosion_is_the_headline(exploded):
@@ -268,13 +268,13 @@ def _predict(path, count, wrong, classes=10, pictures=True):
 def test_every_error_is_on_the_page_worst_first(tmp_path):
   run = report_fixtures.make(tmp_path / 'run', steps=100)
   path, sure = _predict(run, 400, 70)
-  html = report.write(path).read_text()
+  html, _, _ = report.write(path).read_text().partition('<h2>Attention')
   assert '70 of 400 images are wrong' in html
   first = re.findall(r'class="wrong">.*?<small>image (\d+)', html, re.DOTALL)
   (more,) = re.findall(r"data-errors='([^']*)'", html)
   places = [*map(int, first), *(one['place'] for one in json.loads(more))]
   assert places == (np.argsort(-sure) + 1_000).tolist()
-  assert all(one['source'] for one in json.loads(more))
+  assert all(one['sources'] for one in json.loads(more))
 
 
 def test_errors_without_pictures_have_their_places(tmp_path):
@@ -283,6 +283,63 @@ def test_errors_without_pictures_have_their_places(tmp_path):
   html = report.write(path).read_text()
   assert '9 of 400 images are wrong' in html
   assert len(re.findall(r'<small>image 10\d\d', html)) == 9
+
+
+def test_attention_is_shown_by_brightness(whole):
+  _, _, section = report.write(whole).read_text().partition('<h2>Attention')
+  pictures = re.findall(r'src="([^"]*)"', section.partition('</ul>')[0])
+  assert len(pictures) == 8 * 3
+  image = np.full((4, 4, 3), 200, np.uint8)
+  lit = classifier_page._lit(image, np.array([[0.0, 1.0], [0.0, 0.0]]))
+  assert lit[0, 3, 0] == 200 and lit[3, 0, 0] == 30
+  broken = classifier_page._lit(image, np.full((2, 2), np.nan))
+  assert (broken == 30).all()
+
+
+def test_models_without_maps_have_no_section_for_them(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100)
+  (run / 'attention.npz').unlink()
+  assert '<h2>Attention' not in report.write(run).read_text()
+
+
+def test_labels_of_several_classes_have_average_precisions(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100)
+  for name in ('predictions.npz', 'attention.npz'):
+    (run / name).unlink()
+  (run / 'classes.json').write_text('["sun", "sea", "ship"]')
+  scores = json.loads((run / 'eval.json').read_text())
+  for name in ('top1', 'top5', 'auroc'):
+    scores.pop(name)
+  scores |= {'map': 0.75, 'average_precision': [0.8, 0.7, 'nan']}
+  (run / 'eval.json').write_text(json.dumps(scores))
+  rows = [{'step': s, 'val/map': s / 100, 'val/loss': 1.0} for s in (50, 60)]
+  report_fixtures.write_lines(run / 'metrics.jsonl', rows)
+  html = report.write(run).read_text()
+  assert page.verdicts(runs.read(run))[0].answer == '75.0\u202f% test mAP'
+  assert 'Best validation mAP 60.0\u202f% at step 60' in html
+  assert re.findall(
+    r'<td>(\w+)</td><td class="number" data-value="[^"]*">', html
+  )
+  assert '<h2>Confusion' not in html and 'Mean average precision' in html
+  assert 'sea' in html and '70.0%' in html
+  other = report_fixtures.make(tmp_path / 'other', steps=100)
+  shutil.copy(run / 'eval.json', other / 'eval.json')
+  text = report.compare([run, other], tmp_path / 'page.html').read_text()
+  assert 'mAP, %: 75.00' in text and 'val mAP, %' in text
+
+
+def test_a_probe_in_the_same_folder_has_a_section(tmp_path):
+  run = report_fixtures.make(tmp_path / 'run', steps=100)
+  (run / 'probe.json').write_text(json.dumps(report_fixtures.PROBE))
+  html = report.write(run).read_text()
+  assert report_fixtures.PROBE['advice'] in html
+  assert 'model.pre_norm=True' in html
+  *_, logits, _ = _figures(html)
+  assert [line['name'] for line in logits['data']] == ['0.001', '0.004']
+  assert logits['data'][1]['y'] == [3.0, traces.CAP]
+  alone = page.write_probe(run)
+  assert alone.name == 'probe.html'
+  assert len(_figures(alone.read_text())) == 2
 
 
 def test_headlines_have_their_intervals_and_calibration(tmp_path):

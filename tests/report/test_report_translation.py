@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_public_weights_are_not_called_uncalibrated(tmp_path):
   html = report.write(run).read_text()
   assert 'uncalibrated' not in html
   assert 'FID 41.23 / 31.46<' in html
+
+
+def test_pairs_have_their_distance(whole, tmp_path):
+  run = shutil.copytree(whole, tmp_path / 'run')
+  scores = json.loads((run / 'eval.json').read_text())
+  scores |= {'paired_l1': 0.2, 'paired_l1_a2b': 0.125, 'paired_l1_b2a': 0.275}
+  (run / 'eval.json').write_text(json.dumps(scores))
+  seen = _text(report.write(run).read_text())
+  assert 'FID KID L1 to the pairs this run 41.23' in seen
+  assert '± 0.001 0.125 identity' in seen
+  assert 'L1 to the pairs' not in _text(report.write(whole).read_text())
+  measures = translation_page.measures(runs.read(run))
+  assert 'paired_l1_b2a' in [measure.key for measure in measures]
 
 
 def test_equal_counts_are_told(whole):
@@ -170,8 +184,8 @@ def test_the_samples_told_of_are_next_to_the_evaluated_weights(whole):
   run.evaluation['step'] = 1_240
   assert samples.evaluated_step(run, [0, 1_100, 1_200, 1_300]) == 1_200
   content = translation_page.content(run)
-  assert content['returns']['step'] == 1_200
-  assert 1_200 in [frame['step'] for frame in content['film']]
+  assert content['returns_step'] == 1_200
+  assert 1_200 in content['film']
 
 
 def test_what_the_way_back_loses():

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors
 from vit22b_jax.modes import trials
-from vit22b_jax.report import probe_page
+from vit22b_jax.report import page, probe_page
 from vit22b_jax.runtime import console, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import classification
@@ -81,7 +81,7 @@ def run(
     )
   if record['switches']:
     console.say(f'{table(record)}\n{record["advice"]}')
-    console.say(f'Page: {probe_page.write(folder.path)}')
+    console.say(f'Page: {page.write_probe(folder.path)}')
   return 0
 
 

@@ -31,7 +31,8 @@ from vit22b_jax.data import decode
 from vit22b_jax.data.readers import walk
 from vit22b_jax.models import generators, vitunet_spatial
 from vit22b_jax.modes import inputs
-from vit22b_jax.report import samples, templates
+from vit22b_jax.report import page as page_lib
+from vit22b_jax.report import samples
 from vit22b_jax.runtime import runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import cyclegan
@@ -121,7 +122,7 @@ def run(
   workdir.write_json(f'{target.name}/{FILES}', sorted(files))
   shown = [(name, *pairs[name]) for name in names if name in pairs]
   page = (
-    templates.environment()
+    page_lib.environment()
     .get_template('pairs.html')
     .render(
       domains=task.names if direction == 'a2b' else task.names[::-1],

@@ -13,8 +13,8 @@ Never imports jax.
 from etils import epath
 
 from vit22b_jax.report.comparison import compare
-from vit22b_jax.report.markdown import markdown_table
 from vit22b_jax.report.page import write
+from vit22b_jax.report.task_pages import markdown_table
 
 __all__ = ['compare', 'markdown_table', 'plots', 'write']
 

@@ -6,7 +6,8 @@ https://jfly.uni-koeln.de/color/); after the last one, dashes change.
 
 import itertools
 import re
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,26 +24,22 @@ _ALL_POINTS = 4_000  # of all lines of a comparison's chart, about
 _SEVERAL = ('$train', '$val', '$extra', '$muted')  # colors of a run's chart
 _UNIFIED = 6  # lines that one label can list
 _SHOT_UP = 20  # times as high as the line below it: cut off
+_GRADIENT = 'Largest absolute gradient'
+_PLAIN = types.MappingProxyType({'tickformat': '~g'})
 
 
 class Curves(NamedTuple):
-  """Lines that share a chart.
-
-  Attributes:
-    lines: name, key of metrics.jsonl and color of each.
-    tickformat: of the vertical axis, as https://d3js.org/d3-format writes it.
-  """
+  """Lines that share a chart: name, key of metrics.jsonl and color of each."""
 
   lines: list[tuple[str, str, str]]
-  tickformat: str = '~g'
+  axis: Mapping[str, Any] = _PLAIN  # the vertical one of Plotly
 
 
+# From 0, or Plotly shows one unit around a rate that never changes.
 LEARNING_RATE = Curves(
-  [('learning rate', 'train/learning_rate', '$train')], '.2~e'
+  [('learning rate', 'train/learning_rate', '$train')],
+  {'tickformat': '.2~e', 'rangemode': 'tozero'},
 )
-
-
-# --- One run -----------------------------------------------------------------
 
 
 def learning_curves(
@@ -57,8 +54,7 @@ def learning_curves(
       for trace in traces.with_crosses(name, *run.metric(key), color)
     ]
     if drawn:
-      axis = {'tickformat': curves.tickformat} | _level(drawn)
-      figures[title] = figure(drawn, axis, run.onset)
+      figures[title] = figure(drawn, dict(curves.axis), run.onset)
   return figures
 
 
@@ -70,14 +66,12 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
     largest: the task's name of its largest logit.
   """
   table, figures = run.diagnostics, {}
-  for column, title in _judged(largest):
+  for column, title in _judged(largest).items():
     if column in table:
-      steps, values = table['step'], table[column]
-      line = traces.line(
-        title.lower(), steps, values, '$train', 1.4, capped=True
-      )
+      name, steps, values = title.lower(), table['step'], table[column]
+      line = traces.line(name, steps, values, '$train', 1.4, capped=True)
       drawn = [line | {'showlegend': False}]  # the chart's title says it
-      drawn += traces.crosses(title.lower(), steps, values)
+      drawn += traces.crosses(name, steps, values)
       drawn += traces.cap_line([(steps, values)])
       drawn += traces.event_markers(run.events, steps, values)
       figures[title] = figure(drawn, {'tickformat': ',~r'}, run.onset)
@@ -99,12 +93,9 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
   return figures
 
 
-def _judged(largest: str) -> tuple[tuple[str, str], ...]:
+def _judged(largest: str) -> dict[str, str]:
   """Returns columns of diagnostics.csv with the titles of their charts."""
-  return (
-    ('max_logit', largest),
-    ('max_abs_grad', 'Largest absolute gradient'),
-  )
+  return {'max_logit': largest, 'max_abs_grad': _GRADIENT}
 
 
 def _norms(columns: Iterable[str]) -> dict[str, dict[str, tuple[str, str]]]:
@@ -139,25 +130,19 @@ def by_epoch(several: Iterable[runs.Run]) -> bool:
 
 
 def group_curves(
-  found: list[groups.Group], wanted: Iterable[tuple[str, str, str]]
+  found: list[groups.Group],
+  wanted: Iterable[tuple[str, str, dict[str, Any]]],
 ) -> dict[str, Figure]:
-  """Returns metrics of all groups, a chart for each.
-
-  Args:
-    found: the groups.
-    wanted: title, key of metrics.jsonl and tick format of each chart.
-  """
+  """Returns metrics of all groups: a chart for each title, key and axis."""
   epochs = by_epoch(m.run for group in found for m in group.members)
+  points = max(_ALL_POINTS // len(found) // 3, 40)
   figures = {}
-  for title, key, tickformat in wanted:
+  for title, key, axis in wanted:
     drawn = [
-      trace
-      for group in found
-      for trace in _group(group, key, epochs, len(found))
+      trace for group in found for trace in _group(group, key, epochs, points)
     ]
     if drawn:
-      axis = {'tickformat': tickformat} | _level(drawn)
-      figures[title] = _shared_figure(drawn, axis, epochs)
+      figures[title] = _shared_figure(drawn, dict(axis), epochs)
       _cut(figures[title])
   return figures
 
@@ -166,28 +151,24 @@ def group_stability(
   found: list[groups.Group], largest: str
 ) -> dict[str, Figure]:
   """Returns Figure 1 of the paper: every run's line by step, onsets marked."""
+  members = [(g.number, member) for g in found for member in g.members]
+  points = max(_ALL_POINTS // len(members) // 3, 60)
   figures = {}
-  points = max(_ALL_POINTS // sum(len(g.members) for g in found) // 3, 60)
-  for column, title in _judged(largest):
+  for column, title in _judged(largest).items():
     chosen = [
-      (group.number, member, member.run.diagnostics)
-      for group in found
-      for member in group.members
-      if column in member.run.diagnostics
+      (number, member, table['step'], table[column])
+      for number, member in members
+      if column in (table := member.run.diagnostics)
     ]
-    drawn = [
-      trace
-      for number, member, table in chosen
-      for trace in _run(number, member, table['step'], table[column], points)
-    ]
-    if drawn:
-      drawn += traces.cap_line([(t['step'], t[column]) for _, _, t in chosen])
+    if chosen:
+      drawn = [trace for one in chosen for trace in _run(*one, points)]
+      drawn += traces.cap_line(one[2:] for one in chosen)
       figures[title] = _shared_figure(drawn, {'tickformat': ',~r'}, False)
   return figures
 
 
 def _group(
-  group: groups.Group, key: str, epochs: bool, count: int
+  group: groups.Group, key: str, epochs: bool, points: int
 ) -> list[traces.Trace]:
   """Returns a group's mean with its band; alone, lines of runs that go on."""
   recorded = [(m, *m.run.metric(key)) for m in group.members]
@@ -199,19 +180,15 @@ def _group(
   lasting = _lasting(recorded)
   shared = groups.band([(s, v) for m, s, v in recorded if m.name in lasting])
   banded = len(lasting) > 1 and len(shared.steps) > 1
-  points = max(_ALL_POINTS // count // 3, 40)
   color, dash = look(group.number)
   drawn = _band(group.name, shared, color, dash, points) if banded else []
+  style = (1.8, dash) if len(recorded) == 1 else (1, 'dot')
   for member, steps, values in recorded:
     after = shared.steps[-1] if banded and member.name in lasting else -1
-    rest = steps >= after
     if (steps > after).any():
-      style = (1.8, dash) if len(recorded) == 1 else (1, 'dot')
-      drawn.append(
-        traces.line(
-          member.name, steps[rest], values[rest], color, *style, points
-        )
-      )
+      rest = steps >= after
+      shown = steps[rest], values[rest]
+      drawn.append(traces.line(member.name, *shown, color, *style, points))
     drawn += traces.crosses(member.name, steps, values, color)
   for trace in drawn:
     if epochs:
@@ -247,9 +224,10 @@ def _band(
     'opacity': 0.2,
     'hoverinfo': 'skip',
   }
-  ranges = [f'{a:.4g} to {b:.4g}' for a, b in zip(low, high, strict=True)]
   line = traces.line(name, steps, mean, color, 1.8, dash, len(mean)) | {
-    'customdata': ranges,
+    'customdata': [
+      f'{a:.4g} to {b:.4g}' for a, b in zip(low, high, strict=True)
+    ],
     'hovertemplate': '%{y:.4~g} <i>(%{customdata})</i>',
   }
   return [area, line]
@@ -263,15 +241,13 @@ def _run(
   points: int,
 ) -> list[traces.Trace]:
   """Returns a run's capped line and the mark of its onset."""
-  color, dash = look(number)
-  name = member.name
+  (color, dash), name = look(number), member.name
   line = traces.line(name, steps, values, color, 1.4, dash, points, capped=True)
   drawn = [line, *traces.crosses(name, steps, values)]
-  if member.run.onset:
-    for mark in traces.event_markers([member.run.onset], steps, values):
-      mark['name'] = f'{name}: {mark["name"]}'
-      mark['marker'] |= {'color': color, 'size': 12}
-      drawn.append(mark)
+  onset = [member.run.onset] if member.run.onset else []
+  for mark in traces.event_markers(onset, steps, values):
+    mark['marker'] |= {'color': color, 'size': 12}
+    drawn.append(mark | {'name': f'{name}: {mark["name"]}'})
   return [trace | {'legendgroup': str(number)} for trace in drawn]
 
 
@@ -283,9 +259,8 @@ def onset_line(event: dict[str, Any] | None) -> list[dict[str, Any]]:
   if event is None:
     return []
   line = {'color': '$bad', 'width': 1, 'dash': 'dash'}
-  x = event['step']
-  ends = {'x0': x, 'x1': x, 'y0': 0, 'y1': 1, 'yref': 'paper'}
-  return [{'type': 'line', 'line': line, **ends}]
+  ends = {'x0': event['step'], 'x1': event['step'], 'y0': 0, 'y1': 1}
+  return [{'type': 'line', 'line': line, 'yref': 'paper', **ends}]
 
 
 def step_axis(first: int, last: int) -> dict[str, Any]:
@@ -297,50 +272,31 @@ def step_axis(first: int, last: int) -> dict[str, Any]:
 def figure(
   drawn: list[traces.Trace],
   y_axis: dict[str, Any],
-  onset: dict[str, Any] | None,
+  onset: dict[str, Any] | None = None,
 ) -> Figure:
   """Returns a chart by step, with a mark where the first explosion began."""
-  return {
-    'data': drawn,
-    'layout': {
-      'xaxis': step_axis(*_ends(drawn)),
-      'yaxis': y_axis,
-      'showlegend': sum(t.get('showlegend', True) for t in drawn) > 1,
-      'shapes': onset_line(onset),
-    },
+  ends = [x for trace in drawn for x in (trace['x'][0], trace['x'][-1])]
+  layout = {
+    'xaxis': step_axis(min(ends), max(ends)),
+    'yaxis': y_axis,
+    'showlegend': sum(t.get('showlegend', True) for t in drawn) > 1,
+    'shapes': onset_line(onset),
   }
+  return {'data': drawn, 'layout': layout}
 
 
 def _shared_figure(
   drawn: list[traces.Trace], y_axis: dict[str, Any], epochs: bool
 ) -> Figure:
+  found = figure(drawn, y_axis)
   lines = [t for t in drawn if 'fill' not in t and t['mode'] != 'markers']
-  epoch_axis = {'title': {'text': 'epoch'}}
-  return {
-    'data': drawn,
-    'layout': {
-      'xaxis': epoch_axis if epochs else step_axis(*_ends(drawn)),
-      'yaxis': y_axis,
-      'showlegend': False,  # one key stands above all the charts
-      'hovermode': 'x unified' if len(lines) <= _UNIFIED else 'closest',
-    },
+  found['layout'] |= {
+    'showlegend': False,  # one key stands above all the charts
+    'hovermode': 'x unified' if len(lines) <= _UNIFIED else 'closest',
   }
-
-
-def _ends(drawn: list[traces.Trace]) -> tuple[int, int]:
-  ends = [x for trace in drawn for x in (trace['x'][0], trace['x'][-1])]
-  return min(ends), max(ends)
-
-
-def _level(drawn: list[traces.Trace]) -> dict[str, Any]:
-  """Returns the range of an axis whose lines all stay at one height.
-
-  Plotly would choose one unit around it, and a rate of 2e-4 would look like 0.
-  """
-  heights = {y for trace in drawn for y in trace['y'] if y is not None}
-  if len(heights) != 1 or heights == {0.0}:
-    return {}
-  return {'range': sorted((0.0, 1.25 * heights.pop()))}
+  if epochs:
+    found['layout']['xaxis'] = {'title': {'text': 'epoch'}}
+  return found
 
 
 def _cut(figure: Figure) -> None:
@@ -366,13 +322,13 @@ def _label(event: dict[str, Any], part: float) -> dict[str, Any]:
   where = f', {summary.place(event)}' if event['layer'] else ''
   moved = event['moved_first']
   what = f'<br>{moved} moved first' if moved else ''
-  right = part < 0.5
+  side = 'left' if part < 0.5 else 'right'
   return {
     'text': f'step {event["step"]:,}{where}{what}',
     'x': event['step'],
-    'xanchor': 'left' if right else 'right',
-    'xshift': 6 if right else -6,
-    'align': 'left' if right else 'right',
+    'xanchor': side,
+    'xshift': 6 if side == 'left' else -6,
+    'align': side,
     'y': 0.6,
     'yref': 'paper',
     'showarrow': False,

@@ -1,17 +1,16 @@
 """Gives the report of a classifier its parts; see `task_pages`."""
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from vit22b_jax.report import (
   charts,
   heatmaps,
   intervals,
+  samples,
   scores,
   summary,
 )
@@ -24,8 +23,14 @@ TABLE = (
   ('run', 'data', 'block', 'variant'),
   ('steps', 'top-1', 'top-5', 'AUROC', 'loss'),
 )
-HEADLINE = summary.Measure('top1', 'top-1, %', '.2f', 100, is_part=True)
-VALIDATION = summary.Measure('val/top1', 'val top-1, %', '.2f', 100)
+HEADLINES = (
+  summary.Measure('top1', 'top-1, %', '.2f', 100, is_part=True),
+  summary.Measure('map', 'mAP, %', '.2f', 100),
+)
+VALIDATIONS = (
+  summary.Measure('val/top1', 'val top-1, %', '.2f', 100),
+  summary.Measure('val/map', 'val mAP, %', '.2f', 100),
+)
 _PIXELS = 96  # larger images are shrunk, which keeps the page small
 _PICTURES = 1_500_000  # bytes of all images on the page
 _SHOWN = 48  # errors at first; the others are one click away
@@ -34,6 +39,18 @@ _RIGHT = 24  # images that are right, for comparison
 _FIVE = 6  # classes from which on top-5 tells something
 # Parts of the way from guessing to no error: above, a model has learned.
 _LEARNED, _GUESSED = 0.25, 0.02
+# Key, name, format, meaning and interval (by predictions) of headline numbers.
+_SCORES = (
+  ('top1', 'top-1', summary.percent, 'first choice is right', None),
+  ('top5', 'top-5', summary.percent, 'among the first five', None),
+  ('map', 'mAP', summary.percent, 'average precision, mean of classes', None),
+  (
+    *('auroc', 'AUROC', '{:.4f}'.format, 'macro, one against rest'),
+    scores.auroc_interval,
+  ),
+  ('loss', 'loss', '{:.4g}'.format, 'nats', scores.loss_interval),
+)
+_PERCENT = {'tickformat': '.0%', 'rangemode': 'tozero'}
 
 
 def describe(run: runs.Run) -> str:
@@ -47,80 +64,72 @@ def describe(run: runs.Run) -> str:
 
 def facts(run: runs.Run) -> list[summary.Fact]:
   """Returns headline numbers of the final evaluation with their intervals."""
-  ev, predictions = run.evaluation, run.predictions
+  ev = run.evaluation
   if not ev:
     return []
-  split, percent = ev['split'].capitalize(), summary.percent
+  split, count = ev['split'].capitalize(), ev['num_examples']
   whole = _whole(run)
   found = []
-  for key, label, meaning in (
-    ('top1', 'top-1', 'first choice is right'),
-    ('top5', 'top-5', 'among the first five'),
-  ):
-    if _shows(run, key):
-      note = _between(intervals.wilson(ev[key], ev['num_examples']), percent)
-      note = f'{meaning}{note}'
-      found.append(summary.Fact(f'{split} {label}', percent(ev[key]), note))
-  for key, label, form, meaning, interval in (
-    ('auroc', 'AUROC', '.4f', 'macro, one against rest', scores.auroc_interval),
-    ('loss', 'loss', '.4g', 'nats', scores.loss_interval),
-  ):
-    if _shows(run, key):
-      note = ''
-      if whole:
-        ends = interval(predictions['probabilities'], predictions['labels'])
-        note = _between(ends, lambda value, form=form: f'{value:{form}}')
-      value = f'{ev[key]:{form}}'
-      found.append(summary.Fact(f'{split} {label}', value, meaning + note))
+  for key, label, form, meaning, interval in _SCORES:
+    if not _shows(run, key):
+      continue
+    ends = intervals.wilson(ev[key], count) if key in ('top1', 'top5') else None
+    if interval and whole:
+      ends = interval(*whole)
+    if ends:
+      meaning += f'; 95 % interval {form(ends.low)} to {form(ends.high)}'
+    found.append(summary.Fact(f'{split} {label}', form(ev[key]), meaning))
   if whole:
-    error = percent(_calibration(run).error)
+    error = summary.percent(scores.calibration(*whole).error)
     note = 'confidence less accuracy'
     found.append(summary.Fact('Calibration error', error, note))
-  count = f'{ev["num_examples"]:,}'
-  note = summary.weights_note(ev)
-  return [*found, summary.Fact(f'{split} images', count, note)]
+  averaged = 'averaged ' if ev['weights'] == 'ema' else ''
+  note = f'{averaged}weights of step {ev["step"]:,}'
+  return [*found, summary.Fact(f'{split} images', f'{count:,}', note)]
 
 
 def curves(run: runs.Run) -> dict[str, charts.Curves]:
   """Returns loss, accuracy and learning rate by step."""
+  loss = [
+    ('training', 'train/loss', '$train'),
+    ('validation', 'val/loss', '$val'),
+  ]
+  top1 = [
+    ('training', 'train/top1', '$train'),
+    ('validation', 'val/top1', '$val'),
+  ]
   top5 = [('validation top-5', 'val/top5', '$extra')]
+  precision = [('validation', 'val/map', '$val')]
   return {
-    'Loss': charts.Curves(
-      [
-        ('training', 'train/loss', '$train'),
-        ('validation', 'val/loss', '$val'),
-      ]
-    ),
-    'Accuracy': charts.Curves(
-      [
-        ('training', 'train/top1', '$train'),
-        ('validation', 'val/top1', '$val'),
-        *(top5 if _classes(run) not in range(1, _FIVE) else []),
-      ],
-      '.0%',
-    ),
+    'Loss': charts.Curves(loss),
+    'Accuracy': charts.Curves(top1 + top5 * _has_top5(run), _PERCENT),
+    'Mean average precision': charts.Curves(precision, _PERCENT),
     'Learning rate': charts.LEARNING_RATE,
   }
 
 
 def content(run: runs.Run) -> dict[str, Any]:
   """Returns the template's values beside the parts of every run."""
-  predictions = run.predictions
-  names = [str(name) for name in predictions.get('class_names', ())]
+  predictions, ev = run.predictions, run.evaluation
+  names = [str(name) for name in predictions.get('class_names', run.names)]
   counts = predictions.get('confusion')
   known = counts is not None and len(counts) == len(names) > 0
   drawn = known and len(names) <= heatmaps.MATRIX_CLASSES
-  found = _calibration(run) if _whole(run) else None
+  whole = _whole(run)
+  found = scores.calibration(*whole) if whole else None
+  precision = ev.get('average_precision') or ()
   return {
     'layers': heatmaps.layers(run),
     'confusion': heatmaps.confusion(counts, names) if drawn else None,
     'classes': scores.by_class(counts, names) if known else [],
+    'precision': dict(zip(names, precision, strict=False)),
     'confused': scores.confused(counts, names, _CONFUSIONS) if known else [],
     'calibration': heatmaps.reliability(found) if found else None,
     'calibration_error': found.error if found else None,
     'shown': _SHOWN,
-    'is_whole': _whole(run),
-    'split': run.evaluation.get('split', ''),
+    'is_whole': bool(whole),
+    'split': ev.get('split', ''),
+    'looked': _looked(run),
     **_images(run, names),
   }
 
@@ -140,8 +149,8 @@ def measures(run: runs.Run) -> list[summary.Measure]:
   """Returns scores of the final evaluation."""
   top5 = summary.Measure('top5', 'top-5, %', '.2f', 100, is_part=True)
   return [
-    HEADLINE,
-    *([top5] if _classes(run) not in range(1, _FIVE) else []),
+    *HEADLINES,
+    *([top5] if _has_top5(run) else []),
     summary.Measure('auroc', 'AUROC', '.4f'),
     summary.Measure('loss', 'loss, nats', '.4f', sign=-1),
   ]
@@ -149,47 +158,51 @@ def measures(run: runs.Run) -> list[summary.Measure]:
 
 def eval_protocol(run: runs.Run) -> str:
   """Returns which images the final evaluation is of."""
-  ev = run.evaluation
-  return (
-    f'{ev["split"]} part of {run.config["data"]["name"]},'
-    f' {ev["num_examples"]:,} images'
-  )
+  ev, data = run.evaluation, run.config['data']
+  return f'{ev["split"]} part of {data["name"]}, {ev["num_examples"]:,} images'
 
 
 def learning(run: runs.Run) -> summary.Verdict:
   """Answers whether it learned, by accuracy between guessing and no error."""
-  question = 'Did it learn?'
-  classes = _classes(run)
-  steps, top1 = run.metric('val/top1')
-  top1 = np.where(np.isfinite(top1), top1, -1.0)
-  best = ''
+  question, best = 'Did it learn?', ''
+  key, name = ('map', 'mAP') if _shows(run, 'map') else ('top1', 'top-1')
+  steps, values = run.metric(f'val/{key}')
+  values = np.where(np.isfinite(values), values, -1.0)
   if len(steps):
     best = (
-      f'Best validation top-1 {summary.percent(top1.max())} at step'
-      f' {steps[top1.argmax()]:,}.{_overfit(run)}'
+      f'Best validation {name} {summary.percent(values.max())} at step'
+      f' {steps[values.argmax()]:,}.{_overfit(run)}'
     )
-  if _shows(run, 'top1'):
-    score = run.evaluation['top1']
-    answer = f'{summary.percent(score)} {run.evaluation["split"]} top-1'
-    mood, said = _judge(score, classes)
+  if _shows(run, key):
+    score = run.evaluation[key]
+    answer = f'{summary.percent(score)} {run.evaluation["split"]} {name}'
+    mood, said = _judge(score, _chance(run, key))
     return summary.Verdict(question, answer, said + best, mood)
   if best:
-    answer = f'{summary.percent(top1[-1])} validation top-1'
+    answer = f'{summary.percent(values[-1])} validation {name}'
     return summary.Verdict(question, answer, best, 'plain')
   return summary.by_loss(run, question)
 
 
-def _judge(score: float, classes: int) -> tuple[str, str]:
-  """Returns mood and words for an accuracy."""
-  if classes < 2 or not np.isfinite(score):
+def _chance(run: runs.Run, key: str) -> float:
+  """Returns what guessing gives; nan where that isn't known."""
+  if key == 'top1':
+    return 1 / _classes(run) if _classes(run) > 1 else np.nan
+  labels = run.predictions.get('labels', np.zeros(0))
+  return float(labels.mean()) if labels.size else np.nan
+
+
+def _judge(score: float, chance: float) -> tuple[str, str]:
+  """Returns mood and words for a score between guessing and no error."""
+  if not np.isfinite(score) or not 0 < chance < 1:
     return 'plain', ''
-  part = (score - 1 / classes) / (1 - 1 / classes)
-  chance = f'{score * classes:.1f} times chance'
+  part = (score - chance) / (1 - chance)
+  said = f'{score / chance:.1f} times chance'
   if part < _GUESSED:
-    return 'bad', f'{chance}: no better than guessing. '
+    return 'bad', f'{said}: no better than guessing. '
   if part < _LEARNED:
-    return 'plain', f'{chance}, but mostly wrong. '
-  return 'good', f'{chance}. '
+    return 'plain', f'{said}, but mostly wrong. '
+  return 'good', f'{said}. '
 
 
 def _overfit(run: runs.Run) -> str:
@@ -197,7 +210,7 @@ def _overfit(run: runs.Run) -> str:
   steps, loss = run.metric('val/loss')
   if not np.isfinite(loss).any() or not np.isfinite(loss[-1]):
     return ''
-  best = int(np.nanargmin(np.where(np.isfinite(loss), loss, np.nan)))
+  best = int(np.where(np.isfinite(loss), loss, np.inf).argmin())
   if loss[-1] < 1.1 * loss[best]:
     return ''
   return (
@@ -211,28 +224,24 @@ def _classes(run: runs.Run) -> int:
   return len(run.names) or len(run.predictions.get('class_names', ()))
 
 
+def _has_top5(run: runs.Run) -> bool:
+  return _classes(run) not in range(1, _FIVE)
+
+
 def _shows(run: runs.Run, key: str) -> bool:
   """Returns whether the final evaluation has a number that tells something."""
-  if key == 'top5' and _classes(run) in range(1, _FIVE):
-    return False
-  return run.evaluation.get(key) is not None
+  told = key != 'top5' or _has_top5(run)
+  return told and run.evaluation.get(key) is not None
 
 
-def _whole(run: runs.Run) -> bool:
-  """Returns whether predictions.npz has a row for every image."""
-  rows = len(run.predictions.get('labels', ()))
-  return 0 < rows == run.evaluation.get('num_examples')
-
-
-def _calibration(run: runs.Run) -> scores.Calibration:
-  found = run.predictions
-  return scores.calibration(found['probabilities'], found['labels'])
-
-
-def _between(interval: intervals.Interval | None, form) -> str:
-  if interval is None:
-    return ''
-  return f'; 95 % interval {form(interval.low)} to {form(interval.high)}'
+def _whole(
+  run: runs.Run,
+) -> tuple[Float[np.ndarray, 'N C'], Int[np.ndarray, 'N']] | None:
+  """Returns probabilities and labels where every image has one label."""
+  labels = run.predictions.get('labels', np.zeros(0))
+  whole = labels.ndim == 1 and len(labels) > 0
+  whole = whole and len(labels) == run.evaluation.get('num_examples')
+  return (run.predictions['probabilities'], labels) if whole else None
 
 
 def _images(run: runs.Run, names: list[str]) -> dict[str, Any]:
@@ -240,44 +249,33 @@ def _images(run: runs.Run, names: list[str]) -> dict[str, Any]:
 
   Errors beyond the pictures that a page can hold have their places in the part.
   """
-  predictions = run.predictions
-  blank = {'errors': [], 'right': [], 'num_errors': 0, 'num_predictions': 0}
-  if not names or not {'labels', 'probabilities'} <= predictions.keys():
-    return blank
-  probabilities, labels = predictions['probabilities'], predictions['labels']
+  found = run.predictions
+  labels = found.get('labels', np.zeros(0))
+  probabilities = found.get('probabilities', np.zeros((0, 0)))
+  if not names or not probabilities.size or labels.ndim != 1:
+    return {'errors': [], 'right': [], 'num_errors': 0, 'num_predictions': 0}
   order = scores.wrong_first(probabilities, labels)
   wrong = int((probabilities.argmax(1) != labels).sum())
-  pictures = _pictures(predictions, order)
-  places = predictions.get('indices', np.arange(len(labels)))
-  errors = [
-    _card(predictions, names, i, pictures, places)
-    for i in order[:wrong].tolist()
-  ]
-  right = [i for i in order[wrong:].tolist() if i in pictures][:_RIGHT]
+  pictures = _pictures(found, order)
+  places = found.get('indices', np.arange(len(labels)))
+
+  def card(row):
+    true, chosen = labels[row], probabilities[row].argmax()
+    return {
+      'place': int(places[row]),
+      'sources': [pictures[row]] if row in pictures else [],
+      'true': names[true],
+      'predicted': names[chosen],
+      'probability': round(float(probabilities[row, chosen]), 3),
+      'probability_true': round(float(probabilities[row, true]), 3),
+    }
+
+  errors, right = order[:wrong].tolist(), order[wrong:].tolist()
   return {
-    'errors': errors,
-    'right': [_card(predictions, names, i, pictures, places) for i in right],
+    'errors': [card(row) for row in errors],
+    'right': [card(row) for row in right if row in pictures][:_RIGHT],
     'num_errors': wrong,
     'num_predictions': len(labels),
-  }
-
-
-def _card(
-  predictions: dict[str, np.ndarray],
-  names: list[str],
-  row: int,
-  pictures: dict[int, str],
-  places: np.ndarray,
-) -> dict[str, Any]:
-  probabilities = predictions['probabilities'][row]
-  true, chosen = predictions['labels'][row], probabilities.argmax()
-  return {
-    'place': int(places[row]),
-    'source': pictures.get(row, ''),
-    'true': names[true],
-    'predicted': names[chosen],
-    'probability': round(float(probabilities[chosen]), 3),
-    'probability_true': round(float(probabilities[true]), 3),
   }
 
 
@@ -290,19 +288,40 @@ def _pictures(
   ordered = [row for row in order.tolist() if row in kept]
   right = ordered[::-1][:_RIGHT][::-1]  # the last ones are right, if any is
   found, size = {}, 0
-  for row in [*right, *ordered]:
-    if row not in found:
-      source = png(predictions['images'][kept[row]])
-      size += len(source)
-      if size > _PICTURES and len(found) > _RIGHT:
-        break
-      found[row] = source
+  for row in dict.fromkeys([*right, *ordered]):
+    source = samples.data_url(predictions['images'][kept[row]], _PIXELS)
+    size += len(source)
+    if size > _PICTURES and len(found) > _RIGHT:
+      break
+    found[row] = source
   return found
 
 
-def png(image: UInt8[np.ndarray, 'H W 3']) -> str:
-  """Returns an image as a data URL, at most _PIXELS a side."""
-  picture, stream = Image.fromarray(image), io.BytesIO()
-  picture.thumbnail((_PIXELS, _PIXELS))
-  picture.save(stream, 'PNG')
-  return f'data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'
+def _looked(run: runs.Run) -> list[dict[str, Any]]:
+  """Returns images and, as bright as they are looked at, their patches."""
+  found, size = run.attention, run.config['data']['image_size']
+  cards = []
+  for row, image in enumerate(found.get('images', ())):
+    start = max((len(image) - size) // 2, 0)  # the model sees the center
+    image = image[start : start + size, start : start + size]
+    lit = [_lit(image, found[name][row]) for name in ('last', 'rollout')]
+    cards.append(
+      {
+        'sources': [samples.data_url(one, _PIXELS) for one in (image, *lit)],
+        'true': str(found['true'][row]),
+        'predicted': str(found['predicted'][row]),
+        'place': int(found['indices'][row]),
+      }
+    )
+  return cards
+
+
+def _lit(
+  image: UInt8[np.ndarray, 'H W 3'], weights: Float[np.ndarray, 'h w']
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Returns the image darkened where it isn't looked at."""
+  weights = np.nan_to_num(weights.astype(np.float32), posinf=0)
+  scaled = weights / max(weights.max(), 1e-9)
+  mask = Image.fromarray(scaled).resize(image.shape[1::-1], Image.BILINEAR)
+  light = 0.15 + 0.85 * np.clip(np.asarray(mask), 0, 1)
+  return (image * light[..., None]).astype(np.uint8)

@@ -22,7 +22,6 @@ from vit22b_jax.report import (
   selection,
   summary,
   task_pages,
-  templates,
   traces,
   translation_page,
 )
@@ -65,23 +64,25 @@ def compare(
 
 def _render(several: list[runs.Run], folder: epath.Path) -> str:
   """Returns the page with a part for each task."""
+  found = groups.from_runs(several)
   tasks: dict[str, list[groups.Group]] = {}
-  for group in groups.from_runs(several):
+  for group in found:
     tasks.setdefault(group.members[0].run.config['task'], []).append(group)
-  environment = templates.environment()
-  part = environment.get_template('compare_task.html')
-  count = sum(map(len, tasks.values()))
-  return environment.get_template('compare.html').render(
-    name=_title([group.name for found in tasks.values() for group in found]),
-    summary=f'{_plural(len(several), "run")} in {_plural(count, "group")}: the'
-    ' configs of a group differ in their seeds alone.',
-    parts=[
-      markupsafe.Markup(
-        part.render(_content(found, folder), title=task, alone=len(tasks) == 1)
-      )
-      for task, found in tasks.items()
-    ],
-    plotly=page.plotly(),
+  part = page.environment().get_template('compare_task.html')
+  parts = [
+    part.render(_content(alike, folder), title=task, alone=len(tasks) == 1)
+    for task, alike in tasks.items()
+  ]
+  name = f'{found[0].name} and {len(found) - 1} others'
+  if len(found) <= 2:
+    name = ' and '.join(group.name for group in found)
+  runs_, groups_ = _plural(len(several), 'run'), _plural(len(found), 'group')
+  said = f'{runs_} in {groups_}: the configs of a group differ in their seeds'
+  return page.render(
+    'compare.html',
+    name=name,
+    summary=f'{said} alone.',
+    parts=[markupsafe.Markup(html) for html in parts],
   )
 
 
@@ -133,28 +134,24 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
   }
 
 
-def _title(names: list[str]) -> str:
-  if len(names) <= 2:
-    return ' and '.join(names)
-  return f'{names[0]} and {len(names) - 1} others'
-
-
 def _plural(count: int, noun: str) -> str:
   return f'{count} {noun}' + ('' if count == 1 else 's')
 
 
-def wanted_curves(several: list[runs.Run]) -> list[tuple[str, str, str]]:
-  """Returns title, key of metrics.jsonl and tick format of each chart."""
+def wanted_curves(
+  several: list[runs.Run],
+) -> list[tuple[str, str, dict[str, Any]]]:
+  """Returns title, key of metrics.jsonl and axis of each chart."""
   titles: dict[str, list[str]] = {}
-  formats = {}
+  axes = {}
   for run in several:
     for title, curves in task_pages.for_task(run).curves(run).items():
       for name, key, _ in curves.lines:
         full = f'{title}: {name}' if len(curves.lines) > 1 else title
         titles.setdefault(key, []).append(full)
-        formats[key] = curves.tickformat
+        axes[key] = curves.axis
   return [
-    (task_pages.common_title(found, key), key, formats[key])
+    (task_pages.common_title(found, key), key, axes[key])
     for key, found in titles.items()
   ]
 
@@ -163,17 +160,12 @@ def _verdicts(found: list[groups.Group]) -> list[summary.Verdict]:
   """Answers which does best, what exploded, what is done."""
   members = [member for group in found for member in group.members]
   states = [summary.progress(m.run).answer.lower() for m in members]
-  others = sorted({state for state in states if state != 'finished'})
-  return [
-    _best(found),
-    _exploded(members),
-    summary.Verdict(
-      'Are they done?',
-      f'{states.count("finished")} of {len(members)} finished',
-      ', '.join(f'{states.count(state)} {state}' for state in others),
-      'plain' if others else 'good',
-    ),
-  ]
+  others = sorted(set(states) - {'finished'})
+  answer = f'{states.count("finished")} of {len(members)} finished'
+  detail = ', '.join(f'{states.count(state)} {state}' for state in others)
+  mood = 'plain' if others else 'good'
+  done = summary.Verdict('Are they done?', answer, detail, mood)
+  return [_best(found), _exploded(members), done]
 
 
 def _exploded(members: list[groups.Member]) -> summary.Verdict:
@@ -197,10 +189,13 @@ def _best(found: list[groups.Group]) -> summary.Verdict:
   """Returns the group with the best mean, and how sure that is."""
   question = 'Which does best?'
   tested = [group for group in found if group.evaluated]
-  headline = task_pages.for_task(found[0].members[0].run).HEADLINE
+  known = task_pages.for_task(found[0].members[0].run).HEADLINES
   counted = [member.run.evaluation for g in tested for member in g.evaluated]
-  if not counted or any(ev.get(headline.key) is None for ev in counted):
-    detail = f'No {headline.label} of every run yet.'
+  headline = next(
+    (m for m in known if all(ev.get(m.key) is not None for ev in counted)), None
+  )
+  if not counted or headline is None:
+    detail = f'No {known[0].label} of every run yet.'
     return summary.Verdict(question, 'Unknown', detail, 'plain')
   if len(results.protocols(found)) > 1:
     detail = 'Their numbers were measured differently: see the warning.'
@@ -226,39 +221,35 @@ def _machines(several: list[runs.Run]) -> list[str]:
 
 def show_samples(members: list[groups.Member]) -> dict[str, Any]:
   """Returns the grids of all runs next to their evaluated weights."""
-  read = [
-    (member, translation_page.evaluated(member.run)) for member in members
-  ]
-  shown = [
-    (member, step, both) for member, one in read for step, both in one.items()
-  ]
+  read = [(m, translation_page.evaluated(m.run)) for m in members]
+  shown = [(m, step, both) for m, one in read for step, both in one.items()]
   small = samples.film([grid for _, _, both in shown for grid in both])
   directions: dict[str, list[dict[str, Any]]] = {}
-  for place, direction in enumerate(translation_page.DIRECTIONS):
+  for place, direction in enumerate(
+    translation_page.DIRECTIONS if shown else ()
+  ):
     arrows = [translation_page.arrow(m.run, direction) for m, _, _ in shown]
     directions[task_pages.common_title(arrows, direction)] = [
       {
         'member': member,
         'step': step,
-        'picture': small[2 * number + place],
+        'picture': picture,
         **translation_page.directions(member.run)[place],
       }
-      for number, (member, step, _) in enumerate(shown)
+      for (member, step, _), picture in zip(shown, small[place::2], strict=True)
     ]
-  return {
-    'directions': directions if shown else {},
-    'missing': [member.name for member, one in read if not one],
-  }
+  missing = [member.name for member, one in read if not one]
+  return {'directions': directions, 'missing': missing}
 
 
 def _run(member: groups.Member, folder: epath.Path) -> dict[str, Any]:
   """Returns a run's own short section."""
-  run, ev = member.run, member.run.evaluation
+  run = member.run
   pages = task_pages.for_task(run)
   return {
     'member': member,
     'summary': pages.describe(run),
-    'protocol': pages.eval_protocol(run) if ev else '',
+    'protocol': pages.eval_protocol(run) if run.evaluation else '',
     'verdicts': page.verdicts(run),
     'link': _link(run.path / 'report.html', folder),
     'missing': [f for f in _FILES if not (run.path / f).exists()],
@@ -269,13 +260,9 @@ def _run(member: groups.Member, folder: epath.Path) -> dict[str, Any]:
 
 def _link(target: epath.Path, folder: epath.Path) -> str:
   """Returns a relative link to a file near the page; '' where none leads."""
-  if not target.exists():
+  remote = {workdir.is_remote(target), workdir.is_remote(folder)}
+  apart = True in remote and target.parts[:3] != folder.parts[:3]
+  if not target.exists() or len(remote) > 1 or apart:
     return ''
-  remote = workdir.is_remote(target), workdir.is_remote(folder)
-  if any(remote):
-    if not all(remote) or target.parts[:3] != folder.parts[:3]:
-      return ''
-    relative = os.path.relpath(str(target), str(folder))
-  else:
-    relative = os.path.relpath(target, folder)
+  relative = os.path.relpath(str(target), str(folder))
   return urllib.parse.quote(relative, errors='surrogateescape')

@@ -16,24 +16,17 @@ from jaxtyping import Float, Int
 def envelope(
   values: Float[np.ndarray, 'rows'], buckets: int
 ) -> Int[np.ndarray, 'kept']:
-  """Returns rows to draw: smallest, largest, first non-finite of each bucket.
+  """Returns the rows to draw of values, which may be NaN and infinite.
 
-  Args:
-    values: may hold NaN and infinities.
-    buckets: equal slices of the rows; short series are kept whole.
-
-  Returns:
-    Sorted row numbers, the first and the last row among them; at most
-    3 * buckets + 2 of them.
+  They are sorted, the first and the last among them: the smallest, the largest
+  and the first non-finite of each of `buckets` slices. Short series stay whole.
   """
   rows = len(values)
   if rows <= 3 * buckets:
     return np.arange(rows)
   finite = np.isfinite(values)
-  low, high = (
-    np.where(finite, values, np.inf),
-    np.where(finite, values, -np.inf),
-  )
+  low = np.where(finite, values, np.inf)
+  high = np.where(finite, values, -np.inf)
   keep = {0, rows - 1}
   edges = np.linspace(0, rows, buckets + 1).astype(int)
   for start, stop in itertools.pairwise(edges):
@@ -48,16 +41,10 @@ def envelope(
 def buckets(
   values: Float[np.ndarray, 'depth rows'], count: int, reduce: str
 ) -> tuple[Int[np.ndarray, 'buckets'], Float[np.ndarray, 'depth buckets']]:
-  """Returns slices of the rows, each reduced to its largest or smallest value.
+  """Returns at most `count` slices of the rows: first rows and extremes.
 
-  Args:
-    values: one row of numbers for each layer.
-    count: number of slices, at most.
-    reduce: 'max' or 'min'.
-
-  Returns:
-    The first row of each slice, and the extremes: NaN where a slice has a
-    non-finite value, because that is what must stay visible.
+  Each layer's extreme is the slice's 'max' or 'min', as `reduce` says; NaN
+  where a value isn't finite, because that is what must stay visible.
   """
   rows = values.shape[1]
   starts = np.unique(np.linspace(0, rows, count, endpoint=False).astype(int))

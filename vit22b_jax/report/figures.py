@@ -4,15 +4,13 @@ import io
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
-from matplotlib import axes, colors, figure
+from matplotlib import figure
 
 from vit22b_jax.report import (
-  downsample,
+  charts,
   heatmaps,
   samples,
   task_pages,
-  traces,
   translation_page,
 )
 from vit22b_jax.runtime import runs
@@ -24,8 +22,7 @@ _COLORS = {
   '$muted': '#68707a',
   '$bad': '#c0352b',
 }
-_TRAIN, _BAD = _COLORS['$train'], _COLORS['$bad']
-_STYLE = {'linewidth': 1.2}
+_DASHES = {'solid': '-', 'dash': '--', 'dot': ':'}
 
 
 def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
@@ -46,127 +43,75 @@ def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
   """
   run, folder = runs.read(workdir), epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  pages = task_pages.for_task(run)
+  curves = charts.learning_curves(run, pages.curves(run))
+  stability = charts.stability(run, pages.WORDS.largest)
   drawn = {
-    'curves': _curves(run),
-    'stability': _stability(run),
-    'layers': _layers(run),
+    'curves': _row({t: c for t, c in curves.items() if t in pages.PLOTTED}),
+    'stability': _row({t: c for t, c in stability.items() if 'Largest' in t}),
+    'layers': _row(heatmaps.layers(run)),
     'samples': _samples(run),
   }
   written = []
   for name, picture in drawn.items():
-    if picture is None:
-      continue
-    stream = io.BytesIO()
-    picture.savefig(stream, dpi=150)
-    path = folder / f'{name}.png'
-    path.write_bytes(stream.getvalue())
-    written.append(path)
+    if picture is not None:
+      stream = io.BytesIO()
+      picture.savefig(stream, dpi=150)
+      written.append(folder / f'{name}.png')
+      written[-1].write_bytes(stream.getvalue())
   return written
 
 
-def _row(width: float, height: float, count: int) -> tuple:
-  """Returns a figure with `count` quiet axes side by side."""
-  picture = figure.Figure(figsize=(width, height), layout='constrained')
-  panels = np.atleast_1d(picture.subplots(1, count))
-  for panel in panels:
-    panel.spines[['top', 'right']].set_visible(False)
-    panel.grid(color='#e3e5e8', linewidth=0.6)
-    panel.set_axisbelow(True)
+def _row(found: dict[str, charts.Figure]) -> figure.Figure | None:
+  """Draws charts of the page side by side."""
+  if not found:
+    return None
+  size = (4.5 * len(found), 3.2)
+  picture = figure.Figure(figsize=size, layout='constrained')
+  panels = picture.subplots(1, len(found), squeeze=False)[0]
+  for panel, (title, chart) in zip(panels, found.items(), strict=True):
+    panel.set_title(title, loc='left', fontsize=11)
     panel.set_xlabel('step')
-  return picture, panels
-
-
-def _curves(run: runs.Run) -> figure.Figure | None:
-  if not run.metrics:
-    return None
-  pages = task_pages.for_task(run)
-  curves = {
-    title: lines
-    for title, (lines, _) in pages.curves(run).items()
-    if title in pages.PLOTTED
-  }
-  picture, panels = _row(4.5 * len(curves), 3.2, len(curves))
-  for panel, (title, lines) in zip(panels, curves.items(), strict=True):
-    panel.set_title(title, loc='left', fontsize=11)
-    for name, key, color in lines:
-      panel.plot(*run.metric(key), color=_COLORS[color], label=name, **_STYLE)
-    panel.legend(frameon=False)
+    panel.spines[['top', 'right']].set_visible(False)
+    for trace in chart['data']:
+      _draw(panel, trace)
+    for line in chart['layout']['shapes']:
+      panel.axvline(line['x0'], color=_COLORS['$bad'], linewidth=0.8)
+    if chart['layout'].get('showlegend'):
+      panel.legend(frameon=False)
   return picture
 
 
-def _stability(run: runs.Run) -> figure.Figure | None:
-  """Draws Figure 1 of the paper, capped as there, with events marked."""
-  if not run.diagnostics:
-    return None
-  picture, panels = _row(9, 3.2, 2)
-  for panel, column, title in zip(
-    panels,
-    ('max_logit', 'max_abs_grad'),
-    (task_pages.for_task(run).WORDS.largest, 'Largest absolute gradient'),
-    strict=True,
-  ):
-    panel.set_title(title, loc='left', fontsize=11)
-    _capped(panel, run.diagnostics['step'], run.diagnostics[column])
-    for event in run.events[:20]:
-      if event['kind'] != 'transient':
-        panel.axvline(event['step'], color=_BAD, linewidth=0.8, alpha=0.6)
-  return picture
-
-
-def _capped(
-  panel: axes.Axes,
-  steps: Float[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-) -> None:
-  keep = downsample.envelope(values, 400)
-  drawn = np.where(np.isfinite(values), np.minimum(values, traces.CAP), np.nan)
-  panel.plot(steps[keep], drawn[keep], color=_TRAIN, **_STYLE)
-  bad = ~np.isfinite(values)
-  panel.plot(
-    steps[bad], np.full(bad.sum(), traces.CAP), 'x', color=_BAD, markersize=4
-  )
-
-
-def _layers(run: runs.Run) -> figure.Figure | None:
-  """Draws the heat maps of the page, layer by step."""
-  recorded = {
-    statistic: run.layers(name)
-    for name, statistic in heatmaps.STATISTICS.items()
-  }
-  recorded = {s: found for s, found in recorded.items() if found}
-  if not recorded:
-    return None
-  picture, panels = _row(3.6 * len(recorded), 3.2, len(recorded))
-  for panel, (statistic, (steps, values)) in zip(
-    panels, recorded.items(), strict=True
-  ):
-    _, worst = heatmaps.extremes(values, statistic)
-    panel.grid(False)
-    panel.set_title(statistic.title, loc='left', fontsize=10)
+def _draw(panel, trace: dict) -> None:
+  if trace.get('type') == 'heatmap':
+    panel.set_facecolor(_COLORS['$bad'])  # seen where a value is not finite
     panel.set_ylabel('block')
-    panel.set_facecolor(_BAD)  # seen where a value is not finite
-    image = panel.imshow(
-      np.minimum(worst, traces.CAP),
-      aspect='auto',
-      origin='lower',
-      interpolation='nearest',
-      cmap='Blues',
-      norm=colors.LogNorm() if statistic.is_log else None,
-      extent=(steps[0], steps[-1] + 1, -0.5, len(worst) - 0.5),
-    )
-    picture.colorbar(image, ax=panel)
-  return picture
+    values = np.array(trace['z'], float)
+    image = panel.pcolormesh(trace['x'], trace['y'], values, cmap='Blues')
+    bar = trace['colorbar']
+    ticks = {'ticks': bar['tickvals']} if 'tickvals' in bar else {}
+    legend = panel.figure.colorbar(image, ax=panel, **ticks)
+    if ticks:
+      legend.set_ticklabels(bar['ticktext'])
+    return
+  panel.grid(color='#e3e5e8', linewidth=0.6)
+  look = {'marker': 'x', 'linestyle': ''}
+  if trace['mode'] != 'markers':
+    look = {'linestyle': _DASHES[trace['line'].get('dash', 'solid')]}
+  color = _COLORS[trace.get('marker', trace.get('line'))['color']]
+  heights = np.array(trace['y'], float)
+  look |= {'color': color, 'label': trace['name'], 'linewidth': 1.2}
+  panel.plot(trace['x'], heights, **look)
 
 
 def _samples(run: runs.Run) -> figure.Figure | None:
   """Draws the sample grids next to the evaluated weights, both directions."""
-  found = translation_page.pictures(run)
+  found = translation_page.evaluated(run)
   if not found:
     return None
-  both = found[samples.evaluated_step(run, found)]
+  (both,) = found.values()
   height, width, _ = both[0].shape
-  stacked = samples.is_wide(both[0])
-  shape = (2, 1) if stacked else (1, 2)
+  shape = (2, 1) if samples.is_wide(both[0]) else (1, 2)
   inches = 9 / shape[1] * height / width + 0.3  # of one with its title
   picture = figure.Figure(figsize=(9, shape[0] * inches), layout='constrained')
   panels = picture.subplots(*shape)

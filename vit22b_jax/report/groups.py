@@ -20,53 +20,29 @@ from vit22b_jax.runtime import runs
 # Keys that say where and how a run works, not what it computes and measures.
 # A name with a dot at its end stands for a section.
 NON_COMPARED_KEYS = (
-  'seed',
-  'profile',
-  'sharding',
-  'checkpoint.',
-  'log.',
-  'mesh.',
-  'data.cache_max_gb',
-  'data.dir',
-  'data.max_corrupt',
-  'data.workers',
-  'diagnostics.per_layer',
-  'eval.batch_size',
-  'fid.batch_size',
-  'model.remat',
-  'model.scan_layers',
+  *('seed', 'profile', 'sharding', 'checkpoint.', 'log.', 'mesh.'),
+  *('data.cache_max_gb', 'data.dir', 'data.max_corrupt', 'data.workers'),
+  *('diagnostics.per_layer', 'eval.batch_size', 'fid.batch_size'),
+  *('model.remat', 'model.scan_layers'),
 )
 
 
 class Member(NamedTuple):
-  """A run on the page.
-
-  Attributes:
-    run: its files.
-    name: unlike that of any other run.
-    anchor: its id in the page.
-  """
+  """A run on the page."""
 
   run: runs.Run
-  name: str
-  anchor: str
+  name: str  # unlike that of any other run
+  anchor: str  # its id in the page
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs whose configs say the same but for NON_COMPARED_KEYS.
+  """Runs, one at least, whose configs differ in NON_COMPARED_KEYS alone."""
 
-  Attributes:
-    number: its place on the page.
-    name: unlike that of any other group.
-    members: in the order given; at least one.
-    choices: key -> value of their configs.
-  """
-
-  number: int
-  name: str
-  members: list[Member]
-  choices: dict[str, Any]
+  number: int  # its place on the page
+  name: str  # unlike that of any other group
+  members: list[Member]  # in the order given
+  choices: dict[str, Any]  # key -> value of their configs
 
   @property
   def evaluated(self) -> list[Member]:
@@ -88,14 +64,7 @@ class Group:
 
 
 class Band(NamedTuple):
-  """Runs of a group at the steps that all of them recorded.
-
-  Attributes:
-    steps: where each run has a finite value.
-    mean: over the runs.
-    low: the smallest of them.
-    high: the largest of them.
-  """
+  """Mean and range of runs at the steps where each has a finite value."""
 
   steps: Int[np.ndarray, 'points']
   mean: Float[np.ndarray, 'points']
@@ -143,25 +112,20 @@ def differences(groups: list[Group]) -> dict[str, list[str]]:
 
   'preset' stands for a None: the value of the block, variant or optimizer.
   """
-  keys = sorted({key for group in groups for key in group.choices})
-  return {
-    key: [_shown(group, key) for group in groups]
-    for key in keys
-    if any(g.choices.get(key) != groups[0].choices.get(key) for g in groups)
-  }
+
+  def shown(group, key):
+    if key in group.choices:
+      return summary.text(group.choices[key]) or "''"
+    return 'preset' if key in group.members[0].run.choices else '–'
+
+  keys = _differing([group.choices for group in groups])
+  return {key: [shown(group, key) for group in groups] for key in keys}
 
 
 def other_differences(several: list[runs.Run]) -> list[str]:
   """Returns NON_COMPARED_KEYS, but for the seed, that differ between runs."""
-  configs = [_set_keys(run) for run in several]
-  keys = sorted({key for config in configs for key in config})
-  return [
-    key
-    for key in keys
-    if _is_not_compared(key)
-    and key != 'seed'
-    and any(config.get(key) != configs[0].get(key) for config in configs)
-  ]
+  keys = _differing([_set_keys(run) for run in several])
+  return [key for key in keys if _is_not_compared(key) and key != 'seed']
 
 
 def other_histories(groups: list[Group]) -> list[str]:
@@ -186,27 +150,33 @@ def own_splits(several: list[runs.Run]) -> bool:
   return len(seeds) > 1 and drawn and own
 
 
+def band(series: list[runs.Series]) -> Band:
+  """Returns mean and range where every run has a finite value."""
+  finite = [{s: v for s, v in _pairs(one) if np.isfinite(v)} for one in series]
+  steps = sorted(set.intersection(*map(set, finite)))
+  values = np.array([[run[s] for s in steps] for run in finite])
+  low, high = values.min(0), values.max(0)
+  return Band(np.array(steps, np.int64), values.mean(0), low, high)
+
+
+def _pairs(series: runs.Series) -> list[tuple[int, float]]:
+  return list(zip(*(column.tolist() for column in series), strict=True))
+
+
 def _same_rates(one: runs.Run, other: runs.Run) -> bool:
-  first, second = (
-    dict(zip(*map(list, run.metric('train/learning_rate')), strict=True))
-    for run in (one, other)
-  )
-  shared = sorted(first.keys() & second.keys())
-  rates = [[rates[step] for step in shared] for rates in (first, second)]
+  key = 'train/learning_rate'
+  first, second = dict(_pairs(one.metric(key))), dict(_pairs(other.metric(key)))
+  rates = [(first[step], second[step]) for step in first.keys() & second.keys()]
+  rates = np.array(rates).reshape(-1, 2).T
   return np.allclose(*rates, rtol=1e-3, atol=0, equal_nan=True)
 
 
-def band(series: list[runs.Series]) -> Band:
-  """Returns mean and range where every run has a finite value."""
-  finite = [
-    {s: v for s, v in zip(*map(list, one), strict=True) if np.isfinite(v)}
-    for one in series
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
+  """Returns keys whose values aren't the same in all configs, sorted."""
+  keys = sorted({key for config in configs for key in config})
+  return [
+    k for k in keys if any(c.get(k) != configs[0].get(k) for c in configs)
   ]
-  steps = sorted(set.intersection(*map(set, finite)))
-  values = np.array([[run[s] for s in steps] for run in finite])
-  return Band(
-    np.array(steps, np.int64), values.mean(0), values.min(0), values.max(0)
-  )
 
 
 def _set_keys(run: runs.Run) -> dict[str, Any]:
@@ -218,23 +188,12 @@ def _set_keys(run: runs.Run) -> dict[str, Any]:
 
 
 def _choices(run: runs.Run) -> dict[str, Any]:
-  return {
-    k: value for k, value in _set_keys(run).items() if not _is_not_compared(k)
-  }
+  return {k: v for k, v in _set_keys(run).items() if not _is_not_compared(k)}
 
 
 def _is_not_compared(key: str) -> bool:
-  return any(
-    key.startswith(name) if name.endswith('.') else key == name
-    for name in NON_COMPARED_KEYS
-  )
-
-
-def _shown(group: Group, key: str) -> str:
-  if key in group.choices:
-    value = group.choices[key]
-    return summary.text(value) if value != '' else "''"
-  return 'preset' if key in group.members[0].run.choices else '–'
+  section = f'{key.partition(".")[0]}.'
+  return key in NON_COMPARED_KEYS or section in NON_COMPARED_KEYS
 
 
 def _common_name(members: list[Member]) -> str:

@@ -22,23 +22,14 @@ class Interval(NamedTuple):
 
 
 def student(values: Sequence[float]) -> Interval | None:
-  """Returns the interval of a mean: Student's t.
-
-  Returns None for fewer than two values, for values that aren't finite, and for
-  values that are all alike, which leave no spread to judge by.
-  """
+  """Returns the interval of a mean; None where no spread is to judge by."""
   if not _spread(values):
     return None
   return _interval(scipy.stats.ttest_1samp(values, 0).confidence_interval())
 
 
 def wilson(part: float, count: int) -> Interval | None:
-  """Returns the interval of a binomial part: Wilson, 1927; None without one.
-
-  Args:
-    part: of `count` answers that are right, in [0, 1].
-    count: independent answers.
-  """
+  """Returns the interval of a part in [0, 1] of `count`: Wilson, 1927."""
   if not (0 <= part <= 1 and count):
     return None
   test = scipy.stats.binomtest(round(part * count), count)
@@ -55,9 +46,9 @@ def welch(
   """
   difference = float(np.mean(other) - np.mean(base))
   few = min(len(base), len(other)) < 2
-  if few or not np.isfinite([*base, *other]).all():
+  if few or not (_spread(base) or _spread(other)):
     return difference, None
-  if not (_spread(base) or _spread(other)):
+  if not np.isfinite([*base, *other]).all():
     return difference, None
   test = scipy.stats.ttest_ind(other, base, equal_var=False)
   return difference, _interval(test.confidence_interval())

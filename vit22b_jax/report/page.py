@@ -7,14 +7,17 @@ security policy forbids every request: it works from disk, mail and buckets.
 import base64
 import functools
 import gzip
+import re
 from typing import Any
 
+import jinja2
+import markupsafe
 from absl import logging
 from etils import epath
 from plotly import offline
 
 from vit22b_jax import errors, rules
-from vit22b_jax.report import charts, summary, task_pages, templates, traces
+from vit22b_jax.report import charts, probe_page, summary, task_pages, traces
 from vit22b_jax.runtime import runs
 
 _EVENTS = 50  # rows of the table of events
@@ -39,10 +42,29 @@ def write(
   for message in run.damaged:
     logging.warning('Left out of the report: %s', message)
   path = epath.Path(output) if output else run.path / 'report.html'
-  template = task_pages.for_task(run).TEMPLATE
-  page = templates.environment().get_template(template)
-  save(path, page.render(_content(run), plotly=plotly()))
+  save(path, render(task_pages.for_task(run).TEMPLATE, **_content(run)))
   return path
+
+
+def write_probe(workdir: epath.PathLike) -> epath.Path:
+  """Writes probe.html beside a probe.json, and returns its path.
+
+  Raises:
+    errors.UserError: there is no probe.json, or the page can't be written.
+  """
+  folder = epath.Path(workdir)
+  record = runs.read_probe(folder)
+  if record is None:
+    raise errors.UserError(f'{folder} has no probe.json: run --mode=probe.')
+  path, name = folder / 'probe.html', runs.printable(folder.name)
+  content = {'name': name, 'summary': '', 'probe': probe_page.content(record)}
+  save(path, render('probe.html', **content))
+  return path
+
+
+def render(template: str, **content: Any) -> str:
+  """Returns a page of a template that extends base.html."""
+  return environment().get_template(template).render(content, plotly=_plotly())
 
 
 def save(path: epath.Path, html: str) -> None:
@@ -66,6 +88,39 @@ def save(path: epath.Path, html: str) -> None:
     ) from error
 
 
+def verdicts(run: runs.Run) -> list[summary.Verdict]:
+  """Answers whether it learned, what exploded first, whether it is done."""
+  pages = task_pages.for_task(run)
+  stable = summary.stability(run, pages.WORDS)
+  return [pages.learning(run), stable, summary.progress(run)]
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+  """Loads files of `template/`, safe for any text; missing names are errors."""
+  found = jinja2.Environment(
+    loader=jinja2.PackageLoader('vit22b_jax.report', 'template'),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  found.filters |= {
+    'place': summary.place,
+    'details': summary.details,
+    'breakable': _breakable,
+    'look': charts.look,
+  }
+  return found
+
+
+@functools.cache
+def _plotly() -> str:
+  """Returns Plotly's source, gzip and base64."""
+  source = offline.get_plotlyjs().encode()
+  return base64.b64encode(gzip.compress(source, mtime=0)).decode()
+
+
 def _content(run: runs.Run) -> dict[str, Any]:
   """Returns the template's values; empty parts stand for missing records."""
   pages = task_pages.for_task(run)
@@ -81,6 +136,7 @@ def _content(run: runs.Run) -> dict[str, Any]:
     'cap': traces.CAP,
     'events': run.events[:_EVENTS],
     'num_events': len(run.events),
+    'probe': probe_page.content(run.probe) if run.probe else None,
     'command': run.versions.get('command'),
     'config': _texts(run.choices),
     'versions': _texts(rules.flatten(run.versions)),
@@ -88,23 +144,12 @@ def _content(run: runs.Run) -> dict[str, Any]:
   }
 
 
-def verdicts(run: runs.Run) -> list[summary.Verdict]:
-  """Answers whether it learned, what exploded first, whether it is done."""
-  pages = task_pages.for_task(run)
-  return [
-    pages.learning(run),
-    summary.stability(run, pages.WORDS),
-    summary.progress(run),
-  ]
-
-
-@functools.cache
-def plotly() -> str:
-  """Returns Plotly's source, gzip and base64."""
-  source = offline.get_plotlyjs().encode()
-  return base64.b64encode(gzip.compress(source, mtime=0)).decode()
-
-
 def _texts(choices: dict[str, Any]) -> dict[str, str]:
   """Returns values as text, without those that were left to a preset."""
   return {k: summary.text(v) for k, v in choices.items() if v is not None}
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+  """Returns a name that may be broken into lines behind its signs."""
+  escaped = str(markupsafe.escape(name))
+  return markupsafe.Markup(re.sub(r'([_/+-])', r'\1<wbr>', escaped))

@@ -1,16 +1,13 @@
-"""Writes the page of a probe: advice, rates by switch, curves of the trials.
+"""Gives a probe its part of a page: advice, rates by switch, curves of trials.
 
-probe_page.write('runs/x')  # probe.json -> probe.html
+probe_page.content(runs.read_probe('runs/x'))
 """
 
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from vit22b_jax import errors
-from vit22b_jax.report import charts, page, templates, traces
-from vit22b_jax.runtime import runs
+from vit22b_jax.report import charts, traces
 
 TITLES = {
   'switch': 'switch',
@@ -20,58 +17,35 @@ TITLES = {
   'first': 'first to move',
 }
 _CURVES = {
-  'max_logit': 'Largest logit, unchanged',
-  'max_abs_grad': 'Largest gradient entry, unchanged',
+  'max_logit': 'Largest logit',
+  'max_abs_grad': 'Largest absolute gradient',
 }
 
 
-def write(workdir: epath.PathLike) -> epath.Path:
-  """Writes probe.html beside a probe.json, and returns its path.
-
-  Raises:
-    UserError: there is no probe.json, or the page can't be written.
-  """
-  folder = epath.Path(workdir)
-  record = runs.read_probe(folder)
-  if record is None:
-    raise errors.UserError(f'{folder} has no probe.json: run --mode=probe.')
-  path = folder / 'probe.html'
-  template = templates.environment().get_template('probe.html')
-  html = template.render(
-    name=folder.name,
-    summary=record['advice'],
-    titles=TITLES,
-    rows=rows(record),
-    curves={title: _curves(record, key) for key, title in _CURVES.items()},
-    plotly=page.plotly(),
-  )
-  page.save(path, html)
-  return path
+def content(record: dict[str, Any]) -> dict[str, Any]:
+  """Returns the values of template/probe_section.html for a probe.json."""
+  curves = {title: _curves(record, key) for key, title in _CURVES.items()}
+  return {
+    'advice': record['advice'],
+    'titles': TITLES,
+    'rows': rows(record),
+    'curves': {title: figure for title, figure in curves.items() if figure},
+  }
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, str]]:
-  """Returns a line for each program that was searched.
+  """Returns a line for each program that a probe.json says was searched.
 
-  Args:
-    record: the content of probe.json.
-
-  Returns:
-    By line: `switch stable explodes times first`; the last names what moved
-    first in the trial at the lowest exploding rate.
+  Each has the keys of TITLES; the last names what moved first in the trial at
+  the lowest exploding rate.
   """
   found = record['switches']
   base = found.get('', {}).get('explodes_at')
+  trials = {(t['switch'], t['rate']): t for t in record['trials'].values()}
   lines = []
   for switch, bounds in found.items():
     low, high = bounds['stable_at'], bounds['explodes_at']
-    trial = next(
-      (
-        t
-        for t in record['trials'].values()
-        if t['switch'] == switch and t['rate'] == high
-      ),
-      {},
-    )
+    trial = trials.get((switch, high), {})
     moved = [trial.get('moved_first'), trial.get('layer')]
     lines.append(
       {
@@ -85,24 +59,16 @@ def rows(record: dict[str, Any]) -> list[dict[str, str]]:
   return lines
 
 
-def _curves(record: dict[str, Any], key: str) -> charts.Figure:
+def _curves(record: dict[str, Any], key: str) -> charts.Figure | None:
   """Draws a signal of the unchanged config's trials by step, a line a rate."""
-  trials = sorted(
-    (t for t in record['trials'].values() if not t['switch'] and t[key]),
-    key=lambda trial: trial['rate'],
-  )
+  trials = [t for t in record['trials'].values() if not t['switch'] and t[key]]
   drawn = []
-  for number, trial in enumerate(trials):
-    values = np.asarray(trial[key], float)
+  for number, trial in enumerate(sorted(trials, key=lambda t: t['rate'])):
+    values, name = np.asarray(trial[key], float), f'{trial["rate"]:.3g}'
+    steps = np.arange(1, len(values) + 1)
     color, dash = charts.look(number)
     drawn.append(
-      traces.line(
-        f'{trial["rate"]:.3g}',
-        np.arange(1, len(values) + 1),
-        values,
-        color,
-        dash=dash,
-        capped=True,
-      )
+      traces.line(name, steps, values, color, dash=dash, capped=True)
     )
-  return charts.figure(drawn, {'type': 'log', 'tickformat': '~g'}, None)
+  axis = {'type': 'log', 'tickformat': '~g'}
+  return charts.figure(drawn, axis) if drawn else None

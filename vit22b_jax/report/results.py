@@ -14,19 +14,12 @@ from vit22b_jax.runtime import runs
 
 
 class Cell(NamedTuple):
-  """A cell of a sortable table.
-
-  Attributes:
-    text: its text.
-    note: the smaller text below it.
-    value: the number to sort by; None comes last.
-    mood: 'good', 'bad' or '' as in `summary.Verdict`.
-  """
+  """A cell of a sortable table."""
 
   text: str
-  note: str = ''
-  value: float | None = None
-  mood: str = ''
+  note: str = ''  # smaller, below
+  value: float | None = None  # to sort by; None comes last
+  mood: str = ''  # 'good', 'bad' or ''
 
 
 NOTHING = Cell('–')
@@ -37,13 +30,14 @@ def measures(several: list[runs.Run]) -> list[summary.Measure]:
   evaluated = [run for run in several if run.evaluation]
   if not evaluated:
     return []
-  found = [task_pages.for_task(run).measures(run) for run in several]
+  labels: dict[summary.Measure, list[str]] = {}
+  for run in several:
+    for measure in task_pages.for_task(run).measures(run):
+      labels.setdefault(measure._replace(label=''), []).append(measure.label)
   return [
-    same[0]._replace(
-      label=task_pages.common_title([m.label for m in same], same[0].key)
-    )
-    for same in zip(*found, strict=True)
-    if all(run.evaluation.get(same[0].key) is not None for run in evaluated)
+    measure._replace(label=task_pages.common_title(found, measure.key))
+    for measure, found in labels.items()
+    if all(run.evaluation.get(measure.key) is not None for run in evaluated)
   ]
 
 
@@ -60,9 +54,8 @@ def columns(
   several: list[runs.Run], wanted: list[summary.Measure]
 ) -> list[str]:
   """Returns heads of the table of final numbers, after the name's."""
-  last = task_pages.for_task(several[0]).VALIDATION.label
-  labels = [measure.label for measure in wanted]
-  return ['runs', *labels, last, 'steps', 'parameters', 'events', 'images/s']
+  labels = [measure.label for measure in (*wanted, _validated(several))]
+  return ['runs', *labels, 'steps', 'parameters', 'events', 'images/s']
 
 
 def row(
@@ -70,26 +63,21 @@ def row(
   group: groups.Group,
   wanted: list[summary.Measure],
 ) -> list[Cell]:
-  """Returns cells of a group's line, or of the line of one of its members.
-
-  Args:
-    members: runs of the line.
-    group: their group.
-    wanted: measures of the final evaluation.
-  """
+  """Returns cells of a group's line, or of the line of one of its members."""
   several = [member.run for member in members]
-  counted = [r for r in several if r.evaluation]
-  if len(several) > 1:
-    counted = [member.run for member in group.evaluated]
+  counted = group.evaluated if len(members) > 1 else members
+  tested = [m.run for m in counted if m.run.evaluation]
   sizes = [run.versions.get('parameters') for run in several]
+  rates = [rate for _, rate in map(summary.throughput, several) if rate]
+  rate = float(np.median(rates)) if rates else None
   return [
     _runs(members, group),
-    *[_score(measure, counted) for measure in wanted],
+    *[_score(measure, tested) for measure in wanted],
     _validation(several),
     _range([run.last_step for run in several], '{:,}'.format),
     _range([size for size in sizes if size is not None], summary.si),
     _events(several),
-    _rate(several),
+    Cell(summary.rate_text(rate), '', rate) if rate else NOTHING,
   ]
 
 
@@ -103,16 +91,16 @@ def difference(
     return Cell('–', 'measured otherwise')
   before, after = values(measure, base), values(measure, other)
   change, interval = intervals.welch(before, after)
-  text = signed(f'{change:+{measure.form}}')
+  text = _signed(f'{change:+{measure.form}}')
   if interval is None:
     return Cell(text, _why_none(before, after), change)
   ends = [f'{end:{measure.form}}' for end in interval]
-  said = _unbroken(f'[{", ".join(ends)}]')
+  said = _signed(_unbroken(f'[{", ".join(ends)}]'))
   if not interval.excludes_zero:
-    return Cell(text, signed(f'{said} includes 0'), change)
+    return Cell(text, f'{said} includes 0', change)
   better = change * measure.sign > 0
   word, mood = ('better', 'good') if better else ('worse', 'bad')
-  return Cell(text, signed(f'{said} excludes 0: {word}'), change, mood)
+  return Cell(text, f'{said} excludes 0: {word}', change, mood)
 
 
 def values(measure: summary.Measure, group: groups.Group) -> list[float]:
@@ -126,13 +114,15 @@ def ranked(
 ) -> list[tuple[float, groups.Group]]:
   """Returns evaluated groups with their means, best first; NaN comes last."""
   means = [(float(np.mean(values(measure, g))), g) for g in found]
+  worst = -np.inf
   return sorted(
     means,
-    key=lambda one: (np.isnan(one[0]), -measure.sign * np.nan_to_num(one[0])),
+    key=lambda one: np.nan_to_num(measure.sign * one[0], nan=worst),
+    reverse=True,
   )
 
 
-def signed(text: str) -> str:
+def _signed(text: str) -> str:
   """Returns text with the minus sign that is as wide as the plus."""
   return text.replace('-', '−')
 
@@ -149,9 +139,8 @@ def _protocols(group: groups.Group) -> set[str]:
 def _why_none(before: Sequence[float], after: Sequence[float]) -> str:
   if not np.isfinite([*before, *after]).all():
     return 'not finite'
-  if min(len(before), len(after)) < 2:
-    return 'no interval: one seed'
-  return 'no interval: seeds agree'
+  one = min(len(before), len(after)) < 2
+  return f'no interval: {"one seed" if one else "seeds agree"}'
 
 
 def _runs(members: list[groups.Member], group: groups.Group) -> Cell:
@@ -179,21 +168,26 @@ def _score(measure: summary.Measure, several: list[runs.Run]) -> Cell:
       note = f'test set: {_unbroken(f"{low} to {high}")}'
   elif found := intervals.student(scaled):
     note = _unbroken(f'± {mean - found.low:{measure.form}}')
-  return Cell(signed(f'{mean:{measure.form}}'), signed(note), mean)
+  return Cell(_signed(f'{mean:{measure.form}}'), _signed(note), mean)
+
+
+def _validated(several: list[runs.Run]) -> summary.Measure:
+  """Returns the number of validations that any run has recorded."""
+  known = task_pages.for_task(several[0]).VALIDATIONS
+  keys = {key for run in several for row in run.metrics for key in row}
+  return next((measure for measure in known if measure.key in keys), known[0])
 
 
 def _validation(several: list[runs.Run]) -> Cell:
-  measure = task_pages.for_task(several[0]).VALIDATION
+  measure = _validated(several)
   recorded = [run.metric(measure.key) for run in several]
-  last = [measure.scale * v[-1] for _, v in recorded if len(v)]
+  last = [(int(s[-1]), measure.scale * v[-1]) for s, v in recorded if len(s)]
   if not last:
     return NOTHING
-  mean = float(np.mean(last))
-  steps = {int(steps[-1]) for steps, _ in recorded if len(steps)}
-  note = 'of several steps'
-  if len(steps) == 1:
-    note = _unbroken(f'step {steps.pop():,}')
-  return Cell(f'{mean:{measure.form}}', note, mean)
+  mean = float(np.mean([value for _, value in last]))
+  steps = {step for step, _ in last}
+  note = f'step {steps.pop():,}' if len(steps) == 1 else 'of several steps'
+  return Cell(f'{mean:{measure.form}}', _unbroken(note), mean)
 
 
 def _range(numbers: Sequence[float], form) -> Cell:
@@ -207,29 +201,16 @@ def _range(numbers: Sequence[float], form) -> Cell:
 def _events(several: list[runs.Run]) -> Cell:
   if not any(run.events or run.diagnostics for run in several):
     return Cell('–', 'not recorded')
-  count = {
-    kind: sum(e['kind'] == kind for run in several for e in run.events)
-    for kind in ('explosion', 'non_finite', 'transient')
-  }
+  kinds = [event['kind'] for run in several for event in run.events]
+  words = {'explosion': 'explosion', 'non_finite': 'not finite'}
+  words['transient'] = 'transient'
+  count = {kind: kinds.count(kind) for kind in words}
   serious = count['explosion'] + count['non_finite']
-  hit = sum(run.onset is not None for run in several)
-  notes = (
-    [f'in {hit} of {len(several)}'] if serious and len(several) > 1 else []
-  )
-  plural = 's' if count['explosion'] > 1 else ''
-  words = {
-    'explosion': f'explosion{plural}',
-    'non_finite': 'not finite',
-    'transient': 'transient',
-  }
+  if count['explosion'] > 1:
+    words['explosion'] = 'explosions'
   said = [f'{count[k]:,} {word}' for k, word in words.items() if count[k]]
   text = said.pop(0) if serious else 'none'
-  return Cell(text, ', '.join(notes + said), serious, 'bad' if serious else '')
-
-
-def _rate(several: list[runs.Run]) -> Cell:
-  rates = [rate for _, rate in map(summary.throughput, several) if rate]
-  if not rates:
-    return NOTHING
-  rate = float(np.median(rates))
-  return Cell(f'{rate:,.{0 if rate >= 100 else 1}f}', '', rate)
+  if serious and len(several) > 1:
+    hit = sum(run.onset is not None for run in several)
+    said.insert(0, f'in {hit} of {len(several)}')
+  return Cell(text, ', '.join(said), serious, 'bad' if serious else '')

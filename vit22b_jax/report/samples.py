@@ -31,13 +31,7 @@ Pixels = UInt8[np.ndarray, 'h w 3']
 
 
 class Picture(NamedTuple):
-  """An image of the page.
-
-  Attributes:
-    source: a data URL.
-    width: in pixels, as embedded.
-    height: likewise.
-  """
+  """An image of the page: a data URL, and its size in pixels."""
 
   source: str
   width: int
@@ -47,16 +41,10 @@ class Picture(NamedTuple):
 def grid(
   rows: Sequence[UInt8[np.ndarray, 'N H W 3']],
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Returns images side by side, rows below each other, white gaps between.
-
-  Args:
-    rows: equally many images in each, all of one size.
-  """
-  images = np.stack([np.asarray(row) for row in rows])
+  """Returns images side by side, rows below each other, white gaps between."""
+  gaps = ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0))
   images = np.pad(
-    images,
-    ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)),
-    constant_values=255,
+    np.stack(list(map(np.asarray, rows))), gaps, constant_values=255
   )
   r, n, h, w, _ = images.shape
   joined = images.transpose(0, 2, 1, 3, 4).reshape(r * h, n * w, 3)
@@ -65,9 +53,13 @@ def grid(
 
 def png(image: UInt8[np.ndarray, 'H W 3']) -> bytes:
   """Returns the image as an RGB PNG file."""
-  out = io.BytesIO()
-  Image.fromarray(np.asarray(image)).save(out, 'PNG')
-  return out.getvalue()
+  return _encode(Image.fromarray(np.asarray(image)), 'PNG')
+
+
+def data_url(image: UInt8[np.ndarray, 'H W 3'], side: int) -> str:
+  """Returns the image as PNG in a data URL, at most `side` pixels a side."""
+  small = _shrunk(image, side)
+  return _picture(small, _encode(small, 'PNG'), 'png').source
 
 
 def write(
@@ -92,9 +84,9 @@ def write(
 def chosen_steps(steps: Iterable[int]) -> list[int]:
   """Returns at most _STEPS of the steps, early ones denser, with both ends."""
   steps = sorted(steps)
-  places = np.linspace(0, np.sqrt(max(len(steps) - 1, 0)), _STEPS) ** 2
   if len(steps) <= _STEPS:
     return steps
+  places = np.linspace(0, np.sqrt(len(steps) - 1), _STEPS) ** 2
   return [steps[i] for i in sorted(set(places.round().astype(int)))]
 
 
@@ -107,13 +99,11 @@ def evaluated_step(run: runs.Run, steps: Iterable[int]) -> int:
 def read(path: epath.Path) -> Pixels | None:
   """Returns a grid; None when the file can't be read or isn't one."""
   try:
-    pixels = np.asarray(
-      Image.open(io.BytesIO(path.read_bytes())).convert('RGB')
-    )
+    image = Image.open(io.BytesIO(path.read_bytes())).convert('RGB')
   except (OSError, UnidentifiedImageError):
     return None
-  whole = (pixels.shape[0] - (ROWS - 1) * GAP) % ROWS == 0
-  return pixels if whole else None
+  whole = (image.height - (ROWS - 1) * GAP) % ROWS == 0
+  return np.asarray(image) if whole else None
 
 
 def is_wide(grid: Pixels) -> bool:
@@ -128,9 +118,7 @@ def film(grids: list[Pixels]) -> list[Picture]:
     encoded = [_jpeg(image, quality) for image in images]
     if sum(map(len, encoded)) <= _FILM_BYTES:
       break
-  return [
-    _picture(image, data) for image, data in zip(images, encoded, strict=True)
-  ]
+  return list(map(_picture, images, encoded))
 
 
 def reconstruction(grid: Pixels) -> Picture:
@@ -160,18 +148,22 @@ def _columns(grid: Pixels) -> Bool[np.ndarray, 'w']:
 
 
 def _shrunk(grid: Pixels, pixels: int) -> Image.Image:
-  image = Image.fromarray(grid)
+  image = Image.fromarray(np.asarray(grid, np.uint8))
   image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
   return image
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
-  stream = io.BytesIO()
   # Colors in full resolution: small images have no pixel to spare.
-  image.save(stream, 'JPEG', quality=quality, subsampling=0)
+  return _encode(image, 'JPEG', quality=quality, subsampling=0)
+
+
+def _encode(image: Image.Image, kind: str, **options) -> bytes:
+  stream = io.BytesIO()
+  image.save(stream, kind, **options)
   return stream.getvalue()
 
 
-def _picture(image: Image.Image, data: bytes) -> Picture:
-  source = f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
+def _picture(image: Image.Image, data: bytes, kind: str = 'jpeg') -> Picture:
+  source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
   return Picture(source, *image.size)

@@ -13,20 +13,12 @@ _LARGE = 20_000_000  # probabilities, above which AUROC has no interval
 
 
 class Calibration(NamedTuple):
-  """Confidence against accuracy, in bins of confidence that hold images.
-
-  Attributes:
-    confidence: mean of the bin.
-    accuracy: likewise.
-    count: images of the bin.
-    error: expected calibration error (ECE) of Guo et al., 2017: the mean
-      distance of the two over all images.
-  """
+  """Mean confidence, accuracy and images of each bin that holds any."""
 
   confidence: Float[np.ndarray, 'bins']
   accuracy: Float[np.ndarray, 'bins']
   count: Int[np.ndarray, 'bins']
-  error: float
+  error: float  # the mean distance of the two over images: Guo et al., 2017
 
 
 def calibration(
@@ -39,9 +31,9 @@ def calibration(
   count = np.bincount(place, minlength=BINS)
   held = count > 0
   sums = [np.bincount(place, x, BINS)[held] for x in (confidence, right)]
-  means = [part / count[held] for part in sums]
   error = float(np.abs(sums[0] - sums[1]).sum() / max(len(labels), 1))
-  return Calibration(*means, count[held], error)
+  count = count[held]
+  return Calibration(sums[0] / count, sums[1] / count, count, error)
 
 
 def by_class(
@@ -70,16 +62,14 @@ def confused(
   """Returns the pairs of classes confused most often."""
   wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
   order = np.argsort(wrong, axis=None, kind='stable')[::-1][:most]
-  pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
-  totals = counts.sum(1)
   return [
     {
       'true': names[i],
       'predicted': names[j],
       'count': int(counts[i, j]),
-      'part': float(counts[i, j] / totals[i]),
+      'part': float(counts[i, j] / counts[i].sum()),
     }
-    for i, j in pairs
+    for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)
     if wrong[i, j]
   ]
 
@@ -115,14 +105,12 @@ def auroc_interval(
     return None
   parts, total = np.zeros(count), 0.0
   for c in range(classes):
-    positive = labels == c
-    ones, zeros = positive.sum(), count - positive.sum()
-    column = probabilities[:, c]
-    rank = scipy.stats.rankdata(column)
+    positive, column = labels == c, probabilities[:, c]
     own = np.empty(count)
-    own[positive] = scipy.stats.rankdata(column[positive])
-    own[~positive] = scipy.stats.rankdata(column[~positive])
-    below = rank - own  # of the other kind, ties half
+    for same in (positive, ~positive):
+      own[same] = scipy.stats.rankdata(column[same])
+    below = scipy.stats.rankdata(column) - own  # of the other kind, ties half
+    ones, zeros = sizes[c], count - sizes[c]
     above = np.where(positive, below / zeros, 1 - below / ones)
     area = above[positive].mean()
     parts += (above - area) / np.where(positive, ones, zeros) / classes

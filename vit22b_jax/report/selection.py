@@ -1,7 +1,7 @@
 """Finds the runs that a command names: `read(['runs/a', 'runs/vit*'])`."""
 
-import itertools
 import os
+import re
 from collections.abc import Iterable
 
 from etils import epath
@@ -24,11 +24,11 @@ def read(workdirs: Iterable[epath.PathLike]) -> list[runs.Run]:
   """
   places = {}
   for entry in workdirs:
-    for path in _matches(str(entry).strip()):
-      found = _absolute(path)
+    for path in _matches(os.path.expanduser(str(entry).strip())):
       # Two names of a folder are one run; buckets have no links.
-      same = found if workdir.is_remote(found) else found.resolve()
-      places.setdefault(same, found)
+      remote = workdir.is_remote(path)
+      found = path if remote else epath.Path(os.path.abspath(path))
+      places.setdefault(found if remote else found.resolve(), found)
   if not places:
     raise errors.UserError(
       '--mode=report needs --workdirs=RUN,RUN,... of two runs or more, such as'
@@ -46,36 +46,22 @@ def read(workdirs: Iterable[epath.PathLike]) -> list[runs.Run]:
   return several
 
 
-def _absolute(path: epath.Path) -> epath.Path:
-  remote = workdir.is_remote(path)
-  return path if remote else epath.Path(os.path.abspath(path))
-
-
 def _matches(entry: str) -> list[epath.Path]:
   """Returns the workdirs that a folder or a pattern stands for."""
   if not entry:
     return []
-  path = epath.Path(entry).expanduser()
+  path = epath.Path(entry)
   if not any(sign in entry for sign in '*?[') or path.exists():
     _validate_workdir(path)
     return [path]
-  root, pattern = _split(entry)
-  found = sorted(p for p in root.glob(pattern) if _is_run(p))
+  root = re.match(r'\w+://[^/]*/|/|', entry)[0]
+  found = epath.Path(root or '.').glob(entry.removeprefix(root))
+  found = sorted(path for path in found if _is_run(path))
   if not found:
     raise errors.UserError(
       f'--workdirs={entry}: no folder there holds a run (a {workdir.CONFIG}).'
     )
   return found
-
-
-def _split(entry: str) -> tuple[epath.Path, str]:
-  """Returns the folder before the first sign of a pattern, and the rest."""
-  parts = entry.split('/')
-  kept = list(
-    itertools.takewhile(lambda part: not any(s in part for s in '*?['), parts)
-  )
-  root = '/'.join(kept) or ('/' if entry.startswith('/') else '.')
-  return epath.Path(root).expanduser(), '/'.join(parts[len(kept) :])
 
 
 def _is_run(path: epath.Path) -> bool:

@@ -29,37 +29,22 @@ class Verdict(NamedTuple):
 
 
 class Words(NamedTuple):
-  """A task's names of things that every run records.
+  """A task's names of things that every run records."""
 
-  Attributes:
-    largest: column max_logit of diagnostics.csv.
-    rate: perf/images_per_second.
-    parameters: the networks that have them.
-  """
-
-  largest: str
-  rate: str
-  parameters: str = ''
+  largest: str  # column max_logit of diagnostics.csv
+  rate: str  # perf/images_per_second
+  parameters: str = ''  # the networks that have them
 
 
 class Measure(NamedTuple):
-  """A number of the final evaluation, as comparisons show it.
+  """A number of the final evaluation, as comparisons show it."""
 
-  Attributes:
-    key: of eval.json.
-    label: its name for readers.
-    form: format of a value, such as '.2f'.
-    scale: it is multiplied by this, 100 for percent.
-    sign: 1 where more is better, -1 where less is.
-    is_part: whether it is the part of the test images that are right.
-  """
-
-  key: str
+  key: str  # of eval.json
   label: str
-  form: str
-  scale: float = 1.0
-  sign: int = 1
-  is_part: bool = False
+  form: str  # such as '.2f'
+  scale: float = 1.0  # 100 for percent
+  sign: int = 1  # -1 where less is better
+  is_part: bool = False  # of the test images, those that are right
 
 
 def facts(run: runs.Run, words: Words) -> list[Fact]:
@@ -68,14 +53,12 @@ def facts(run: runs.Run, words: Words) -> list[Fact]:
   found = [Fact('Steps', f'{run.last_step:,}', batch)]
   seconds, rate = throughput(run)
   if rate:
-    found += [
-      Fact(
-        'Training time',
-        durations.in_words(seconds),
-        'training steps, without validation',
-      ),
-      Fact(words.rate, f'{rate:,.{0 if rate >= 100 else 1}f}', 'median'),
-    ]
+    time, note = (
+      durations.in_words(seconds),
+      'training steps, without validation',
+    )
+    found.append(Fact('Training time', time, note))
+    found.append(Fact(words.rate, rate_text(rate), 'median'))
   _, mfu = run.metric('perf/mfu')
   if np.isfinite(mfu).any():
     part = percent(float(np.nanmedian(mfu)))
@@ -99,10 +82,9 @@ def si(number: float) -> str:
   return f'{number:g}'
 
 
-def weights_note(evaluation: dict[str, Any]) -> str:
-  """Returns the name of the weights that were evaluated."""
-  averaged = 'averaged ' if evaluation['weights'] == 'ema' else ''
-  return f'{averaged}weights of step {evaluation["step"]:,}'
+def rate_text(rate: float) -> str:
+  """Returns images a second, a decimal where they are few."""
+  return f'{rate:,.{0 if rate >= 100 else 1}f}'
 
 
 def throughput(run: runs.Run) -> tuple[float, float]:
@@ -116,34 +98,28 @@ def throughput(run: runs.Run) -> tuple[float, float]:
   return float((done / np.where(usable, rates, rate)).sum()), rate
 
 
-def planned_steps(run: runs.Run) -> int | None:
-  """Returns the run's length; None before an epoch's length is known."""
-  duration, epoch = run.config['duration'], run.steps_per_epoch
-  if epoch is None and 'epoch' in str(duration):
-    return None
-  return durations.steps(duration, steps_per_epoch=epoch or 1)
-
-
 def progress(run: runs.Run) -> Verdict:
   """Answers whether the run is done."""
-  question, planned = 'Is it done?', planned_steps(run)
-  of = f' of {planned:,}' if planned else ''
-  step = f'Step {run.last_step:,}{of}'
+  duration, epoch = run.config['duration'], run.steps_per_epoch
+  planned = None  # before an epoch's length is known
+  if epoch or 'epoch' not in str(duration):
+    planned = durations.steps(duration, steps_per_epoch=epoch or 1)
+  step = f'Step {run.last_step:,}' + (f' of {planned:,}' if planned else '')
   halted = [e for e in run.events if e['action'] == 'halt']
+  reached = not planned or run.last_step >= planned
   if halted and halted[-1]['step'] >= run.last_step:
     kind = halted[-1]['kind'].replace('_', '-')
     detail = f'{step}: {kind}. The state before it is saved.'
-    return Verdict(question, 'Halted', detail, 'bad')
-  tested = run.choices.get('eval.test', True)
-  if not tested and planned and run.last_step >= planned:
-    detail = f'{step}; eval.test is off.'
-    return Verdict(question, 'Finished', detail, 'good')
-  if not run.evaluation:
+    answer, mood = 'Halted', 'bad'
+  elif planned and reached and not run.choices.get('eval.test', True):
+    answer, detail, mood = 'Finished', f'{step}; eval.test is off.', 'good'
+  elif not run.evaluation:
     detail = f'{step}: running or stopped. The same command resumes it.'
-    return Verdict(question, 'Not finished', detail, 'plain')
-  if planned and run.last_step < planned:
-    return Verdict(question, 'Ended early', f'{step}, then tested.', 'plain')
-  return Verdict(question, 'Finished', f'{step}, then tested.', 'good')
+    answer, mood = 'Not finished', 'plain'
+  else:
+    detail, mood = f'{step}, then tested.', 'good' if reached else 'plain'
+    answer = 'Finished' if reached else 'Ended early'
+  return Verdict('Is it done?', answer, detail, mood)
 
 
 def by_loss(run: runs.Run, question: str) -> Verdict:
@@ -151,28 +127,26 @@ def by_loss(run: runs.Run, question: str) -> Verdict:
   _, loss = run.metric('train/loss')
   if not len(loss):
     return Verdict(question, 'Unknown', 'Nothing recorded yet.', 'plain')
-  return Verdict(
-    question,
-    f'Training loss {loss[-1]:.3g}',
-    f'From {loss[0]:.3g}; no evaluation yet.',
-    'plain' if np.isfinite(loss[-1]) else 'bad',
-  )
+  answer = f'Training loss {loss[-1]:.3g}'
+  detail = f'From {loss[0]:.3g}; no evaluation yet.'
+  mood = 'plain' if np.isfinite(loss[-1]) else 'bad'
+  return Verdict(question, answer, detail, mood)
 
 
 def stability(run: runs.Run, words: Words) -> Verdict:
   """Answers whether anything exploded, and where first."""
-  question = 'Did anything explode?'
+  question, table = 'Did anything explode?', run.diagnostics
   if run.onset:
     count = sum(e['kind'] != 'transient' for e in run.events)
-    more = f' {count:,} events in all.' if count > 1 else ''
     kind = 'Yes' if run.onset['kind'] == 'explosion' else 'Not finite'
-    return Verdict(
-      question,
-      f'{kind}, first at step {run.onset["step"]:,}',
-      f'{_sentence(run.onset)}{more}',
-      'bad',
-    )
-  table = run.diagnostics
+    answer = f'{kind}, first at step {run.onset["step"]:,}'
+    said = [f'In {place(run.onset)}.'] if run.onset['layer'] else []
+    if moved := run.onset['moved_first']:
+      said.append(f'What moved first: {moved}.')
+    said.append(f'Policy: {run.onset["action"].replace("_", " ")}.')
+    if count > 1:
+      said.append(f'{count:,} events in all.')
+    return Verdict(question, answer, ' '.join(said), 'bad')
   if not table:
     return Verdict(question, 'Unknown', 'No diagnostics recorded.', 'plain')
   # Blanks of the others may stem from a setting.
@@ -181,35 +155,15 @@ def stability(run: runs.Run, words: Words) -> Verdict:
   if bad.any():
     row = int(bad.any(0).argmax())
     column = judged[int(bad[:, row].argmax())]
-    return Verdict(
-      question,
-      f'Not finite, first at step {table["step"][row]:,.0f}',
-      f'{column} is {table[column][row]}.',
-      'bad',
-    )
-  return Verdict(question, 'No', _peaks(run, words), 'good')
-
-
-def _sentence(event: dict[str, Any]) -> str:
-  where = f'In {place(event)}. ' if event['layer'] else ''
-  moved = event['moved_first']
-  what = f'What moved first: {moved}. ' if moved else ''
-  return f'{where}{what}Policy: {event["action"].replace("_", " ")}.'
-
-
-def _peaks(run: runs.Run, words: Words) -> str:
-  table = run.diagnostics
-  transients = sum(e['kind'] == 'transient' for e in run.events)
-  note = f' {transients} start-up transient(s).' if transients else ''
-  said = [
-    f'{name} {table[column].max():,.4g}'
-    for name, column in (
-      (words.largest, 'max_logit'),
-      ('largest gradient entry', 'max_abs_grad'),
-    )
-    if column in table
-  ]
-  return ', '.join([*said, f'over {len(table["step"]):,} steps.{note}'])
+    answer = f'Not finite, first at step {table["step"][row]:,.0f}'
+    detail = f'{column} is {table[column][row]}.'
+    return Verdict(question, answer, detail, 'bad')
+  names = {'max_logit': words.largest, 'max_abs_grad': 'largest gradient entry'}
+  peaks = [f'{names[c]} {table[c].max():,.4g}' for c in names if c in table]
+  detail = ', '.join([*peaks, f'over {len(table["step"]):,} steps.'])
+  if run.events:
+    detail += f' {len(run.events)} start-up transient(s).'
+  return Verdict(question, 'No', detail, 'good')
 
 
 def text(value: Any) -> str:
@@ -226,16 +180,15 @@ def place(event: dict[str, Any]) -> str:
 
 def details(event: dict[str, Any]) -> str:
   """Returns what else an event holds: values, thresholds, z-scores, message."""
-  said = {'step', 'kind', 'layer', 'moved_first', 'action'}
-  parts = []
-  for key, value in event.items():
+
+  def brief(value):
     if isinstance(value, dict):
-      inner = ' '.join(f'{k} {_brief(v)}' for k, v in value.items())
-      parts.append(f'{key}: {inner}')
-    elif key not in said and value is not None:
-      parts.append(f'{key} {_brief(value)}')
-  return ', '.join(parts)
+      return ' '.join(f'{k} {brief(v)}' for k, v in value.items())
+    return f'{value:,.4g}' if isinstance(value, float) else str(value)
 
-
-def _brief(value: Any) -> str:
-  return f'{value:,.4g}' if isinstance(value, float) else str(value)
+  said = {'step', 'kind', 'layer', 'moved_first', 'action'}
+  return ', '.join(
+    f'{key}{":" if isinstance(value, dict) else ""} {brief(value)}'
+    for key, value in event.items()
+    if key not in said and value is not None
+  )

@@ -5,8 +5,8 @@ pages.TEMPLATE           # its page, which extends template/page.html
 pages.WORDS              # its names of things that every run records
 pages.PLOTTED            # titles of the curves that go into curves.png
 pages.TABLE              # columns of its Markdown table: of text, of numbers
-pages.HEADLINE           # the measure that decides which run is best
-pages.VALIDATION         # the number of metrics.jsonl that stands beside it
+pages.HEADLINES          # the first that is known decides which run is best
+pages.VALIDATIONS        # numbers of metrics.jsonl; one stands beside it
 pages.describe(run)      # model and data in one line
 pages.learning(run)      # the verdict: did it learn?
 pages.facts(run)         # headline numbers of the final evaluation
@@ -19,6 +19,8 @@ pages.eval_protocol(run) # what they were measured with; others don't compare
 
 import types
 from collections.abc import Iterable
+
+from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.report import classifier_page, translation_page
@@ -54,3 +56,27 @@ def common_title(titles: Iterable[str], key: str) -> str:
     return names.pop()
   heads = {name.partition(': ')[0] for name in names}
   return f'{heads.pop()}: {key.rpartition("_")[2]}' if len(heads) == 1 else key
+
+
+def markdown_table(workdirs: Iterable[epath.PathLike]) -> str:
+  """Returns a table for each task among the runs.
+
+  Runs without a final evaluation keep their lines, with dashes for numbers.
+
+  Raises:
+    errors.UserError: a folder is not a workdir.
+  """
+  tables: dict[tuple, list[str]] = {}
+  for path in workdirs:
+    run = runs.read(path)
+    pages = for_task(run)
+    texts, numbers = pages.TABLE
+    rule = f'|{"---|" * len(texts)}{"--:|" * len(numbers)}'
+    head = [_line([*texts, *numbers]), rule]
+    lines = tables.setdefault(pages.TABLE, head)
+    lines.extend(_line(cells) for cells in pages.rows(run))
+  return '\n'.join('\n'.join([*lines, '']) for lines in tables.values())
+
+
+def _line(cells: list[str]) -> str:
+  return f'| {" | ".join(cells)} |'

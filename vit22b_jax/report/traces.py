@@ -19,6 +19,12 @@ Trace = dict[str, Any]
 CAP = 4000.0
 POINTS = 400  # buckets of a line: about two a pixel column of a wide screen
 _MARKERS = 100  # events drawn; the page says how many there are
+# Color and symbol of the marks of each kind of event.
+_MARKS = {
+  'explosion': ('$bad', 'triangle-down'),
+  'transient': ('$muted', 'circle-open'),
+  'non_finite': ('$bad', 'x'),
+}
 
 
 def line(
@@ -71,15 +77,14 @@ def cap_line(series: Iterable[runs.Series]) -> list[Trace]:
   if not any((v[np.isfinite(v)] > CAP).any() for _, v in series):
     return []
   ends = min(s[0] for s, _ in series), max(s[-1] for s, _ in series)
-  found = {
-    'name': f'cap {CAP:,.0f}',
-    'x': [int(end) for end in ends],
-    'y': [CAP, CAP],
-    'mode': 'lines',
-    'line': {'color': '$muted', 'width': 1, 'dash': 'dot'},
-    'hoverinfo': 'skip',
-  }
-  return [found]
+  trace = {'name': f'cap {CAP:,.0f}', 'x': [*map(int, ends)], 'y': [CAP, CAP]}
+  return [trace | dotted()]
+
+
+def dotted() -> Trace:
+  """Returns the look of a line that nothing was measured for."""
+  look = {'color': '$muted', 'width': 1, 'dash': 'dot'}
+  return {'mode': 'lines', 'line': look, 'hoverinfo': 'skip'}
 
 
 def crosses(
@@ -94,16 +99,10 @@ def crosses(
     return []
   steps, broken = steps[~finite][:_MARKERS], values[~finite][:_MARKERS]
   height = min(values[finite].max(), CAP) if finite.any() else 1.0
-  trace = {
-    'name': f'{name}: not finite',
-    'x': steps.astype(int).tolist(),
-    'y': [float(height)] * len(steps),
-    'customdata': [raw(v) for v in broken],
-    'mode': 'markers',
-    'marker': {'color': color, 'symbol': 'x', 'size': 8},
-    'hovertemplate': '%{customdata}',
-  }
-  return [trace]
+  marker = {'color': color, 'symbol': 'x', 'size': 8}
+  heights = [float(height)] * len(steps)
+  said = [raw(value) for value in broken]
+  return [_marks(f'{name}: not finite', steps, heights, said, marker)]
 
 
 def event_markers(
@@ -113,27 +112,17 @@ def event_markers(
 ) -> list[Trace]:
   """Returns events of each kind as marks on the line, details on hover."""
   traces = []
-  for kind, color, symbol in (
-    ('explosion', '$bad', 'triangle-down'),
-    ('transient', '$muted', 'circle-open'),
-    ('non_finite', '$bad', 'x'),
-  ):
+  for kind, (color, symbol) in _MARKS.items():
     chosen = [event for event in events if event['kind'] == kind][:_MARKERS]
     if not chosen:
       continue
-    at = [event['step'] for event in chosen]
+    at = np.array([event['step'] for event in chosen])
     rows = np.clip(np.searchsorted(steps, at), 0, len(steps) - 1)
-    drawn = np.nan_to_num(values[rows], nan=CAP, posinf=CAP, neginf=0.0)
-    trace = {
-      'name': kind.replace('_', '-'),
-      'x': at,
-      'y': np.minimum(drawn, CAP).tolist(),
-      'customdata': [summary.details(event) for event in chosen],
-      'mode': 'markers',
-      'marker': {'color': color, 'symbol': symbol, 'size': 10},
-      'hovertemplate': '%{customdata}',
-    }
-    traces.append(trace)
+    heights = np.nan_to_num(values[rows], nan=CAP, posinf=CAP, neginf=0.0)
+    heights = np.minimum(heights, CAP).tolist()
+    said = [summary.details(event) for event in chosen]
+    marker = {'color': color, 'symbol': symbol, 'size': 10}
+    traces.append(_marks(kind.replace('_', '-'), at, heights, said, marker))
   return traces
 
 
@@ -147,3 +136,21 @@ def compact(values: Float[np.ndarray, '...']) -> Any:
   if values.ndim > 1:
     return [compact(row) for row in values]
   return [float(f'{v:.5g}') if np.isfinite(v) else None for v in values]
+
+
+def _marks(
+  name: str,
+  steps: Float[np.ndarray, 'points'],
+  heights: list[float],
+  said: list[str],
+  marker: dict[str, Any],
+) -> Trace:
+  return {
+    'name': name,
+    'x': steps.astype(int).tolist(),
+    'y': heights,
+    'customdata': said,
+    'mode': 'markers',
+    'marker': marker,
+    'hovertemplate': '%{customdata}',
+  }

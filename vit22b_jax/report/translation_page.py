@@ -1,7 +1,7 @@
 """Gives the report of an image translation its parts; see `task_pages`."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,31 +17,16 @@ TABLE = (
   ('run', 'data', 'generator', 'direction', 'measured with'),
   ('FID', 'of identity', 'untrained', 'KID', 'of identity'),
 )
-HEADLINE = summary.Measure('fid', 'mean FID of both ways', '.4g', sign=-1)
-VALIDATION = summary.Measure('val/fid', 'val FID', '.4g', sign=-1)
+HEADLINES = (summary.Measure('fid', 'mean FID of both ways', '.4g', sign=-1),)
+VALIDATIONS = (summary.Measure('val/fid', 'val FID', '.4g', sign=-1),)
 DIRECTIONS = ('a2b', 'b2a')
 # Prefixes of keys in eval.json, and names, of distances to compare with.
-_ANCHORS = (
-  ('', 'this run'),
-  ('identity_', 'identity: images left as they are'),
-  ('untrained_', 'untrained generator'),
-)
-
-
-class Score(NamedTuple):
-  """Distances of one generator to the domain that it aims at.
-
-  Attributes:
-    generator: its name for readers.
-    fid: of its translations.
-    kid: likewise.
-    deviation: standard error of `kid`.
-  """
-
-  generator: str
-  fid: str
-  kid: str
-  deviation: str
+_ANCHORS = {
+  '': 'this run',
+  'identity_': 'identity: images left as they are',
+  'untrained_': 'untrained generator',
+}
+_DISTANCES = {'fid': 'FID', 'kid': 'KID', 'paired_l1': 'L1 to the pairs'}
 
 
 def domain(run: runs.Run, letter: str) -> str:
@@ -51,8 +36,7 @@ def domain(run: runs.Run, letter: str) -> str:
 
 def arrow(run: runs.Run, direction: str) -> str:
   """Returns 'apple → orange' for a2b."""
-  source, target = direction[0], direction[-1]
-  return f'{domain(run, source)} → {domain(run, target)}'
+  return f'{domain(run, direction[0])} → {domain(run, direction[-1])}'
 
 
 def calibration(run: runs.Run) -> str:
@@ -71,16 +55,14 @@ def conditions(run: runs.Run) -> str:
   said = [f'{key} {section.get(key)}' for key in ('tap', 'resize', 'quantize')]
   if run.choices.get('fid.num') == 'min':
     said.append('as many images of each as the smaller set has')
-  return ', '.join([*said, _weights(run), *filter(None, [calibration(run)])])
-
-
-def _weights(run: runs.Run) -> str:
   chosen = run.choices['fid.weights']
   if chosen.startswith('random:'):
-    return f'random Inception weights, seed {chosen.removeprefix("random:")}'
-  if run.evaluation.get('weights_sha256'):
-    return f'weights {run.evaluation["weights_sha256"][:12]}'
-  return f'weights {chosen or "of the public release"}'
+    seed = chosen.removeprefix('random:')
+    said.append(f'random Inception weights, seed {seed}')
+  else:
+    digest = run.evaluation.get('weights_sha256', '')[:12]
+    said.append(f'weights {digest or chosen or "of the public release"}')
+  return ', '.join([*said, *filter(None, [calibration(run)])])
 
 
 def describe(run: runs.Run) -> str:
@@ -94,55 +76,44 @@ def describe(run: runs.Run) -> str:
 
 def generator(run: runs.Run) -> str:
   """Returns the generators in a few words."""
-  model = {
-    key: run.choices.get(f'model.{key}')
-    for key in ('generator', 'blocks', 'block', 'variant', 'patch_size')
-  }
-  if model['generator'] == 'resnet':
-    blocks = model['blocks']
-    return 'ResNet generator' + (f', {blocks} blocks' if blocks else '')
-  return (
-    f'ViTUnet {model["block"]} {model["variant"]}, patch {model["patch_size"]},'
-    f' resampling {run.choices.get("model.resample")}'
+  keys = ('generator', 'blocks', 'block', 'variant', 'patch_size', 'resample')
+  name, blocks, block, variant, patch, resample = (
+    run.choices.get(f'model.{key}') for key in keys
   )
+  if name == 'resnet':
+    return 'ResNet generator' + (f', {blocks} blocks' if blocks else '')
+  return f'ViTUnet {block} {variant}, patch {patch}, resampling {resample}'
 
 
 def learning(run: runs.Run) -> summary.Verdict:
   """Answers whether it learned, by the distances of untranslated images."""
-  question = 'Did it learn?'
-  word = calibration(run)
+  question, word = 'Did it learn?', calibration(run)
   noted = f' ({word})' if word else ''
-  if all(run.evaluation.get(f'fid_{d}') is not None for d in DIRECTIONS):
-    return _against_identity(run, question, noted)
+  ev = run.evaluation
+  found = [ev.get(f'fid_{d}') for d in DIRECTIONS]
+  if None not in found:
+    parts = [
+      fid / (ev.get(f'identity_fid_{d}') or np.nan)
+      for fid, d in zip(found, DIRECTIONS, strict=True)
+    ]
+    said = [
+      f'{arrow(run, d)}: {summary.percent(part)} of the FID of the untranslated'
+      ' images.'
+      for d, part in zip(DIRECTIONS, parts, strict=True)
+    ]
+    answer = f'FID {" / ".join(map(number, found))}{noted}'
+    mood = 'good' if all(part < 1 for part in parts) else 'bad'
+    return summary.Verdict(question, answer, ' '.join(said), mood)
   steps, fid = run.metric('val/fid')
+  if not len(steps):
+    return summary.by_loss(run, question)
   fid = np.where(np.isfinite(fid), fid, np.inf)
-  if len(steps):
-    return summary.Verdict(
-      question,
-      f'Validation FID {number(fid[-1])}{noted}',
-      f'At step {steps[-1]:,}; best {number(fid.min())} at step'
-      f' {steps[fid.argmin()]:,}. Means of both directions.',
-      'plain',
-    )
-  return summary.by_loss(run, question)
-
-
-def _against_identity(
-  run: runs.Run, question: str, noted: str
-) -> summary.Verdict:
-  parts, better = [], []
-  for direction in DIRECTIONS:
-    fid = run.evaluation[f'fid_{direction}']
-    identity = run.evaluation.get(f'identity_fid_{direction}') or np.nan
-    better.append(fid < identity)
-    parts.append(
-      f'{arrow(run, direction)}: {summary.percent(fid / identity)} of the FID'
-      ' of the untranslated images.'
-    )
-  both = ' / '.join(number(run.evaluation[f'fid_{d}']) for d in DIRECTIONS)
-  answer = f'FID {both}{noted}'
-  mood = 'good' if all(better) else 'bad'
-  return summary.Verdict(question, answer, ' '.join(parts), mood)
+  answer = f'Validation FID {number(fid[-1])}{noted}'
+  detail = (
+    f'At step {steps[-1]:,}; best {number(fid.min())} at step'
+    f' {steps[fid.argmin()]:,}. Means of both directions.'
+  )
+  return summary.Verdict(question, answer, detail, 'plain')
 
 
 def number(value: float | None) -> str:
@@ -155,101 +126,92 @@ def facts(run: runs.Run) -> list[summary.Fact]:
   ev = run.evaluation
   if not ev:
     return []
-  counts = f'{ev["num_a"]:,} + {ev["num_b"]:,}'
   names = f'{domain(run, "a")}, {domain(run, "b")}'
+  counts = f'{ev["num_a"]:,} + {ev["num_b"]:,}'
   return [summary.Fact(f'{ev["split"].capitalize()} images', counts, names)]
 
 
 def curves(run: runs.Run) -> dict[str, charts.Curves]:
   """Returns the losses' terms, validation distances and learning rate."""
-  there, back = (arrow(run, direction) for direction in DIRECTIONS)
-  a, b = domain(run, 'a'), domain(run, 'b')
-  word = calibration(run)
+  ways = [arrow(run, direction) for direction in DIRECTIONS]
+  domains = [domain(run, letter) for letter in 'ab']
+  noted = f', {word}' if (word := calibration(run)) else ''
 
-  def distances(name: str) -> charts.Curves:
+  def pair(names, *keys):
     return charts.Curves(
-      [
-        (there, f'val/{name}_a2b', '$train'),
-        (back, f'val/{name}_b2a', '$val'),
-        ('mean', f'val/{name}', '$muted'),
-      ]
+      list(zip(names, keys, ('$train', '$val'), strict=True))
     )
 
-  def pair(first: str, second: str, prefix: str, ends: str) -> charts.Curves:
-    one, two = (f'train/{prefix}_{end}' for end in ends.split())
-    return charts.Curves([(first, one, '$train'), (second, two, '$val')])
+  def distances(name):
+    found = pair(ways, *(f'val/{name}_{d}' for d in DIRECTIONS))
+    mean = ('mean', f'val/{name}', '$muted')
+    return charts.Curves([*found.lines, mean])
 
   total = charts.Curves([('sum', 'train/loss', '$train')])
-  noted = f', {word}' if word else ''
   return {
-    'Adversarial loss': pair(there, back, 'gan', 'a2b b2a'),
-    'Discriminator loss': pair(a, b, 'disc', 'a b'),
-    'Cycle loss': pair(a, b, 'cycle', 'a b'),
-    'Identity loss': pair(a, b, 'idt', 'a b'),
+    'Adversarial loss': pair(ways, 'train/gan_a2b', 'train/gan_b2a'),
+    'Discriminator loss': pair(domains, 'train/disc_a', 'train/disc_b'),
+    'Cycle loss': pair(domains, 'train/cycle_a', 'train/cycle_b'),
+    'Identity loss': pair(domains, 'train/idt_a', 'train/idt_b'),
+    'L1 to the pairs': pair(domains, 'train/paired_a', 'train/paired_b'),
     'Sum of the weighted losses': total,
     f'FID{noted}': distances('fid'),
     f'KID{noted}': distances('kid'),
+    'L1 to the pairs, validation': distances('paired_l1'),
     'Learning rate': charts.LEARNING_RATE,
   }
 
 
 def content(run: runs.Run) -> dict[str, Any]:
   """Returns the template's values beside the parts of every run."""
-  ev = run.evaluation
-  names = {letter: domain(run, letter) for letter in 'ab'}
-  word = calibration(run)
-  shown = pictures(run)
+  ev, word, shown = run.evaluation, calibration(run), pictures(run)
+  small = samples.film([grid for both in shown.values() for grid in both])
+  step = samples.evaluated_step(run, shown) if shown else None
   return {
     'scores': {
       arrow(run, d): found for d in DIRECTIONS if (found := scores(run, d))
     },
+    'columns': list(_DISTANCES.values())[: 3 if 'paired_l1' in ev else 2],
     'measured': conditions(run),
     'distances': f'Distances, {word}' if word else 'Distances',
     'evaluation': ev,
-    'num_images': {names[letter]: ev[f'num_{letter}'] for letter in 'ab' if ev},
+    'num_images': {domain(run, x): ev[f'num_{x}'] for x in 'ab' if ev},
     'directions': directions(run),
     'wide': any(samples.is_wide(both[0]) for both in shown.values()),
-    'film': _film(shown),
-    'returns': _returns(run, shown),
+    'film': dict(
+      zip(shown, zip(small[::2], small[1::2], strict=True), strict=True)
+    ),
+    'returns_step': step,
+    'returns': [
+      (samples.reconstruction(grid), summary.percent(samples.deviation(grid)))
+      for grid in shown.get(step, ())
+    ],
   }
 
 
 def directions(run: runs.Run) -> list[dict[str, Any]]:
   """Returns names of the directions and of the rows of their grids."""
-  names = {letter: domain(run, letter) for letter in 'ab'}
-  return [
-    {
-      'name': arrow(run, direction),
-      'rows': [
-        names[direction[0]],
-        f'→ {names[direction[-1]]}',
-        f'→ {names[direction[0]]}',
-      ],
-    }
-    for direction in DIRECTIONS
-  ]
+  found = []
+  for direction in DIRECTIONS:
+    source, target = domain(run, direction[0]), domain(run, direction[-1])
+    rows = [source, f'→ {target}', f'→ {source}']
+    found.append({'name': arrow(run, direction), 'rows': rows})
+  return found
 
 
-def scores(run: runs.Run, direction: str) -> list[Score]:
-  """Returns a direction's distances, and those of untrained generators."""
-  ev = run.evaluation
-  return [
-    Score(
-      name,
-      *(
-        number(ev.get(f'{prefix}{measure}_{direction}'))
-        for measure in ('fid', 'kid')
-      ),
-      _deviation(ev.get(f'{prefix}kid_stderr_{direction}')),
+def scores(run: runs.Run, direction: str) -> list[tuple[str, str, str, str]]:
+  """Returns names, FID, KID and L1, of untrained generators too."""
+  lines = []
+  for prefix, name in _ANCHORS.items():
+    fid, kid, l1, off = (
+      run.evaluation.get(f'{prefix}{measure}_{direction}')
+      for measure in (*_DISTANCES, 'kid_stderr')
     )
-    for prefix, name in _ANCHORS
-    if ev.get(f'{prefix}fid_{direction}') is not None
-  ]
-
-
-def _deviation(stderr: float | None) -> str:
-  """Returns what follows a KID; sets of two images give it no error."""
-  return '' if stderr is None else f'± {stderr:.1g}'
+    if fid is not None or l1 is not None:
+      # Sets of two images give a KID no error.
+      error = '' if off is None else f' ± {off:.1g}'
+      lines.append((name, number(fid), number(kid) + error, number(l1)))
+  return lines
 
 
 def measures(run: runs.Run) -> list[summary.Measure]:
@@ -259,7 +221,7 @@ def measures(run: runs.Run) -> list[summary.Measure]:
       f'{key}_{direction}', f'{label}: {arrow(run, direction)}', '.4g', sign=-1
     )
     for direction in DIRECTIONS
-    for key, label in (('fid', 'FID'), ('kid', 'KID'))
+    for key, label in _DISTANCES.items()
   ]
 
 
@@ -276,21 +238,11 @@ def rows(run: runs.Run) -> list[list[str]]:
   """Returns the cells of TABLE, a line for each direction."""
   ev, name = run.evaluation, run.config['data']['name']
   counts = f'{ev["num_a"]:,} + {ev["num_b"]:,} images, ' if ev else ''
+  measured = f'{counts}{conditions(run)}'
+  keys = ('fid', 'identity_fid', 'untrained_fid', 'kid', 'identity_kid')
   return [
-    [
-      run.name,
-      name,
-      generator(run),
-      arrow(run, direction),
-      f'{counts}{conditions(run)}',
-      *(
-        number(ev.get(f'{measure}_{direction}'))
-        for measure in (
-          *('fid', 'identity_fid', 'untrained_fid'),
-          *('kid', 'identity_kid'),
-        )
-      ),
-    ]
+    [run.name, name, generator(run), arrow(run, direction), measured]
+    + [number(ev.get(f'{key}_{direction}')) for key in keys]
     for direction in DIRECTIONS
   ]
 
@@ -300,8 +252,9 @@ def pictures(run: runs.Run) -> dict[int, list[samples.Pixels]]:
   both = _sampled(run)
   if not both:
     return {}
-  wanted = {*samples.chosen_steps(both), samples.evaluated_step(run, both)}
-  return _read(run, wanted)
+  return _read(
+    run, {*samples.chosen_steps(both), samples.evaluated_step(run, both)}
+  )
 
 
 def evaluated(run: runs.Run) -> dict[int, list[samples.Pixels]]:
@@ -324,26 +277,3 @@ def _read(
     for step in sorted(steps)
   }
   return {s: g for s, g in found.items() if not any(x is None for x in g)}
-
-
-def _film(found: dict[int, list[samples.Pixels]]) -> list[dict[str, Any]]:
-  """Returns the grids of each step, small."""
-  small = iter(samples.film([grid for both in found.values() for grid in both]))
-  return [
-    {'step': step, 'pictures': [next(small) for _ in both]}
-    for step, both in found.items()
-  ]
-
-
-def _returns(
-  run: runs.Run, found: dict[int, list[samples.Pixels]]
-) -> dict[str, Any]:
-  """Returns the grids next to the evaluated weights, and reconstructions."""
-  if not found:
-    return {}
-  step = samples.evaluated_step(run, found)
-  return {
-    'step': step,
-    'pictures': [samples.reconstruction(grid) for grid in found[step]],
-    'off': [summary.percent(samples.deviation(grid)) for grid in found[step]],
-  }

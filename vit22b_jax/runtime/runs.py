@@ -34,14 +34,14 @@ _EVALUATED = {'split': str, 'step': int, 'weights': str}
 _EVAL = {
   'classification': formats.Fields(
     _EVALUATED | {'num_examples': int},
-    dict.fromkeys(('loss', 'top1', 'top5', 'auroc'), float),
+    dict.fromkeys(('loss', 'top1', 'top5', 'auroc', 'map'), float),
   ),
   'translation': formats.Fields(
     _EVALUATED | {'num_a': int, 'num_b': int},
     {
       f'{prefix}{measure}{direction}': float
       for prefix in ('', 'identity_', 'untrained_')
-      for measure in ('fid', 'kid', 'kid_stderr')
+      for measure in ('fid', 'kid', 'kid_stderr', 'paired_l1')
       for direction in ('', '_a2b', '_b2a')
     }
     | {'weights_sha256': str, 'calibrated': bool},
@@ -95,6 +95,7 @@ class Run:
     evaluation: eval.json, the final evaluation.
     predictions: arrays of predictions.npz.
     attention: arrays of attention.npz.
+    probe: probe.json, of a probe in the same folder.
     names: of the classes or the two domains, from classes.json.
     samples: direction -> step -> its grid of sample images, a PNG file.
     damaged: messages about files that were left out, see `read`.
@@ -109,6 +110,7 @@ class Run:
   evaluation: dict[str, Any]
   predictions: dict[str, np.ndarray]
   attention: dict[str, np.ndarray]
+  probe: dict[str, Any]
   names: list[str]
   samples: dict[str, dict[int, epath.Path]]
   damaged: list[str]
@@ -213,6 +215,7 @@ def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
     ),
     predictions=side(_read_predictions, workdir.PREDICTIONS, empty={}),
     attention=side(_read_attention, workdir.ATTENTION, empty={}),
+    probe=side(_read_probe, workdir.PROBE, empty={}),
     names=[printable(name) for name in names],
     samples=_find_samples(path / workdir.SAMPLES),
     damaged=damaged,
@@ -235,7 +238,10 @@ def read_probe(path: epath.PathLike) -> dict[str, Any] | None:
   Raises:
     errors.UserError: the file is damaged.
   """
-  path = epath.Path(path) / workdir.PROBE
+  return _read_probe(epath.Path(path) / workdir.PROBE)
+
+
+def _read_probe(path: epath.Path) -> dict[str, Any] | None:
   record = formats.read_json(path, _PROBE)
   with formats.judging(path):
     for bounds in record['switches'].values() if record else ():
@@ -285,10 +291,16 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
 def _read_evaluation(path: epath.Path, fields: formats.Fields) -> Any:
   found = formats.read_json(path, fields)
   with formats.judging(path):
-    for key in ('top1', 'top5', 'auroc'):
+    for key in ('top1', 'top5', 'auroc', 'map'):
       value = (found or {}).get(key)
       if value is not None and (value < 0 or value > 1):
         raise ValueError(f'{key!r} is {value}, expected a part from 0 to 1')
+    if precision := (found or {}).get('average_precision'):
+      # A class without an image has none: JSON has 'nan' or null there.
+      values = [
+        math.nan if value is None else float(value) for value in precision
+      ]
+      found['average_precision'] = values
   return found
 
 

@@ -66,8 +66,8 @@
       for (const one of found.slice(first, first + 96)) {
         const card = document.createElement('li');
         card.className = 'wrong';
-        if (one.source)
-          card.append(Object.assign(new Image(), { src: one.source, alt: one.true }));
+        for (const src of one.sources)
+          card.append(Object.assign(new Image(), { src, alt: one.true }));
         card.append(line('b', `✗ ${one.predicted}`), ' ',
           line('span', percent(one.probability)),
           line('small', `true: ${one.true} ${percent(one.probability_true)}`),
