@@ -355,7 +355,7 @@ def test_whole_page(seeds, tmp_path):
   for said in (
     'vit and vit22b',
     '6 runs in 2 groups',
-    'Which does best? vit22b top-1, %: 86.00; +5.00 to vit',
+    'Which does best? vit22b top-1, %: 86.00; +5.00 against vit',
     'Measured on the test part of cifar10, 400 images.',
     '81.00 ± 2.48',
     'group model.block vit vit vit22b vit22b',
@@ -438,7 +438,10 @@ def test_translations_measured_alike_have_a_best_and_differences(tmp_path):
   config['batch_size'] = 2
   (paths[1] / 'config.json').write_text(json.dumps(config))
   text = seen(page_of(paths, tmp_path))
-  assert 'mean FID of both ways: 36.35; +0 to b, no interval: one seed' in text
+  assert (
+    'mean FID of both directions: 36.35; +0 against b, no interval: one seed'
+    in text
+  )
   assert 'FID: a2b' in text
 
 

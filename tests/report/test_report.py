@@ -291,9 +291,9 @@ def test_attention_is_shown_by_brightness(whole):
   assert len(pictures) == 8 * 3
   image = np.full((4, 4, 3), 200, np.uint8)
   lit = classifier_page._lit(image, np.array([[0.0, 1.0], [0.0, 0.0]]))
-  assert lit[0, 3, 0] == 200 and lit[3, 0, 0] == 30
+  assert lit[0, 3, 0] == 200 and lit[3, 0, 0] == 40
   broken = classifier_page._lit(image, np.full((2, 2), np.nan))
-  assert (broken == 30).all()
+  assert (broken == 40).all()
 
 
 def test_models_without_maps_have_no_section_for_them(tmp_path):

@@ -130,6 +130,7 @@ def content(run: runs.Run) -> dict[str, Any]:
     'is_whole': bool(whole),
     'split': ev.get('split', ''),
     'looked': _looked(run),
+    'class_token': run.choices.get('model.pool') in (None, 'cls'),
     **_images(run, names),
   }
 
@@ -270,7 +271,7 @@ def _images(run: runs.Run, names: list[str]) -> dict[str, Any]:
       'probability_true': round(float(probabilities[row, true]), 3),
     }
 
-  errors, right = order[:wrong].tolist(), order[wrong:].tolist()
+  errors, right = order[:wrong].tolist(), order[wrong:][::-1].tolist()
   return {
     'errors': [card(row) for row in errors],
     'right': [card(row) for row in right if row in pictures][:_RIGHT],
@@ -286,7 +287,7 @@ def _pictures(
   rows = predictions.get('image_rows', np.zeros(0, int)).tolist()
   kept = {row: number for number, row in enumerate(rows)}
   ordered = [row for row in order.tolist() if row in kept]
-  right = ordered[::-1][:_RIGHT][::-1]  # the last ones are right, if any is
+  right = ordered[::-1][:_RIGHT]  # the last ones are right, if any is
   found, size = {}, 0
   for row in dict.fromkeys([*right, *ordered]):
     source = samples.data_url(predictions['images'][kept[row]], _PIXELS)
@@ -323,5 +324,5 @@ def _lit(
   weights = np.nan_to_num(weights.astype(np.float32), posinf=0)
   scaled = weights / max(weights.max(), 1e-9)
   mask = Image.fromarray(scaled).resize(image.shape[1::-1], Image.BILINEAR)
-  light = 0.15 + 0.85 * np.clip(np.asarray(mask), 0, 1)
+  light = 0.2 + 0.8 * np.clip(np.asarray(mask), 0, 1)
   return (image * light[..., None]).astype(np.uint8)

@@ -108,7 +108,8 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
     'baseline': next((n for n, g in enumerate(found) if g.evaluated), 0),
     'measures': [measure.label for measure in wanted],
     'is_evaluated': any(group.evaluated for group in found),
-    'are_alone': any(len(group.evaluated) == 1 for group in found),
+    'are_alone': any(measure.is_part for measure in wanted)
+    and any(len(group.evaluated) == 1 for group in found),
     'differences': [
       [
         [results.difference(measure, base, other) for measure in wanted]
@@ -204,7 +205,7 @@ def _best(found: list[groups.Group]) -> summary.Verdict:
   detail = f'{headline.label}: {mean:{headline.form}}'
   if others:
     cell = results.difference(headline, others[0][1], best)
-    detail += f'; {cell.text} to {others[0][1].name}, {cell.note}'
+    detail += f'; {cell.text} against {others[0][1].name}, {cell.note}'
   return summary.Verdict(question, best.name, f'{detail}.', 'plain')
 
 

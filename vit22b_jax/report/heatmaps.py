@@ -130,6 +130,10 @@ def _log_ticks(exponents: Float[np.ndarray, 'values']) -> dict[str, Any]:
   if not exponents.size:
     return {}
   low, high = exponents.min(), exponents.max()
+  if high - low < 0.7:  # perhaps without a round value
+    values = np.linspace(10**low, 10**high, 4)
+    text = [f'{value:,.3g}' for value in values]
+    return {'tickvals': traces.compact(np.log10(values)), 'ticktext': text}
   digits = np.log10([1, 2, 5] if high - low < 2 else [1])
   every = max(1, int(high - low) // 4)
   powers = np.arange(np.floor(low), np.ceil(high) + 1, every)

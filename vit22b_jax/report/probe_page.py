@@ -16,6 +16,7 @@ TITLES = {
   'times': 'times',
   'first': 'first to move',
 }
+_RATES = 6  # lines of a chart, the highest
 _CURVES = {
   'max_logit': 'Largest logit',
   'max_abs_grad': 'Largest absolute gradient',
@@ -29,6 +30,7 @@ def content(record: dict[str, Any]) -> dict[str, Any]:
     'advice': record['advice'],
     'titles': TITLES,
     'rows': rows(record),
+    'cap': traces.CAP,
     'curves': {title: figure for title, figure in curves.items() if figure},
   }
 
@@ -63,7 +65,8 @@ def _curves(record: dict[str, Any], key: str) -> charts.Figure | None:
   """Draws a signal of the unchanged config's trials by step, a line a rate."""
   trials = [t for t in record['trials'].values() if not t['switch'] and t[key]]
   drawn = []
-  for number, trial in enumerate(sorted(trials, key=lambda t: t['rate'])):
+  trials = sorted(trials, key=lambda t: t['rate'])[-_RATES:]
+  for number, trial in enumerate(trials):
     values, name = np.asarray(trial[key], float), f'{trial["rate"]:.3g}'
     steps = np.arange(1, len(values) + 1)
     color, dash = charts.look(number)

@@ -17,7 +17,9 @@ TABLE = (
   ('run', 'data', 'generator', 'direction', 'measured with'),
   ('FID', 'of identity', 'untrained', 'KID', 'of identity'),
 )
-HEADLINES = (summary.Measure('fid', 'mean FID of both ways', '.4g', sign=-1),)
+HEADLINES = (
+  summary.Measure('fid', 'mean FID of both directions', '.4g', sign=-1),
+)
 VALIDATIONS = (summary.Measure('val/fid', 'val FID', '.4g', sign=-1),)
 DIRECTIONS = ('a2b', 'b2a')
 # Prefixes of keys in eval.json, and names, of distances to compare with.
@@ -96,14 +98,14 @@ def learning(run: runs.Run) -> summary.Verdict:
       fid / (ev.get(f'identity_fid_{d}') or np.nan)
       for fid, d in zip(found, DIRECTIONS, strict=True)
     ]
-    said = [
-      f'{arrow(run, d)}: {summary.percent(part)} of the FID of the untranslated'
-      ' images.'
+    said = ', '.join(
+      f'{arrow(run, d)}: {summary.percent(part)}'
       for d, part in zip(DIRECTIONS, parts, strict=True)
-    ]
+    )
+    detail = f'{said} of the FID that untranslated images have.'
     answer = f'FID {" / ".join(map(number, found))}{noted}'
     mood = 'good' if all(part < 1 for part in parts) else 'bad'
-    return summary.Verdict(question, answer, ' '.join(said), mood)
+    return summary.Verdict(question, answer, detail, mood)
   steps, fid = run.metric('val/fid')
   if not len(steps):
     return summary.by_loss(run, question)
