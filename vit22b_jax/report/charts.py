@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from vit22b_jax.report import downsample, groups, summary, traces
 from vit22b_jax.runtime import runs
@@ -21,10 +20,15 @@ Figure = dict[str, Any]
 COLORS = 7  # of groups
 DASHES = ('solid', 'dash', 'dot')
 _ALL_POINTS = 4_000  # of all lines of a comparison's chart, about
-_SEVERAL = ('$train', '$val', '$extra', '$muted')  # colors of a run's chart
+_SEVERAL = ('$val', '$train', '$extra', '$muted')  # colors of a run's chart
+_NORMS = {
+  'clipped_grad_norm': 'clipped gradient',  # seen where it differs from
+  'grad_norm': 'gradient',
+  'update_norm': 'update',
+  'param_norm': 'parameters',
+}
 _UNIFIED = 6  # lines that one label can list
 _SHOT_UP = 20  # times as high as the line below it: cut off
-_GRADIENT = 'Largest absolute gradient'
 _PLAIN = types.MappingProxyType({'tickformat': '~g'})
 
 
@@ -48,11 +52,8 @@ def learning_curves(
   """Returns metrics by step, of each chart the lines that were recorded."""
   figures = {}
   for title, curves in wanted.items():
-    drawn = [
-      trace
-      for name, key, color in curves.lines
-      for trace in traces.with_crosses(name, *run.metric(key), color)
-    ]
+    lines = [(name, run.metric(key), c) for name, key, c in curves.lines]
+    drawn = [trace for one in lines for trace in traces.with_crosses(*one)]
     if drawn:
       figures[title] = figure(drawn, dict(curves.axis), run.onset)
   return figures
@@ -68,23 +69,27 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
   table, figures = run.diagnostics, {}
   for column, title in _judged(largest).items():
     if column in table:
-      name, steps, values = title.lower(), table['step'], table[column]
-      line = traces.line(name, steps, values, '$train', 1.4, capped=True)
+      name, series = title.lower(), (table['step'], table[column])
+      line = traces.line(name, series, '$train', 1.4, capped=True)
       drawn = [line | {'showlegend': False}]  # the chart's title says it
-      drawn += traces.crosses(name, steps, values)
-      drawn += traces.cap_line([(steps, values)])
-      drawn += traces.event_markers(run.events, steps, values)
+      drawn += traces.crosses(name, series) + traces.cap_line([series])
+      drawn += traces.event_markers(run.events, series)
       figures[title] = figure(drawn, {'tickformat': ',~r'}, run.onset)
       if run.onset:
+        steps = table['step']
         part = (run.onset['step'] - steps[0]) / max(np.ptp(steps), 1)
         figures[title]['layout']['annotations'] = [_label(run.onset, part)]
-  for title, lines in _norms(table).items():
+  networks = [c for c in table if re.fullmatch(r'grad_norm/[a-z]\w*', c)]
+  named = {c: c.removeprefix('grad_norm/') for c in networks}
+  charts = {'Norms': _NORMS, 'Gradient norm of each network': named}
+  for title, names in charts.items():
+    lines = zip(names.items(), itertools.cycle(_SEVERAL), strict=False)
     drawn = [
       trace
-      for name, (column, color) in lines.items()
+      for (column, name), color in lines
       if column in table
       for trace in traces.with_crosses(
-        name, table['step'], table[column], color
+        name, (table['step'], table[column]), color
       )
     ]
     if drawn:
@@ -95,25 +100,7 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
 
 def _judged(largest: str) -> dict[str, str]:
   """Returns columns of diagnostics.csv with the titles of their charts."""
-  return {'max_logit': largest, 'max_abs_grad': _GRADIENT}
-
-
-def _norms(columns: Iterable[str]) -> dict[str, dict[str, tuple[str, str]]]:
-  """Returns charts of norms: the column and color of each line."""
-  networks = [c for c in columns if re.fullmatch(r'grad_norm/[a-z]\w*', c)]
-  return {
-    'Norms': {
-      # First, so that it shows only where it differs from the next.
-      'clipped gradient': ('clipped_grad_norm', '$val'),
-      'gradient': ('grad_norm', '$train'),
-      'update': ('update_norm', '$extra'),
-      'parameters': ('param_norm', '$muted'),
-    },
-    'Gradient norm of each network': {
-      column.removeprefix('grad_norm/'): (column, color)
-      for column, color in zip(networks, _SEVERAL, strict=False)
-    },
-  }
+  return {'max_logit': largest, 'max_abs_grad': 'Largest absolute gradient'}
 
 
 # --- Groups of runs ----------------------------------------------------------
@@ -156,13 +143,13 @@ def group_stability(
   figures = {}
   for column, title in _judged(largest).items():
     chosen = [
-      (number, member, table['step'], table[column])
+      (number, member, (table['step'], table[column]))
       for number, member in members
       if column in (table := member.run.diagnostics)
     ]
     if chosen:
       drawn = [trace for one in chosen for trace in _run(*one, points)]
-      drawn += traces.cap_line(one[2:] for one in chosen)
+      drawn += traces.cap_line(series for *_, series in chosen)
       figures[title] = _shared_figure(drawn, {'tickformat': ',~r'}, False)
   return figures
 
@@ -188,8 +175,8 @@ def _group(
     if (steps > after).any():
       rest = steps >= after
       shown = steps[rest], values[rest]
-      drawn.append(traces.line(member.name, *shown, color, *style, points))
-    drawn += traces.crosses(member.name, steps, values, color)
+      drawn.append(traces.line(member.name, shown, color, *style, points))
+    drawn += traces.crosses(member.name, (steps, values), color)
   for trace in drawn:
     if epochs:
       trace['x'] = (np.array(trace['x']) / length).tolist()
@@ -224,7 +211,7 @@ def _band(
     'opacity': 0.2,
     'hoverinfo': 'skip',
   }
-  line = traces.line(name, steps, mean, color, 1.8, dash, len(mean)) | {
+  line = traces.line(name, (steps, mean), color, 1.8, dash, len(mean)) | {
     'customdata': [
       f'{a:.4g} to {b:.4g}' for a, b in zip(low, high, strict=True)
     ],
@@ -234,18 +221,14 @@ def _band(
 
 
 def _run(
-  number: int,
-  member: groups.Member,
-  steps: Float[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-  points: int,
+  number: int, member: groups.Member, series: runs.Series, points: int
 ) -> list[traces.Trace]:
   """Returns a run's capped line and the mark of its onset."""
   (color, dash), name = look(number), member.name
-  line = traces.line(name, steps, values, color, 1.4, dash, points, capped=True)
-  drawn = [line, *traces.crosses(name, steps, values)]
+  line = traces.line(name, series, color, 1.4, dash, points, capped=True)
+  drawn = [line, *traces.crosses(name, series)]
   onset = [member.run.onset] if member.run.onset else []
-  for mark in traces.event_markers(onset, steps, values):
+  for mark in traces.event_markers(onset, series):
     mark['marker'] |= {'color': color, 'size': 12}
     drawn.append(mark | {'name': f'{name}: {mark["name"]}'})
   return [trace | {'legendgroup': str(number)} for trace in drawn]

@@ -90,14 +90,10 @@ def facts(run: runs.Run) -> list[summary.Fact]:
 
 def curves(run: runs.Run) -> dict[str, charts.Curves]:
   """Returns loss, accuracy and learning rate by step."""
-  loss = [
-    ('training', 'train/loss', '$train'),
-    ('validation', 'val/loss', '$val'),
-  ]
-  top1 = [
-    ('training', 'train/top1', '$train'),
-    ('validation', 'val/top1', '$val'),
-  ]
+  loss, top1 = (
+    [('training', f'train/{k}', '$train'), ('validation', f'val/{k}', '$val')]
+    for k in ('loss', 'top1')
+  )
   top5 = [('validation top-5', 'val/top5', '$extra')]
   precision = [('validation', 'val/map', '$val')]
   return {
@@ -300,11 +296,12 @@ def _pictures(
 
 def _looked(run: runs.Run) -> list[dict[str, Any]]:
   """Returns images and, as bright as they are looked at, their patches."""
-  found, size = run.attention, run.config['data']['image_size']
+  found, share = run.attention, run.choices.get('data.eval_crop')
   cards = []
   for row, image in enumerate(found.get('images', ())):
-    start = max((len(image) - size) // 2, 0)  # the model sees the center
-    image = image[start : start + size, start : start + size]
+    side = len(image) * (share or run.choices['data.image_size'] / len(image))
+    start = max(round(len(image) - side) // 2, 0)  # the model sees the center
+    image = image[start : len(image) - start, start : len(image) - start]
     lit = [_lit(image, found[name][row]) for name in ('last', 'rollout')]
     cards.append(
       {

@@ -68,10 +68,8 @@ def _curves(record: dict[str, Any], key: str) -> charts.Figure | None:
   trials = sorted(trials, key=lambda t: t['rate'])[-_RATES:]
   for number, trial in enumerate(trials):
     values, name = np.asarray(trial[key], float), f'{trial["rate"]:.3g}'
-    steps = np.arange(1, len(values) + 1)
+    series = np.arange(1, len(values) + 1), values
     color, dash = charts.look(number)
-    drawn.append(
-      traces.line(name, steps, values, color, dash=dash, capped=True)
-    )
+    drawn.append(traces.line(name, series, color, dash=dash, capped=True))
   axis = {'type': 'log', 'tickformat': '~g'}
   return charts.figure(drawn, axis) if drawn else None

@@ -29,8 +29,7 @@ _MARKS = {
 
 def line(
   name: str,
-  steps: Int[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
+  series: runs.Series,
   color: str,
   width: float = 1.6,
   dash: str = 'solid',
@@ -42,6 +41,7 @@ def line(
 
   A capped one is drawn up to CAP; hovering reads the raw value.
   """
+  steps, values = series
   keep = downsample.envelope(values, points)
   steps, values = steps[keep].astype(int), values[keep]
   trace = {
@@ -59,24 +59,19 @@ def line(
   return trace
 
 
-def with_crosses(
-  name: str,
-  steps: Int[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-  color: str,
-) -> list[Trace]:
+def with_crosses(name: str, series: runs.Series, color: str) -> list[Trace]:
   """Returns a line and its values that aren't finite; [] without steps."""
-  if not len(steps):
+  if not len(series[0]):
     return []
-  return [line(name, steps, values, color), *crosses(name, steps, values)]
+  return [line(name, series, color), *crosses(name, series)]
 
 
-def cap_line(series: Iterable[runs.Series]) -> list[Trace]:
+def cap_line(several: Iterable[runs.Series]) -> list[Trace]:
   """Returns a line at CAP over all the steps, if anything is cut there."""
-  series = [(s, v) for s, v in series if len(s)]
-  if not any((v[np.isfinite(v)] > CAP).any() for _, v in series):
+  several = [(s, v) for s, v in several if len(s)]
+  if not any((v[np.isfinite(v)] > CAP).any() for _, v in several):
     return []
-  ends = min(s[0] for s, _ in series), max(s[-1] for s, _ in series)
+  ends = min(s[0] for s, _ in several), max(s[-1] for s, _ in several)
   trace = {'name': f'cap {CAP:,.0f}', 'x': [*map(int, ends)], 'y': [CAP, CAP]}
   return [trace | dotted()]
 
@@ -87,42 +82,35 @@ def dotted() -> Trace:
   return {'mode': 'lines', 'line': look, 'hoverinfo': 'skip'}
 
 
-def crosses(
-  name: str,
-  steps: Float[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
-  color: str = '$bad',
-) -> list[Trace]:
+def crosses(name: str, series: runs.Series, color: str = '$bad') -> list[Trace]:
   """Returns the values that aren't finite, as high as the largest other."""
+  steps, values = series
   finite = np.isfinite(values)
   if finite.all():
     return []
-  steps, broken = steps[~finite][:_MARKERS], values[~finite][:_MARKERS]
   height = min(values[finite].max(), CAP) if finite.any() else 1.0
+  said = [raw(value) for value in values[~finite]]
+  steps = steps[~finite]
+  heights = np.full(len(steps), height)
   marker = {'color': color, 'symbol': 'x', 'size': 8}
-  heights = [float(height)] * len(steps)
-  said = [raw(value) for value in broken]
   return [_marks(f'{name}: not finite', steps, heights, said, marker)]
 
 
 def event_markers(
-  events: list[dict[str, Any]],
-  steps: Int[np.ndarray, 'rows'],
-  values: Float[np.ndarray, 'rows'],
+  events: list[dict[str, Any]], series: runs.Series
 ) -> list[Trace]:
   """Returns events of each kind as marks on the line, details on hover."""
-  traces = []
+  (steps, values), traces = series, []
   for kind, (color, symbol) in _MARKS.items():
-    chosen = [event for event in events if event['kind'] == kind][:_MARKERS]
-    if not chosen:
-      continue
-    at = np.array([event['step'] for event in chosen])
+    chosen = [event for event in events if event['kind'] == kind]
+    at = np.array([event['step'] for event in chosen], int)
     rows = np.clip(np.searchsorted(steps, at), 0, len(steps) - 1)
     heights = np.nan_to_num(values[rows], nan=CAP, posinf=CAP, neginf=0.0)
-    heights = np.minimum(heights, CAP).tolist()
     said = [summary.details(event) for event in chosen]
     marker = {'color': color, 'symbol': symbol, 'size': 10}
-    traces.append(_marks(kind.replace('_', '-'), at, heights, said, marker))
+    if chosen:
+      name = kind.replace('_', '-')
+      traces.append(_marks(name, at, np.minimum(heights, CAP), said, marker))
   return traces
 
 
@@ -140,16 +128,16 @@ def compact(values: Float[np.ndarray, '...']) -> Any:
 
 def _marks(
   name: str,
-  steps: Float[np.ndarray, 'points'],
-  heights: list[float],
+  steps: Int[np.ndarray, 'points'],
+  heights: Float[np.ndarray, 'points'],
   said: list[str],
   marker: dict[str, Any],
 ) -> Trace:
   return {
     'name': name,
-    'x': steps.astype(int).tolist(),
-    'y': heights,
-    'customdata': said,
+    'x': steps[:_MARKERS].astype(int).tolist(),
+    'y': heights[:_MARKERS].tolist(),
+    'customdata': said[:_MARKERS],
     'mode': 'markers',
     'marker': marker,
     'hovertemplate': '%{customdata}',
