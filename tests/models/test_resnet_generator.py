@@ -15,7 +15,7 @@ from vit22b_jax.models import generators, resnet_generator
 
 def test_generator_agrees_with_reference():
   arrays, config = golden_params.load('resnet_generator')
-  model = resnet_generator.build(config['blocks'], config['width'])
+  model = resnet_generator.ResNetGenerator(config['blocks'], config['width'])
   golden_generators.check(
     arrays,
     model,
@@ -27,14 +27,14 @@ def test_generator_agrees_with_reference():
 
 @pytest.mark.parametrize(('blocks', 'count'), [(9, 11_378_179), (6, 7_837_699)])
 def test_parameter_counts(blocks, count):
-  model = resnet_generator.build(blocks)
+  model = resnet_generator.ResNetGenerator(blocks)
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), 'float32')
   params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images))
   assert sum(a.size for a in jax.tree.leaves(params)) == count
 
 
 def test_half_precision_keeps_float32_at_both_ends():
-  model = resnet_generator.build(1, 8)
+  model = resnet_generator.ResNetGenerator(1, 8)
   images = jax.random.uniform(jax.random.key(0), (2, 12, 20, 3), minval=-1)
   variables = nn.unbox(quick.jit(model.init)(jax.random.key(1), images))
   leaves = jax.tree.leaves(variables)
@@ -53,7 +53,7 @@ def test_section_of_a_config():
   section = {'block': None, 'patch_size': None, 'width': None}
   section |= {'generator': 'resnet', 'blocks': 6, 'dtype': 'bfloat16'}
   model = generators.build(section, 64)
-  assert model == resnet_generator.build(6, dtype='bfloat16')
+  assert model == resnet_generator.ResNetGenerator(6, dtype='bfloat16')
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_mistakes_are_named(changes, size, message):
 
 
 def test_images_that_do_not_halve_are_refused():
-  model = resnet_generator.build(1, 8)
+  model = resnet_generator.ResNetGenerator(1, 8)
   with pytest.raises(errors.UserError, match='not 10 x 12'):
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 10, 12, 3)))

@@ -75,7 +75,7 @@ def test_image_flops_of_cyclegans_networks_by_hand():
   blocks = 9 * 2 * quarter * 9 * 256 * 256
   # A transposed convolution spreads the pixels that it is given.
   expected = 2 * (ends + 2 * halvings + blocks)
-  model = resnet_generator.build(blocks=9)
+  model = resnet_generator.ResNetGenerator(blocks=9)
   assert flops.image_flops(model, (256, 256)) == expected
   sides, channels = (128, 64, 32, 31, 30), (3, 64, 128, 256, 512, 1)
   products = zip(sides, channels[:-1], channels[1:], strict=True)

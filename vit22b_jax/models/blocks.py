@@ -93,13 +93,9 @@ PRESETS = {
 
 
 class Block(layers.Transformer, kw_only=True):
-  """The parts of both forms: attention, and the treatment of a branch.
+  """The parts of both forms: attention, and the treatment of a branch."""
 
-  Attributes:
-    stochastic_depth: the chance that a branch is left out for an image.
-  """
-
-  stochastic_depth: float = 0.0
+  stochastic_depth: float = 0.0  # chance to leave out a branch for an image
 
   def _attend(
     self, qkv: tuple[Array, Array, Array], capture: bool
@@ -173,17 +169,10 @@ class SequentialBlock(Block):
     capture: bool = False,
     rate: Float[Array, ''] | None = None,
   ) -> tuple[Tokens, Stats]:
-    """Applies the block.
+    """Returns tokens, and with `capture` the statistics of `ViT.__call__`.
 
-    Args:
-      x: tokens.
-      train: turns dropout and stochastic depth on.
-      capture: returns statistics, for which XLA computes attention.
-      rate: in place of `stochastic_depth`, in a scan over blocks.
-
-    Returns:
-      Tokens, and with `capture` the statistics of `ViT.__call__` for this
-      block.
+    Training turns dropout and stochastic depth on. To capture, XLA computes
+    attention. `rate` replaces `stochastic_depth` in a scan over blocks.
     """
     y = self._input(x, 'attn_in_norm')
     o, stats = self._attend(self.heads_in('qkv', y, 3, self.qkv_bias), capture)
@@ -251,22 +240,15 @@ class ParallelBlock(Block):
     names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     if self.fused_output and not self.mlp_norm:
       attn, mlp = (inits.kernel(self.init_kind, m) for m in (d, n * j))
-      kernel, bias = layers.Projection(
-        (n, k + j, d),
-        names,
-        self.dtype,
-        inits.stacked([(k, attn), (j, mlp)]),
-        (d,),
-        inits.bias(self.init_kind, d, n * j),
-        name='out_proj',
-      )()
-      y = kernels.project_out(o, h, kernel, bias, self.precision)
-      return self._product(y)
+      init = inits.stacked([(k, attn), (j, mlp)])
+      fields = (n, k + j, d), names, self.dtype, init, (d,)
+      bias_init = inits.bias(self.init_kind, d, n * j)
+      weights = layers.Projection(*fields, bias_init, name='out_proj')()
+      return self._product(kernels.project_out(o, h, *weights, self.precision))
     y = self._product(self.heads_out('attn_out', o))
     kernel, bias = self.projection('mlp_out', (n, j, d), names, n * j, (d,))
-    h = h.reshape(*h.shape[:2], n * j)
-    mlp = kernels.linear(h, kernel.reshape(-1, d), bias, self.precision)
-    mlp = self._product(mlp)
+    h, kernel = h.reshape(*h.shape[:2], n * j), kernel.reshape(-1, d)
+    mlp = self._product(kernels.linear(h, kernel, bias, self.precision))
     return y + (self.make_norm('mlp_norm')(mlp) if self.mlp_norm else mlp)
 
 

@@ -13,26 +13,15 @@ from vit22b_jax.models import axes, inits, kernels
 
 
 class _Convolution(nn.Module, kw_only=True):
-  """The fields and parameters of both convolutions.
-
-  Attributes:
-    features: output channels O.
-    kernel_size: rows, and columns, of the kernel.
-    strides: see the functions of `kernels`, as for `pad`.
-    pad: pixels on each side.
-    use_bias: adds a bias [O].
-    dtype: of products and result; parameters are float32.
-    precision: of the products, 'default' or 'highest'.
-    kernel_init: of the kernel; the bias starts at zero.
-  """
+  """The fields and parameters of both convolutions: see `kernels`."""
 
   features: int
-  kernel_size: int
+  kernel_size: int  # rows, and columns
   strides: int = 1
-  pad: int = 0
+  pad: int = 0  # pixels on each side
   use_bias: bool = True
-  dtype: str = 'float32'
-  precision: str = 'default'
+  dtype: str = 'float32'  # of products and result; parameters are float32
+  precision: str = 'default'  # or 'highest', of the products
   kernel_init: inits.Initializer = nn.initializers.normal(0.02)
 
   def _weights(self, inputs: int) -> tuple[Array, Array | None]:
@@ -54,13 +43,9 @@ class _Convolution(nn.Module, kw_only=True):
 
 
 class Conv(_Convolution, kw_only=True):
-  """`kernels.conv` with a learned kernel [h, w, I, O] and bias [O].
+  """`kernels.conv` with a learned kernel [h, w, I, O] and bias [O]."""
 
-  Attributes beyond those shared:
-    pad_mode: 'zero' or 'reflect'.
-  """
-
-  pad_mode: str = 'zero'
+  pad_mode: str = 'zero'  # or 'reflect'
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B H W I']) -> Float[Array, 'B H2 W2 O']:
@@ -69,13 +54,9 @@ class Conv(_Convolution, kw_only=True):
 
 
 class ConvTranspose(_Convolution, kw_only=True):
-  """`kernels.conv_transpose` with a learned kernel [h, w, I, O] and bias [O].
+  """`kernels.conv_transpose` with a learned kernel and bias, as `Conv`."""
 
-  Attributes beyond those shared:
-    output_pad: rows and columns added below and on the right.
-  """
-
-  output_pad: int = 0
+  output_pad: int = 0  # rows and columns added below and on the right
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B H W I']) -> Float[Array, 'B H2 W2 O']:

@@ -51,14 +51,9 @@ def resample_positions(
   old: tuple[int, int],
   new: tuple[int, int],
 ) -> Float[Array, 'M D']:
-  """Position embedding of another grid, by bicubic interpolation.
+  """Resamples positions of `old` rows and columns of patches to `new` ones.
 
-  Rows in front of the grid's (a class token's) are kept as they are.
-
-  Args:
-    positions: of `old[0] * old[1]` patches, after any number of other tokens.
-    old: rows and columns of patches that `positions` is for.
-    new: rows and columns wanted.
+  By bicubic interpolation; rows in front (a class token's) stay as they are.
   """
   extra = positions.shape[0] - old[0] * old[1]
   token, grid = positions[:extra], positions[extra:]
@@ -70,14 +65,9 @@ def resample_positions(
 
 
 class Positions(nn.Module):
-  """Adds a learned or a fixed vector for each position.
+  """Adds a learned or a fixed vector for each position."""
 
-  Attributes:
-    kind: 'learned', or 'sincos' (a class token then gets zero).
-    init_kind: 'vit' or 'torch', see `inits`.
-  """
-
-  kind: str
+  kind: str  # 'learned', or 'sincos' (a class token then gets zero)
   init_kind: str
 
   @nn.compact

@@ -25,8 +25,6 @@ from vit22b_jax.models import (
 )
 
 RESNET = ('blocks', 'width', 'dtype', 'precision')
-
-
 # Fields of a classifier that a generator lacks.
 _CLASSIFIER = {'form', 'fused_output', 'final_norm', 'head'}
 _RESAMPLING = {
@@ -50,7 +48,7 @@ def build_vitunet(
     block: a key of `vit.PRESETS`.
     variant: a key of `vit.VARIANTS`.
     image_size: side of a square image in pixels, or height and width.
-    patch_size: height and width of a patch in pixels.
+    patch_size: side of a patch in pixels.
     resample: what stages resample: 'channels' (released) or 'space'.
     **overrides: any field of `blocks.Preset` that concerns blocks, of a
       variant, and `dropout`, `attention`, `dtype`, `precision`. None stands
@@ -86,11 +84,11 @@ def build_vitunet(
 def build(
   model_section: dict[str, Any], image_size: int | tuple[int, int]
 ) -> nn.Module:
-  """Returns a generator, by `build_vitunet` or `resnet_generator.build`.
+  """Returns the generator that a config's section `model` describes.
 
   Args:
     model_section: `generator` ('vitunet' or 'resnet') and the arguments of
-      either's `build`; None stands for the default.
+      `build_vitunet` or the fields RESNET; None stands for the default.
     image_size: side of a square image in pixels, or height and width.
 
   Raises:
@@ -114,30 +112,23 @@ def build(
       'the word resnet, which leaves them out, as in '
       '--config=configs/translation_folder.py:resnet, or set them to None.'
     )
-  model = resnet_generator.build(**fields)
+  rules.validate_fields('model', fields, 'translation')
+  if fields.get('dtype') == 'auto':
+    fields['dtype'] = 'float32'
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size
   resnet_generator.check_size(*size)
-  return model
+  return resnet_generator.ResNetGenerator(**fields)
 
 
 def fitting_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
   """Returns the size in pixels to which an image is brought for translation.
 
-  Args:
-    model: a generator from `build`.
-    height: of the image.
-    width: of the image.
-
-  Returns:
-    The size itself, or the next smaller that the generator takes (or its
-    smallest); the size of its training for one that takes no other.
+  It is the size itself, or the next smaller that the generator takes (or its
+  smallest); the size of its training for one that takes no other.
   """
   if isinstance(model, vitunet.ViTUnet):
     return model.image_size
   unit, smallest = 4, 8  # of a ResNet
   if isinstance(model, vitunet_spatial.SpatialViTUnet):
     unit = smallest = model.patch_size * model.cells
-  height, width = (
-    max(side // unit * unit, smallest) for side in (height, width)
-  )
-  return height, width
+  return tuple(max(side // unit * unit, smallest) for side in (height, width))

@@ -26,8 +26,7 @@ class MapPool(layers.Transformer, kw_only=True):
     (q,) = self.heads_in('query', probe, 1, bias=True)
     x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
     k, v = self.heads_in('key_value', x, 2, bias=True)
-    scale = self.head_dim**-0.5
-    o, _, _ = kernels.attention(q, k, v, scale, self.precision)
+    o, _, _ = kernels.attention(q, k, v, self.head_dim**-0.5, self.precision)
     x = self.heads_out('out', o)[:, 0]
 
     y = self.make_norm('mlp_in_norm')(x)
@@ -74,18 +73,13 @@ class Head(nn.Module):
   """Classifier in float32: linear, or Linear, [BatchNorm], GELU, Linear.
 
   Attributes:
-    kind: 'linear', 'mlp' or 'mlp_bn' (the released code's).
-    num_classes: C.
-    hidden: units of the MLP heads.
-    init_kind: 'vit' (the last layer is zero) or 'torch', see `inits`.
-    precision: of matrix products.
     initial_bias: of every logit; None leaves it to `init_kind`. Sigmoid losses
       start at rare classes with one well below 0 (arXiv:2006.07159).
   """
 
-  kind: str
+  kind: str  # 'linear', 'mlp' or 'mlp_bn' (the released code's)
   num_classes: int
-  hidden: int
+  hidden: int  # units of the MLP heads
   init_kind: str
   precision: str
   initial_bias: float | None = None
@@ -98,27 +92,19 @@ class Head(nn.Module):
     x = x.astype(jnp.float32)
     if self.kind != 'linear':
       names = (axes.EMBED, axes.MLP)
-      kernel = inits.kernel(self.init_kind, x.shape[-1])
-      bias = inits.bias(self.init_kind, x.shape[-1])
-      x = self._linear('hidden', x, self.hidden, names, kernel, bias)
+      x = self._linear('hidden', x, self.hidden, names, inits.kernel)
       x = BatchNorm(name='batch_norm')(x, train) if self.kind == 'mlp_bn' else x
       x = kernels.gelu(x)
-    inputs = axes.EMBED if self.kind == 'linear' else axes.MLP
-    names = (inputs, axes.CLASSES)
-    kernel = inits.head(self.init_kind, x.shape[-1])
-    bias = inits.bias(self.init_kind, x.shape[-1])
+    names = (axes.EMBED if self.kind == 'linear' else axes.MLP, axes.CLASSES)
+    bias = None
     if self.initial_bias is not None:
       bias = nn.initializers.constant(self.initial_bias)
-    return self._linear('logits', x, self.num_classes, names, kernel, bias)
+    return self._linear('logits', x, self.num_classes, names, inits.head, bias)
 
-  def _linear(self, name, x, features, names, kernel_init, bias_init):
-    kernel, bias = layers.Projection(
-      (x.shape[-1], features),
-      names,
-      'float32',
-      kernel_init,
-      (features,),
-      bias_init,
-      name=name,
-    )()
-    return kernels.linear(x, kernel, bias, self.precision)
+  def _linear(self, name, x, features, names, kernel_init, bias_init=None):
+    kind, size = self.init_kind, x.shape[-1]
+    kernel_init = kernel_init(kind, size)
+    bias_init = bias_init or inits.bias(kind, size)
+    fields = (size, features), names, 'float32', kernel_init, (features,)
+    weights = layers.Projection(*fields, bias_init, name=name)()
+    return kernels.linear(x, *weights, self.precision)

@@ -3,13 +3,12 @@
     model = inception.Inception(taps=('64', '2048'))
     features = model.apply({'params': params}, images)['2048']
 
-The network of the Frechet Inception distance (https://arxiv.org/abs/1706.08500),
-which is not torchvision's: average pools leave the padding out of the mean, the
-last block pools by maximum, and there are 1,008 classes. Evaluation alone: each
-batch norm (eps 1e-3) is folded into the convolution before it, see
-`fid.inception_weights`. Modules have the names of the public PyTorch file.
-Every product is in float32 at the highest precision, on every backend: FID
-compares second moments of features, in which TF32 or bfloat16 passes show.
+The network of the Frechet Inception distance (https://arxiv.org/abs/1706.08500)
+isn't torchvision's: average pools leave the padding out of the mean, the last
+block pools by maximum, and there are 1,008 classes. Each batch norm (eps 1e-3)
+is folded into the convolution before it, see `fid.inception_weights`. Modules
+have the names of the public PyTorch file. Products are in float32 at the
+highest precision: FID compares second moments, in which TF32 passes show.
 """
 
 import functools
@@ -41,14 +40,7 @@ class Inception(nn.Module):
   def __call__(
     self, images: Float[Array, 'B 299 299 3']
   ) -> dict[str, Float[Array, 'B _']]:
-    """Runs the network.
-
-    Args:
-      images: RGB in [0, 255], already resized.
-
-    Returns:
-      Features [B, TAPS[tap]] by tap, float32.
-    """
+    """Returns float32 features by tap of RGB images in [0, 255]."""
     stages = (self._to_64, self._to_192, self._to_768, self._to_2048)
     last = max(list(TAPS).index(tap) for tap in self.taps)
     x = (images.astype(jnp.float32) - 128) / 128
@@ -57,19 +49,21 @@ class Inception(nn.Module):
       x = stage(x)
       found[tap] = x.mean(axis=(1, 2))
     if 'logits' in self.taps:
-      found['logits'] = Linear(TAPS['logits'], name='fc')(found['2048'])
+      fc = nn.Dense(TAPS['logits'], precision='highest', name='fc')
+      found['logits'] = fc(found['2048'])
     return {tap: found[tap] for tap in self.taps}
 
   def _to_64(self, x: Maps) -> Maps:  # [B, 299, 299, 3]
     x = Conv(32, (3, 3), 2, name='Conv2d_1a_3x3')(x)  # [B, 149, 149, 32]
-    x = Conv(32, (3, 3), name='Conv2d_2a_3x3')(x)  # [B, 147, 147, 32]
-    x = Conv(64, (3, 3), pad=(1, 1), name='Conv2d_2b_3x3')(x)
-    # [B, 147, 147, 64]
+    x = Conv(32, (3, 3), pad='VALID', name='Conv2d_2a_3x3')(x)
+    # [B, 147, 147, 32]
+    x = Conv(64, (3, 3), name='Conv2d_2b_3x3')(x)  # [B, 147, 147, 64]
     return _max_pool(x, 2)  # [B, 73, 73, 64]
 
   def _to_192(self, x: Maps) -> Maps:
-    x = Conv(80, (1, 1), name='Conv2d_3b_1x1')(x)  # [B, 73, 73, 80]
-    x = Conv(192, (3, 3), name='Conv2d_4a_3x3')(x)  # [B, 71, 71, 192]
+    x = Conv(80, name='Conv2d_3b_1x1')(x)  # [B, 73, 73, 80]
+    x = Conv(192, (3, 3), pad='VALID', name='Conv2d_4a_3x3')(x)
+    # [B, 71, 71, 192]
     return _max_pool(x, 2)  # [B, 35, 35, 192]
 
   def _to_768(self, x: Maps) -> Maps:
@@ -92,18 +86,15 @@ class Conv(nn.Module):
   """A convolution with its batch norm folded in, and a ReLU.
 
   Attributes:
-    features: output channels.
-    size: of the kernel, (height, width).
-    stride: in both directions.
-    pad: zeros on either side, (height, width).
+    pad: 'SAME', or 'VALID' (as for every stride of 2).
     average: average neighbors. The published graph does so before such a
       convolution (of one pixel); after it, it is the same with fewer channels.
   """
 
   features: int
-  size: tuple[int, int]
+  size: tuple[int, int] = (1, 1)
   stride: int = 1
-  pad: tuple[int, int] = (0, 0)
+  pad: str = 'SAME'
   average: bool = False
 
   @nn.compact
@@ -111,23 +102,18 @@ class Conv(nn.Module):
     shape = (*self.size, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.he_normal(), shape)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x = _conv(x, kernel, self.stride, self.pad)
+    same = self.pad == 'SAME' and self.stride == 1
+    x = _conv(x, kernel, self.stride, [n // 2 * same for n in self.size])
     if self.average:
       x = _average_pool(x)
     return nn.relu(x + bias)
 
 
-class Linear(nn.Module):
-  """x W + b."""
-
-  features: int
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B C']) -> Float[Array, 'B F']:
-    shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return jnp.matmul(x, kernel, precision='highest') + bias
+def _chain(x: Maps, prefix: str, *convs: tuple) -> Maps:
+  """Applies convolutions PREFIX_1, PREFIX_2, ... with these fields."""
+  for i, fields in enumerate(convs, 1):
+    x = Conv(*fields, name=f'{prefix}_{i}')(x)
+  return x
 
 
 class BlockA(nn.Module):
@@ -137,13 +123,10 @@ class BlockA(nn.Module):
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
-    one = Conv(64, (1, 1), name='branch1x1')(x)
-    five = Conv(48, (1, 1), name='branch5x5_1')(x)
-    five = Conv(64, (5, 5), pad=(2, 2), name='branch5x5_2')(five)
-    three = Conv(64, (1, 1), name='branch3x3dbl_1')(x)
-    three = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(three)
-    three = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_3')(three)
-    pool = Conv(self.pool_features, (1, 1), average=True, name='branch_pool')(x)
+    one = Conv(64, name='branch1x1')(x)
+    five = _chain(x, 'branch5x5', (48,), (64, (5, 5)))
+    three = _chain(x, 'branch3x3dbl', (64,), (96, (3, 3)), (96, (3, 3)))
+    pool = Conv(self.pool_features, average=True, name='branch_pool')(x)
     return jnp.concatenate([one, five, three, pool], axis=-1)
 
 
@@ -153,36 +136,23 @@ class BlockB(nn.Module):
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
     three = Conv(384, (3, 3), 2, name='branch3x3')(x)
-    double = Conv(64, (1, 1), name='branch3x3dbl_1')(x)
-    double = Conv(96, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(double)
-    double = Conv(96, (3, 3), 2, name='branch3x3dbl_3')(double)
+    double = _chain(x, 'branch3x3dbl', (64,), (96, (3, 3)), (96, (3, 3), 2))
     return jnp.concatenate([three, double, _max_pool(x, 2)], axis=-1)
 
 
 class BlockC(nn.Module):
-  """Four branches at 17 x 17, with kernels of 7 in one direction at a time.
+  """Four branches at 17 x 17, with kernels of 7 in one direction at a time."""
 
-  Attributes:
-    width: channels within the branches.
-  """
-
-  width: int
+  width: int  # of the branches
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
-    c = self.width
-    across = {'size': (1, 7), 'pad': (0, 3)}
-    down = {'size': (7, 1), 'pad': (3, 0)}
-    one = Conv(192, (1, 1), name='branch1x1')(x)
-    seven = Conv(c, (1, 1), name='branch7x7_1')(x)
-    seven = Conv(c, **across, name='branch7x7_2')(seven)
-    seven = Conv(192, **down, name='branch7x7_3')(seven)
-    double = Conv(c, (1, 1), name='branch7x7dbl_1')(x)
-    double = Conv(c, **down, name='branch7x7dbl_2')(double)
-    double = Conv(c, **across, name='branch7x7dbl_3')(double)
-    double = Conv(c, **down, name='branch7x7dbl_4')(double)
-    double = Conv(192, **across, name='branch7x7dbl_5')(double)
-    pool = Conv(192, (1, 1), average=True, name='branch_pool')(x)
+    c, across, down = self.width, (1, 7), (7, 1)
+    one = Conv(192, name='branch1x1')(x)
+    seven = _chain(x, 'branch7x7', (c,), (c, across), (192, down))
+    convs = (c,), (c, down), (c, across), (c, down), (192, across)
+    double = _chain(x, 'branch7x7dbl', *convs)
+    pool = Conv(192, average=True, name='branch_pool')(x)
     return jnp.concatenate([one, seven, double, pool], axis=-1)
 
 
@@ -191,52 +161,39 @@ class BlockD(nn.Module):
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
-    three = Conv(192, (1, 1), name='branch3x3_1')(x)
-    three = Conv(320, (3, 3), 2, name='branch3x3_2')(three)
-    seven = Conv(192, (1, 1), name='branch7x7x3_1')(x)
-    seven = Conv(192, (1, 7), pad=(0, 3), name='branch7x7x3_2')(seven)
-    seven = Conv(192, (7, 1), pad=(3, 0), name='branch7x7x3_3')(seven)
-    seven = Conv(192, (3, 3), 2, name='branch7x7x3_4')(seven)
+    three = _chain(x, 'branch3x3', (192,), (320, (3, 3), 2))
+    convs = (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2)
+    seven = _chain(x, 'branch7x7x3', *convs)
     return jnp.concatenate([three, seven, _max_pool(x, 2)], axis=-1)
 
 
 class BlockE(nn.Module):
-  """Branches at 8 x 8 that fork again.
+  """Branches at 8 x 8 that fork again."""
 
-  Attributes:
-    pool: 'average', or 'max' in the last block of the published graph.
-  """
-
-  pool: str
+  pool: str  # 'average', or 'max' in the last block of the published graph
 
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
-    across = {'size': (1, 3), 'pad': (0, 1)}
-    down = {'size': (3, 1), 'pad': (1, 0)}
-    one = Conv(320, (1, 1), name='branch1x1')(x)
-    three = Conv(384, (1, 1), name='branch3x3_1')(x)
-    double = Conv(448, (1, 1), name='branch3x3dbl_1')(x)
-    double = Conv(384, (3, 3), pad=(1, 1), name='branch3x3dbl_2')(double)
+    one = Conv(320, name='branch1x1')(x)
+    three = _chain(x, 'branch3x3', (384,))
+    double = _chain(x, 'branch3x3dbl', (448,), (384, (3, 3)))
     average = self.pool == 'average'
     pool = x if average else _max_pool(x, stride=1, pad=1)
     return jnp.concatenate(
       [
         one,
-        Conv(384, **across, name='branch3x3_2a')(three),
-        Conv(384, **down, name='branch3x3_2b')(three),
-        Conv(384, **across, name='branch3x3dbl_3a')(double),
-        Conv(384, **down, name='branch3x3dbl_3b')(double),
-        Conv(192, (1, 1), average=average, name='branch_pool')(pool),
+        Conv(384, (1, 3), name='branch3x3_2a')(three),
+        Conv(384, (3, 1), name='branch3x3_2b')(three),
+        Conv(384, (1, 3), name='branch3x3dbl_3a')(double),
+        Conv(384, (3, 1), name='branch3x3dbl_3b')(double),
+        Conv(192, average=average, name='branch_pool')(pool),
       ],
       axis=-1,
     )
 
 
 def _conv(
-  x: Maps,
-  kernel: Float[Array, 'h w C F'],
-  stride: int,
-  pad: tuple[int, int],
+  x: Maps, kernel: Float[Array, 'h w C F'], stride: int, pad: list[int]
 ) -> Maps:
   """Convolves in the form that XLA's CPU backend computes fastest.
 

@@ -30,20 +30,11 @@ def project_heads_in(
 
 
 class Projection(nn.Module):
-  """Kernel and bias of one projection; `kernels` multiplies them.
+  """Kernel and bias of one projection; `kernels` multiplies them."""
 
-  Attributes:
-    shape: of the kernel.
-    axes: its logical names.
-    dtype: of the products, see `kernels.gather_for_compute`.
-    kernel_init: of the kernel.
-    bias_shape: None for no bias.
-    bias_init: of the bias.
-  """
-
-  shape: tuple[int, ...]
-  axes: tuple[str, ...]
-  dtype: str
+  shape: tuple[int, ...]  # of the kernel
+  axes: tuple[str, ...]  # its logical names
+  dtype: str  # of the products
   kernel_init: inits.Initializer
   bias_shape: tuple[int, ...] | None = None
   bias_init: inits.Initializer = nn.initializers.zeros
@@ -63,16 +54,9 @@ class Projection(nn.Module):
 
 
 class Norm(nn.Module):
-  """LayerNorm, or RMSNorm: no centering and no bias.
+  """LayerNorm, or RMSNorm: no centering and no bias."""
 
-  Attributes:
-    kind: 'layer' or 'rms'.
-    use_scale: adds a learned scale.
-    use_bias: adds a learned bias.
-    eps: added to the variance.
-  """
-
-  kind: str
+  kind: str  # 'layer' or 'rms'
   use_scale: bool
   use_bias: bool
   eps: float
@@ -151,13 +135,8 @@ class Transformer(nn.Module, kw_only=True):
 
   def make_norm(self, name: str) -> Norm:
     """Returns a norm over the last axis."""
-    return Norm(
-      kind=self.norm,
-      use_scale=self.norm_scale,
-      use_bias=self.norm_bias,
-      eps=self.eps,
-      name=name,
-    )
+    fields = self.norm, self.norm_scale, self.norm_bias, self.eps
+    return Norm(*fields, name=name)
 
   def projection(
     self,

@@ -13,6 +13,7 @@ the small one that the authors of "Deeper Inside Deep ViT" released.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,23 +25,17 @@ from vit22b_jax.models import convolutions, kernels
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """The properties of a named discriminator.
+  """The properties of a named discriminator's 4x4 convolutions.
 
-  Attributes:
-    features: channels after each 4x4 convolution but the last, which has 1.
-    strides: of these convolutions; the last one's is 1.
-    pad: zeros around the input of each but the last, which has 1.
-    normed: which of them an instance norm follows.
-    sigmoid: scores are probabilities.
-    smallest: side in pixels of the smallest image that gets a score.
+  The last, apart from these, has one channel, stride 1 and a pad of 1.
   """
 
-  features: tuple[int, ...]
+  features: tuple[int, ...]  # channels
   strides: tuple[int, ...]
-  pad: int
-  normed: tuple[bool, ...]
-  sigmoid: bool
-  smallest: int
+  pad: int  # zeros around the input
+  normed: tuple[bool, ...]  # an instance norm follows
+  sigmoid: bool  # scores are probabilities
+  smallest: int  # side in pixels of the smallest image that gets a score
 
 
 PRESETS = {
@@ -64,13 +59,7 @@ PRESETS = {
 
 
 class PatchGAN(nn.Module, kw_only=True):
-  """4x4 convolutions, each but the last with its norm and a leaky ReLU.
-
-  Attributes:
-    preset: a row of `PRESETS`.
-    dtype: of the convolutions; parameters, norms and scores are float32.
-    precision: of the convolutions, 'highest' or 'default'.
-  """
+  """4x4 convolutions, each but the last with its norm and a leaky ReLU."""
 
   preset: Preset
   dtype: str = 'float32'
@@ -80,13 +69,7 @@ class PatchGAN(nn.Module, kw_only=True):
   def __call__(
     self, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B H2 W2 1']:
-    """Scores patches.
-
-    Args:
-      images: float32 in [-1, 1].
-
-    Returns:
-      float32: any number, or with a sigmoid in (0, 1); higher is more real.
+    """Scores patches of images in [-1, 1]; higher is more real.
 
     Raises:
       UserError: when the image is too small for a score.
@@ -98,27 +81,22 @@ class PatchGAN(nn.Module, kw_only=True):
         f'discriminator, which needs {self.preset.smallest} x '
         f'{self.preset.smallest}: set data.image_size accordingly.'
       )
-    x = images
-    last = len(self.preset.features)
-    for i in range(last):
-      x = self._conv(i, self.preset.features[i], self.preset.strides[i])(x)
-      x = kernels.instance_norm(x) if self.preset.normed[i] else x
-      x = nn.leaky_relu(x, 0.2)
-    x = self._conv(last, 1, 1, pad=1)(x).astype(jnp.float32)
-    return nn.sigmoid(x) if self.preset.sigmoid else x
-
-  def _conv(
-    self, index: int, features: int, strides: int, pad: int | None = None
-  ) -> convolutions.Conv:
-    return convolutions.Conv(
-      features=features,
+    conv = functools.partial(
+      convolutions.Conv,
       kernel_size=4,
-      strides=strides,
-      pad=self.preset.pad if pad is None else pad,
       dtype=self.dtype,
       precision=self.precision,
-      name=f'conv_{index}',
     )
+    x, p = images, self.preset
+    layers = zip(p.features, p.strides, p.normed, strict=True)
+    for i, (features, strides, normed) in enumerate(layers):
+      how = {'strides': strides, 'pad': p.pad, 'name': f'conv_{i}'}
+      x = conv(features=features, **how)(x)
+      x = kernels.instance_norm(x) if normed else x
+      x = nn.leaky_relu(x, 0.2)
+    x = conv(features=1, pad=1, name=f'conv_{len(p.features)}')(x)
+    x = x.astype(jnp.float32)
+    return nn.sigmoid(x) if p.sigmoid else x
 
 
 def build(
@@ -126,12 +104,9 @@ def build(
   dtype: str = 'float32',
   precision: str = 'highest',
 ) -> PatchGAN:
-  """Returns a discriminator by name.
+  """Returns a discriminator of PRESETS.
 
-  Args:
-    name: a key of `PRESETS`.
-    dtype: see `PatchGAN`.
-    precision: see `PatchGAN`.
+  Its convolutions are in `dtype`; parameters, norms and scores are float32.
 
   Raises:
     UserError: for unknown names and values.

@@ -1,7 +1,7 @@
 """The CycleGAN authors' generator: a residual network between convolutions.
 
     >>> import jax
-    >>> model = build(blocks=9)
+    >>> model = ResNetGenerator(blocks=9)
     >>> images = jnp.zeros((2, 256, 256, 3))
     >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
     >>> jax.eval_shape(model.apply, params, images).shape
@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax import errors, rules
+from vit22b_jax import errors
 from vit22b_jax.models import convolutions, kernels
 
 Maps = Float[Array, 'B H W C']
@@ -39,12 +39,7 @@ def check_size(height: int, width: int) -> None:
 
 
 class ResidualBlock(nn.Module):
-  """x + n conv(relu(n conv(x))) with 3x3 convolutions that reflect the border.
-
-  Attributes:
-    dtype: of the convolutions.
-    precision: of the convolutions, 'highest' or 'default'.
-  """
+  """x + n conv(relu(n conv(x))): 3x3 convolutions with reflected borders."""
 
   dtype: str = 'float32'
   precision: str = 'highest'
@@ -52,31 +47,19 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Maps) -> Maps:
     """Applies the block; the number of channels stays."""
-    conv = functools.partial(
-      convolutions.Conv,
-      features=x.shape[-1],
-      kernel_size=3,
-      pad=1,
-      pad_mode='reflect',
-      dtype=self.dtype,
-      precision=self.precision,
-    )
+    fields = {'features': x.shape[-1], 'kernel_size': 3, 'pad': 1}
+    fields |= {'pad_mode': 'reflect'}
+    fields |= {'dtype': self.dtype, 'precision': self.precision}
+    conv = functools.partial(convolutions.Conv, **fields)
     y = norm_relu(conv(name='conv_0')(x))
     return x + kernels.instance_norm(conv(name='conv_1')(y))
 
 
-class ResNetGenerator(nn.Module, kw_only=True):
-  """Images of one domain -> images of the other, as the module says.
+class ResNetGenerator(nn.Module):
+  """Translates images in [-1, 1], of sides that 4 divides, from 8 px."""
 
-  Attributes:
-    blocks: residual blocks; the authors take 6 for 128 px and 9 for 256 px.
-    width: channels of the first convolution.
-    dtype: of the convolutions; parameters, norms and the result are float32.
-    precision: of the convolutions, 'highest' or 'default'.
-  """
-
-  blocks: int = 9
-  width: int = 64
+  blocks: int = 9  # the authors take 6 for 128 px
+  width: int = 64  # channels of the first convolution
   dtype: str = 'float32'
   precision: str = 'highest'
 
@@ -84,63 +67,27 @@ class ResNetGenerator(nn.Module, kw_only=True):
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> Float[Array, 'B H W 3']:
-    """Translates images.
-
-    Args:
-      images: float32 in [-1, 1].
-      train: changes nothing here.
-
-    Returns:
-      float32 in [-1, 1], of the same size.
-
-    Raises:
-      UserError: when 4 doesn't divide the image, or it is smaller than 8 px.
-    """
+    """Translates images, in training as in evaluation."""
     del train
     check_size(*images.shape[1:3])
     common = {'dtype': self.dtype, 'precision': self.precision}
     conv = functools.partial(convolutions.Conv, **common)
     ends = {'kernel_size': 7, 'pad': 3, 'pad_mode': 'reflect'}
     x = norm_relu(conv(features=self.width, name='conv_in', **ends)(images))
+    half = {'kernel_size': 3, 'strides': 2, 'pad': 1}
     for i in range(2):
-      down = conv(
-        features=self.width * 2 ** (i + 1),
-        kernel_size=3,
-        strides=2,
-        pad=1,
-        name=f'down_{i}',
-      )
-      x = norm_relu(down(x))
+      features = self.width * 2 ** (i + 1)
+      x = norm_relu(conv(features=features, name=f'down_{i}', **half)(x))
     for i in range(self.blocks):
       x = ResidualBlock(**common, name=f'residual_{i:02d}')(x)
     for i in range(2):
       up = convolutions.ConvTranspose(
         features=self.width * 2 ** (1 - i),
-        kernel_size=3,
-        strides=2,
-        pad=1,
         output_pad=1,
         name=f'up_{i}',
+        **half,
         **common,
       )
       x = norm_relu(up(x))
     x = conv(features=3, name='conv_out', **ends)(x)
     return jnp.tanh(x.astype(jnp.float32))
-
-
-def build(
-  blocks: int = 9,
-  width: int = 64,
-  dtype: str = 'float32',
-  precision: str = 'highest',
-) -> ResNetGenerator:
-  """Returns a generator with checked fields: see `ResNetGenerator`.
-
-  Raises:
-    UserError: for values that no generator has.
-  """
-  fields = {'blocks': blocks, 'width': width}
-  fields |= {'dtype': dtype, 'precision': precision}
-  rules.validate_fields('model', fields, 'translation')
-  fields['dtype'] = 'float32' if dtype == 'auto' else dtype
-  return ResNetGenerator(**fields)

@@ -45,12 +45,19 @@ VARIANTS = {
 }
 
 
-class Encoder(layers.Transformer, kw_only=True):
-  """A model whose blocks, unrolled or scanned, all have its own width.
+class ViT(layers.Transformer, kw_only=True):
+  """A classifier of images: patches, positions, blocks, pool, head.
 
   Attributes beyond those of `layers.Transformer`:
     form: 'sequential' or 'parallel' blocks.
     depth: number of blocks.
+    num_classes: C; 0 for no head: features [B, D] in place of logits.
+    patch_size: side of a patch in pixels.
+    final_norm: normalizes the last block's output.
+    pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
+    pos_embedding: 'learned' or 'sincos'.
+    head: 'linear', 'mlp' or 'mlp_bn'.
+    head_bias: initial bias of the logits; None leaves it to `init_kind`.
     stochastic_depth: chance of leaving out a branch of the last block, rising
       linearly from 0 at the first.
     remat: what stays stored for the backward pass, a key of `remat.REMAT`.
@@ -61,34 +68,101 @@ class Encoder(layers.Transformer, kw_only=True):
 
   form: str
   depth: int
+  num_classes: int
+  patch_size: int
+  final_norm: bool
+  head: str
+  head_bias: float | None = None
+  pool: str = 'cls'
+  pos_embedding: str = 'learned'
   stochastic_depth: float = 0.0
   remat: str = 'none'
   scan_layers: bool = False
 
-  def encode(
+  @nn.compact
+  def __call__(
+    self,
+    images: Float[Array, 'B H W 3'],
+    train: bool = False,
+    capture: bool = False,
+  ) -> Float[Array, 'B C'] | tuple[Float[Array, 'B C'], dict[str, Array]]:
+    """Computes the float32 logits of normalized images.
+
+    Training turns on dropout and stochastic depth (both draw from the key
+    'dropout'), and lets batch norms use and update batch statistics.
+
+    Returns:
+      Logits (features without a head); with `capture` also a dict of
+        attn_logit_max [depth]: largest logit of attention,
+        attn_entropy [depth]: of attention in nats, the mean over images, heads
+          and queries,
+        residual_rms [depth]: root mean square of the stream after the block,
+        attn_map [depth, B, N, L, L]: attention.
+
+    Raises:
+      UserError: when the image is not a whole number of patches.
+    """
+    p, (height, width) = self.patch_size, images.shape[1:3]
+    if height % p or width % p:
+      raise errors.UserError(
+        f'images of {height} x {width} pixels do not divide into patches of '
+        f'{p} x {p}: set data.image_size to a multiple of model.patch_size.'
+      )
+    x = self.embed_patches(images, p)
+    if self.pool == 'cls':
+      init = nn.with_logical_partitioning(
+        inits.token(self.init_kind), (axes.EMBED,)
+      )
+      cls = self.param('cls', init, (self.width,), jnp.float32)
+      cls = jnp.broadcast_to(cls.astype(x.dtype), (len(x), 1, self.width))
+      x = jnp.concatenate([cls, x], axis=1)
+    positions = embeddings.Positions(
+      self.pos_embedding, self.init_kind, name='positions'
+    )
+    x = positions(x, (height // p, width // p))
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = nn.with_logical_constraint(x, (axes.BATCH, axes.TOKENS, None))
+
+    x, out = self._encode(x, train, capture)
+    x = x[:, :1] if self.pool == 'cls' else x
+    x = self.make_norm('final_norm')(x) if self.final_norm else x
+    if self.pool == 'map':
+      x = heads.MapPool(**self.shared_fields(), name='map_pool')(x)
+    else:
+      x = x[:, 0] if self.pool == 'cls' else x.mean(axis=1)
+    if self.num_classes:
+      head = heads.Head(
+        self.head,
+        self.num_classes,
+        self.mlp_dim,
+        self.init_kind,
+        self.precision,
+        self.head_bias,
+        name='head',
+      )
+      x = head(x, train)
+    x = x.astype(jnp.float32)
+    return (x, out) if capture else x
+
+  def _encode(
     self, x: Float[Array, 'B L D'], train: bool, capture: bool
   ) -> tuple[Float[Array, 'B L D'], dict[str, Array]]:
     """Applies all blocks; with `capture` returns statistics [depth, ...]."""
     if self.scan_layers:
       return self._scanned(x, train, capture)
     stats = []
-    for i in range(self.depth):
+    for i, name in enumerate(stacking.layer_names(self.depth)):
       rate = self.stochastic_depth * i / max(self.depth - 1, 1)
-      name = stacking.block_name(i, self.depth)
-      block = self._block()(
-        **self.shared_fields(), stochastic_depth=rate, name=name
-      )
-      x, seen = block(x, train, capture)
+      fields = self.shared_fields() | {'stochastic_depth': rate}
+      x, seen = self._block()(**fields, name=name)(x, train, capture)
       stats.append(seen)
     if not capture:
       return x, {}
     return x, {key: jnp.stack([s[key] for s in stats]) for key in stats[0]}
 
   def _block(self) -> type[blocks.Block]:
-    block, policy = (
-      blocks.FORMS[self.form],
-      kernels.checkpoint_policy(self.remat),
-    )
+    block = blocks.FORMS[self.form]
+    policy = kernels.checkpoint_policy(self.remat)
     if policy is None:
       return block
     return nn.remat(
@@ -117,143 +191,46 @@ class Encoder(layers.Transformer, kw_only=True):
     return block(x, train, capture, rates)
 
 
-class ViT(Encoder, kw_only=True):
-  """A classifier of images: patches, positions, blocks, pool, head.
-
-  Attributes beyond those of `Encoder`:
-    num_classes: C; 0 for no head: features [B, D] in place of logits.
-    patch_size: height and width of a patch in pixels.
-    final_norm: normalizes the last block's output.
-    pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
-    pos_embedding: 'learned' or 'sincos'.
-    head: 'linear', 'mlp' or 'mlp_bn'.
-    head_bias: initial bias of the logits; None leaves it to `init_kind`.
-  """
-
-  num_classes: int
-  patch_size: int
-  final_norm: bool
-  head: str
-  head_bias: float | None = None
-  pool: str = 'cls'
-  pos_embedding: str = 'learned'
-
-  @nn.compact
-  def __call__(
-    self,
-    images: Float[Array, 'B H W 3'],
-    train: bool = False,
-    capture: bool = False,
-  ) -> Float[Array, 'B C'] | tuple[Float[Array, 'B C'], dict[str, Array]]:
-    """Computes the logits of images.
-
-    Args:
-      images: normalized float images.
-      train: turns on dropout and stochastic depth (both draw from the key
-        'dropout'), and lets batch norms use and update batch statistics.
-      capture: also returns statistics of the blocks.
-
-    Returns:
-      float32 logits; with `capture` also a dict of
-        attn_logit_max [depth]: largest logit of attention,
-        attn_entropy [depth]: of attention in nats, the mean over images, heads
-          and queries,
-        residual_rms [depth]: root mean square of the stream after the block,
-        attn_map [depth, B, N, L, L]: attention.
-
-    Raises:
-      UserError: when the image is not a whole number of patches.
-    """
-    x, grid = self._embed(images)
-    if self.pool == 'cls':
-      init = nn.with_logical_partitioning(
-        inits.token(self.init_kind), (axes.EMBED,)
-      )
-      cls = self.param('cls', init, (self.width,), jnp.float32)
-      cls = jnp.broadcast_to(cls.astype(x.dtype), (len(x), 1, self.width))
-      x = jnp.concatenate([cls, x], axis=1)
-    x = embeddings.Positions(
-      self.pos_embedding, self.init_kind, name='positions'
-    )(x, grid)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    x = nn.with_logical_constraint(x, (axes.BATCH, axes.TOKENS, None))
-
-    x, out = self.encode(x, train, capture)
-    x = x[:, :1] if self.pool == 'cls' else x
-    x = self.make_norm('final_norm')(x) if self.final_norm else x
-    x = self._pool(x)
-    if not self.num_classes:
-      x = x.astype(jnp.float32)
-      return (x, out) if capture else x
-    logits = heads.Head(
-      self.head,
-      self.num_classes,
-      self.mlp_dim,
-      self.init_kind,
-      self.precision,
-      self.head_bias,
-      name='head',
-    )(x, train)
-    return (logits, out) if capture else logits
-
-  def _embed(
-    self, images: Float[Array, 'B H W 3']
-  ) -> tuple[Float[Array, 'B L D'], tuple[int, int]]:
-    p, (height, width) = self.patch_size, images.shape[1:3]
-    if height % p or width % p:
-      raise errors.UserError(
-        f'images of {height} x {width} pixels do not divide into patches of '
-        f'{p} x {p}: set data.image_size to a multiple of model.patch_size.'
-      )
-    return self.embed_patches(images, p), (height // p, width // p)
-
-  def _pool(self, x: Float[Array, 'B L D']) -> Float[Array, 'B D']:
-    if self.pool == 'map':
-      return heads.MapPool(**self.shared_fields(), name='map_pool')(x)
-    return x[:, 0] if self.pool == 'cls' else x.mean(axis=1)
-
-
-def _check(fields: dict[str, Any]) -> None:
+def _validate(fields: dict[str, Any]) -> None:
   """Judges each field by its key's rule, then how fields fit together."""
   rules.validate_fields('model', fields)
-  if fields['num_classes'] < 0:
-    raise errors.UserError(
-      f'num_classes={fields["num_classes"]} must be at least 0.'
-    )
-  sizes = ('width', 'num_heads', 'mlp_dim')
-  width, num_heads, mlp_dim = (fields[name] for name in sizes)
-  if width % num_heads:
-    raise errors.UserError(
-      f'model.width={width} is not a multiple of model.num_heads={num_heads}.'
-    )
-  if fields['form'] == 'parallel' and mlp_dim % num_heads:
-    raise errors.UserError(
+  names = ('num_classes', 'width', 'num_heads', 'mlp_dim')
+  num_classes, width, num_heads, mlp_dim = (fields[name] for name in names)
+  parallel = fields['form'] == 'parallel'
+  dtype = fields.get('dtype', 'float32')
+  cudnn = kernels.cudnn.supports(dtype, width // num_heads)
+  for broken, message in (
+    (num_classes < 0, f'num_classes={num_classes} must be at least 0.'),
+    (
+      width % num_heads,
+      f'model.width={width} is not a multiple of model.num_heads={num_heads}.',
+    ),
+    (
+      parallel and mlp_dim % num_heads,
       f'model.mlp_dim={mlp_dim} is not a multiple of model.num_heads='
-      f'{num_heads}: a parallel block groups its MLP by head.'
-    )
-
-
-def _check_combinations(fields: dict[str, Any]) -> None:
-  if fields['sum_norm'] and fields['form'] == 'sequential':
-    raise errors.UserError(
+      f'{num_heads}: a parallel block groups its MLP by head.',
+    ),
+    (
+      fields['sum_norm'] and not parallel,
       'model.sum_norm=True normalizes the sum of two parallel branches, which '
       'a sequential block does not have: choose a parallel block, e.g. '
-      "model.block='vit22b'."
-    )
-  if fields['norm'] == 'rms' and fields['norm_bias']:
-    raise errors.UserError(
-      "model.norm='rms' has no bias: set model.norm_bias=False."
-    )
-  dtype = fields.get('dtype', 'float32')
-  head_dim = fields['width'] // fields['num_heads']
-  wanted = fields.get('attention') == 'cudnn'
-  if wanted and not kernels.cudnn.supports(dtype, head_dim):
-    raise errors.UserError(
+      "model.block='vit22b'.",
+    ),
+    (
+      fields['norm'] == 'rms' and fields['norm_bias'],
+      "model.norm='rms' has no bias: set model.norm_bias=False.",
+    ),
+    (
+      fields.get('attention') == 'cudnn' and not cudnn,
       f"model.attention='cudnn' takes {kernels.cudnn.RULE}, not {dtype} with "
-      f"{head_dim}: set model.dtype='bfloat16', or leave it to 'auto'."
-    )
+      f"{width // num_heads}: set model.dtype='bfloat16', or leave it to "
+      "'auto'.",
+    ),
+  ):
+    if broken:
+      raise errors.UserError(message)
   if fields.get('pos_embedding') == 'sincos':
-    embeddings.sincos_2d(1, 1, fields['width'])
+    embeddings.sincos_2d(1, 1, width)
 
 
 def build(
@@ -270,7 +247,7 @@ def build(
     block: a key of `PRESETS`.
     variant: a key of `VARIANTS`.
     num_classes: C; 0 for a model without a head.
-    patch_size: height and width of a patch in pixels.
+    patch_size: side of a patch in pixels.
     **overrides: any field of `blocks.Preset` but `form` and `fused_output`, of
       a variant, and `head_bias`, `pool`, `pos_embedding`, `dropout`,
       `stochastic_depth`, `attention`, `dtype`, `precision`, `remat`,
@@ -294,7 +271,6 @@ def build(
   fields.update({k: v for k, v in overrides.items() if v is not None})
   if fields.get('dtype') == 'auto':
     fields['dtype'] = 'float32'
-  _check(fields)
-  _check_combinations(fields)
+  _validate(fields)
   fields['init_kind'] = fields.pop('init')
   return ViT(**fields)

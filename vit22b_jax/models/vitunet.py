@@ -29,12 +29,7 @@ from vit22b_jax.models import (
 
 
 class Stage(layers.Transformer, kw_only=True):
-  """Blocks one after another.
-
-  Attributes beyond those of `layers.Transformer`:
-    form: 'sequential' or 'parallel' blocks.
-    depth: number of blocks.
-  """
+  """Blocks of one form, `depth` of them one after another."""
 
   form: str
   depth: int
@@ -44,8 +39,7 @@ class Stage(layers.Transformer, kw_only=True):
     self, x: Float[Array, 'B L D'], train: bool
   ) -> Float[Array, 'B L D']:
     """Applies the blocks."""
-    for i in range(self.depth):
-      name = stacking.block_name(i, self.depth)
+    for name in stacking.layer_names(self.depth):
       block = blocks.FORMS[self.form](**self.shared_fields(), name=name)
       x, _ = block(x, train)
     return x
@@ -61,10 +55,8 @@ class StagedGenerator(layers.Transformer, kw_only=True):
     depth: six times the number of blocks of a stage.
   """
 
-  # What a subclass does with its fields: the narrowest stage's share of the
-  # width, and how many patches in a row become one.
-  narrowest: ClassVar[int]
-  cells: ClassVar[int]
+  narrowest: ClassVar[int]  # width of the narrowest stage: width / narrowest
+  cells: ClassVar[int]  # so many patches in a row become one
 
   image_size: tuple[int, int]
   patch_size: int
@@ -85,38 +77,31 @@ class StagedGenerator(layers.Transformer, kw_only=True):
     return Stage(**fields, form=self.form, depth=self.depth // 6, name=name)
 
   def validate(self) -> None:
-    """Validates shapes.
-
-    Raises:
-      UserError: with the rule that is broken.
-    """
+    """Raises UserError with the first rule that a shape breaks."""
     part, cells, heads = self.narrowest, self.cells, self.num_heads
     stage = f'width/{part}' if part > 1 else 'width'
     rules = [
       ('depth', self.depth, 6, 'each of its stages has depth/6 blocks'),
       ('width', self.width, part * heads, f'{heads} heads share {stage}'),
     ]
+    divisor, reason = part, f'its narrowest stage has mlp_dim/{part}'
     if self.form == 'parallel':
       reason = f'{heads} heads share {stage.replace("width", "mlp_dim")}'
-      rules.append(('mlp_dim', self.mlp_dim, part * heads, reason))
-    else:
-      reason = f'its narrowest stage has mlp_dim/{part}'
-      rules.append(('mlp_dim', self.mlp_dim, part, reason))
+      divisor *= heads
+    rules.append(('mlp_dim', self.mlp_dim, divisor, reason))
     for name, value, divisor, reason in rules:
       if value % divisor:
         raise errors.UserError(
           f'model.{name}={value} is not a multiple of {divisor}: in a ViTUnet '
           f'{reason}.'
         )
+    unit = self.patch_size * cells
     for side in self.image_size:
-      if side < 1 or side % (self.patch_size * cells):
-        halved = (
-          f' whose grid halves to {cells} times less' if cells > 1 else ''
-        )
+      if side < 1 or side % unit:
+        halved = f' whose grid halves to {cells} times less' * (cells > 1)
         raise errors.UserError(
-          f'data.image_size={side} is not a multiple of '
-          f'{self.patch_size * cells}: it is cut into patches of '
-          f'model.patch_size={self.patch_size}{halved}.'
+          f'data.image_size={side} is not a multiple of {unit}: it is cut into '
+          f'patches of model.patch_size={self.patch_size}{halved}.'
         )
 
 
@@ -124,11 +109,6 @@ class Cnn(nn.Module, kw_only=True):
   """Several images -> one, by 3x3 convolutions at full resolution.
 
   12-64-128, residual blocks, 64-3, tanh; borders are reflected.
-
-  Attributes:
-    blocks: number of residual blocks.
-    dtype: of the convolutions.
-    precision: of the convolutions, 'highest' or 'default'.
   """
 
   blocks: int
@@ -170,20 +150,19 @@ class ViTUnet(StagedGenerator, kw_only=True):
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> Float[Array, 'B H W 3']:
-    """Translates images.
+    """Translates images of `image_size` in [-1, 1] to such ones.
 
-    Args:
-      images: float32 in [-1, 1], of `image_size`.
-      train: whether dropout (which draws from the key 'dropout') is on.
-
-    Returns:
-      float32 in [-1, 1], of the same size.
+    Training turns dropout on, which draws from the key 'dropout'.
 
     Raises:
       UserError: when the images have another size.
     """
     self.check_size(*images.shape[1:3])
-    x = self._embed(images)
+    x = self.embed_patches(images, self.patch_size)
+    positions = embeddings.Positions(
+      'learned', self.init_kind, name='positions'
+    )
+    x = positions(x, self.grid)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     skips = []
     for i in range(3):
@@ -194,13 +173,8 @@ class ViTUnet(StagedGenerator, kw_only=True):
     for i in range(3):
       x = jnp.concatenate([skips.pop(), x.repeat(2, axis=-1)], axis=1)
       x = self.stage(f'decoder_{i}', 4 // 2**i)(x, train)
-    cnn = Cnn(
-      blocks=self.depth // 3,
-      dtype=self.dtype,
-      precision=self.precision,
-      name='cnn',
-    )
-    return cnn(self._images(x))
+    how = {'dtype': self.dtype, 'precision': self.precision}
+    return Cnn(blocks=self.depth // 3, **how, name='cnn')(self._images(x))
 
   def check_size(self, height: int, width: int) -> None:
     """Raises UserError for images of another size than in training."""
@@ -211,13 +185,6 @@ class ViTUnet(StagedGenerator, kw_only=True):
         f'{height} x {width}: resize them, or train with '
         "model.resample='space'."
       )
-
-  def _embed(self, images: Float[Array, 'B H W 3']) -> Float[Array, 'B L D']:
-    x = self.embed_patches(images, self.patch_size)
-    positions = embeddings.Positions(
-      'learned', self.init_kind, name='positions'
-    )
-    return positions(x, self.grid)
 
   def _images(self, x: Float[Array, 'B 4L D']) -> Float[Array, 'B H W 12']:
     """Turns four sets of tokens into four images, channels (image, color)."""

@@ -40,25 +40,23 @@ def pixel_norm_relu(x: Maps) -> Maps:
 class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
   """A U-net of transformer blocks in a U-net of convolutions.
 
-  The released ViTUnet cuts an image into patches and pastes it from patches,
-  each decoded apart from its neighbors, and it shows. Here nothing is cut:
+  The released ViTUnet pastes images from patches, each decoded apart from its
+  neighbors, and it shows. Here nothing is cut:
 
-  - Convolutions of 3x3 halve the image until a pixel stands for a patch. Their
-    windows overlap, and borders are reflected, as in every convolution here.
+  - Convolutions of 3x3 with overlapping windows halve the image until a pixel
+    stands for a patch (so patch sizes are powers of two).
   - Between stages a strided 3x3 convolution merges 2x2 tokens into one, and on
     the way up each token becomes 2x2 again, joined along the channels with the
-    skip and fused by a matrix. The width stays, since a token that stands for
-    four has no less to say, and tokens dwindle fast enough: of L, the middle
-    has L/64, and sees the whole image at once.
+    skip and fused by a matrix. The width stays; of L tokens the middle has
+    L/64, and sees the whole image at once.
   - Convolutions double the maps until a pixel is one again, each joined with
-    the map of the same size from the way down. What is finer than a patch thus
-    never passes through a token.
-  - The result is tanh(artanh(0.9 image) + change): a translation keeps most of
-    its image, so that it is the change that is learned. It begins small.
+    the map of the same size from the way down: what is finer than a patch never
+    passes through a token.
+  - The result is tanh(artanh(0.9 image) + change): it is the change that is
+    learned. It begins small.
 
   Fixed positions (sines and cosines) and convolutions know no image size, so
-  images of any size that the grid divides are translated, of whatever size they
-  were in training. Convolutions halve and merge: patch sizes are powers of two.
+  images of any size that the grid divides are translated.
   """
 
   narrowest = 1
@@ -82,14 +80,9 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> Float[Array, 'B H W 3']:
-    """Translates images.
+    """Translates images in [-1, 1], of any size that 8 patches divide.
 
-    Args:
-      images: float32 in [-1, 1], of any size that 8 patches divide.
-      train: whether dropout (which draws from the key 'dropout') is on.
-
-    Returns:
-      float32 in [-1, 1], of the same size.
+    Training turns dropout on, which draws from the key 'dropout'.
 
     Raises:
       UserError: for another size.
@@ -98,9 +91,8 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
     x, maps = self._stem(images)
     b, h, w, d = x.shape
     x = self.make_norm('embedding_norm')(x.reshape(b, h * w, d))
-    x = embeddings.Positions('sincos', self.init_kind, name='positions')(
-      x, (h, w)
-    )
+    positions = embeddings.Positions('sincos', self.init_kind, name='positions')
+    x = positions(x, (h, w))
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     skips = []
     for i in range(3):
