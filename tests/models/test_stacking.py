@@ -15,7 +15,8 @@ from vit22b_jax.models import remat as remat_lib
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import checkpoint, sharding
 from vit22b_jax.training import diagnostics
-from vit22b_jax.weights import export, pretrained
+from vit22b_jax.weights import pretrained
+from vit22b_jax.weights import timm as timm_format
 
 DEPTH = 2
 X = jax.random.normal(jax.random.key(0), (4, 8, 12, 3))
@@ -297,7 +298,7 @@ def test_files_of_weights_don_t_know_layouts(tmp_path):
     model.clone(scan_layers=True),
   )
   for name, m, p in (('a', model, params), ('b', scanned, stacked)):
-    export.write(tmp_path / f'{name}.safetensors', m, p, {}, 8)
+    timm_format.write(tmp_path / f'{name}.safetensors', m, p, {}, 8)
   files = [(tmp_path / f'{n}.safetensors').read_bytes() for n in 'ab']
   assert files[0] == files[1]
   zeros = jax.tree.map(np.zeros_like, stacked)

@@ -15,7 +15,8 @@ import safetensors.numpy
 from tests.helpers import golden_params
 from vit22b_jax import errors
 from vit22b_jax.models import vit
-from vit22b_jax.weights import export, pretrained
+from vit22b_jax.weights import pretrained
+from vit22b_jax.weights import timm as timm_format
 
 SIZE = 16
 
@@ -189,7 +190,7 @@ def test_export_and_import_give_back_every_parameter(
 ):
   model, path = build(block, **overrides), tmp_path / 'out.safetensors'
   params = random_params(model)
-  export.write(path, model, params, {'dataset': 'none'}, SIZE)
+  timm_format.write(path, model, params, {'dataset': 'none'}, SIZE)
   assert_equal(
     pretrained.load_pretrained(path, model, zeros(model), SIZE), params
   )
@@ -200,7 +201,7 @@ def test_fixed_positions_are_written_as_learned_ones(pool, tmp_path):
   fixed = build(pool=pool, pos_embedding='sincos')
   path = tmp_path / 'out.safetensors'
   params = random_params(fixed)
-  export.write(path, fixed, params, {}, SIZE)
+  timm_format.write(path, fixed, params, {}, SIZE)
   learned = build(pool=pool)
   loaded = pretrained.load_pretrained(path, learned, zeros(learned), SIZE)
   images = np.random.default_rng(0).standard_normal((2, SIZE, SIZE, 3))
@@ -226,7 +227,7 @@ def test_export_of_vit22b_has_timm_names_and_layout(tmp_path):
   model, path = build('vit22b', depth=1), tmp_path / 'out.safetensors'
   block = golden_params.parallel_block(expected, config, norm_bias=False)
   params = dict(random_params(model), block_00=block)
-  export.write(path, model, params, {'dataset': 'none'}, SIZE)
+  timm_format.write(path, model, params, {'dataset': 'none'}, SIZE)
   written = safetensors.numpy.load_file(path)
   actual = {
     name.removeprefix('blocks.0.'): array
@@ -305,7 +306,7 @@ def test_half_precision_files_become_float32(timm, timm_file, tmp_path):
 def test_norm_bias_that_a_model_lacks_must_be_zero(tmp_path):
   path = tmp_path / 'biased.safetensors'
   biased = build('vit22b', norm_bias=True)
-  export.write(path, biased, random_params(biased), {}, SIZE)
+  timm_format.write(path, biased, random_params(biased), {}, SIZE)
   model = build('vit22b')
   with pytest.raises(errors.UserError, match=r'in_norm\.bias.*norm_bias=True'):
     pretrained.load_pretrained(path, model, zeros(model), SIZE)
@@ -424,7 +425,7 @@ def test_arrays_of_other_kinds_are_named(name, array, message, timm, tmp_path):
 def test_models_without_timm_names_are_not_exported(overrides, tmp_path):
   model, path = build(**overrides), tmp_path / 'out.safetensors'
   with pytest.raises(errors.UserError, match=r'timm has|in timm'):
-    export.write(path, model, {}, {}, SIZE)
+    timm_format.write(path, model, {}, {}, SIZE)
   assert not path.exists()
 
 
@@ -470,7 +471,7 @@ def test_a_dropped_class_token_is_said(timm_file, caplog):
 
 def test_timm_arguments_are_those_of_the_peer():
   model = build('vit22b', pool='mean')
-  assert export.timm_arguments(model, SIZE) == {
+  assert timm_format.arguments(model, SIZE) == {
     **{'img_size': SIZE, 'patch_size': 4, 'num_classes': 7, 'embed_dim': 24},
     **{'depth': 2, 'num_heads': 3, 'mlp_ratio': 1.5, 'qkv_bias': False},
     **{'qk_norm': True, 'class_token': False, 'global_pool': 'avg'},
@@ -479,7 +480,7 @@ def test_timm_arguments_are_those_of_the_peer():
 
 
 def timm_model(block, pool):
-  """timm's counterpart of `build`, by the words of `weights.export`."""
+  """timm's counterpart of `build`, by the words of `weights.timm`."""
   for name in ('torch', 'timm'):
     if importlib.util.find_spec(name) is None:
       pytest.skip(f"{name} is not installed (pip install '.[peers]')")
@@ -541,7 +542,7 @@ def test_exported_weights_give_the_same_function_in_timm(
 
   model = build(block, pool=pool, pos_embedding=pos_embedding)
   path = tmp_path / 'ours.safetensors'
-  export.write(path, model, random_params(model), {}, SIZE)
+  timm_format.write(path, model, random_params(model), {}, SIZE)
   state = safetensors.numpy.load_file(path)
   theirs.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
   expected = timm_logits(theirs, IMAGES)

@@ -99,27 +99,20 @@ def _has(*names: str) -> Callable[[Any], bool]:
 
 def _stack(*parts: Any) -> Any:
   x = parts[0]
-  if not isinstance(x, jax.ShapeDtypeStruct):
-    return (np if isinstance(x, np.ndarray) else jnp).stack(parts)
-  return jax.ShapeDtypeStruct(
-    (len(parts), *x.shape), x.dtype, sharding=_respecified(x, (None, *_spec(x)))
-  )
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return _reshaped(x, (len(parts), *x.shape), lambda spec: (None, *spec))
+  return (np if isinstance(x, np.ndarray) else jnp).stack(parts)
 
 
 def _part(x: Any, index: int) -> Any:
-  if not isinstance(x, jax.ShapeDtypeStruct):
-    return x[index]
-  return jax.ShapeDtypeStruct(
-    x.shape[1:], x.dtype, sharding=_respecified(x, _spec(x)[1:])
-  )
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return _reshaped(x, x.shape[1:], lambda spec: spec[1:])
+  return x[index]
 
 
-def _spec(x: jax.ShapeDtypeStruct) -> tuple[Any, ...]:
-  named = isinstance(x.sharding, NamedSharding)
-  return tuple(x.sharding.spec) if named else ()
-
-
-def _respecified(x: jax.ShapeDtypeStruct, spec: tuple[Any, ...]) -> Any:
-  if not isinstance(x.sharding, NamedSharding):
-    return x.sharding
-  return NamedSharding(x.sharding.mesh, PartitionSpec(*spec))
+def _reshaped(x, shape, respecify):
+  placed = x.sharding
+  if isinstance(placed, NamedSharding):
+    spec = PartitionSpec(*respecify(tuple(placed.spec)))
+    placed = NamedSharding(placed.mesh, spec)
+  return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)

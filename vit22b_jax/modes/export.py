@@ -11,7 +11,7 @@ from etils import epath
 
 from vit22b_jax.runtime import workdir
 from vit22b_jax.tasks import classification
-from vit22b_jax.weights import export
+from vit22b_jax.weights import timm
 
 WEIGHTS = 'model.safetensors'
 DESCRIPTION = 'model.json'
@@ -34,7 +34,7 @@ def run(
   """
   text = json.dumps(describe(task), indent=2) + '\n'
   path = folder.path / WEIGHTS
-  export.write(
+  timm.write(
     path,
     task.model,
     jax.device_get(variables['params']),
@@ -60,8 +60,8 @@ def describe(task: classification.Classification) -> dict[str, Any]:
       'num_classes': len(task.names),
     },
     'timm': {
-      **export.timm_arguments(task.model, data.image_size),
+      **timm.arguments(task.model, data.image_size),
       'block_fn': 'Block' if sequential else 'ParallelScalingBlock',
-      'version': f'>={export.TIMM_VERSION}',
+      'version': f'>={timm.VERSION}',
     },
   }

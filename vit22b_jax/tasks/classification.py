@@ -137,7 +137,7 @@ class Classification(base.Task):
         "batch, which accumulation never sees. Use 1, or model.head='mlp'."
       )
     if config.init_from:
-      initial.validate(config.init_from)
+      initial.validate(config.init_from, 'classification')
 
   @staticmethod
   def images_at_once(config: ConfigDict) -> int:

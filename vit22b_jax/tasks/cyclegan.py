@@ -31,7 +31,7 @@ from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base, fid_evaluator, pools
 from vit22b_jax.tasks import cyclegan_update as update
 from vit22b_jax.training import diagnostics, gradients
-from vit22b_jax.weights import other_run
+from vit22b_jax.weights import initial
 
 # Columns and signals: the gradient norm of each network.
 _NORMS = tuple(f'grad_norm/{name}' for name in update.NETWORKS)
@@ -113,7 +113,7 @@ class CycleGAN(base.Task):
     """
     update.validate_networks(config)
     if config.init_from:
-      other_run.validate(config.init_from, 'translation')
+      initial.validate(config.init_from, 'translation')
 
   @staticmethod
   def load_data(config: ConfigDict) -> catalog.Dataset:
@@ -258,7 +258,7 @@ class CycleGAN(base.Task):
 
   def with_pretrained(self, state: State, path: str) -> State:
     """Returns the state with the networks of another run's last checkpoint."""
-    params = other_run.restore_params(
+    params = initial.restore_params(
       path, self.abstract_state.params, 'translation'
     )
     return state.replace(params=params)

@@ -1,7 +1,8 @@
-"""Loads the weights that a classifier's training starts from: `init_from`.
+"""Loads the weights that a run starts from: `init_from`.
 
-initial.validate(path)                    # before data are read
+initial.validate(path, 'classification')              # before data are read
 params = initial.load(path, model, params, names, image_size)
+params = initial.restore_params(path, abstract_params, 'translation')
 """
 
 from collections.abc import Sequence
@@ -10,22 +11,36 @@ from typing import Any
 import jax
 from etils import epath
 
+from vit22b_jax import config as config_lib
 from vit22b_jax import errors
+from vit22b_jax.config import ConfigDict
 from vit22b_jax.models import vit
-from vit22b_jax.runtime import sharding
+from vit22b_jax.runtime import checkpoint, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
-from vit22b_jax.weights import other_run, pretrained
+from vit22b_jax.weights import pretrained
 
 
-def validate(path: epath.PathLike) -> None:
-  """Raises UserError for what is neither a file nor a classifier's workdir."""
+def validate(path: epath.PathLike, task: str) -> None:
+  """Raises UserError for no workdir of the task, nor a classifier's file."""
   path = epath.Path(path)
-  if not path.exists():
+  if task == 'classification' and not path.exists():
     raise errors.UserError(
       f'init_from={path}: there is no such file of weights, nor a workdir.'
     )
-  if path.is_dir():
-    other_run.validate(path, 'classification')
+  if task == 'translation' or path.is_dir():
+    _config_of(path, task)
+
+
+def _config_of(path: epath.PathLike, task: str) -> ConfigDict:
+  text = workdir_lib.read_text(path, workdir_lib.CONFIG)
+  if text is not None:
+    config = config_lib.from_json(text, epath.Path(path) / workdir_lib.CONFIG)
+    if config.task == task:
+      return config
+  raise errors.UserError(
+    f'init_from={path}: expected the workdir of another {task}, whose weights '
+    'to start from. (To continue a run, give its --workdir.)'
+  )
 
 
 def load(
@@ -35,9 +50,10 @@ def load(
   names: Sequence[str],
   image_size: int,
 ) -> dict[str, Any]:
-  """Returns weights of a file or of another run, placed as new ones are.
+  """Returns a classifier's weights of a file or of another run.
 
-  The head stays new where the other run has another number of classes.
+  They are placed as new ones are. The head stays new where the other run has
+  another number of classes.
 
   Args:
     path: a file, see `pretrained.load_pretrained`, or a workdir.
@@ -59,7 +75,7 @@ def load(
     others = workdir_lib.read_json(path, workdir_lib.CLASSES)
     if len(others or ()) != len(names):
       wanted.pop('head', None)
-    return params | other_run.restore_params(path, wanted, 'classification')
+    return params | restore_params(path, wanted, 'classification')
   # Each process reads the file, and needs the new head whole.
   mesh = jax.tree.leaves(shardings)[0].mesh
   whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
@@ -68,3 +84,39 @@ def load(
   )
   found = jax.tree.map(lambda x, p: x.astype(p.dtype), found, params)
   return jax.device_put(found, shardings)
+
+
+def restore_params(path: epath.PathLike, params: Any, task: str) -> Any:
+  """Restores the weights of a run's newest checkpoint, averaged if it has such.
+
+  Args:
+    path: the run's workdir.
+    params: shapes, types and shardings of the weights that are wanted.
+    task: of both runs.
+
+  Raises:
+    UserError: it has no checkpoint, or those of other networks.
+  """
+  kind = 'ema' if _config_of(path, task).optim.get('ema') else 'params'
+  wanted = {kind: params}
+  leaves = jax.tree_util.tree_leaves_with_path(wanted)
+  here = {jax.tree_util.keystr(k): list(x.shape) for k, x in leaves}
+
+  def validate_shapes(meta):
+    there = {k: v for k, v in meta['shapes'].items() if k in here}
+    if there != here:
+      raise errors.UserError(
+        f'init_from={path} has other networks than this configuration: it '
+        'needs the same model (and discriminator) and, unless model.resample '
+        "is 'space', data.image_size. A file that --mode=export writes fits "
+        'other image sizes too.'
+      )
+
+  manager = checkpoint.Manager(path, scores={}, read_only=True)
+  try:
+    found = manager.restore(wanted, check=validate_shapes)
+  finally:
+    manager.close()
+  if found is None:
+    raise errors.UserError(f'init_from={path} has no checkpoint.')
+  return found.state[kind]

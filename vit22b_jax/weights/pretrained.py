@@ -33,9 +33,6 @@ _ZERO = 1e-6  # largest entry of a tensor that counts as zero
 _HALF = 0.01  # a sine in half precision is closer than this
 
 
-# --- Files -----------------------------------------------------------------
-
-
 def read(path: epath.PathLike) -> Arrays:
   """Reads a file of weights as arrays under timm's names.
 
@@ -49,17 +46,21 @@ def read(path: epath.PathLike) -> Arrays:
   path = epath.Path(path)
   if not path.is_file():
     raise errors.UserError(f'No file of weights at {path}.')
-  readers = {'.safetensors': _read_safetensors, '.npz': _read_npz}
-  if path.suffix not in readers:
+  if path.suffix not in ('.safetensors', '.npz'):
     raise errors.UserError(
       f'{path} is not a .safetensors or .npz file, and other formats may run '
       'code when they are opened: convert it, or download its safetensors.'
     )
+  npz = path.suffix == '.npz'
+  arrays = npz_file.read(path) if npz else _read_safetensors(path)
   try:
-    arrays = readers[path.suffix](path)
-  except (ValueError, IndexError) as error:  # a UserError is one
-    if isinstance(error, errors.UserError):
-      raise
+    if npz:
+      arrays = dict(layouts.from_google(arrays))
+    elif any('attention.attention.query' in name for name in arrays):
+      arrays = dict(layouts.from_hugging_face(arrays))
+  except errors.UserError:
+    raise
+  except (ValueError, IndexError) as error:
     raise errors.UserError(
       f'{path} has arrays of other shapes than a ViT: {error}'
     ) from error
@@ -79,24 +80,13 @@ def _read_safetensors(path: epath.Path) -> Arrays:
       f'{path} is damaged or no safetensors file: {error}'
     ) from error
   # safetensors.numpy.load has no bfloat16.
-  arrays = {
+  return {
     name: np.frombuffer(tensor['data'], _DTYPES[tensor['dtype']]).reshape(
       tensor['shape']
     )
     for name, tensor in tensors
     if tensor['dtype'] in _DTYPES
   }
-  names = arrays.keys()
-  if any('attention.attention.query' in name for name in names):
-    return dict(layouts.from_hugging_face(arrays))
-  return arrays
-
-
-def _read_npz(path: epath.Path) -> Arrays:
-  return dict(layouts.from_google(npz_file.read(path)))
-
-
-# --- Into a model ----------------------------------------------------------
 
 
 def load_pretrained(
@@ -105,7 +95,7 @@ def load_pretrained(
   params: Mapping[str, Any],
   image_size: int,
 ) -> dict[str, Any]:
-  """Parameters of a model, from a file of public weights.
+  """Reads a model's parameters from a file of public weights.
 
   What the file has no use for stays as it is in `params`: the head, when the
   number of classes differs, the head is an MLP or the pool is 'map' (then the
@@ -117,7 +107,7 @@ def load_pretrained(
     path: see `read`.
     model: the `vit` or the `vit22b` block's model.
     params: its (unboxed) parameters, freshly initialized.
-    image_size: height and width of its images in pixels.
+    image_size: side of its images in pixels.
 
   Returns:
     A new tree like `params`; what was loaded is float32 numpy arrays.
@@ -129,7 +119,12 @@ def load_pretrained(
   timm.validate(model)
   flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
   arrays = {k: np.asarray(a, np.float32) for k, a in read(path).items()}
-  _refuse_other_architectures(arrays, path)
+  for name, reason in _OTHERS.items():
+    if name in arrays:
+      raise errors.UserError(
+        f'{path} can not be used: its model has {reason}. Choose a plain ViT, '
+        'such as vit_small_patch16_224 of timm or google/vit-base-patch16-224.'
+      )
   if 'pos_embed' in arrays:
     _fit_positions(arrays, model, image_size, path)
   if model.pool != 'cls' and arrays.pop('cls_token', None) is not None:
@@ -173,16 +168,6 @@ _OTHERS = {
   'blocks.0.ls1.gamma': 'layer scale (ls1.gamma), which no block here has',
   'blocks.0.mlp.fc1_g.weight': 'gated MLPs (SwiGLU), which no block here has',
 }
-
-
-def _refuse_other_architectures(arrays: Arrays, path: epath.PathLike) -> None:
-  """Raises UserError for parts that no model here has, naming the first."""
-  for name, reason in _OTHERS.items():
-    if name in arrays:
-      raise errors.UserError(
-        f'{path} can not be used: its model has {reason}. Choose a plain ViT, '
-        'such as vit_small_patch16_224 of timm or google/vit-base-patch16-224.'
-      )
 
 
 def _drop_unfit_head(

@@ -1,4 +1,6 @@
-"""Our parameters and timm's names for them, in both directions.
+"""Our parameters and timm's names for them, in both directions; export.
+
+    timm.write('out.safetensors', model, params, {'classes': 'a,b'}, 224)
 
 timm's `VisionTransformer` with its `Block` is our `vit`; with its
 `ParallelScalingBlock` our `vit22b`. Linear weights are [out, in] there, with
@@ -8,32 +10,28 @@ output has two biases (here their sum). The names are those of timm 1.0,
 https://github.com/huggingface/pytorch-image-models.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
 
 from vit22b_jax import errors
-from vit22b_jax.models import stacking, vit
+from vit22b_jax.models import embeddings, stacking, vit
 
-POSITIONS = 'positions/pos_embedding'
+VERSION = '1.0.31'  # the oldest whose ParallelScalingBlock agrees
 HEAD = 'head/logits'
 
 
 class Entry(NamedTuple):
-  """One parameter of ours and the tensors that hold it under timm's names.
+  """One parameter of ours and the tensors that hold it under timm's names."""
 
-  Attributes:
-    path: of the parameter, with slashes; None for a tensor that must be zero.
-    names: timm's.
-    load: tensors, in that order -> our array.
-    save: our array -> tensors, in that order.
-  """
-
-  path: str | None
-  names: tuple[str, ...]
-  load: Callable[..., np.ndarray]
-  save: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+  path: str | None  # with slashes; None for a tensor that must be zero
+  names: tuple[str, ...]  # timm's
+  load: Callable[..., np.ndarray]  # tensors, in that order -> our array
+  save: Callable[[np.ndarray], tuple[np.ndarray, ...]]  # and back
 
 
 def _entry(path, name, load, save) -> Entry:
@@ -59,13 +57,7 @@ def _norm(path: str, name: str, model: vit.ViT, size: int) -> Iterator[Entry]:
 
 
 def group(rows: np.ndarray, parts: int, heads: int) -> np.ndarray:
-  """Rows (part, head, unit) -> [heads, parts * units], other axes as they are.
-
-  Args:
-    rows: [parts * heads * units, ...].
-    parts: 3 for rows of queries, then keys, then values.
-    heads: N.
-  """
+  """Rows (part, head, unit), ... -> [heads, parts * units], ..."""
   rest = rows.shape[1:]
   rows = rows.reshape(parts, heads, -1, *rest)
   return np.moveaxis(rows, 0, 1).reshape(heads, -1, *rest)
@@ -105,11 +97,9 @@ def _rows_to_heads(kernel: np.ndarray) -> np.ndarray:
 
 
 def _qk_norms(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
-  if model.qk_norm:
-    for which in ('q_norm', 'k_norm'):
-      yield from _norm(
-        f'{path}/{which}', f'{name}.{which}', model, model.head_dim
-      )
+  size = model.head_dim
+  for which in ('q_norm', 'k_norm') if model.qk_norm else ():
+    yield from _norm(f'{path}/{which}', f'{name}.{which}', model, size)
 
 
 def _sequential(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
@@ -175,11 +165,7 @@ def _parallel(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
 
 
 def validate(model: vit.ViT) -> None:
-  """Makes sure that timm has a model with this one's function.
-
-  Raises:
-    UserError: naming the first field that timm has no counterpart for.
-  """
+  """Raises UserError naming the first field without a counterpart in timm."""
   wanted = {
     'pre_norm': True,
     'mlp_norm': False,
@@ -209,7 +195,10 @@ def entries(model: vit.ViT) -> Iterator[Entry]:
     )
   if model.pos_embedding == 'learned':
     yield _entry(
-      POSITIONS, 'pos_embed', lambda x: x.reshape(-1, width), lambda x: x[None]
+      'positions/pos_embedding',
+      'pos_embed',
+      lambda x: x.reshape(-1, width),
+      lambda x: x[None],
     )
   yield _entry(
     'patch_embedding/kernel',
@@ -224,3 +213,69 @@ def entries(model: vit.ViT) -> Iterator[Entry]:
   yield from _norm('final_norm', 'norm', model, width)
   if model.head == 'linear' and model.pool != 'map':
     yield from _linear(HEAD, 'head')
+
+
+def arguments(model: vit.ViT, image_size: int) -> dict[str, Any]:
+  """Returns the arguments of timm's `VisionTransformer` but `block_fn`.
+
+  For the `vit` or the `vit22b` block's model of square images in pixels.
+  """
+  return {
+    'img_size': image_size,
+    'patch_size': model.patch_size,
+    'num_classes': model.num_classes,
+    'embed_dim': model.width,
+    'depth': model.depth,
+    'num_heads': model.num_heads,
+    'mlp_ratio': model.mlp_dim / model.width,
+    'qkv_bias': model.qkv_bias,
+    'qk_norm': model.qk_norm,
+    'class_token': model.pool == 'cls',
+    'global_pool': 'token' if model.pool == 'cls' else 'avg',
+    'final_norm': True,
+    'fc_norm': False,
+  }
+
+
+def write(
+  path: epath.PathLike,
+  model: vit.ViT,
+  params: Mapping[str, Any],
+  metadata: Mapping[str, str],
+  image_size: int,
+) -> None:
+  """Writes parameters as safetensors under timm's names.
+
+  timm's counterpart is `VisionTransformer(**arguments(model, image_size))`
+  with, for `vit22b`, `block_fn=ParallelScalingBlock` of VERSION or newer
+  (1.0.19 computes other logits).
+
+  Args:
+    path: file to write; `gs://` works.
+    model: the `vit` or the `vit22b` block's model.
+    params: its (unboxed) parameters.
+    metadata: strings stored in the file's header.
+    image_size: side of its images in pixels, which fixed positions follow from;
+      they are written as if they had been learned.
+
+  Raises:
+    UserError: when timm has no counterpart.
+  """
+  validate(model)
+  if model.head != 'linear' or model.pool == 'map':
+    raise errors.UserError(
+      f'model.head={model.head!r} with model.pool={model.pool!r}: only a '
+      "linear head on the pool 'cls' or 'mean' has names in timm."
+    )
+  flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
+  arrays = {}
+  for entry in entries(model):
+    array = np.asarray(flat[entry.path]) if entry.path else np.empty(0)
+    for name, tensor in zip(entry.names, entry.save(array), strict=True):
+      arrays[name] = np.ascontiguousarray(tensor, np.float32)
+  if model.pos_embedding == 'sincos':
+    side, extra = image_size // model.patch_size, int(model.pool == 'cls')
+    fixed = embeddings.fixed_positions(side, side, model.width, extra)
+    arrays['pos_embed'] = fixed[None]
+  header = {'format': 'pt', **metadata}
+  epath.Path(path).write_bytes(safetensors.numpy.save(arrays, header))

@@ -3,14 +3,10 @@
     y = kernels.linear(x, kernel, bias, precision)
 
 `reference` holds the definitions, which GPUs and TPUs run. `cpu` has the same
-functions with the same signatures, values and gradients, in the forms that
-XLA's CPU backend compiles best. Models call the functions of this module, which
-choose a set when they are traced: by the platform of the mesh in context (a
-TPU's topology on a machine without any), or by what jax runs on without a mesh.
-jax traces a jitted function anew for each mesh.
-
-The environment variable VIT22B_JAX_KERNELS=reference forces the reference on
-CPUs too; 'auto' is the default.
+functions with the same values and gradients, in the forms that XLA's CPU
+backend compiles best. The functions of this module choose a set when they are
+traced: by the platform of the mesh in context, or by what jax runs on. The
+environment variable VIT22B_JAX_KERNELS=reference forces the reference on CPUs.
 
 `B L D` are batch, tokens and width, `N K` heads and head size, `J = F/N` a
 head's share of the MLP; maps are `B H W C`. Functions compute in the dtype of
@@ -53,13 +49,8 @@ def active() -> types.ModuleType:
 def takes_cudnn(kind: str, dtype: str, head_dim: int) -> bool:
   """Tells whether a trace computes attention by cuDNN or by XLA.
 
-  Args:
-    kind: 'xla', 'cudnn', or 'auto' for cuDNN wherever it can.
-    dtype: of queries, keys and values.
-    head_dim: K.
-
   Raises:
-    UserError: 'cudnn' where there is no GPU.
+    UserError: the kind is 'cudnn', not 'auto' or 'xla', without a GPU.
   """
   on_gpu = platform() == 'gpu'
   if kind == 'cudnn' and not on_gpu:

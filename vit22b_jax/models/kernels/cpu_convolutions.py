@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Maps = Float[Array, 'B H W C']
+from vit22b_jax.models.kernels import reference
+from vit22b_jax.models.kernels.reference import Maps
+
 Kernel = Float[Array, 'h w I O']
 
 _TILE = 4  # outputs of a Winograd tile, in each direction
@@ -55,7 +57,7 @@ def conv(
   if pad_mode == 'reflect' and pad:
     x, pad = reflect(x, pad), 0
   if strides > 1:
-    return plain(x, kernel, strides, pad).astype(dtype)
+    return reference.conv(x, kernel, strides=strides, pad=pad).astype(dtype)
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else x
   tiles = x.shape[0] * (x.shape[1] // _TILE) * (x.shape[2] // _TILE)
   many = min(inputs, outputs) >= _CHANNELS and tiles >= _TILES
@@ -68,26 +70,14 @@ def conv(
   return y.astype(dtype)
 
 
-def plain(x: Maps, kernel: Kernel, strides: int = 1, pad: int = 0) -> Maps:
-  """Calls XLA's own convolution."""
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (strides, strides),
-    ((pad, pad), (pad, pad)),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-
-
 def _product(a: Array, b: Array) -> Array:
   return materialize(jnp.matmul(materialize(a), materialize(b)))
 
 
-# Winograd's tiles, "Fast Algorithms for Convolutional Neural Networks",
-# arXiv:1509.09308, section 4: with d six inputs in a row and g three weights,
-# four outputs are A^T (G g * B^T d), for rows and columns alike. The points of
-# the interpolation are those that round least of the exact ones (compare
-# arXiv:1803.10986, section 5): the usual 0, 1, -1, 2, -2 cost another factor 3.
+# Winograd's tiles, arXiv:1509.09308, section 4: with six inputs d in a row and
+# three weights g, four outputs are A^T (G g * B^T d), for rows and columns.
+# The points of the interpolation are those that round least of the exact ones
+# (arXiv:1803.10986, section 5): the usual 0, 1, -1, 2, -2 cost a factor 3.
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -235,19 +225,19 @@ def unstrided(x: Maps, kernel: Kernel) -> Maps:
   longer than the convolution of a small map; this is the product of the
   gradient and the kernel as it is, whose windows are then added up.
   """
-  return plain(x, kernel)
+  return reference.conv(x, kernel)
 
 
 def _unstrided_forward(x, kernel):
   x = materialize(x)
-  return plain(x, kernel), (x, kernel)
+  return reference.conv(x, kernel), (x, kernel)
 
 
 def _unstrided_backward(saved, g):
   x, kernel = saved
   (rows, columns, inputs, outputs), (b, h, w, _) = kernel.shape, g.shape
   g = materialize(g)
-  (dkernel,) = jax.linear_transpose(lambda k: plain(x, k), kernel)(g)
+  (dkernel,) = jax.linear_transpose(lambda k: reference.conv(x, k), kernel)(g)
   d = _product(g.reshape(-1, outputs), kernel.reshape(-1, outputs).T)
   d = d.reshape(b, h, w, rows, columns * inputs)
   d = _add_shifted([d[..., i, :] for i in range(rows)], axis=1)
@@ -272,21 +262,16 @@ unstrided.defvjp(_unstrided_forward, _unstrided_backward)
 def reflect(x: Maps, pad: int) -> Maps:
   """Adds `pad` reflected pixels on each side, without repeating the edge."""
   small = min(x.shape[1:3]) < 2 * pad + 2  # what is reflected overlaps
-  return _pad_reflect(x, pad) if small else _reflect(x, pad)
-
-
-def _pad_reflect(x, pad):
-  sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-  return jnp.pad(x, sides, mode='reflect')
+  return reference.pad_reflect(x, pad) if small else _reflect(x, pad)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _reflect(x, pad):
-  return _pad_reflect(x, pad)
+  return reference.pad_reflect(x, pad)
 
 
 def _reflect_forward(x, pad):
-  return _pad_reflect(x, pad), None
+  return reference.pad_reflect(x, pad), None
 
 
 def _reflect_backward(pad, saved, g):

@@ -30,14 +30,8 @@ def norm(
   """Computes (x - mean) / sqrt(variance + eps) scale + bias by rows.
 
   In float32, with the variance as a mean of squared differences, since a stream
-  with a large mean leaves nothing of a difference of squares.
-
-  Args:
-    x: tokens; the result has its dtype.
-    scale: None for 1.
-    bias: None for 0.
-    eps: added to the variance.
-    center: False leaves the mean out everywhere (RMSNorm).
+  with a large mean leaves nothing of a difference of squares. Without `center`
+  the mean is left out everywhere (RMSNorm); scale and bias may be None.
   """
   y, _, _ = normalize(x, eps, center)
   y = y if scale is None else y * scale
@@ -86,12 +80,8 @@ def project_out(
 ) -> Float[Array, 'B L D']:
   """Computes the fused output projection of the ViT-22B block.
 
-  Args:
-    o: attended values of every head.
-    h: the MLP's hidden units after the GELU.
-    kernel: every head's [attention, mlp] rows.
-    bias: the sum of the two projections' biases.
-    precision: of the products.
+  `o` is attended values, `h` the MLP's hidden units after the GELU; the kernel
+  has every head's [attention, mlp] rows.
   """
   y = jnp.concatenate([jnp.swapaxes(o, 1, 2), h], axis=-1)
   kernel = kernel.astype(y.dtype)
@@ -104,9 +94,7 @@ def attention(
 ) -> tuple[Heads, Map, Map]:
   """Computes softmax(scale q k^T) v, with logits and softmax in float32.
 
-  Returns:
-    Attended values, and the float32 logits and attention map (which jit
-    removes when nobody uses them).
+  Logits and attention map, returned too, cost nothing when nobody uses them.
   """
   logits = jnp.einsum(
     'bnlk,bnmk->bnlm',
@@ -121,6 +109,12 @@ def attention(
     'bnlm,bnmk->bnlk', weights.astype(v.dtype), v, precision=precision
   )
   return o, logits, weights
+
+
+def pad_reflect(x: Maps, pad: int) -> Maps:
+  """Adds `pad` reflected pixels on each side, without repeating the edge."""
+  sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+  return jnp.pad(x, sides, mode='reflect')
 
 
 def conv(
@@ -144,14 +138,10 @@ def conv(
     pad_mode: 'zero' or 'reflect' (without repeating the edge).
     precision: of the products; below 'highest' a CPU may take Winograd's tiles
       for 3x3 kernels, with errors of 2e-6 of the largest output.
-
-  Returns:
-    Maps [B, H2, W2, O] with H2 = (H + 2 pad - h) // strides + 1, W2 likewise.
   """
   kernel = kernel.astype(x.dtype)
   if pad_mode == 'reflect' and pad:
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode='reflect')
-    pad = 0
+    x, pad = pad_reflect(x, pad), 0
   return jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -177,16 +167,8 @@ def conv_transpose(
   exchanged).
   https://pytorch.org/docs/stable/generated/torch.nn.ConvTranspose2d.html
 
-  Args:
-    x: maps [B, H, W, I]; computed in their dtype.
-    kernel: cast to that dtype.
-    strides: distance in the output of neighbors in the input.
-    pad: pixels left out of the output on each side.
-    output_pad: pixels of those put back below and on the right.
-    precision: of the products.
-
-  Returns:
-    Maps [B, H2, W2, O], H2 = (H - 1) strides - 2 pad + h + output_pad.
+  `pad` pixels are left out on each side, `output_pad` of those put back below
+  and on the right: H2 = (H - 1) strides - 2 pad + h + output_pad.
   """
   rows, columns = kernel.shape[:2]
   return jax.lax.conv_general_dilated(
