@@ -75,52 +75,31 @@ class Norm(nn.Module):
 
 
 class Transformer(nn.Module, kw_only=True):
-  """The fields that blocks, and models made of blocks, have in common.
+  """The fields that blocks, and models made of blocks, have in common."""
 
-  Attributes:
-    width: D.
-    num_heads: N, a divisor of D.
-    mlp_dim: F, hidden units of the MLP; a multiple of N in a parallel block.
-    fused_output: attention and MLP leave through one projection with one bias,
-      unless there is an MLP norm.
-    pre_norm: normalize the residual stream before the branches.
-    qk_norm: normalize queries and keys of each head.
-    mlp_norm: normalize the MLP's output.
-    sum_norm: normalize the sum of both branches (parallel blocks only).
-    norm: 'layer' or 'rms'.
-    norm_scale: norms have a learned scale.
-    norm_bias: norms have a learned bias.
-    eps: of the norms.
-    qkv_bias: queries, keys and values have a bias.
-    softmax_scale: attention logits are divided by the root of the 'head'
-      dimension or of the 'width'.
-    init_kind: 'vit' or 'torch', see `inits`.
-    dropout: rate, on hidden units of the MLP and on each branch's output.
-    attention: 'auto', 'xla' or 'cudnn', see `kernels.takes_cudnn`.
-    dtype: of matrix products and the residual stream. Parameters, norms,
-      softmax and logits are float32.
-    precision: of matrix products, 'highest' or 'default'.
-  """
-
-  width: int
-  num_heads: int
-  mlp_dim: int
+  width: int  # D
+  num_heads: int  # N, a divisor of D
+  mlp_dim: int  # F, hidden units of the MLP; N divides it in a parallel block
+  # One output projection of attention and MLP, with one bias, unless a norm is
+  # on the MLP.
   fused_output: bool
-  pre_norm: bool
-  qk_norm: bool
-  mlp_norm: bool
-  sum_norm: bool
-  norm: str
-  norm_scale: bool
-  norm_bias: bool
-  eps: float
+  pre_norm: bool  # normalize the residual stream before the branches,
+  qk_norm: bool  # queries and keys of each head,
+  mlp_norm: bool  # the MLP's output,
+  sum_norm: bool  # the sum of both branches (parallel blocks only)
+  norm: str  # 'layer' or 'rms'
+  norm_scale: bool  # norms have a learned scale
+  norm_bias: bool  # and bias
+  eps: float  # of the norms
   qkv_bias: bool
-  softmax_scale: str
-  init_kind: str
-  dropout: float = 0.0
-  attention: str = 'auto'
+  softmax_scale: str  # divide by the root of the 'head' dimension or 'width'
+  init_kind: str  # 'vit' or 'torch', see `inits`
+  dropout: float = 0.0  # of the MLP's hidden units and each branch's output
+  attention: str = 'auto'  # or 'xla', 'cudnn', see `kernels.takes_cudnn`
+  # Of products and the residual stream; parameters, norms, softmax and logits
+  # are float32.
   dtype: str = 'float32'
-  precision: str = 'highest'
+  precision: str = 'highest'  # of matrix products, or 'default'
 
   @property
   def head_dim(self) -> int:
@@ -147,15 +126,10 @@ class Transformer(nn.Module, kw_only=True):
     bias_shape: tuple[int, ...] | None = None,
   ) -> tuple[Array, Array | None]:
     """Returns kernel and bias of a projection that sums `fan_in` products."""
-    return Projection(
-      shape,
-      names,
-      self.dtype,
-      inits.kernel(self.init_kind, fan_in),
-      bias_shape,
-      inits.bias(self.init_kind, fan_in),
-      name=name,
-    )()
+    init = inits.kernel(self.init_kind, fan_in)
+    bias_init = inits.bias(self.init_kind, fan_in)
+    fields = shape, names, self.dtype, init, bias_shape, bias_init
+    return Projection(*fields, name=name)()
 
   def linear(
     self,

@@ -46,37 +46,22 @@ VARIANTS = {
 
 
 class ViT(layers.Transformer, kw_only=True):
-  """A classifier of images: patches, positions, blocks, pool, head.
+  """A classifier of images: patches, positions, blocks, pool, head."""
 
-  Attributes beyond those of `layers.Transformer`:
-    form: 'sequential' or 'parallel' blocks.
-    depth: number of blocks.
-    num_classes: C; 0 for no head: features [B, D] in place of logits.
-    patch_size: side of a patch in pixels.
-    final_norm: normalizes the last block's output.
-    pool: 'cls' (a class token), 'mean' (over patches) or 'map' (attention).
-    pos_embedding: 'learned' or 'sincos'.
-    head: 'linear', 'mlp' or 'mlp_bn'.
-    head_bias: initial bias of the logits; None leaves it to `init_kind`.
-    stochastic_depth: chance of leaving out a branch of the last block, rising
-      linearly from 0 at the first.
-    remat: what stays stored for the backward pass, a key of `remat.REMAT`.
-    scan_layers: one traced block for all, with parameters [depth, ...] under
-      `blocks`, in place of `depth` traced ones with `block_NN` each. Random
-      numbers differ.
-  """
-
-  form: str
-  depth: int
-  num_classes: int
-  patch_size: int
-  final_norm: bool
-  head: str
-  head_bias: float | None = None
-  pool: str = 'cls'
-  pos_embedding: str = 'learned'
+  form: str  # 'sequential' or 'parallel' blocks
+  depth: int  # number of blocks
+  num_classes: int  # C; 0 for no head: features [B, D] in place of logits
+  patch_size: int  # side of a patch in pixels
+  final_norm: bool  # normalizes the last block's output
+  head: str  # 'linear', 'mlp' or 'mlp_bn'
+  head_bias: float | None = None  # the logits' first bias, for `init_kind`'s
+  pool: str = 'cls'  # a class token, 'mean' over patches or 'map' (attention)
+  pos_embedding: str = 'learned'  # or 'sincos'
+  # Chance to leave out a branch of the last block, rising from 0 at the first.
   stochastic_depth: float = 0.0
-  remat: str = 'none'
+  remat: str = 'none'  # what stays stored for the backward pass: `remat.REMAT`
+  # One traced block for all, with parameters [depth, ...] under `blocks`, in
+  # place of `depth` ones with `block_NN` each. Random numbers differ.
   scan_layers: bool = False
 
   @nn.compact

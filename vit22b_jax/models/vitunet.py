@@ -46,22 +46,15 @@ class Stage(layers.Transformer, kw_only=True):
 
 
 class StagedGenerator(layers.Transformer, kw_only=True):
-  """Fields of a generator of seven stages: three in, a middle, three out.
-
-  Attributes beyond those of `layers.Transformer`:
-    image_size: height and width of its images in pixels.
-    patch_size: height and width of a patch in pixels.
-    form: 'sequential' or 'parallel' blocks.
-    depth: six times the number of blocks of a stage.
-  """
+  """Fields of a generator of seven stages: three in, a middle, three out."""
 
   narrowest: ClassVar[int]  # width of the narrowest stage: width / narrowest
   cells: ClassVar[int]  # so many patches in a row become one
 
-  image_size: tuple[int, int]
-  patch_size: int
-  form: str
-  depth: int
+  image_size: tuple[int, int]  # height and width of its images in pixels
+  patch_size: int  # side of a patch in pixels
+  form: str  # 'sequential' or 'parallel' blocks
+  depth: int  # six times the number of blocks of a stage
 
   @property
   def grid(self) -> tuple[int, int]:

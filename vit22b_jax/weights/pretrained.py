@@ -119,22 +119,7 @@ def load_pretrained(
   timm.validate(model)
   flat = traverse_util.flatten_dict(stacking.unstack(params), sep='/')
   arrays = {k: np.asarray(a, np.float32) for k, a in read(path).items()}
-  for name, reason in _OTHERS.items():
-    if name in arrays:
-      raise errors.UserError(
-        f'{path} can not be used: its model has {reason}. Choose a plain ViT, '
-        'such as vit_small_patch16_224 of timm or google/vit-base-patch16-224.'
-      )
-  if 'pos_embed' in arrays:
-    _fit_positions(arrays, model, image_size, path)
-  if model.pool != 'cls' and arrays.pop('cls_token', None) is not None:
-    logging.warning(
-      '%s has a class token, which model.pool=%r leaves out: outputs are other '
-      "than those of the file's own model. model.pool='cls' keeps them.",
-      path,
-      model.pool,
-    )
-  fresh_head = _drop_unfit_head(arrays, model, flat)
+  fresh_head = _fit(arrays, model, flat, image_size, path)
   for entry in timm.entries(model):
     missing = [name for name in entry.names if name not in arrays]
     is_head = (entry.path or '').startswith(timm.HEAD)
@@ -170,19 +155,37 @@ _OTHERS = {
 }
 
 
-def _drop_unfit_head(
-  arrays: Arrays, model: vit.ViT, flat: Mapping[str, Any]
+def _fit(
+  arrays: Arrays,
+  model: vit.ViT,
+  flat: Mapping[str, Any],
+  image_size: int,
+  path: epath.PathLike,
 ) -> bool:
-  """Removes a head that the model's is not like; whether there is none now."""
+  """Leaves in `arrays` what the model has; tells whether its head stays new."""
+  for name, reason in _OTHERS.items():
+    if name in arrays:
+      raise errors.UserError(
+        f'{path} can not be used: its model has {reason}. Choose a plain ViT, '
+        'such as vit_small_patch16_224 of timm or google/vit-base-patch16-224.'
+      )
+  if 'pos_embed' in arrays:
+    _fit_positions(arrays, model, image_size, path)
+  if model.pool != 'cls' and arrays.pop('cls_token', None) is not None:
+    logging.warning(
+      '%s has a class token, which model.pool=%r leaves out: outputs are other '
+      "than those of the file's own model. model.pool='cls' keeps them.",
+      path,
+      model.pool,
+    )
   bias = arrays.get('head.bias')
   has_head = model.head == 'linear' and model.pool != 'map'
-  ours = flat[f'{timm.HEAD}/bias'] if has_head else None
-  if bias is not None and ours is not None and bias.shape == ours.shape:
-    return False
-  for name in list(arrays):
+  ours = flat[f'{timm.HEAD}/bias'].shape if has_head else None
+  fresh_head = bias is None or bias.shape != ours
+  for name in list(arrays) if fresh_head else ():
     if name.startswith(('head.', 'pre_logits.')):
       del arrays[name]
-  return True
+  return fresh_head
 
 
 def _set(
