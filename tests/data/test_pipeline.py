@@ -364,8 +364,8 @@ def test_corrupt_images_are_masked_out_of_an_evaluation(corrupt):
   batches = list(pipeline.eval_batches(split, batch_size=5))
   mask = np.concatenate([batch['mask'] for batch in batches])[:12]
   assert np.flatnonzero(mask == 0).tolist() == [0, 9]
-  assert len(split.unreadable) == 2
-  assert split.unreadable[0].endswith('train/bird/000.png')
+  assert len(split.unreadable.names) == 2
+  assert split.unreadable.names[0].endswith('train/bird/000.png')
 
 
 @pytest.mark.parametrize('workers', [0, 1])
@@ -379,7 +379,7 @@ def test_corrupt_images_are_replaced_in_training(corrupt, workers):
     assert set(batch) == {'image', 'label'}
     assert np.all(batch['image'].max(axis=(1, 2, 3)) > 0)  # None is black.
   iterator.close()
-  assert len(split.unreadable) == 2  # Each counts once.
+  assert len(split.unreadable.names) == 2  # Each counts once.
 
 
 def test_corrupt_images_of_all_splits_are_counted_together(tmp_path):

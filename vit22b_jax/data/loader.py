@@ -12,6 +12,7 @@ random access.
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,6 @@ from vit22b_jax.data import (
   preprocess,
   splits,
 )
-from vit22b_jax.data.readers import tfds
 
 # Rows to train on and rows held out, by split.
 _Held = Mapping[str, tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' m']]]
@@ -60,8 +60,11 @@ def load_classes(
   stored = _stored_size(found, image_size, native, cache_max_gb)
   side = stored or image_size
   decode_file = functools.partial(decode.square, image_size=side)
-  parts = {
-    split: materialize.Part(part, decode_file, (side, side), names=names)
+  unreadable = splits.Unreadable(max_corrupt)
+  opened = {
+    split: splits.LazySplit(
+      part, decode_file, (side, side), len(names), unreadable
+    )
     for split, part in found.items()
   }
   if stored:
@@ -69,10 +72,9 @@ def load_classes(
     path = cache.folder(
       f'{name}-{stored}px', found['train'].place, [names, files]
     )
-    opened = materialize.in_memory(name, path, parts, max_corrupt, image_size)
+    opened = materialize.in_memory(name, path, opened, unreadable, image_size)
   else:
-    _validate_random_access(f'{name!r} at {image_size} px', parts)
-    opened = materialize.lazily(parts, max_corrupt)
+    _validate_random_access(f'{name!r} at {image_size} px', opened)
   train, val, test = (opened.get(split) for split in ('train', 'val', 'test'))
   held, origin = {}, 'its own'
   if val is None:
@@ -125,23 +127,24 @@ def load_domains(
     for split, part in found.items()
     if split.startswith('train')
   }
-  fixed, varied = _parts(found, resize, held, paired)
+  unreadable = splits.Unreadable(max_corrupt)
+  fixed, varied = _parts(found, resize, held, paired, unreadable)
   if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
     fixed, varied = {}, varied | fixed
-  opened = {}
+  _validate_random_access(repr(name), varied)
+  opened = varied
   if fixed:
-    rows = [x.rows.tolist() for x in fixed.values() if x.rows is not None]
+    rows = [x.indices.tolist() for x in fixed.values()]
     path = cache.folder(
       f'{name.removeprefix("folder:")}-{mode}-{resize.load}-{image_size}-{seed}',
       found['trainA'].place,
       [rows, {split: part.identity() for split, part in found.items()}],
     )
-    opened = materialize.in_memory(name, path, fixed, max_corrupt)
-    for key, split in opened.items():
+    kept = materialize.in_memory(name, path, fixed, unreadable)
+    opened = varied | kept
+    for key, split in kept.items():
       least = 1 if key.startswith('train') else catalog.LEAST
       catalog.validate_count(name, f'{key} (readable)', len(split), least)
-  _validate_random_access(f'{name!r}', varied)
-  opened |= materialize.lazily(varied, max_corrupt)
   pairs = {
     part: catalog.Pair(opened[f'{part}_a'], opened[f'{part}_b'])
     for part in ('train', 'val', 'test')
@@ -172,8 +175,12 @@ def _stored_size(
 
 
 def _parts(
-  found: catalog.Found, resize: preprocess.Resize, held: _Held, paired: bool
-) -> tuple[dict[str, materialize.Part], dict[str, materialize.Part]]:
+  found: catalog.Found,
+  resize: preprocess.Resize,
+  held: _Held,
+  paired: bool,
+  unreadable: splits.Unreadable,
+) -> tuple[dict[str, splits.LazySplit], dict[str, splits.LazySplit]]:
   """Sorts domains into parts of one size, and parts which must be cropped.
 
   Train parts stay larger than the crop, for it to be drawn on the device; but
@@ -192,13 +199,15 @@ def _parts(
   for split, part in found.items():
     domain = split[-1].lower()
     sizes = {*every[split]} - {None}
-    if split not in held:
-      fixed[f'test_{domain}'] = materialize.Part(part, centered, crop)
-      continue
-    train, val = held[split]
-    fixed[f'val_{domain}'] = materialize.Part(part, centered, crop, val)
-    kind, size = (fixed, sizes.pop()) if len(sizes) == 1 else (varied, crop)
-    kind[f'train_{domain}'] = materialize.Part(part, whole, size, train)
+    train, rest = held.get(split, (None, None))
+    fixed[f'{"test" if train is None else "val"}_{domain}'] = splits.LazySplit(
+      part, centered, crop, None, unreadable, rest
+    )
+    if train is not None:
+      kind, size = (fixed, sizes.pop()) if len(sizes) == 1 else (varied, crop)
+      kind[f'train_{domain}'] = splits.LazySplit(
+        part, whole, size, None, unreadable, train
+      )
   return fixed, varied
 
 
@@ -218,17 +227,21 @@ def _validate_partners(
 
 
 def _validate_random_access(
-  what: str, parts: Mapping[str, materialize.Part]
+  what: str, parts: Mapping[str, splits.LazySplit]
 ) -> None:
   for part in parts.values():
     if not part.records.random_access:
+      folder = shlex.quote(part.records.place)
+      # TFDS's converter imports Apache Beam even when it doesn't use it.
       raise errors.UserError(
         f'the images of {what} are larger than data.cache_max_gb or of several '
         'sizes, so that they are decoded while training; but the set is '
         'prepared as tfrecord, which has no random access. Add array_record '
-        f'files beside it:\n  {tfds.conversion_command(part.records.place)}\n'
-        'or raise data.cache_max_gb or, for translation, choose '
-        'data.preprocess=resize_and_crop.'
+        'files beside it:\n  pip install apache-beam && python -m '
+        'tensorflow_datasets.scripts.convert_format '
+        f'--dataset_version_dir={folder} --out_dir={folder} '
+        '--out_file_format=array_record\nor raise data.cache_max_gb or, for '
+        'translation, choose data.preprocess=resize_and_crop.'
       )
 
 

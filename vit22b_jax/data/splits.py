@@ -6,7 +6,7 @@ of image translation have no classes: their records are {'image'} alone.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import numpy as np
@@ -15,7 +15,8 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode, encoded
+from vit22b_jax.data import decode as decode_lib
+from vit22b_jax.data import encoded
 
 # {'image': uint8 [B, H, W, 3], 'label': int32 [B] or float32 [B, K]}, and bool
 # 'readable' [B] before, in evaluations 'mask' float32 and 'index' after the
@@ -27,16 +28,17 @@ class Split:
   """Those rows of a source of images that `indices` names; by default all.
 
   Attributes:
+    indices: those rows.
     decodes: whether `gather` works on each image, and gains from threads.
   """
 
   decodes = True
 
   def __init__(self, count: int, indices: Int[np.ndarray, ' N'] | None):
-    self._indices = np.arange(count) if indices is None else indices
+    self.indices = np.arange(count) if indices is None else indices
 
   def __len__(self) -> int:
-    return len(self._indices)
+    return len(self.indices)
 
   def __getitem__(self, index: int) -> dict[str, Shaped[np.ndarray, '...']]:
     if not -len(self) <= index < len(self):
@@ -64,7 +66,7 @@ class Split:
   def subset(self, indices: Int[np.ndarray, ' n']) -> Self:
     """Returns the split of these records; it shares the images."""
     other = copy.copy(self)
-    other._indices = self._indices[indices]
+    other.indices = self.indices[indices]
     return other
 
   def validate_batch(self, indices: Int[np.ndarray, ' B'], batch: Batch):
@@ -96,7 +98,7 @@ class ArraySplit(Split):
 
   @property
   def labels(self) -> encoded.Labels | None:
-    return None if self._labels is None else self._labels[self._indices]
+    return None if self._labels is None else self._labels[self.indices]
 
   @property
   def images(self) -> UInt8[np.ndarray, 'N H W 3']:
@@ -104,10 +106,11 @@ class ArraySplit(Split):
     return self.gather(np.arange(len(self)))['image']
 
   def gather(self, indices, draws=None):
-    rows = self._indices[indices]
+    rows = self.indices[indices]
     images = self._images[rows]
     if self.decodes:
-      fitted = (decode.fit(Image.fromarray(x), self.image_size) for x in images)
+      side = self.image_size
+      fitted = (decode_lib.fit(Image.fromarray(x), side) for x in images)
       images = np.stack([np.asarray(image) for image in fitted])
     batch = {'image': images, 'readable': np.ones(len(rows), bool)}
     if self._labels is not None:
@@ -115,39 +118,70 @@ class ArraySplit(Split):
     return batch
 
 
+class Unreadable:
+  """The corrupt images that the splits of a data set meet, each once.
+
+  More than `max_corrupt` are an error.
+  """
+
+  def __init__(self, max_corrupt: int):
+    self._max_corrupt = max_corrupt
+    self.names: list[str] = []
+
+  def add(self, names: Iterable[str]) -> None:
+    """Logs images that weren't known; raises UserError for too many."""
+    for name in names:
+      if name not in self.names:
+        self.names.append(name)
+        logging.warning('skipped a corrupt image: %s', name)
+    count = len(self.names)
+    if count > self._max_corrupt:
+      shown = '\n'.join(f'  {name}' for name in self.names[:20])
+      more = f'\n  and {count - 20} more' if count > 20 else ''
+      raise errors.UserError(
+        f'{count} corrupt image(s), and data.max_corrupt={self._max_corrupt}:\n'
+        f'{shown}{more}\nMend or delete them, or pass '
+        f'--config.data.max_corrupt={count} to skip them.'
+      )
+
+
 class LazySplit(Split):
   """Records decoded when they are read, by Grain's threads or processes.
 
-  Args:
-    images: encoded images.
-    decode_file: turns a file's bytes into an image of at least `shape`.
+  Attributes:
+    records: encoded images.
+    decode: turns a file's bytes into an image of at least `shape`.
     shape: height and width of the records.
-    num_classes: labels are in [0, num_classes); None leaves labels out.
-    unreadable: names of the corrupt images that were met, each once; the splits
-      of a data set share it.
-    max_corrupt: how many of them are accepted.
-    indices: the records which belong to this split; all by default.
+    num_classes: None leaves labels out.
+    unreadable: where corrupt images are counted.
   """
 
   def __init__(
     self,
-    images: encoded.Records,
-    decode_file: Callable[[bytes], UInt8[np.ndarray, 'h w 3']],
+    records: encoded.Records,
+    decode: Callable[[bytes], UInt8[np.ndarray, 'h w 3']],
     shape: tuple[int, int],
     num_classes: int | None,
-    unreadable: list[str],
-    max_corrupt: int,
+    unreadable: Unreadable,
     indices: Int[np.ndarray, ' N'] | None = None,
   ):
-    super().__init__(len(images), indices)
-    self._records, self._decode, self._shape = images, decode_file, shape
-    self._num_classes = num_classes
-    self.unreadable, self._max_corrupt = unreadable, max_corrupt
+    super().__init__(len(records), indices)
+    self.records, self.decode, self.shape = records, decode, shape
+    self.num_classes, self.unreadable = num_classes, unreadable
 
   @property
   def labels(self) -> encoded.Labels:
     """Returns the label of each record; may have to read them all."""
-    return self._records.labels()[self._indices]
+    return self.records.labels()[self.indices]
+
+  @property
+  def num_bytes(self) -> int:
+    """Returns the size of the decoded images."""
+    return len(self) * self.shape[0] * self.shape[1] * 3
+
+  def name(self, index: int) -> str:
+    """Names a record in messages."""
+    return self.records.name(int(self.indices[index]))
 
   def gather(self, indices, draws=None):
     """Returns records; one that is corrupt is not `readable`, and the next.
@@ -160,51 +194,34 @@ class LazySplit(Split):
     for row, index in enumerate(indices):
       image, label, readable[row] = self._read(int(index))
       draw = None if draws is None else draws[row]
-      images.append(decode.crop(image, self._shape, draw))
+      images.append(decode_lib.crop(image, self.shape, draw))
       labels.append(label)
     batch = {'image': np.stack(images), 'readable': readable}
-    if self._num_classes is None:
+    if self.num_classes is None:
       return batch
     return batch | {'label': np.stack(labels)}
 
   def _read(self, index: int):
     for ahead in range(len(self)):
-      row = self._indices[(index + ahead) % len(self)]
-      data, label = self._records.read(int(row))
+      row = self.indices[(index + ahead) % len(self)]
+      data, label = self.records.read(int(row))
       try:
-        return self._decode(data), label, not ahead
-      except decode.CorruptImage:
+        return self.decode(data), label, not ahead
+      except decode_lib.CorruptImage:
         continue
     raise errors.UserError(
-      f'no image of a part of {self._records.place} could be read: mend the '
+      f'no image of a part of {self.records.place} could be read: mend the '
       'files, or choose another data.name.'
     )
 
   def validate_batch(self, indices, batch):
     """Raises UserError for too many corrupt images, labels out of range."""
-
-    def name(row: int) -> str:
-      return self._records.name(int(self._indices[indices[row]]))
-
-    if self._num_classes is not None:
-      validate_labels(batch['label'], self._num_classes, name)
-    for row in np.flatnonzero(~batch['readable']):
-      if name(row) not in self.unreadable:
-        self.unreadable.append(name(row))
-        logging.warning('skipped a corrupt image: %s', name(row))
-    validate_corrupt(self.unreadable, self._max_corrupt)
-
-
-def validate_corrupt(names: Sequence[str], max_corrupt: int) -> None:
-  """Raises UserError when more images are corrupt than accepted."""
-  if len(names) > max_corrupt:
-    shown = '\n'.join(f'  {name}' for name in names[:20])
-    more = f'\n  and {len(names) - 20} more' if len(names) > 20 else ''
-    raise errors.UserError(
-      f'{len(names)} corrupt image(s), and data.max_corrupt={max_corrupt}:\n'
-      f'{shown}{more}\nMend or delete them, or pass '
-      f'--config.data.max_corrupt={len(names)} to skip them.'
-    )
+    if self.num_classes is not None:
+      validate_labels(
+        batch['label'], self.num_classes, lambda row: self.name(indices[row])
+      )
+    rows = np.flatnonzero(~batch['readable'])
+    self.unreadable.add(self.name(indices[row]) for row in rows)
 
 
 def validate_labels(

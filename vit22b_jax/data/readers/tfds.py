@@ -171,20 +171,6 @@ def find_unlabeled(name: str, data_dir: str) -> dict[str, TfdsRecords]:
   )
 
 
-def conversion_command(place: str) -> str:
-  """Writes the command that adds array_record files to tfrecord ones.
-
-  TFDS's converter imports Apache Beam even when it doesn't use it.
-  """
-  folder = shlex.quote(place)
-  return (
-    'pip install apache-beam && python -m '
-    'tensorflow_datasets.scripts.convert_format '
-    f'--dataset_version_dir={folder} --out_dir={folder} '
-    '--out_file_format=array_record'
-  )
-
-
 def _open(folder: str):
   import tensorflow_datasets as tfds
 
