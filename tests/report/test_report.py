@@ -304,9 +304,15 @@ def test_models_without_maps_have_no_section_for_them(tmp_path):
 
 def test_labels_of_several_classes_have_average_precisions(tmp_path):
   run = report_fixtures.make(tmp_path / 'run', steps=100)
-  for name in ('predictions.npz', 'attention.npz'):
-    (run / name).unlink()
-  (run / 'classes.json').write_text('["sun", "sea", "ship"]')
+  np.savez(
+    run / 'predictions.npz',
+    images=np.zeros((2, 4, 4, 3), np.uint8),
+    image_rows=np.array([0, 2]),
+    targets=np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]], np.uint8),
+    probabilities=np.array([[0.9, 0.6, 0], [1, 1, 0], [0, 0, 0]], np.float32),
+    indices=np.arange(3),
+    class_names=np.array(['sun', 'sea', 'ship']),
+  )
   scores = json.loads((run / 'eval.json').read_text())
   for name in ('top1', 'top5', 'auroc'):
     scores.pop(name)
@@ -317,11 +323,14 @@ def test_labels_of_several_classes_have_average_precisions(tmp_path):
   html = report.write(run).read_text()
   assert page.verdicts(runs.read(run))[0].answer == '75.0\u202f% test mAP'
   assert 'Best validation mAP 60.0\u202f% at step 60' in html
-  assert re.findall(
-    r'<td>(\w+)</td><td class="number" data-value="[^"]*">', html
-  )
-  assert '<h2>Confusion' not in html and 'Mean average precision' in html
-  assert 'sea' in html and '70.0%' in html
+  table = re.sub('<[^>]*>', ' ', html.partition('<h2>Classes')[2])
+  table = ' '.join(table.partition('How to repeat')[0].split())
+  for line in ('sun 2 100.0% 100.0% 80.0%', 'sea 1 50.0% 100.0% 70.0%'):
+    assert line in table
+  assert 'ship 0 – – –' in table and 'onfusion' not in table
+  assert '1 of 3 images are wrong' in html.replace('sample ', '')
+  assert '✗ sun, sea' in html and 'true: sun' in html and '✓ none' in html
+  assert 'Mean average precision' in html
   other = report_fixtures.make(tmp_path / 'other', steps=100)
   shutil.copy(run / 'eval.json', other / 'eval.json')
   text = report.compare([run, other], tmp_path / 'page.html').read_text()

@@ -1,5 +1,6 @@
 """Gives the report of a classifier its parts; see `task_pages`."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ _PICTURES = 1_500_000  # bytes of all images on the page
 _SHOWN = 48  # errors at first; the others are one click away
 _CONFUSIONS = 12  # rows of the table of confused classes
 _RIGHT = 24  # images that are right, for comparison
+_YES = 0.5  # probability from which on a class of several is predicted
 _FIVE = 6  # classes from which on top-5 tells something
 # Parts of the way from guessing to no error: above, a model has learned.
 _LEARNED, _GUESSED = 0.25, 0.02
@@ -113,22 +115,39 @@ def content(run: runs.Run) -> dict[str, Any]:
   drawn = known and len(names) <= heatmaps.MATRIX_CLASSES
   whole = _whole(run)
   found = scores.calibration(*whole) if whole else None
-  precision = ev.get('average_precision') or ()
   return {
     'layers': heatmaps.layers(run),
     'confusion': heatmaps.confusion(counts, names) if drawn else None,
-    'classes': scores.by_class(counts, names) if known else [],
-    'precision': dict(zip(names, precision, strict=False)),
+    'classes': _by_class(run, names),
     'confused': scores.confused(counts, names, _CONFUSIONS) if known else [],
     'calibration': heatmaps.reliability(found) if found else None,
     'calibration_error': found.error if found else None,
     'shown': _SHOWN,
-    'is_whole': bool(whole),
     'split': ev.get('split', ''),
+    'num_tested': ev.get('num_examples'),
     'looked': _looked(run),
     'class_token': run.choices.get('model.pool') in (None, 'cls'),
     **_images(run, names),
   }
+
+
+def _by_class(run: runs.Run, names: list[str]) -> dict[str, tuple]:
+  """Returns images, precision, recall and, of several labels, its average."""
+  counts, targets = map(run.predictions.get, ('confusion', 'targets'))
+  if targets is not None and len(names):
+    chosen = run.predictions['probabilities'] >= _YES
+    right, both = (
+      (chosen & (targets > 0)).sum(0),
+      (targets.sum(0), chosen.sum(0)),
+    )
+    average = run.evaluation.get('average_precision', ())
+    lines = zip(scores.by_class(right, *both), average, strict=False)
+    lines = [(*line, value) for line, value in lines]
+  elif counts is not None and len(counts) == len(names):
+    lines = scores.by_class(counts.diagonal(), counts.sum(1), counts.sum(0))
+  else:
+    return {}
+  return dict(zip(names, lines, strict=False))
 
 
 def rows(run: runs.Run) -> list[list[str]]:
@@ -185,8 +204,8 @@ def _chance(run: runs.Run, key: str) -> float:
   """Returns what guessing gives; nan where that isn't known."""
   if key == 'top1':
     return 1 / _classes(run) if _classes(run) > 1 else np.nan
-  labels = run.predictions.get('labels', np.zeros(0))
-  return float(labels.mean()) if labels.size else np.nan
+  targets = run.predictions.get('targets', np.zeros(0))
+  return float(targets.mean()) if targets.size else np.nan
 
 
 def _judge(score: float, chance: float) -> tuple[str, str]:
@@ -235,9 +254,8 @@ def _whole(
   run: runs.Run,
 ) -> tuple[Float[np.ndarray, 'N C'], Int[np.ndarray, 'N']] | None:
   """Returns probabilities and labels where every image has one label."""
-  labels = run.predictions.get('labels', np.zeros(0))
-  whole = labels.ndim == 1 and len(labels) > 0
-  whole = whole and len(labels) == run.evaluation.get('num_examples')
+  labels = run.predictions.get('labels', ())
+  whole = 0 < len(labels) == run.evaluation.get('num_examples')
   return (run.predictions['probabilities'], labels) if whole else None
 
 
@@ -247,24 +265,35 @@ def _images(run: runs.Run, names: list[str]) -> dict[str, Any]:
   Errors beyond the pictures that a page can hold have their places in the part.
   """
   found = run.predictions
-  labels = found.get('labels', np.zeros(0))
-  probabilities = found.get('probabilities', np.zeros((0, 0)))
-  if not names or not probabilities.size or labels.ndim != 1:
+  labels, targets = found.get('labels'), found.get('targets')
+  chances = found.get('probabilities', np.zeros((0, 0)))
+  if not names or not chances.size or (labels is None and targets is None):
     return {'errors': [], 'right': [], 'num_errors': 0, 'num_predictions': 0}
-  order = scores.wrong_first(probabilities, labels)
-  wrong = int((probabilities.argmax(1) != labels).sum())
+  if targets is None:
+    correct, sure = chances.argmax(1) == labels, chances.max(1)
+  else:
+    correct = ((chances >= _YES) == (targets > 0)).all(1)
+    sure = np.abs(chances - targets).max(1)
+  order = np.lexsort((-sure, correct))
+  wrong = int((~correct).sum())
   pictures = _pictures(found, order)
-  places = found.get('indices', np.arange(len(labels)))
+  places = found.get('indices', np.arange(len(chances)))
+
+  def listed(flags):
+    return ', '.join(itertools.compress(names, flags)) or 'none'
 
   def card(row):
-    true, chosen = labels[row], probabilities[row].argmax()
-    return {
-      'place': int(places[row]),
-      'sources': [pictures[row]] if row in pictures else [],
+    sources = [pictures[row]] if row in pictures else []
+    common = {'place': int(places[row]), 'sources': sources}
+    if targets is not None:
+      said = listed(targets[row]), listed(chances[row] >= _YES)
+      return common | dict(zip(('true', 'predicted'), said, strict=True))
+    true, chosen = labels[row], chances[row].argmax()
+    return common | {
       'true': names[true],
       'predicted': names[chosen],
-      'probability': round(float(probabilities[row, chosen]), 3),
-      'probability_true': round(float(probabilities[row, true]), 3),
+      'probability': round(float(chances[row, chosen]), 3),
+      'probability_true': round(float(chances[row, true]), 3),
     }
 
   errors, right = order[:wrong].tolist(), order[wrong:][::-1].tolist()
@@ -272,7 +301,7 @@ def _images(run: runs.Run, names: list[str]) -> dict[str, Any]:
     'errors': [card(row) for row in errors],
     'right': [card(row) for row in right if row in pictures][:_RIGHT],
     'num_errors': wrong,
-    'num_predictions': len(labels),
+    'num_predictions': len(chances),
   }
 
 

@@ -37,23 +37,23 @@ def calibration(
 
 
 def by_class(
-  counts: Int[np.ndarray, 'C C'], names: list[str]
-) -> list[dict[str, Any]]:
+  right: Int[np.ndarray, 'C'],
+  true: Int[np.ndarray, 'C'],
+  predicted: Int[np.ndarray, 'C'],
+) -> list[tuple[int, float, float]]:
   """Returns images, precision and recall of each class, in [0, 1].
 
-  None stands for the recall of a class without images, and for the precision of
+  NaN stands for the recall of a class without images, and for the precision of
   one that is never predicted.
+
+  Args:
+    right: images of the class that are predicted so.
+    true: images of the class.
+    predicted: images that are predicted to be of the class.
   """
-  right, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
-  return [
-    {
-      'name': name,
-      'count': int(t),
-      'precision': float(r / p) if p else None,
-      'recall': float(r / t) if t else None,
-    }
-    for name, r, t, p in zip(names, right, true, predicted, strict=True)
-  ]
+  with np.errstate(invalid='ignore'):
+    columns = true, right / predicted, right / true
+  return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def confused(
@@ -72,14 +72,6 @@ def confused(
     for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)
     if wrong[i, j]
   ]
-
-
-def wrong_first(
-  probabilities: Float[np.ndarray, 'N C'], labels: Int[np.ndarray, 'N']
-) -> Int[np.ndarray, 'N']:
-  """Returns places of images: wrong ones first, each by confidence."""
-  right = probabilities.argmax(1) == labels
-  return np.lexsort((-probabilities.max(1), right))
 
 
 def loss_interval(

@@ -67,6 +67,7 @@ _ARRAYS = {
   'image_rows': ('iu', 'M'),
   'indices': ('iu', 'N'),
   'labels': ('iu', 'N'),
+  'targets': ('u', 'N C'),  # in place of one label, 1 for each of an image's
   'probabilities': ('f', 'N C'),
   'confusion': ('iu', 'C C'),
   'class_names': ('U', 'C'),
@@ -306,7 +307,7 @@ def _read_evaluation(path: epath.Path, fields: formats.Fields) -> Any:
 
 def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
   arrays = formats.read_arrays(path, _ARRAYS)
-  count = len(arrays.get('labels', ()))
+  count = len(arrays.get('probabilities', ()))
   if 'images' in arrays and 'image_rows' not in arrays:
     # Files of old runs hold their sample images alone.
     arrays['image_rows'] = np.arange(len(arrays['images']))

@@ -60,7 +60,8 @@
       part.textContent = text;
       return part;
     };
-    const percent = (part) => `${Math.round(100 * part)}%`;
+    const percent = (part) =>
+      part === undefined ? '' : `${Math.round(100 * part)}%`;
     const add = () => {
       const first = list.children.length;
       for (const one of found.slice(first, first + 96)) {
