@@ -98,6 +98,18 @@ def test_weights_and_biases_gets_the_same(tmp_path, wandb):
   ]
 
 
+def test_images_of_several_classes_are_not_shown(tmp_path, wandb):
+  folder = workdir.Workdir(tmp_path, wandb='vits')
+  found = dict(np.load(io.BytesIO(archive())))
+  out = io.BytesIO()
+  np.savez(out, targets=np.eye(2)[found.pop('labels')], **found)
+  folder.write_bytes(workdir.PREDICTIONS, out.getvalue())
+  folder.write_json(workdir.EVAL, {'step': 2, 'split': 'test', 'map': 0.5})
+  folder.close()
+  assert ('log', 2, {'test/map': 0.5}) in wandb
+  assert not any('test/predictions' in call[-1] for call in wandb)
+
+
 def test_one_workdir_is_one_run_there(tmp_path, wandb):
   for _ in range(2):
     run(workdir.Workdir(tmp_path / 'run', wandb='vits'))

@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -66,9 +66,13 @@ class Trackers:
     self._put('image', name, step, image)
 
   def predictions(self, name: str, step: int, archive: bytes) -> None:
-    """Shows images of a predictions.npz, and what they were taken for."""
-    if self._open:
-      self.image(name, step, _picture(archive))
+    """Shows images of a predictions.npz, and what they were taken for.
+
+    Images of several classes each have no short word, and aren't shown.
+    """
+    found = np.load(io.BytesIO(archive))
+    if self._open and 'labels' in found:
+      self.image(name, step, _picture(found))
 
   def close(self) -> None:
     """Waits until everything is written."""
@@ -153,12 +157,11 @@ class Trackers:
     }
 
 
-def _picture(archive: bytes) -> UInt8[np.ndarray, 'H W 3']:
+def _picture(found: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, 'H W 3']:
   """Draws images of a predictions.npz, eight a row, above what they are.
 
   A right class is green; a wrong one is red, with the true one in brackets.
   """
-  found = np.load(io.BytesIO(archive))
   rows, names = found['image_rows'], found['class_names']
   labels, probabilities = found['labels'], found['probabilities']
   chosen = np.random.default_rng(0).permutation(len(rows))[:_SHOWN]
