@@ -499,6 +499,7 @@ def test_an_unlabeled_test_part_is_left_aside(tmp_path):
       'cifar10', dir=str(tmp_path), image_size=32, cache_max_gb=gigabytes
     )
     assert data.test is None
+    assert 'test' in data.fingerprint
 
 
 @pytest.mark.parametrize('cache_max_gb', [4, 0], ids=['memory', 'lazy'])

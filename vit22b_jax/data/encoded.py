@@ -28,8 +28,7 @@ SPLIT_NAMES = {
   'test': ('test',),
 }
 
-# The class of each image; or, where an image may be of several, 0 or 1 for each
-# class.
+# The class of each image; or 0 or 1 for each, where it may be of several.
 Labels = Int32[np.ndarray, ' N'] | Float32[np.ndarray, 'N K']
 Label = Int32[np.ndarray, ''] | Float32[np.ndarray, ' K']
 Read = Callable[[], tuple[bytes, Label]]
@@ -73,10 +72,7 @@ class Records:
     raise NotImplementedError
 
   def listing(self) -> list[Any]:
-    """Returns what stays when the images are copied: names and sizes.
-
-    One entry for each record, or a single one for all.
-    """
+    """Returns what stays when images are copied: an entry for each, or one."""
     raise NotImplementedError
 
   def readers(self) -> Iterator[Read]:
@@ -124,10 +120,7 @@ class Files(Records):
 
 
 class Embedded(Records):
-  """Images that the package itself draws by number, by a picklable `draw`.
-
-  `version` changes with the images.
-  """
+  """Images that the package itself draws; `version` changes with them."""
 
   def __init__(
     self,

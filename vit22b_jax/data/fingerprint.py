@@ -24,18 +24,16 @@ def of(
   names: Sequence[str],
   held_out: Mapping[str, Int[np.ndarray, ' n']],
 ) -> Fingerprint:
-  """Returns {part: "NUMBER HASH"}.
+  """Returns {part: "NUMBER HASH"}, of folders class by class.
 
-  Args:
-    found: the records of each split.
-    names: of the classes; folders are told class by class.
-    held_out: rows of the training records that validate, by name.
+  `held_out` are rows of training records that validate.
   """
   marks = {}
   for split, part in found.items():
     listing = part.listing()
     if part.multi_label:
-      listing = [listing, part.labels().tolist()]
+      marks[split] = _mark(len(part), [listing, part.labels().tolist()])
+      continue
     if not names or len(listing) != len(part):
       marks[split] = _mark(len(part), listing)
       continue

@@ -54,6 +54,7 @@ def load_classes(
     UserError: whatever is wrong with the name, the files or the labels.
   """
   found, names, native = catalog.find_classes(name, dir)
+  marked = dict(found)
   if 'test' in found and np.array_equal(next(found['test'].readers())()[1], -1):
     logging.warning('the test part of %s has no labels: left aside', name)
     del found['test']
@@ -83,7 +84,7 @@ def load_classes(
     kind = 'random' if found['train'].multi_label else 'stratified'
     origin = f'a {kind} {val_fraction:g} of train, seed {seed}'
   _log(name, {'train': train, 'val': val, 'test': test}, f'val is {origin}')
-  marks = fingerprint.of(found, names, held)
+  marks = fingerprint.of(marked, names, held)
   several = found['train'].multi_label
   return catalog.Dataset(train, val, test, names, marks, several)
 

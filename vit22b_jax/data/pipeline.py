@@ -151,10 +151,9 @@ def train_iterator(
     split: records to train on.
     batch_size: images of a step, over all processes.
     seed: of the order.
-    sampling: `data.sampling`, shuffle or balanced.
+    sampling: `data.sampling`.
     workers: processes that decode a lazy split; 0 uses threads.
-    rows: those of each batch that this process makes (`devices.local_rows`);
-      all by default.
+    rows: of each batch, that this process makes; all by default.
 
   Raises:
     UserError: the split is smaller than one batch, or can't be balanced.
@@ -247,10 +246,7 @@ def pair_iterator(
 
 
 class PairIterator(grain.DatasetIterator):
-  """Yields {'a', 'b'} of two domains at the same position.
-
-  The state is that of a BatchIterator: {'next_index': position}.
-  """
+  """Yields {'a', 'b'}; the state is that of either BatchIterator."""
 
   def __init__(self, a: BatchIterator, b: BatchIterator):
     super().__init__((a, b))

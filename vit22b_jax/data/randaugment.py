@@ -11,6 +11,10 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+Pixels = UInt8[Array, 'H W 3']
+Index = Int[Array, '']  # into OPERATIONS
+Level = Float[Array, '']  # strength
+
 _MAX = 10
 
 OPERATIONS = (
@@ -35,11 +39,7 @@ def apply(
   return image
 
 
-def operate(
-  operation: Int[Array, ''],
-  level: Float[Array, ''],
-  image: UInt8[Array, 'H W 3'],
-) -> UInt8[Array, 'H W 3']:
+def operate(operation: Index, level: Level, image: Pixels) -> Pixels:
   """Applies an operation by its index, with strength in [-1, 1].
 
   The sign counts where there are two directions.
@@ -53,11 +53,7 @@ def _is(operation: Int[Array, ''], name: str) -> Float[Array, '']:
   return (operation == OPERATIONS.index(name)).astype(jnp.float32)
 
 
-def _geometric(
-  operation: Int[Array, ''],
-  level: Float[Array, ''],
-  image: UInt8[Array, 'H W 3'],
-) -> UInt8[Array, 'H W 3']:
+def _geometric(operation: Index, level: Level, image: Pixels) -> Pixels:
   """Rotates up to 30 degrees, shears to 0.3, moves by 0.45 of the side.
 
   Nearest neighbor about the center, mid-gray outside.
@@ -79,11 +75,7 @@ def _geometric(
   return jnp.where(inside[..., None], moved, jnp.uint8(128))
 
 
-def _blend(
-  operation: Int[Array, ''],
-  level: Float[Array, ''],
-  image: UInt8[Array, 'H W 3'],
-) -> UInt8[Array, 'H W 3']:
+def _blend(operation: Index, level: Level, image: Pixels) -> Pixels:
   """Computes degenerate + (1 + 0.9 level) (image - degenerate), as Pillow."""
   values = image.astype(jnp.float32)
   # Pillow's integer luma (ITU-R 601-2).
@@ -116,11 +108,7 @@ def _smooth(values: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
   return values.at[1:-1, 1:-1].set(jnp.floor(inner / 13 + 0.5))
 
 
-def _table(
-  operation: Int[Array, ''],
-  level: Float[Array, ''],
-  image: UInt8[Array, 'H W 3'],
-) -> UInt8[Array, 'H W 3']:
+def _table(operation: Index, level: Level, image: Pixels) -> Pixels:
   """Posterizes (8 to 4 bits), solarizes, stretches or equalizes: look-ups."""
   values = jnp.arange(256)
   bits = 8 - jnp.rint(4 * level).astype(jnp.int32)

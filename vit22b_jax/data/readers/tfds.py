@@ -143,8 +143,9 @@ def find(
     )
   found = {}
   for split, names in encoded.SPLIT_NAMES.items():
-    for theirs in [theirs for theirs in names if theirs in info.splits][:1]:
-      found[split] = TfdsRecords(place, info, theirs, *keys)
+    there = [name for name in names if name in info.splits]
+    if there:
+      found[split] = TfdsRecords(place, info, there[0], *keys)
   if 'train' not in found:
     raise errors.UserError(
       f'the TFDS set {name!r} has no train split, only '
