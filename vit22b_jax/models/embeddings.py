@@ -80,7 +80,9 @@ class Positions(nn.Module):
       positions = fixed_positions(*grid, dim, length - grid[0] * grid[1])
     else:
       names = (axes.POSITION, axes.EMBED)
-      init = nn.with_logical_partitioning(inits.position(self.init_kind), names)
+      init = nn.with_logical_partitioning(
+        inits.POSITIONS[self.init_kind], names
+      )
       positions = self.param('pos_embedding', init, (length, dim), jnp.float32)
       positions = kernels.gather_for_compute(positions, names, x.dtype)
     return x + jnp.asarray(positions, x.dtype)

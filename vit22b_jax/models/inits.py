@@ -15,6 +15,8 @@ from jax.nn import initializers
 
 KINDS = ('vit', 'torch')
 Initializer = initializers.Initializer
+POSITIONS = {'vit': initializers.normal(0.02), 'torch': initializers.normal(1)}
+CLASS_TOKEN = {'vit': initializers.zeros, 'torch': initializers.normal(1)}
 
 
 def _uniform(bound: float) -> Initializer:
@@ -59,16 +61,6 @@ def stacked(parts: Sequence[tuple[int, Initializer]]) -> Initializer:
     return jnp.concatenate(arrays, axis=1)
 
   return init
-
-
-def position(kind: str) -> Initializer:
-  """Returns the init of learned positions."""
-  return initializers.normal(1.0 if kind == 'torch' else 0.02)
-
-
-def token(kind: str) -> Initializer:
-  """Returns the init of a class token."""
-  return initializers.normal(1.0) if kind == 'torch' else initializers.zeros
 
 
 def head(kind: str, fan_in: int) -> Initializer:

@@ -96,7 +96,7 @@ class ViT(layers.Transformer, kw_only=True):
     x = self.embed_patches(images, p)
     if self.pool == 'cls':
       init = nn.with_logical_partitioning(
-        inits.token(self.init_kind), (axes.EMBED,)
+        inits.CLASS_TOKEN[self.init_kind], (axes.EMBED,)
       )
       cls = self.param('cls', init, (self.width,), jnp.float32)
       cls = jnp.broadcast_to(cls.astype(x.dtype), (len(x), 1, self.width))

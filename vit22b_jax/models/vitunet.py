@@ -5,8 +5,7 @@
 
 Seven stages of depth/6 blocks each: three that encode, a middle, three that
 decode, with a skip from each encoder to its decoder. `ViTUnet` is the released
-generator of "Deeper Inside Deep ViT" (section 4.1); `resample='space'` gives
-`vitunet_spatial.SpatialViTUnet`. `generators.build_vitunet` makes both.
+generator of "Deeper Inside Deep ViT" (section 4.1).
 """
 
 import functools

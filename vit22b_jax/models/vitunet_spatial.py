@@ -1,7 +1,4 @@
-"""ViTUnet over space: tokens are resampled as the grid they are.
-
-`generators.build_vitunet(..., resample='space')` makes it.
-"""
+"""ViTUnet over space (`model.resample='space'`): tokens stay a grid."""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -1,12 +1,10 @@
 """The operations of `reference` as XLA's CPU backend computes them fastest.
 
 Two habits of the compiler are worked around. It fuses elementwise arithmetic
-into whatever reads the result, so a GELU's gradient was computed once for each
-of the three products that read it, once of them element by element into a
-transposed copy (84 ms in place of 2): `materialize` makes it an array first.
+into whatever reads the result, so that a GELU's gradient was computed for each
+of three products (84 ms in place of 2): `materialize` makes it an array first.
 And it transposes the wider operand of a weight's gradient, where either will
 do. A CPU's products cast weights for themselves, and no weights are gathered.
-experiments/throughput measures what that is worth.
 """
 
 import functools
