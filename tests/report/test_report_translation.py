@@ -86,6 +86,13 @@ def test_pairs_have_their_distance(whole, tmp_path):
   seen = _text(report.write(run).read_text())
   assert 'FID KID L1 to the pairs this run 41.23' in seen
   assert '± 0.001 0.125 identity' in seen
+  assert 'FID and KID were not computed' not in seen
+  kept = {k: v for k, v in scores.items() if 'fid' not in k and 'kid' not in k}
+  kept |= {'not_computed': 'no weights of Inception'}
+  (run / 'eval.json').write_text(json.dumps(kept))
+  seen = _text(report.write(run).read_text())
+  assert 'FID and KID were not computed: no weights' in seen
+  assert 'this run – – 0.125' in seen
   assert 'L1 to the pairs' not in _text(report.write(whole).read_text())
   measures = translation_page.measures(runs.read(run))
   assert 'paired_l1_b2a' in [measure.key for measure in measures]

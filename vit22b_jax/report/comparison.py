@@ -222,7 +222,9 @@ def _machines(several: list[runs.Run]) -> list[str]:
 
 def show_samples(members: list[groups.Member]) -> dict[str, Any]:
   """Returns the grids of all runs next to their evaluated weights."""
-  read = [(m, translation_page.evaluated(m.run)) for m in members]
+  read = [
+    (m, translation_page.pictures(m.run, over_time=False)) for m in members
+  ]
   shown = [(m, step, both) for m, one in read for step, both in one.items()]
   small = samples.film([grid for _, _, both in shown for grid in both])
   directions: dict[str, list[dict[str, Any]]] = {}

@@ -106,7 +106,7 @@ def _draw(panel, trace: dict) -> None:
 
 def _samples(run: runs.Run) -> figure.Figure | None:
   """Draws the sample grids next to the evaluated weights, both directions."""
-  found = translation_page.evaluated(run)
+  found = translation_page.pictures(run, over_time=False)
   if not found:
     return None
   (both,) = found.values()

@@ -1,6 +1,5 @@
 """Gives the report of an image translation its parts; see `task_pages`."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -166,7 +165,8 @@ def curves(run: runs.Run) -> dict[str, charts.Curves]:
 
 def content(run: runs.Run) -> dict[str, Any]:
   """Returns the template's values beside the parts of every run."""
-  ev, word, shown = run.evaluation, calibration(run), pictures(run)
+  ev, word = run.evaluation, calibration(run)
+  shown = pictures(run, over_time=True)
   small = samples.film([grid for both in shown.values() for grid in both])
   step = samples.evaluated_step(run, shown) if shown else None
   return {
@@ -249,33 +249,19 @@ def rows(run: runs.Run) -> list[list[str]]:
   ]
 
 
-def pictures(run: runs.Run) -> dict[int, list[samples.Pixels]]:
-  """Returns grids of both directions by step, without unreadable ones."""
-  both = _sampled(run)
-  if not both:
-    return {}
-  return _read(
-    run, {*samples.chosen_steps(both), samples.evaluated_step(run, both)}
-  )
-
-
-def evaluated(run: runs.Run) -> dict[int, list[samples.Pixels]]:
-  """Returns the grids next to the evaluated weights; {} without any."""
-  both = _sampled(run)
-  return _read(run, {samples.evaluated_step(run, both)}) if both else {}
-
-
-def _sampled(run: runs.Run) -> set[int]:
-  """Returns steps with grids of both directions."""
-  recorded = [run.samples.get(direction, {}) for direction in DIRECTIONS]
-  return set.intersection(*map(set, recorded))
-
-
-def _read(
-  run: runs.Run, steps: Iterable[int]
+def pictures(
+  run: runs.Run, *, over_time: bool
 ) -> dict[int, list[samples.Pixels]]:
+  """Returns grids of both directions by step, without unreadable ones.
+
+  They are those next to the evaluated weights, or some `over_time` too.
+  """
+  recorded = [run.samples.get(direction, {}) for direction in DIRECTIONS]
+  both = recorded[0].keys() & recorded[1].keys()
+  steps = {samples.evaluated_step(run, both)} if both else set()
+  steps |= set(samples.chosen_steps(both)) if over_time else set()
   found = {
-    step: [samples.read(run.samples[d][step]) for d in DIRECTIONS]
+    step: [samples.read(grids[step]) for grids in recorded]
     for step in sorted(steps)
   }
   return {s: g for s, g in found.items() if not any(x is None for x in g)}
