@@ -13,9 +13,10 @@ from PIL import Image
 import vit22b_jax
 from configs import common, folder
 from tests.helpers import data_fixtures
-from vit22b_jax import api, commands, errors
+from vit22b_jax import api, commands, errors, train
 from vit22b_jax.models import vit
 from vit22b_jax.modes import evaluate
+from vit22b_jax.runtime import runs
 
 
 def test_create_gives_a_module_by_name():
@@ -63,7 +64,7 @@ def run(tmp_path_factory):
   config.data.image_size = 16
   config.optim.ema = 0.5
   workdir = root / 'workdir'
-  assert commands.run('train', config=config, workdir=str(workdir)) == 0
+  assert train.run(config, workdir, commands.make_mesh(config)) == 0
   shutil.rmtree(data)
   return workdir
 
@@ -82,7 +83,7 @@ def test_load_gives_the_model_of_a_run_without_its_data(run):
 
 def test_load_gives_the_averaged_weights_of_the_best_step(run):
   step = json.loads((run / 'eval.json').read_text())['step']
-  config = api.read_config(run)
+  config = runs.read_config(run)
   task, manager = api.open_run(run, config)
   weights = manager.restore(task.abstract_weights, step=step).state
   variables = vit22b_jax.load(run).variables
@@ -93,7 +94,7 @@ def test_load_gives_the_averaged_weights_of_the_best_step(run):
 
 
 def test_a_run_opens_where_devices_do_not_divide_its_batches(run):
-  config = api.read_config(run)
+  config = runs.read_config(run)
   config.batch_size = 12
   config.optim.accumulate = 2
   config.eval.batch_size = 10
@@ -104,7 +105,7 @@ def test_a_run_opens_where_devices_do_not_divide_its_batches(run):
 
 
 def test_load_says_what_is_missing(run, tmp_path):
-  with pytest.raises(errors.UserError, match='not the folder of a run'):
+  with pytest.raises(errors.UserError, match='not a workdir'):
     vit22b_jax.load(tmp_path)
   for name in ('config.json', 'classes.json'):
     shutil.copy(run / name, tmp_path / name)

@@ -474,7 +474,7 @@ def test_folders_that_are_no_runs(trained, tmp_path, capsys):
   for mode in ('eval', 'export'):
     (tmp_path / 'empty').mkdir(exist_ok=True)
     err = refused(capsys, f'--mode={mode}', f'--workdir={tmp_path}/empty')
-    assert 'is not the folder of a run' in err
+    assert 'is not a workdir' in err
   assert 'no run to resume' in refused(capsys, f'--workdir={tmp_path}/empty')
   assert not list((tmp_path / 'empty').iterdir())
   shutil.rmtree(trained / 'checkpoints')

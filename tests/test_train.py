@@ -51,7 +51,7 @@ def _without_speed(rows):
 
 
 def _final_state(folder):
-  config = api.read_config(folder)
+  config = runs.read_config(folder)
   data = classification.Classification.load_data(config)
   task = classification.Classification(config, _one_device(), data.names, data)
   manager = checkpoint.Manager(folder, scores={}, read_only=True)
@@ -217,7 +217,7 @@ def test_another_config_is_refused_and_a_longer_run_is_not(
 
 
 def test_evaluation_uses_the_best_checkpoint(whole):
-  config = api.read_config(whole)
+  config = runs.read_config(whole)
   task, manager = api.open_run(
     whole, config, classification.Classification.load_data(config)
   )
@@ -303,7 +303,7 @@ def test_early_stop(tmp_path):
 def test_load_gives_the_evaluated_model(whole):
   predictor = api.load(whole)
   model, variables = predictor.model, predictor.variables
-  config = api.read_config(whole)
+  config = runs.read_config(whole)
   data = classification.Classification.load_data(config)
   result = json.loads((whole / 'eval.json').read_text())
   images = (data.test.images / 255.0 - 0.305) / 0.376

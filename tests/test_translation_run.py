@@ -9,9 +9,9 @@ from PIL import Image
 
 from configs import fid as fid_config
 from configs import fruit_vitunet_ti
-from tests import test_train
-from vit22b_jax import api, commands, errors, tasks, train
-from vit22b_jax.runtime import checkpoint, sharding
+from tests import test_main, test_train
+from vit22b_jax import api, errors, tasks, train
+from vit22b_jax.runtime import checkpoint, runs, sharding
 
 pytestmark = [
   pytest.mark.slow,
@@ -46,7 +46,7 @@ def whole(tmp_path_factory):
 
 def _final(workdir):
   task, _ = api.open_run(
-    workdir, api.read_config(workdir), _data(api.read_config(workdir))
+    workdir, runs.read_config(workdir), _data(runs.read_config(workdir))
   )
   manager = checkpoint.Manager(workdir, scores={}, read_only=True)
   found = manager.restore(task.abstract_state.to_dict())
@@ -88,7 +88,7 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, step):
 def test_evaluation_again_gives_the_same(whole):
   before = json.loads((whole / 'eval.json').read_text())
   (whole / 'eval.json').unlink()
-  assert commands.run('eval', config=None, workdir=str(whole)) == 0
+  assert test_main.call('--mode=eval', f'--workdir={whole}') == 0
   after = json.loads((whole / 'eval.json').read_text())
   assert after.keys() == before.keys()
   for key, value in before.items():

@@ -27,14 +27,13 @@ from etils import epath
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from vit22b_jax import config as config_lib
 from vit22b_jax import errors, tasks
 from vit22b_jax.config import ConfigDict
 from vit22b_jax.data import decode
 from vit22b_jax.errors import UserError
 from vit22b_jax.models import vit
 from vit22b_jax.modes import evaluate
-from vit22b_jax.runtime import checkpoint, sharding
+from vit22b_jax.runtime import checkpoint, runs, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
 from vit22b_jax.training import losses
@@ -229,7 +228,7 @@ def load(workdir: epath.PathLike) -> Predictor | Translator:
   Raises:
     UserError: the folder isn't a run's, or has no checkpoint.
   """
-  config = read_config(workdir)
+  config = runs.read_config(workdir)
   task, manager = open_run(workdir, config)
   _, variables, _ = evaluate.restore(task, manager, config.eval.checkpoint)
   manager.close()
@@ -241,46 +240,6 @@ def load(workdir: epath.PathLike) -> Predictor | Translator:
   sizes = data.image_size, data.load_size or data.image_size
   inputs = (*sizes, data.mean, data.std)
   return Predictor(task.model, variables, names, *inputs, config.loss.kind)
-
-
-def read_config(workdir: epath.PathLike) -> ConfigDict:
-  """Returns the configuration that a run was made with.
-
-  Raises:
-    UserError: the folder isn't a run's, or its config.json is damaged.
-  """
-  text = workdir_lib.read_text(workdir, workdir_lib.CONFIG)
-  if text is None:
-    raise errors.UserError(
-      f'{workdir} is not the folder of a run: it has no config.json. Give the '
-      '--workdir of a training run.'
-    )
-  return config_lib.from_json(text, epath.Path(workdir) / workdir_lib.CONFIG)
-
-
-def read_names(workdir: epath.PathLike) -> list[str]:
-  """Returns the classes, or domains, that a run was trained on.
-
-  Raises:
-    UserError: classes.json is missing, or holds something else.
-  """
-  try:
-    names = workdir_lib.read_json(workdir, workdir_lib.CLASSES)
-  except (ValueError, RecursionError):
-    names = '(no JSON)'
-  if names is None:
-    raise errors.UserError(
-      f'{workdir} has no classes.json: its training never began. Train first, '
-      f'with --config=... --workdir={workdir}.'
-    )
-  listed = isinstance(names, list) and bool(names)
-  if not listed or not all(isinstance(name, str) for name in names):
-    raise errors.UserError(
-      f'{epath.Path(workdir) / workdir_lib.CLASSES} is damaged: expected a '
-      f'list of names, not {str(names)[:40]!r}. Put a backup in its place, or '
-      'start the training command again.'
-    )
-  return names
 
 
 def open_run(
@@ -296,7 +255,12 @@ def open_run(
   Raises:
     UserError: the folder lacks the names of the classes.
   """
-  names = read_names(workdir)
+  names = workdir_lib.read_json(workdir, workdir_lib.CLASSES, list)
+  if not names:
+    raise errors.UserError(
+      f'{workdir} has no classes.json with names: its training never began. '
+      f'Train first, with --config=... --workdir={workdir}.'
+    )
   task = tasks.named(config.task)(config, _mesh(config), names, data)
   manager = checkpoint.Manager(
     workdir, scores=evaluate.scores(task.evaluator, workdir), read_only=True

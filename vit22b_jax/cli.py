@@ -27,7 +27,6 @@ lost: the same command in all of them resumes (experiments/scaling/README.md).
 """
 
 import os
-import pathlib
 import sys
 import traceback
 
@@ -324,9 +323,6 @@ def run_flags(values: flags.FlagValues) -> int:
   from vit22b_jax import commands
   from vit22b_jax.runtime import console, distributed, host
 
-  name = None
-  if values.config is not None:
-    name = pathlib.Path(values['config'].config_filename).stem
   try:
     distributed.initialize(
       values.coordinator,
@@ -337,20 +333,7 @@ def run_flags(values: flags.FlagValues) -> int:
     )
     host.start_backend()
     console.hush_others()
-    return commands.run(
-      values.mode,
-      config=values.config,
-      workdir=values.workdir or (name and os.path.join('runs', name)),
-      images=values.input,
-      top_k=values.top_k,
-      direction=values.direction,
-      max_size=values.max_size,
-      topology=values.topology,
-      search=values.search,
-      efficiency=values.matmul_efficiency,
-      workdirs=values.workdirs,
-      minutes=values.minutes,
-    )
+    return commands.run(values)
   except errors.TrainingStopped as error:
     if jax.process_index() == 0:  # all have met it
       print(f'stopped: {error}', file=sys.stderr)

@@ -20,14 +20,14 @@ from experiments.blockiness import blockiness
 from vit22b_jax import api, tasks
 from vit22b_jax.fid import image_sources
 from vit22b_jax.modes import evaluate
-from vit22b_jax.runtime import workdir
+from vit22b_jax.runtime import runs, workdir
 
 HERE = pathlib.Path(__file__).parent
 
 
 def measure(path: str) -> list[dict]:
   """Returns a row for each direction of a run."""
-  config = api.read_config(path)
+  config = runs.read_config(path)
   data = tasks.named(config.task).load_data(config)
   task, manager = api.open_run(path, config, data)
   step, variables, _ = evaluate.restore(task, manager, 'last')

@@ -38,7 +38,7 @@ def measure(
 
 def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
   """Measures the last checkpoint's generators again."""
-  config = api.read_config(str(workdir))
+  config = runs.read_config(str(workdir))
   weights = config.fid.weights
   with config.unlocked():
     config.fid.update(common.translation().fid)

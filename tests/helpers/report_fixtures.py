@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from configs import common
+from vit22b_jax import config
+from vit22b_jax.config import ConfigDict
+
 CLASSES = [
   'airplane',
   'automobile',
@@ -31,52 +35,62 @@ COLUMNS = [
 ]
 STATISTICS = ('attn_logit_max', 'attn_entropy', 'residual_rms', 'grad_norm')
 
-CONFIG: dict[str, Any] = {
-  'seed': 0,
-  'task': 'classification',
-  'batch_size': 128,
-  'duration': '20 epochs',
-  'init_from': '',
-  'data': {
-    'name': 'cifar10',
-    'image_size': 32,
-    'augment': 'paper',
-    'mean': [0.4914, 0.4822, 0.4465],
+
+def _config(defaults: ConfigDict, choices: dict[str, Any]) -> dict[str, Any]:
+  defaults.update(choices)
+  return json.loads(config.to_json(defaults))
+
+
+CONFIG = _config(
+  common.classification(),
+  {
+    'seed': 0,
+    'task': 'classification',
+    'batch_size': 128,
+    'duration': '20 epochs',
+    'init_from': '',
+    'data': {
+      'name': 'cifar10',
+      'image_size': 32,
+      'augment': 'paper',
+    },
+    'model': {
+      'block': 'vit22b',
+      'variant': 'Ti',
+      'patch_size': 4,
+      'dtype': 'float32',
+    },
+    'optim': {'name': 'adamw', 'learning_rate': 5e-4, 'clip_norm': 10.0},
+    'diagnostics': {'per_layer': True, 'on_explosion': 'record'},
   },
-  'model': {
-    'block': 'vit22b',
-    'variant': 'Ti',
-    'patch_size': 4,
-    'depth': None,
-    'dtype': 'float32',
+)
+TRANSLATION = _config(
+  common.translation(),
+  {
+    'seed': 0,
+    'task': 'translation',
+    'batch_size': 1,
+    'duration': '40 epochs',
+    'data': {'name': 'fruit', 'image_size': 64, 'pairing': 'unpaired'},
+    'model': {
+      'generator': 'vitunet',
+      'block': 'released_vit',
+      'variant': 'Ti',
+      'patch_size': 8,
+      'resample': 'space',
+      'blocks': 9,
+    },
+    'discriminator': {'name': 'patchgan70'},
+    'optim': {'name': 'adam', 'learning_rate': 2e-4, 'pool_size': 50},
+    'fid': {
+      'weights': 'random:0',
+      'tap': 2048,
+      'resize': 'clean',
+      'quantize': 'round',
+      'num': 'all',
+    },
   },
-  'optim': {'name': 'adamw', 'learning_rate': 5e-4, 'clip_norm': 10.0},
-  'diagnostics': {'per_layer': True, 'on_explosion': 'record'},
-}
-TRANSLATION: dict[str, Any] = {
-  'seed': 0,
-  'task': 'translation',
-  'batch_size': 1,
-  'duration': '40 epochs',
-  'data': {'name': 'fruit', 'image_size': 64, 'pairing': 'unpaired'},
-  'model': {
-    'generator': 'vitunet',
-    'block': 'released_vit',
-    'variant': 'Ti',
-    'patch_size': 8,
-    'resample': 'space',
-    'blocks': 9,
-  },
-  'discriminator': {'name': 'patchgan70'},
-  'optim': {'name': 'adam', 'learning_rate': 2e-4, 'pool_size': 50},
-  'fid': {
-    'weights': 'random:0',
-    'tap': 2048,
-    'resize': 'clean',
-    'quantize': 'round',
-    'num': 'all',
-  },
-}
+)
 VERSIONS = {
   'package': '0.1.0',
   'git_commit': '0123abc',
@@ -321,8 +335,8 @@ def make_translation(
   """
   path.mkdir(parents=True)
   rng = np.random.default_rng(0)
-  config = TRANSLATION | {'fid': TRANSLATION['fid'] | {'weights': weights}}
-  (path / 'config.json').write_text(json.dumps(config))
+  chosen = TRANSLATION | {'fid': TRANSLATION['fid'] | {'weights': weights}}
+  (path / 'config.json').write_text(json.dumps(chosen))
   (path / 'versions.json').write_text(json.dumps(VERSIONS))
   (path / 'classes.json').write_text(json.dumps(names))
   write_lines(path / 'metrics.jsonl', _translation_metrics(rng, steps))

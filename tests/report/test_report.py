@@ -467,8 +467,8 @@ def test_ended_early(whole):
 
 def test_a_run_that_wants_no_test_finishes_without(tmp_path):
   path = report_fixtures.make(tmp_path / 'run', steps=700, finished=False)
-  changed = {'duration': '2 epochs', 'eval': {'test': False}}
-  config = json.dumps(report_fixtures.CONFIG | changed)
+  config = report_fixtures.CONFIG | {'duration': '2 epochs'}
+  config = json.dumps(config | {'eval': config['eval'] | {'test': False}})
   (path / 'config.json').write_text(config)
   progress = page.verdicts(runs.read(path))[2]
   assert (progress.answer, progress.mood) == ('Finished', 'good')

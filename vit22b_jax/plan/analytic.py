@@ -51,9 +51,8 @@ def prepare(
       f"is planned where jax's CUDA plugin compiles it: {gpu_targets.INSTALL}; "
       'or on the machine itself, with --topology=local.'
     )
-  shape = sharding.mesh_shape(
-    config.sharding, topology.size, **sharding.mesh_sizes(config.mesh)
-  )
+  options = sharding.mesh_options(config)
+  shape = sharding.mesh_shape(count=topology.size, **options)
   mesh = AbstractMesh(tuple(shape.values()), tuple(shape))
   data = classification.Classification.dataset_info(config)
   here = config.copy_and_resolve_references()

@@ -58,10 +58,8 @@ def plan(
   platform = topology.devices[0].platform if compiles else 'gpu'
   config_lib.resolve_dtype(config, platform)  # no chip listed is a CPU
   if compiles:
-    sizes = sharding.mesh_sizes(config.mesh)
-    mesh = sharding.make_mesh(
-      config.sharding, **sizes, devices=topology.devices
-    )
+    options = sharding.mesh_options(config)
+    mesh = sharding.make_mesh(devices=topology.devices, **options)
     task = make_task(config, mesh)
     task.validate_sharding()
   else:

@@ -94,8 +94,8 @@ def meshes(config: ConfigDict, devices: int) -> list[dict[str, int]]:
   """
   found = []
   with contextlib.suppress(errors.UserError):  # a mesh for other hardware
-    own = sharding.mesh_sizes(config.mesh)
-    found.append(sharding.mesh_shape(config.sharding, devices, **own))
+    own = sharding.mesh_options(config)
+    found.append(sharding.mesh_shape(count=devices, **own))
   for tensor in _TENSOR:
     for replicas in (*_REPLICAS, devices // tensor):
       if replicas and devices % (tensor * replicas) == 0:

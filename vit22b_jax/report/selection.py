@@ -70,7 +70,8 @@ def _is_run(path: epath.Path) -> bool:
   A damaged one counts: it is told of when it is read.
   """
   try:
-    return runs.is_config(formats.read_json(path / workdir.CONFIG))
+    config = formats.read_json(path / workdir.CONFIG)
+    return isinstance(config, dict) and 'task' in config
   except errors.UserError:
     return True
 

@@ -197,6 +197,10 @@ def judging(path: epath.Path, place: str = '') -> Iterator[None]:
     yield
   except errors.UserError:
     raise
+  except OSError as error:
+    raise errors.UserError(
+      f'{path} could not be read: {error.strerror or error}.'
+    ) from None
   except npz_file.FAULTS as error:
     reason = str(error).partition('\n')[0] or type(error).__name__
     where = f'{place}: ' if place else ''

@@ -19,7 +19,8 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from vit22b_jax import config as config_lib
-from vit22b_jax import durations, errors, rules
+from vit22b_jax import errors, rules
+from vit22b_jax.config import ConfigDict
 from vit22b_jax.runtime import formats, workdir
 
 Series = tuple[Int[np.ndarray, 'points'], Float[np.ndarray, 'points']]
@@ -46,13 +47,6 @@ _EVAL = {
     }
     | {'weights_sha256': str, 'calibrated': bool},
   ),
-}
-_COMMON = {'batch_size': int, 'data.name': str, 'data.image_size': int}
-_CHOICES = {
-  'classification': _COMMON
-  | {'model.block': str, 'model.variant': str, 'model.patch_size': int},
-  'translation': _COMMON
-  | {'model.generator': str, 'discriminator.name': str, 'fid.weights': str},
 }
 _PROBE = formats.Fields(
   {'config': dict, 'trials': dict, 'switches': dict, 'advice': str}
@@ -187,7 +181,7 @@ def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
       damaged.
   """
   path = epath.Path(path)
-  config = _read_config(path)
+  config = read_config(path).to_dict()
   damaged: list[str] = []
 
   def side(reader, name, *arguments, empty):
@@ -206,7 +200,7 @@ def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
   names = side(formats.read_json, workdir.CLASSES, list, empty=[])
   return Run(
     path=path,
-    config=config_lib.rename_keys(config),
+    config=config,
     versions=side(formats.read_json, workdir.VERSIONS, _VERSIONS, empty={}),
     metrics=side(formats.read_rows, workdir.METRICS, numbers, empty=[]),
     diagnostics=side(formats.read_table, workdir.DIAGNOSTICS, empty={}),
@@ -259,34 +253,33 @@ def printable(text: str) -> str:
   return re.sub('[\ud800-\udfff]', '\ufffd', text)
 
 
-def is_config(content: Any) -> bool:
-  """Returns whether `content` is that of a config.json of a run."""
-  return isinstance(content, dict) and 'task' in content
+def read_config(path: epath.PathLike) -> ConfigDict:
+  """Returns the configuration that a run was made with.
 
-
-def _read_config(path: epath.Path) -> dict[str, Any]:
-  config = formats.read_json(path / workdir.CONFIG)
+  Raises:
+    UserError: the folder isn't a run's, or its config.json is damaged.
+  """
+  config = find_config(path)
   if config is None:
     raise errors.UserError(
-      f'{path} is not a workdir: it has no config.json. Give the folder that'
-      ' a run wrote, such as runs/cifar100_vit22b_s.'
+      f'{path} is not a workdir: it has no {workdir.CONFIG}. Give the folder '
+      'that a run wrote, such as runs/cifar100_vit22b_s.'
     )
-  if not is_config(config):
-    raise errors.UserError(
-      f'{path} is not a workdir: its config.json has no task, so it is of'
-      ' another program. Leave it out.'
-    )
-  with formats.judging(path / workdir.CONFIG):
-    formats.validate(config, formats.Fields({'task': str}))
-    if config['task'] not in _CHOICES:
-      return config
-    choices = formats.Fields(_CHOICES[config['task']], {'seed': int})
-    formats.validate(rules.flatten(config), choices)
-    try:
-      durations.validate(config.get('duration', ''), 'duration', percent=False)
-    except errors.UserError as error:
-      raise ValueError(str(error)) from None
   return config
+
+
+def find_config(path: epath.PathLike) -> ConfigDict | None:
+  """Returns the configuration of a run; None where there is no config.json.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  place = epath.Path(path) / workdir.CONFIG
+  with formats.judging(place):
+    if not place.exists():
+      return None
+    text = place.read_text()
+  return config_lib.from_json(text, place)
 
 
 def _read_evaluation(path: epath.Path, fields: formats.Fields) -> Any:

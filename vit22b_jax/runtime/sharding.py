@@ -51,11 +51,6 @@ RULES = (
 )
 
 
-def mesh_sizes(section: Mapping[str, Any]) -> dict[str, int | None]:
-  """Returns the sizes among the keys of a config's `mesh` section."""
-  return {axis: section[axis] for axis in AXES}
-
-
 def mesh_shape(
   preset: str,
   count: int,
@@ -64,28 +59,22 @@ def mesh_shape(
   fsdp: int | None = None,
   tensor: int | None = None,
 ) -> dict[str, int]:
-  """Returns the sizes of the mesh axes, in order, for a number of devices.
+  """Returns the sizes of the mesh axes, in order, for `count` devices.
 
   Args:
     preset: a key of PRESETS; the sizes below override its.
     count: the number of devices.
     data: devices along `data`; -1 takes those that the other axes leave.
-    fsdp: devices along `fsdp`, likewise; one axis at most may be -1.
-    tensor: devices along `tensor`, likewise.
+    fsdp: likewise; one axis at most may be -1.
+    tensor: likewise.
 
   Raises:
     UserError: an unknown preset, or the product isn't the number of devices.
   """
-  if preset not in PRESETS:
-    raise errors.UserError(
-      f'sharding={preset!r} is not one of {", ".join(PRESETS)}.'
-      f'{errors.did_you_mean(preset, PRESETS)}'
-    )
+  errors.validate_choice('sharding', preset, PRESETS)
   given = {DATA: data, FSDP: fsdp, TENSOR: tensor}
-  shape = {
-    axis: PRESETS[preset][axis] if size is None else size
-    for axis, size in given.items()
-  }
+  given = {axis: size for axis, size in given.items() if size is not None}
+  shape = PRESETS[preset] | given
   asked = ', '.join(f'mesh.{axis}={size}' for axis, size in shape.items())
   asked = f'sharding={preset!r} with {asked}'
   sizes = list(shape.values())
@@ -111,16 +100,7 @@ def make_mesh(
   devices: Sequence[jax.Device] | None = None,
   **sizes: int | None,
 ) -> Mesh:
-  """Returns a mesh with axes (data, fsdp, tensor) over devices.
-
-  Args:
-    preset: a key of PRESETS; the sizes override its.
-    devices: all at hand by default.
-    **sizes: of `data`, `fsdp` and `tensor`, see `mesh_shape`.
-
-  Raises:
-    UserError: see `mesh_shape`.
-  """
+  """Returns a mesh over devices, all at hand by default; see `mesh_shape`."""
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(preset, len(devices), **sizes)
   # Axes of a torus may be shared by two axes of the mesh: 256 of 8 x 8 x 16.
@@ -128,6 +108,11 @@ def make_mesh(
     list(shape.values()), devices, allow_split_physical_axes=True
   )
   return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_options(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what `make_mesh` and `mesh_shape` take, as a config has it."""
+  return {'preset': config['sharding']} | {a: config['mesh'][a] for a in AXES}
 
 
 @contextlib.contextmanager
@@ -184,8 +169,8 @@ def opt_state_shardings(
   """Returns the shardings of an optax state: moments as their parameters.
 
   Args:
-    tx: the transformation that made the state.
-    opt_state: the (abstract) state.
+    tx: made the state.
+    opt_state: abstract or not.
     params: the shardings of the parameters.
     mesh: on which everything else is replicated.
   """

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from vit22b_jax import config as config_lib
 from vit22b_jax import errors
 from vit22b_jax.config import ConfigDict
 from vit22b_jax.models import vit
-from vit22b_jax.runtime import checkpoint, sharding
+from vit22b_jax.runtime import checkpoint, runs, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.weights import pretrained
 
@@ -32,11 +31,9 @@ def validate(path: epath.PathLike, task: str) -> None:
 
 
 def _config_of(path: epath.PathLike, task: str) -> ConfigDict:
-  text = workdir_lib.read_text(path, workdir_lib.CONFIG)
-  if text is not None:
-    config = config_lib.from_json(text, epath.Path(path) / workdir_lib.CONFIG)
-    if config.task == task:
-      return config
+  config = runs.find_config(path)
+  if config is not None and config.task == task:
+    return config
   raise errors.UserError(
     f'init_from={path}: expected the workdir of another {task}, whose weights '
     'to start from. (To continue a run, give its --workdir.)'
