@@ -184,10 +184,10 @@ def test_features_and_attention(predictor):
 def test_what_is_no_image_is_said(predictor, tmp_path):
   (tmp_path / 'bad.png').write_bytes(b'nothing')
   for images, message in (
-    (np.zeros((16, 16, 3), np.float32), r'An array float32\[16, 16, 3\]: exp'),
-    (np.zeros((16, 16), np.uint8), r'uint8\[16, 16\]: expected uint8 images'),
-    (np.zeros((0, 16, 16, 3), np.uint8), 'expected uint8 images'),
-    ([], 'expected uint8 images'),
+    (np.zeros((16, 16, 3), np.float32), r'float32\[16, 16, 3\]. Scale to'),
+    (np.zeros((16, 16), np.uint8), r'uint8\[16, 16\]. Repeat'),
+    (np.zeros((0, 16, 16, 3), np.uint8), 'Expected uint8 images'),
+    ([], 'Expected uint8 images'),
     (tmp_path / 'absent.png', 'absent.png: No such file'),
     (tmp_path / 'bad.png', 'bad.png is not an image'),
   ):

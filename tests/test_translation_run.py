@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import fid as fid_config
 from configs import fruit_vitunet_ti
 from tests import test_main, test_train
 from vit22b_jax import api, errors, tasks, train
@@ -106,34 +105,32 @@ def test_translates_and_compares(whole, tmp_path, direction, capsys):
     pixels = rng.integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(photos / f'{i}.png')
   (photos / 'broken.jpg').write_bytes(b'no image')
-  commands.run(
-    'translate',
-    config=None,
-    workdir=str(whole),
-    images=str(photos),
-    direction=direction,
-  )
+  given = f'--workdir={whole}', f'--input={photos}', f'--direction={direction}'
+  assert test_main.call('--mode=translate', *given) == 0
   assert 'broken.jpg' in capsys.readouterr().err
   made = whole / f'translated_{direction}'
   with Image.open(made / '1.png') as image:
     assert image.size == (53, 37)
 
-  comparison = fid_config.get_config('paper')
-  comparison.a, comparison.b = f'{whole}:{direction}', str(made)
-  comparison.fid.weights = 'random:0'
   out = tmp_path / 'fid'
-  assert commands.run('fid', config=comparison, workdir=str(out)) == 0
+  compare = (
+    '--mode=fid',
+    f'--config={test_main.ROOT}/configs/fid.py:paper',
+    '--config.fid.weights=random:0',
+    f'--config.b={made}',
+    f'--workdir={out}',
+  )
+  assert test_main.call(*compare, f'--config.a={whole}:{direction}') == 0
   assert 'uncalibrated' in capsys.readouterr().out
   result = json.loads((out / 'fid.json').read_text())
   assert result['num_a'] == result['num_b'] == 3 and result['fid'] > 0
-  comparison.a = str(whole)
-  with pytest.raises(errors.UserError, match='a2b or'):
-    commands.run('fid', config=comparison, workdir=str(out))
+  assert test_main.call(*compare, f'--config.a={whole}') == 2
+  assert 'a2b or' in capsys.readouterr().err
 
 
-def test_what_only_classifiers_do_is_refused(whole):
-  with pytest.raises(errors.UserError, match="task 'classification'"):
-    commands.run('export', config=None, workdir=str(whole))
+def test_what_only_classifiers_do_is_refused(whole, capsys):
+  assert test_main.call('--mode=export', f'--workdir={whole}') == 2
+  assert "task 'classification'" in capsys.readouterr().err
 
 
 def test_the_generator_from_python(whole):
@@ -142,3 +139,9 @@ def test_the_generator_from_python(whole):
   images = np.zeros((1, 32, 32, 3), np.float32)
   made = jax.jit(model.apply)({'params': variables['gen_ab']}, images)
   assert made.shape == images.shape and np.abs(made).max() <= 1
+  made = translator.translate(np.zeros((32, 32, 3), np.uint8), 'b2a')
+  assert made.shape == (1, 32, 32, 3) and made.dtype == np.uint8
+  with pytest.raises(errors.UserError, match="direction='ab'"):
+    translator.translate(np.zeros((32, 32, 3), np.uint8), 'ab')
+  with pytest.raises(errors.UserError, match='Scale to'):
+    translator.translate(images, 'b2a')

@@ -105,8 +105,8 @@ class Predictor:
       class has a probability of its own.
   """
 
-  model: vit.ViT
-  variables: dict[str, Any]
+  model: vit.ViT = dataclasses.field(repr=False)
+  variables: dict[str, Any] = dataclasses.field(repr=False)
   class_names: tuple[str, ...]
   image_size: int
   load_size: int
@@ -174,26 +174,46 @@ def _load_images(images: Images, side: int) -> UInt8[np.ndarray, 'B S S 3']:
     return _load_file(images, side)[None]
   if isinstance(images, list | tuple) and images:
     return np.concatenate([_load_images(image, side) for image in images])
-  images = np.asarray(images)
-  shape = images.shape
-  looks_right = images.ndim in (3, 4) and shape[-1] == 3 and images.size
-  if images.dtype != np.uint8 or not looks_right:
-    raise errors.UserError(
-      f'An array {images.dtype}{list(shape)}: expected uint8 images '
-      '[B, H, W, 3] in [0, 255], one image [H, W, 3], or paths.'
-    )
-  images = images[None] if images.ndim == 3 else images
-  fitted = [decode.fit(Image.fromarray(image), side) for image in images]
+  fitted = [
+    decode.fit(Image.fromarray(image), side) for image in _as_batch(images)
+  ]
   return np.stack([np.asarray(image) for image in fitted])
 
 
+def _as_batch(images: Any) -> UInt8[np.ndarray, 'B H W 3']:
+  """Returns one image or several as several; raises UserError for others."""
+  array = np.asarray(images)
+  fits = array.ndim in (3, 4) and array.shape[-1] == 3 and array.size
+  if not fits or array.dtype != np.uint8:
+    raise errors.UserError(
+      'Expected uint8 images [B, H, W, 3] in [0, 255], one image [H, W, 3], '
+      f'or paths of files, and at least one; not {_describe(images)}'
+    )
+  return array[None] if array.ndim == 3 else array
+
+
+def _describe(images: Any) -> str:
+  """Says what isn't an array of images, and how it becomes one."""
+  if not hasattr(images, 'dtype'):
+    return f'{type(images).__name__}.'
+  shape, hint = list(images.shape), ''
+  if np.dtype(images.dtype).kind == 'f':
+    hint = ' Scale to [0, 255] first: (255 * x).round().astype("uint8").'
+  elif len(shape) == 2 or shape[-1:] == [1]:
+    hint = ' Repeat the gray channel: np.repeat(x.reshape(H, W, 1), 3, -1).'
+  elif shape[-3:-2] == [3]:
+    hint = ' Channels come last: np.moveaxis(x, -3, -1).'
+  return f'{images.dtype}{shape}.{hint}'
+
+
 def _load_file(path: epath.PathLike, side: int) -> UInt8[np.ndarray, 'S S 3']:
+  workdir_lib.validate_place(path)
   try:
     return decode.square(epath.Path(path).read_bytes(), side)
-  except OSError as error:
-    raise errors.UserError(f'{path}: {error.strerror or error}.') from None
   except decode.CorruptImage as error:
     raise errors.UserError(f'{path} is not an image: {error}.') from None
+  except OSError as error:
+    raise errors.UserError(f'{path}: {error.strerror or error}.') from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,12 +225,12 @@ class Translator:
     variables: parameters by name:
       `model.apply({'params': variables['gen_ab']}, images)`.
     domain_names: of a and b.
-    translate: (images uint8 [B, H, W, 3], 'a2b' or 'b2a') -> uint8; see
-      `tasks.cyclegan.CycleGAN.translate` for the sizes that it takes.
+    translate: (images uint8 [B, H, W, 3] or one [H, W, 3], 'a2b' or 'b2a') ->
+      uint8 [B, H, W, 3]; the generator's patches must divide the sides.
   """
 
-  model: nn.Module
-  variables: dict[str, Any]
+  model: nn.Module = dataclasses.field(repr=False)
+  variables: dict[str, Any] = dataclasses.field(repr=False)
   domain_names: tuple[str, str]
   translate: Callable[[UInt8[np.ndarray, 'B H W 3'], str], np.ndarray]
 
@@ -234,7 +254,12 @@ def load(workdir: epath.PathLike) -> Predictor | Translator:
   manager.close()
   names = tuple(task.names)
   if config.task == 'translation':
-    translate = functools.partial(task.translate, variables)
+
+    def translate(images, direction='a2b'):
+      errors.validate_choice('direction', direction, ('a2b', 'b2a'))
+      made = task.translate(variables, _as_batch(images), direction)
+      return np.asarray(made)
+
     return Translator(task.model, variables, names, translate)
   data = config.data
   sizes = data.image_size, data.load_size or data.image_size

@@ -3,7 +3,6 @@
 import functools
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -108,11 +107,7 @@ def _validate_flags(flags: Flags, path: str | None) -> None:
       '--workdir of a run (with --mode=eval, predict, export or translate). '
       'python main.py --help tells more.'
     )
-  if re.match(r'\w+://', path or '') and not path.startswith('gs://'):
-    raise errors.UserError(
-      f'--workdir={path}: runs are kept on local disks and gs:// alone; '
-      'mount other storage, or copy the folder there afterwards.'
-    )
+  workdir.validate_place(path or '')
   if flags.max_size < 0:
     raise errors.UserError(f'--max_size={flags.max_size} must be at least 0.')
   if mode in ('predict', 'translate') and not flags.input:

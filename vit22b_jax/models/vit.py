@@ -185,7 +185,10 @@ def _validate(fields: dict[str, Any]) -> None:
   dtype = fields.get('dtype', 'float32')
   cudnn = kernels.cudnn.supports(dtype, width // num_heads)
   for broken, message in (
-    (num_classes < 0, f'num_classes={num_classes} must be at least 0.'),
+    (
+      not isinstance(num_classes, int) or num_classes < 0,
+      f'num_classes={num_classes!r} must be a whole number of at least 0.',
+    ),
     (
       width % num_heads,
       f'model.width={width} is not a multiple of model.num_heads={num_heads}.',

@@ -30,6 +30,7 @@ from vit22b_jax.runtime import (
   preemption,
   profiling,
   records,
+  runs,
 )
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
@@ -156,10 +157,9 @@ def open_workdir(
   distributed.validate_shared(
     folder.path, lambda name: folder.write_bytes(name, b'')
   )
-  old = workdir_lib.read_text(path, workdir_lib.CONFIG)
-  if old is None or not has_steps(folder):
+  old = runs.find_config(path) if has_steps(folder) else None
+  if old is None:
     return folder
-  old = config_lib.from_json(old, folder.path / workdir_lib.CONFIG)
   for key, before, now in config_lib.compare(old, config, folder.path):
     console.say(f'Changed since the last start: {key}: {before!r} -> {now!r}')
   return folder

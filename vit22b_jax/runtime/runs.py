@@ -274,6 +274,7 @@ def find_config(path: epath.PathLike) -> ConfigDict | None:
   Raises:
     UserError: the file is damaged.
   """
+  workdir.validate_place(path)
   place = epath.Path(path) / workdir.CONFIG
   with formats.judging(place):
     if not place.exists():

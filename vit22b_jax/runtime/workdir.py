@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -52,10 +53,14 @@ def is_remote(path: epath.PathLike) -> bool:
   return '://' in os.fspath(path)
 
 
-def read_text(workdir: epath.PathLike, name: str) -> str | None:
-  """Returns the content of a file of a run, or None where there's none."""
-  path = epath.Path(workdir) / name
-  return path.read_text() if path.exists() else None
+def validate_place(path: epath.PathLike) -> None:
+  """Raises UserError for storage other than local disks and `gs://`."""
+  text = os.fspath(path)
+  if '\0' in text or (re.match(r'\w+://', text) and text[:5] != 'gs://'):
+    raise errors.UserError(
+      f'{text!r}: files are kept on local disks and gs:// alone; mount other '
+      'storage, or copy the folder there afterwards.'
+    )
 
 
 def read_json(
@@ -301,11 +306,7 @@ def _explaining(path: epath.Path) -> Iterator[None]:
 
 
 def _validate_writable(path: epath.Path) -> None:
-  if is_remote(path) and not os.fspath(path).startswith('gs://'):
-    raise errors.UserError(
-      f'--workdir={path}: checkpoints can be kept on local disks and gs:// '
-      'alone; mount other storage, or copy the folder there afterwards.'
-    )
+  validate_place(path)
   with _explaining(path):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.probe_{os.getpid()}'
