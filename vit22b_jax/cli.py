@@ -43,6 +43,12 @@ MODES = (
 )
 
 
+_OUT_OF_MEMORY = (
+  'The devices are out of memory. A smaller batch_size, a larger '
+  'optim.accumulate, model.remat=full or sharding=fsdp need less of it; '
+  '--mode=plan tells how much.'
+)
+
 # --- Flags -----------------------------------------------------------------
 
 
@@ -169,7 +175,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
     raise errors.UserError(_unknown_file(spec)) from None
   except flags.Error as error:
     raise errors.UserError(_explain(error, argv)) from None
-  except Exception as error:  # of the file, which runs
+  except (Exception, SystemExit) as error:  # of the file, which runs
     raise errors.UserError(_fault_of_file(spec, error)) from None
   if len(rest) > 1:
     raise errors.UserError(
@@ -339,6 +345,8 @@ def run_flags(values: flags.FlagValues) -> int:
       print(f'stopped: {error}', file=sys.stderr)
     return 3
   except Exception as error:
+    if 'RESOURCE_EXHAUSTED: Out of memory' in str(error):
+      error = errors.UserError(f'{_OUT_OF_MEMORY} ({str(error)[:200]})')
     distributed.exit_on_error(error)
     if not isinstance(error, errors.UserError):
       raise

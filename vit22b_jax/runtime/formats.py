@@ -62,6 +62,20 @@ def line(row: Mapping[str, Any]) -> str:
   return json.dumps(strict(row), allow_nan=False)
 
 
+def read_bytes(path: epath.Path) -> bytes | None:
+  """Returns the content of a file; None where there is none.
+
+  Raises:
+    errors.UserError: it can't be read, or is a folder or a pipe.
+  """
+  with judging(path):
+    if not path.exists():
+      return None
+    if not path.is_file():
+      raise OSError(0, 'no regular file')
+    return path.read_bytes()
+
+
 def read_json(path: epath.Path, fields: Fields | type | None = None) -> Any:
   """Returns the content of a JSON file; None where there is no such file.
 
@@ -72,10 +86,11 @@ def read_json(path: epath.Path, fields: Fields | type | None = None) -> Any:
   Raises:
     errors.UserError: the file is damaged or holds something else.
   """
+  content = read_bytes(path)
+  if content is None:
+    return None
   with judging(path):
-    if not path.exists():
-      return None
-    content = _parse(path.read_bytes())
+    content = _parse(content)
     if isinstance(fields, Fields):
       validate(content, fields)
     elif fields is not None:
@@ -143,10 +158,11 @@ def read_arrays(
   Raises:
     errors.UserError: the file is damaged, or an array is not as in `shapes`.
   """
-  if not path.exists():
+  content = read_bytes(path)
+  if content is None:
     return {}
   with judging(path):
-    arrays = npz_file.parse(path.read_bytes(), _ARRAY_BYTES)
+    arrays = npz_file.parse(content, _ARRAY_BYTES)
   arrays = {name: array for name, array in arrays.items() if name in shapes}
   sizes: dict[str, int] = {}
   for name, array in sorted(arrays.items()):
@@ -241,8 +257,7 @@ def _parse(content: bytes) -> Any:
 
 def _complete_lines(path: epath.Path) -> Iterator[tuple[int, bytes]]:
   """Yields numbers and lines; the last must end, or else it was cut off."""
-  with judging(path):
-    content = path.read_bytes() if path.exists() else b''
+  content = read_bytes(path) or b''
   for number, text in enumerate(content.split(b'\n')[:-1], 1):
     if text.strip():
       yield number, text

@@ -276,10 +276,11 @@ def find_config(path: epath.PathLike) -> ConfigDict | None:
   """
   workdir.validate_place(path)
   place = epath.Path(path) / workdir.CONFIG
+  content = formats.read_bytes(place)
+  if content is None:
+    return None
   with formats.judging(place):
-    if not place.exists():
-      return None
-    text = place.read_text()
+    text = content.decode()
   return config_lib.from_json(text, place)
 
 

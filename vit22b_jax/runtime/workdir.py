@@ -94,10 +94,9 @@ class GrowingFile:
   def lines(self) -> list[str]:
     """Returns the whole lines so far; leaves out one cut off by a crash."""
     self.flush()
-    if not self.path.exists():
-      return []
+    content = formats.read_bytes(self.path) or b''
     with formats.judging(self.path):
-      text = self.path.read_bytes().decode()
+      text = content.decode()
     return [line for line in text.split('\n')[:-1] if line]
 
   def append(self, line: str) -> None:
@@ -298,10 +297,15 @@ def _explaining(path: epath.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
+    saved = ''
+    if os.path.isdir(path / 'checkpoints'):
+      saved = (
+        'Checkpoints written before are whole, and the same command resumes '
+        'from the newest.'
+      )
     raise errors.UserError(
       f'Could not write to the workdir {path}: {error.strerror or error}. '
-      f'{errors.disk_remedy(error)}Checkpoints written before are whole, and '
-      'the same command resumes from the newest.'
+      f'{errors.disk_remedy(error)}{saved}'.strip()
     ) from error
 
 
