@@ -93,13 +93,12 @@ def out_of_patience(scores: Mapping[int, Score], patience: int) -> bool:
 def restore(
   task: base.Task, manager: checkpoint.Manager, which: str
 ) -> tuple[int, dict[str, Any], str]:
-  """Restores the weights of the best checkpoint by validation, or of the last.
+  """Restores the weights of the 'best' checkpoint by validation, or the 'last'.
 
   Without any validation 'best' is the last too.
 
   Returns:
-    The checkpoint's step, the model's variables, and their kind ('params' or
-    'ema').
+    The checkpoint's step, the model's variables, and 'params' or 'ema'.
 
   Raises:
     UserError: the workdir holds no checkpoint.
@@ -122,17 +121,11 @@ def finish(
   folder: workdir.Workdir,
   poll: evaluators.Poll = evaluators.ignore,
 ) -> dict[str, Any]:
-  """Evaluates on the test part and writes eval.json.
+  """Evaluates on the test part; returns what it writes into eval.json.
 
-  Args:
-    task: with data.
-    manager: the run's checkpoints.
-    folder: where the files go.
-    poll: called between batches; may raise to leave the evaluation.
-
-  Returns:
-    The content of eval.json: what the evaluator's `test` gives, and `step
-    weights checkpoint`, with `checkpoint_note` if no best one can be chosen.
+  That is what the evaluator's `test` gives, and `step weights checkpoint`, with
+  `checkpoint_note` if no best one can be chosen. `poll` is called between
+  batches, and may raise to leave the evaluation.
   """
   which, note = task.config.eval.checkpoint, {}
   steps = {'best': manager.best_step(), 'last': manager.latest_step()}

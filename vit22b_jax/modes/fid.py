@@ -45,8 +45,7 @@ def run(
 
   Args:
     config: of configs/fid.py.
-    workdir: folder for fid.json (and, on request, a.npz and b.npz); None
-      writes nothing.
+    workdir: folder for fid.json (and, on request, a.npz and b.npz), if any.
     open_generator: (workdir, direction) -> batches {'image', 'mask'} of what a
       run's generator makes of its test part; float in [0, 255] or uint8.
 
@@ -57,7 +56,6 @@ def run(
     UserError: a mistake in the config, or in the sets.
   """
   start = time.monotonic()
-  validate_sets(config)
   settings = extractor.Settings.of(config.fid)
   sets = {
     side: _open(config, side, settings, open_generator) for side in _SIDES
@@ -85,22 +83,6 @@ def run(
       folder.write_bytes(f'{side}.npz', content)
     folder.write_json(RESULT, result)
   return result
-
-
-def validate_sets(config: ConfigDict) -> None:
-  """Raises UserError for sets that can't be compared as the config asks."""
-  for side in _SIDES:
-    if not config[side]:
-      raise errors.UserError(
-        f'--config.{side}= is missing: the set of images to compare, '
-        f'{image_sources.FORMS}.'
-      )
-    if config.infinity and config[side].endswith('.npz'):
-      raise errors.UserError(
-        f'infinity=True needs the images of both sets, to take parts of them, '
-        f'and {side}={config[side]} has their statistics alone: give the '
-        'images, or leave infinity out.'
-      )
 
 
 def _summary(config: ConfigDict, result: dict[str, Any]) -> str:
@@ -136,9 +118,20 @@ def _open(
   open_generator: OpenGenerator,
 ) -> image_sources.Source | statistics.Moments:
   spec = config[side]
+  if not spec:
+    raise errors.UserError(
+      f'--config.{side}= is missing: the set of images to compare, '
+      f'{image_sources.FORMS}.'
+    )
   if not spec.endswith('.npz'):
     return image_sources.find(
       spec, dir=config.dir, open_generator=open_generator
+    )
+  if config.infinity:
+    raise errors.UserError(
+      'infinity=True needs the images of both sets, to take parts of them, '
+      f'and {side}={spec} has their statistics alone: give the images, or '
+      'leave infinity out.'
     )
   found = statistics.Moments.load(epath.Path(spec).expanduser(), settings.tap)
   _validate_same(spec, found.facts, 'resize', settings.resize)

@@ -21,12 +21,9 @@ def find(
 ) -> tuple[epath.Path, list[str]]:
   """Finds the images that --input names.
 
-  Args:
-    given: a folder at any depth of which images may lie, or an image file.
-    leave_out: a folder whose images don't count.
-
   Returns:
-    The folder, and the paths of its images relative to it, sorted.
+    The folder, and the paths relative to it of its images at any depth, sorted,
+    without those in `leave_out`.
 
   Raises:
     UserError: there is no such folder or file.
@@ -52,10 +49,7 @@ def decoded(
   decoder: Callable[[bytes], Any],
   notes: list[str],
 ) -> Iterator[tuple[str, Any]]:
-  """Yields names and what `decoder` makes of files.
-
-  `notes` gets a line for each that can't be read.
-  """
+  """Yields names and decoded files; `notes` gets a line for each other one."""
   for name in names:
     try:
       image = decoder((folder / name).read_bytes())

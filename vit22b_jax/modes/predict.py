@@ -34,8 +34,8 @@ def run(
   """Classifies every readable image of a folder, or one file.
 
   Args:
-    task: the run's task; needs no data.
-    variables: the model's variables.
+    task: needs no data.
+    variables: the model's.
     given: a folder, searched through in sorted order, or an image file.
     top_k: rows an image, most probable first.
 

@@ -228,11 +228,12 @@ def advice(record: dict[str, Any]) -> str:
   tried, late = (_trials(record, '', n) for n in (STEPS, LATE_STEPS))
   lasting = [t['rate'] for t in late if not t['exploded']]
   rate = max(lasting, default=switches['']['stable_at'])
+  lowest = switches['']['explodes_at']
   if rate is None:
-    lowest = switches['']['explodes_at']
     text = f'Explodes at {lowest:.3g}, the lowest learning rate that was tried'
   else:
-    text = f'Tolerates a learning rate of {rate:.3g}'
+    highest = ', the highest that was tried,' * (lowest is None)
+    text = f'Tolerates a learning rate of {rate:.3g}{highest}'
   stable = [t for t in tried if not t['exploded'] and t['rate'] <= (rate or 0)]
   if stable:
     best = min(stable, key=lambda trial: trial['last_loss'])
@@ -253,7 +254,8 @@ def advice(record: dict[str, Any]) -> str:
     if switch and (found['stable_at'] or 0) > (rate or 0)
   ]
   if not better:
-    return f'{text}; no switch that was tried allows more.'
+    none = '; no switch that was tried allows more' * (len(switches) > 1)
+    return f'{text}{none}.'
   allowed, change = max(better)
   return f'{text}; {change} would allow {allowed:.3g}.'
 

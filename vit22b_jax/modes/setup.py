@@ -5,13 +5,13 @@ state = setup.restore(r)
 setup.introduce(r.task)
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -59,13 +59,7 @@ class Run:
   polls: int = 0
 
 
-class Due(NamedTuple):
-  """Says, for each thing that recurs, whether it is due."""
-
-  log: Any
-  evaluate: Any
-  save: Any
-  sample: Any
+Due = collections.namedtuple('Due', ('log', 'evaluate', 'save', 'sample'))
 
 
 def open_run(
@@ -78,9 +72,6 @@ def open_run(
   """Opens what a run works with, and writes down what it is.
 
   `stack` closes everything, and writes the report.
-
-  Raises:
-    UserError: the input is wrong.
   """
   validate_same_config(config)
   profiling.Window.parse(config.profile)
@@ -144,9 +135,6 @@ def open_workdir(
 
   A folder where no step was recorded is nobody's: a first start that failed
   doesn't stand in the way of the next.
-
-  Raises:
-    UserError: the folder can't be written, or is another run's.
   """
   folder = workdir_lib.Workdir(
     path,
@@ -176,9 +164,7 @@ def make_task(
   """Loads the data, and gets what training will need later.
 
   Raises:
-    UserError: the data or Inception's weights can't be had, the data have other
-      classes than the run's or other images, or too many weights aren't
-      sharded.
+    UserError: something can't be had, or isn't what the run was trained on.
   """
   task_type = tasks.named(config.task)
   data = distributed.run_on_process_zero_first(
@@ -198,9 +184,6 @@ def validate_same_data(
   """Compares classes and images with those that a run was trained on.
 
   Domains are named by a path, so that their names may change.
-
-  Raises:
-    UserError: classes differ; or images do, and `data.allow_changes` is off.
   """
   if not has_steps(folder):
     return
@@ -253,12 +236,10 @@ def restore(r: Run) -> base.State:
     UserError: the checkpoints are another run's, or none can be read.
   """
   task, config, path = r.task, r.task.config, r.folder.path
-
-  def validate_meta(meta):
-    config_lib.compare(meta['config'], config, path)
-
   found = r.manager.restore(
-    task.abstract_state.to_dict(), data=r.batches, check=validate_meta
+    task.abstract_state.to_dict(),
+    data=r.batches,
+    check=lambda meta: config_lib.compare(meta['config'], config, path),
   )
   r.folder.truncate(found.step if found else 0)
   if found is None or found.step < task.total_steps:
@@ -311,20 +292,17 @@ def calendar(task: base.Task) -> Callable[[int], Due]:
 
   Everything is due after the last one; what has no cadence never is.
   """
-  log = task.config.log
+  config = task.config
   cadences = Due(
-    log=log.every,
-    evaluate=task.config.eval.every,
-    save=task.config.checkpoint.every,
-    sample=log.samples if 'samples' in log else 0,
+    log=config.log.every,
+    evaluate=config.eval.every,
+    save=config.checkpoint.every,
+    sample=config.log.get('samples', 0),
   )
   steps = [task.steps(cadence) for cadence in cadences]
-
-  def due(step: int) -> Due:
-    last = step == task.total_steps
-    return Due(*(n > 0 and (last or step % n == 0) for n in steps))
-
-  return due
+  return lambda step: Due(
+    *(n > 0 and (step == task.total_steps or step % n == 0) for n in steps)
+  )
 
 
 def minutes_are_up(r: Run, log_now: bool) -> bool:

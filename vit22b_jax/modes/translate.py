@@ -55,16 +55,10 @@ Translate = Callable[
 
 
 class Done(NamedTuple):
-  """The result of `run`.
+  """The result of `run`."""
 
-  Attributes:
-    files: the PNGs, below the output folder, in the order of their inputs.
-    notes: a line for each input that was scaled down or left out.
-    page: the HTML page.
-  """
-
-  files: list[str]
-  notes: list[str]
+  files: list[str]  # PNGs, below the output folder, in the order of the inputs
+  notes: list[str]  # a line for each input that was scaled down or left out
   page: epath.Path
 
 
@@ -82,7 +76,7 @@ def run(
   is in the folder is what the page shows.
 
   Args:
-    task: the run's task; needs no data.
+    task: needs no data.
     variables: the generators' parameters.
     given: a folder, searched through in sorted order, or an image file; the
       results may lie in it, and are left aside.
