@@ -10,7 +10,7 @@ from configs import digits_vit22b_ti
 from vit22b_jax import errors
 from vit22b_jax.modes import probe, trials
 from vit22b_jax.report import page
-from vit22b_jax.runtime import sharding
+from vit22b_jax.runtime import lock, sharding
 from vit22b_jax.tasks import classification
 
 
@@ -192,6 +192,10 @@ def test_a_probe_is_written_and_goes_on(
   other.seed = 7
   with pytest.raises(errors.UserError, match='seed'):
     probe.run(other, tmp_path, mesh, minutes=5)
+  with pytest.raises(errors.UserError, match='minutes=nan'):
+    probe.run(config, tmp_path, mesh, minutes=float('nan'))
+  with lock.held(tmp_path), pytest.raises(errors.UserError, match='process'):
+    probe.run(config, tmp_path, mesh, minutes=5)
   (tmp_path / 'probe.json').write_text('{"trials": 3}')
   with pytest.raises(errors.UserError, match=r'probe.json is damaged'):
     page.write_probe(tmp_path)

@@ -22,7 +22,7 @@ from vit22b_jax import config as config_lib
 from vit22b_jax import errors
 from vit22b_jax.modes import trials
 from vit22b_jax.report import page, probe_page
-from vit22b_jax.runtime import console, runs
+from vit22b_jax.runtime import console, lock, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import classification
 
@@ -62,23 +62,26 @@ def run(
     )
   if jax.process_count() > 1:
     raise errors.UserError('--mode=probe runs in one process: start only one.')
+  if not minutes >= 0:  # nan passes a flag's bounds
+    raise errors.UserError(f'--minutes={minutes} must be at least 0.')
   folder = workdir_lib.Workdir(workdir)
-  record = _open(folder, config)
-  data = classification.Classification.load_data(config)
-  deadline = time.monotonic() + 60 * minutes
-  probe = Probe(config, mesh, data, folder, record, deadline)
-  console.say(
-    f'Trials of {STEPS} steps; each switch is flipped alone. The record is '
-    f'{folder.path / workdir_lib.PROBE}.'
-  )
-  try:
-    for switch in ('', *trials.SWITCHES):
-      probe.search_switch(switch)
-    console.say('Every search is finished.')
-  except TimeIsUp:
+  with lock.held(folder.path):
+    record = _open(folder, config)
+    data = classification.Classification.load_data(config)
+    deadline = time.monotonic() + 60 * minutes
+    probe = Probe(config, mesh, data, folder, record, deadline)
     console.say(
-      f'{minutes:g} minutes are over; the same command goes on from here.'
+      f'Trials of {STEPS} steps; each switch is flipped alone. The record is '
+      f'{folder.path / workdir_lib.PROBE}.'
     )
+    try:
+      for switch in ('', *trials.SWITCHES):
+        probe.search_switch(switch)
+      console.say('Every search is finished.')
+    except TimeIsUp:
+      console.say(
+        f'{minutes:g} minutes are over; the same command goes on from here.'
+      )
   if record['switches']:
     console.say(f'{table(record)}\n{record["advice"]}')
     console.say(f'Page: {page.write_probe(folder.path)}')
