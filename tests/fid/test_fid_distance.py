@@ -179,6 +179,11 @@ def test_extrapolation_takes_the_bias_away():
   assert abs(value - 4) < 0.5 * abs(sweep[-1][2] - 4)
 
 
+def test_extrapolation_of_equal_sets_is_not_negative():
+  x = of(np.random.default_rng(0).standard_normal((40, 8)))
+  assert distances.extrapolate(x, x)[0] >= 0
+
+
 def test_extrapolation_needs_images():
   rng = np.random.default_rng(0)
   enough, few = (of(rng.standard_normal((n, 3))) for n in (16, 15))

@@ -272,19 +272,6 @@ def test_facts():
   }
 
 
-@pytest.mark.parametrize(
-  'setting, message',
-  [
-    ({'tap': 65}, 'fid.tap=65 is not one of 64, 192, 768, 2048'),
-    ({'resize': 'tf'}, "fid.resize='tf' is.*tf1, torch, clean"),
-    ({'quantize': 'no'}, "fid.quantize='no' is.*round, truncate, none"),
-  ],
-)
-def test_unknown_settings(setting, message):
-  with pytest.raises(errors.UserError, match=message):
-    fid.Extractor(fid.Settings('random:0', **setting))
-
-
 # --- Moments-----------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """`--mode=fid`: any two sets of images, and the mistakes in naming them."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -173,7 +172,7 @@ def test_one_side_of_unknown_weights_is_not_calibrated(
 
 
 def calibrated(load):
-  return lambda *args: dataclasses.replace(load(*args), calibrated=True)
+  return lambda *args: load(*args)._replace(calibrated=True)
 
 
 def test_files_made_otherwise_are_refused(folder, tmp_path):

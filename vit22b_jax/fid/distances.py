@@ -237,7 +237,8 @@ def extrapolate(
   """Computes FID-infinity, which the distance tends to as both sets grow.
 
   The bias falls as 1 / N (https://arxiv.org/abs/1911.07023), so a line through
-  the distances of random parts of the sets, over 1 / N, ends there.
+  the distances of random parts of the sets, over 1 / N, ends there; at 0, where
+  noise would take it below.
 
   Args:
     a: of one set, with features.
@@ -268,4 +269,4 @@ def extrapolate(
     rows.append((share, *(p.count for p in parts), _frechet(*parts)))
   share, _, _, value = np.array(rows).T
   _, intercept = np.polyfit(1 / share, value, 1)
-  return float(intercept), [(n, m, d) for _, n, m, d in rows]
+  return max(float(intercept), 0.0), [(n, m, d) for _, n, m, d in rows]

@@ -22,7 +22,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from vit22b_jax import errors
 from vit22b_jax.data import cache
 from vit22b_jax.fid import inception_resize, inception_weights, statistics
 from vit22b_jax.models import inception
@@ -59,12 +58,6 @@ class Settings:
     names = (field.name for field in dataclasses.fields(cls))
     return cls(**{name: section[name] for name in names})
 
-  def validate(self) -> None:
-    """Raises UserError for a value that doesn't exist."""
-    errors.validate_choice('fid.tap', self.tap, TAPS)
-    errors.validate_choice('fid.resize', self.resize, inception_resize.MODES)
-    errors.validate_choice('fid.quantize', self.quantize, QUANTIZE)
-
 
 class Extractor:
   """Computes features.
@@ -76,24 +69,21 @@ class Extractor:
     mesh: devices that share each batch; this process's first by default.
 
   Attributes:
-    settings: how.
     batch_size: as it is compiled.
     weights_sha256: of the weights.
     calibrated: whether these are the public weights; a distance with any other
       is "uncalibrated" wherever it is printed.
 
   Raises:
-    UserError: a setting doesn't exist, or the weights can't be had.
+    UserError: the weights can't be had.
   """
 
   def __init__(
     self, settings: Settings, batch_size: int = 16, mesh: Mesh | None = None
   ):
-    settings.validate()
     self.settings = settings
     if mesh is None:
       mesh = Mesh(np.array(jax.local_devices()[:1]), ('data',))
-    self._mesh = mesh
     self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     tap = str(settings.tap)
     params, self.weights_sha256, self.calibrated = inception_weights.load(
@@ -121,13 +111,10 @@ class Extractor:
 
   def facts(self) -> dict[str, Any]:
     """Returns what belongs beside every distance: settings and weights."""
-    return {
-      'tap': self.settings.tap,
-      'resize': self.settings.resize,
-      'quantize': self.settings.quantize,
-      'weights_sha256': self.weights_sha256,
-      'calibrated': self.calibrated,
-    }
+    s = self.settings
+    found = {'tap': s.tap, 'resize': s.resize, 'quantize': s.quantize}
+    weights = {'weights_sha256': self.weights_sha256}
+    return found | weights | {'calibrated': self.calibrated}
 
   def cached_statistics(
     self,
@@ -143,7 +130,7 @@ class Extractor:
       identity: changes when the images do, JSON-able; None for what is not to
         be cached.
       batches: gives the images, as `statistics` takes them.
-      name: what to call the set when its features are found; '' says nothing.
+      name: of the set, to say where its features are found; '' says nothing.
     """
     # Several processes must agree on what they compute, so all compute it.
     if identity is None or jax.process_count() > 1:
@@ -215,12 +202,7 @@ class Extractor:
 def prepare(
   images: Shaped[Array, 'B H W 3'], settings: Settings
 ) -> Float[Array, 'B 299 299 3']:
-  """Quantizes and resizes a batch.
-
-  Args:
-    images: uint8, or float in [0, 255].
-    settings: which of the ways.
-  """
+  """Quantizes and resizes a batch, uint8 or float in [0, 255]."""
   x = images.astype(jnp.float32)
   if settings.quantize != 'none' and images.dtype != jnp.uint8:
     near = jnp.rint if settings.quantize == 'round' else jnp.floor

@@ -71,7 +71,15 @@ def find(
   if end in DIRECTIONS:
     return Source(spec, lambda _: open_generator(start, end))
   if spec.startswith('tfds:'):
-    return _of_records(spec, _tfds(spec, dir), end)
+    found, split = _tfds(spec, dir), end
+  else:
+    found, split = _folder(spec), ''
+  place = f'{found.place}:{split}'
+  batches = functools.partial(_batches, found)
+  return Source(spec, batches, place, found.identity())
+
+
+def _folder(spec: str) -> encoded.Records:
   path = epath.Path(spec).expanduser()
   if not spec or not path.is_dir():
     raise errors.UserError(f'{spec!r} does not exist; expected {FORMS}.')
@@ -83,7 +91,7 @@ def find(
   found = folders.find_unlabeled(str(path))
   if not len(found):
     raise errors.UserError(f'there is no image in the folder {spec!r}.')
-  return _of_records(spec, found, '')
+  return found
 
 
 def _tfds(spec: str, dir: str) -> encoded.Records:
@@ -98,24 +106,15 @@ def _tfds(spec: str, dir: str) -> encoded.Records:
   return found[split]
 
 
-def _of_records(name: str, images: encoded.Records, split: str) -> Source:
-  return Source(
-    name,
-    functools.partial(_batches, images),
-    f'{images.place}:{split}',
-    images.identity(),
-  )
-
-
 def _batches(images: encoded.Records, size: int) -> Batches:
   """Yields lists of decoded images, each process its share of a batch.
 
-  Every process gets as many batches. The next one is decoded meanwhile.
+  Every process gets as many batches, filled up with the last image or a black
+  one. The next batch is decoded meanwhile.
   """
   process, count = jax.process_index(), jax.process_count()
   share = size // count
-  numbered = enumerate(images.readers())
-  mine = itertools.islice(numbered, process, None, count)
+  mine = itertools.islice(enumerate(images.readers()), process, None, count)
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     decoder = functools.partial(_decode, images)
     ahead = None
@@ -123,16 +122,10 @@ def _batches(images: encoded.Records, size: int) -> Batches:
       chunk = list(itertools.islice(mine, share))
       done, ahead = ahead, pool.map(decoder, chunk)
       if done is not None:
-        yield _padded(list(done), share)
-
-
-def _padded(
-  images: list[UInt8[np.ndarray, 'H W 3']], count: int
-) -> extractor.Batch:
-  """Returns a batch of `count`, filled up with the last image, or black."""
-  mask = (np.arange(count) < len(images)).astype(np.float32)
-  last = images[-1] if images else np.zeros((8, 8, 3), np.uint8)
-  return {'image': images + [last] * (count - len(images)), 'mask': mask}
+        done = list(done)
+        mask = (np.arange(share) < len(done)).astype(np.float32)
+        last = done[-1] if done else np.zeros((8, 8, 3), np.uint8)
+        yield {'image': done + [last] * (share - len(done)), 'mask': mask}
 
 
 def _decode(

@@ -106,11 +106,7 @@ class CycleGAN(base.Task):
 
   @staticmethod
   def validate_config(config: ConfigDict) -> None:
-    """Judges networks, losses and `init_from` before data are read.
-
-    Raises:
-      UserError: a value that isn't known, or sizes that don't fit together.
-    """
+    """Raises UserError for networks, losses or `init_from` that don't fit."""
     update.validate_networks(config)
     if config.init_from:
       initial.validate(config.init_from, 'translation')
@@ -213,32 +209,28 @@ class CycleGAN(base.Task):
     Compiles a program for each kind of network and runs it twice, since drawing
     hundreds of arrays takes long to compile and no time to run.
     """
-    keys = _init_keys(self.config.seed)
+    keys, params = _init_keys(self.config.seed), {}
     with sharding.mesh_context(self.mesh):
-      options = kernels.run_once_options()
-    params = {}
-    for names in _GROUPS.values():
-      draw = jax.jit(
-        lambda key, name=names[0]: nn.unbox(self._init_network(name, key)),
-        out_shardings=self.param_shardings[names[0]],
-        compiler_options=options,
-      )
-      with sharding.mesh_context(self.mesh):
+      for names in _GROUPS.values():
+        draw = jax.jit(
+          lambda key, name=names[0]: nn.unbox(self._init_network(name, key)),
+          out_shardings=self.param_shardings[names[0]],
+          compiler_options=kernels.run_once_options(),
+        )
         params |= {name: draw(keys[name]) for name in names}
     return params
 
   def init_state(self) -> State:
     """Makes a new state from the config's seed, each array where it lives."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    new_state = jax.jit(
-      self.new_state,
-      static_argnums=1,
-      donate_argnums=0,
-      out_shardings=shardings,
-    )
     variables = {'params': self._draw_params()}
     with sharding.mesh_context(self.mesh):
-      return new_state(variables, self.config.seed)
+      return jax.jit(
+        self.new_state,
+        static_argnums=1,
+        donate_argnums=0,
+        out_shardings=shardings,
+      )(variables, self.config.seed)
 
   def shardings(self, shapes: State) -> dict[str, Any]:
     """Splits moments as the weights are split, and pools by rows of images."""
@@ -373,13 +365,7 @@ class CycleGAN(base.Task):
     images: UInt8[Array, 'B H W 3'],
     direction: str,
   ) -> UInt8[Array, 'B H W 3']:
-    """Translates images of the sizes that `generators.fitting_size` allows.
-
-    Args:
-      variables: the generators' parameters by name.
-      images: all of one size.
-      direction: 'a2b' or 'b2a'.
-    """
+    """Translates images, 'a2b' or 'b2a'; see `generators.fitting_size`."""
     made = self._translated(variables, images, direction)
     with sharding.mesh_context(self.mesh):
       return self._rounded(made)

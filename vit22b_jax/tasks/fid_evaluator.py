@@ -108,14 +108,7 @@ class FidEvaluator(evaluators.Evaluator):
     part: str | None = None,
     poll: evaluators.Poll = evaluators.ignore,
   ) -> evaluators.Batches:
-    """Yields what a generator makes of a part: float images in [0, 255].
-
-    Args:
-      variables: the generators' parameters.
-      direction: 'a2b' or 'b2a'.
-      part: of the data; `last_part` by default.
-      poll: see `Evaluator`.
-    """
+    """Yields what a generator makes of `last_part` or another, in [0, 255]."""
     source, _ = image_sources.DIRECTIONS[direction]
     for batch in self._batches(part or self.last_part, source, poll):
       images = self._translate(variables, batch['image'], direction)
@@ -127,12 +120,7 @@ class FidEvaluator(evaluators.Evaluator):
     part: str,
     poll: evaluators.Poll = evaluators.ignore,
   ) -> dict[str, float]:
-    """Measures what generators make of a part.
-
-    Args:
-      variables: the generators' parameters; None changes nothing.
-      part: of the data.
-      poll: see `Evaluator`.
+    """Measures what generators make of a part; None changes nothing.
 
     Returns:
       `fid kid` and, of both, `_a2b` and `_b2a`, with `kid_stderr_a2b` and
@@ -156,10 +144,8 @@ class FidEvaluator(evaluators.Evaluator):
         kid_subset_size=self._section.kid_subset_size,
       )
       values |= {f'{name}_{direction}': found[name] for name in _MEASURES}
-      values |= {
-        f'num_{source}': found['num_a'],
-        f'num_{target}': found['num_b'],
-      }
+      values[f'num_{source}'] = found['num_a']
+      values[f'num_{target}'] = found['num_b']
     return {name: _mean(values, name) for name in ('fid', 'kid')} | values
 
   def paired_l1(
