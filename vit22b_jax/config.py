@@ -81,10 +81,6 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str, path: Any = 'config.json') -> ConfigDict:
   """Returns the config that `to_json` wrote: tuples, types, lock and all.
 
-  Args:
-    text: content of a config.json.
-    path: where it lies, for messages.
-
   Raises:
     UserError: the text is damaged, or a value is not one that its key takes.
   """
@@ -133,9 +129,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
 def rename_keys(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns nested values with each key of RENAMED_KEYS under its new name.
 
-  Args:
-    values: a config's, or a part's of it.
-    prefix: of the part, such as 'fid.' for what eval.json repeats of `fid`.
+  `prefix` is a part's, such as 'fid.' for what eval.json repeats of `fid`.
   """
   renamed = {}
   for key, value in dict(values).items():
@@ -150,12 +144,7 @@ def rename_keys(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def resolve_dtype(config: ConfigDict, platform: str) -> None:
-  """Replaces model.dtype='auto' by float32 on CPUs, bfloat16 elsewhere.
-
-  Args:
-    config: of a task; changed in place.
-    platform: of the mesh's devices: 'cpu', 'gpu' or 'tpu'.
-  """
+  """Replaces model.dtype='auto' by float32 on CPUs, bfloat16 elsewhere."""
   if config.model.dtype == 'auto':
     config.model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
 
@@ -164,10 +153,6 @@ def diff(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> tuple[list[Change], list[Change]]:
   """Returns the keys whose values differ between two configs.
-
-  Args:
-    old: a config, or what its JSON file holds.
-    new: likewise.
 
   Returns:
     Those that make it another run (model, optimizer, loss, data order, seed),
@@ -192,11 +177,6 @@ def compare(
   """Compares a run's saved config with the one it is resumed with.
 
   A new model.dtype='auto' becomes the saved one.
-
-  Args:
-    old: the config that the run was made with.
-    new: the config of this start.
-    workdir: the run's folder, for the message.
 
   Returns:
     The keys of MUTABLE_ON_RESUME that changed; (key, old, new) each.

@@ -175,11 +175,7 @@ class Task(abc.ABC):
   @staticmethod
   @abc.abstractmethod
   def validate_config(config: ConfigDict) -> None:
-    """Judges how the task's keys fit together, before any data are read.
-
-    Raises:
-      UserError: a value or sizes that don't fit together.
-    """
+    """Raises UserError where keys don't fit together, before data are read."""
 
   @staticmethod
   @abc.abstractmethod
@@ -189,9 +185,7 @@ class Task(abc.ABC):
   @staticmethod
   @abc.abstractmethod
   def dataset_info(config: ConfigDict) -> Any:
-    """Returns what `load_data` would, but sizes and names without any image.
-
-    With it in the place of data a task can't train, but be planned.
+    """Returns what `load_data` would, but without images: enough for a plan.
 
     Raises:
       UserError: the data set is neither there nor well known.
@@ -234,12 +228,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def new_state(self, variables: dict[str, Any], seed: int) -> State:
-    """Returns the state before the first step. Traced.
-
-    Args:
-      variables: unboxed.
-      seed: decides on the key of the steps.
-    """
+    """Returns the state before the first step, of unboxed variables. Traced."""
 
   @abc.abstractmethod
   def shardings(self, shapes: State) -> dict[str, Any]:
@@ -280,11 +269,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns what the models apply, and which weights: 'params' or 'ema'.
-
-    Args:
-      weights: at least the fields of a state that `abstract_weights` names.
-    """
+    """Returns what the models apply, and which weights: 'params' or 'ema'."""
 
   # --- Steps ---------------------------------------------------------------
 

@@ -29,12 +29,7 @@ from vit22b_jax.weights import initial
 
 @flax.struct.dataclass
 class State(base.State):
-  """Holds everything that a step changes.
-
-  Attributes:
-    batch_stats: batch norm's running statistics; {} without batch norm.
-    ema: exponential moving average of `params`; None when it's off.
-  """
+  """Adds batch norm's statistics, {} without, and averaged weights, or None."""
 
   batch_stats: Any
   ema: Any
@@ -59,12 +54,7 @@ def build_model(config: ConfigDict, num_classes: int) -> vit.ViT:
 
 
 class Classification(base.Task):
-  """Trains one classifier; see `base.Task`.
-
-  Attributes:
-    layers: names of the blocks.
-    multi_label: whether images may be of several classes, or of none.
-  """
+  """Trains a classifier; `multi_label`: images may be of several classes."""
 
   def __init__(
     self,

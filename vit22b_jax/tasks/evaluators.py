@@ -1,11 +1,9 @@
 """Measures trained weights on the parts of a data set: names and values.
 
-    evaluator = ClassificationEvaluator(logits, 'softmax', mesh, data, ...)
-    dict(evaluator.validate(variables))      # loss top1 top5 auroc, of val
-    result = evaluator.test(variables, run)  # the content of eval.json
-    evaluator.summary(result)                # in words
-
-Image translations have an evaluator of their own, in `fid_evaluator`.
+evaluator = ClassificationEvaluator(logits, 'softmax', mesh, data, ...)
+dict(evaluator.validate(variables))      # loss top1 top5 auroc, of val
+result = evaluator.test(variables, run)  # the content of eval.json
+evaluator.summary(result)                # in words
 """
 
 import abc
@@ -41,7 +39,8 @@ def ignore() -> None:
 class Evaluator(abc.ABC):
   """Evaluates one task.
 
-  Each `poll` is called between batches, and may raise to leave the evaluation.
+  Variables are the models', as the task's `variables` gives them. Each `poll`
+  is called between batches, and may raise to leave the evaluation.
 
   Attributes:
     best_metrics: the first that a row of metrics.jsonl has ranks checkpoints.
@@ -61,11 +60,7 @@ class Evaluator(abc.ABC):
     self.data = data
 
   def prepare(self) -> None:  # noqa: B027 (most need nothing)
-    """Gets what evaluations need, while nothing can be lost yet.
-
-    Raises:
-      UserError: it can't be had.
-    """
+    """Gets what evaluations need, or raises UserError, before any training."""
 
   @property
   def last_part(self) -> str:
@@ -76,12 +71,7 @@ class Evaluator(abc.ABC):
   def validate(
     self, variables: dict[str, Any], poll: Poll = ignore
   ) -> Iterable[tuple[str, float]]:
-    """Yields names and values of the validation part.
-
-    Args:
-      variables: the models', as the task's `variables` gives them.
-      poll: see the class.
-    """
+    """Yields names and values of the validation part."""
 
   @abc.abstractmethod
   def test(
@@ -90,12 +80,9 @@ class Evaluator(abc.ABC):
     run: workdir_lib.Workdir,
     poll: Poll = ignore,
   ) -> dict[str, Any]:
-    """Evaluates on the test part: the content of eval.json, with its `split`.
+    """Returns the content of eval.json: of the `last_part`, its `split`.
 
-    Args:
-      variables: the models', as the task's `variables` gives them.
-      run: where other files of the result go.
-      poll: see the class.
+    Other files of the result go into the run's folder.
     """
 
   @staticmethod
@@ -172,9 +159,6 @@ class ClassificationEvaluator(Evaluator):
     class_token: whether the model has one.
     batch_size: images of a batch, over all processes.
     workers: processes that decode.
-
-  Raises:
-    UserError: the devices don't divide `batch_size`.
   """
 
   best_metrics = 'val/map', 'val/top1'
@@ -228,13 +212,7 @@ class ClassificationEvaluator(Evaluator):
   def evaluate(
     self, variables: dict[str, Any], split: splits.Split, poll: Poll = ignore
   ) -> Predictions:
-    """Computes loss and scores over every image of a split, once.
-
-    Args:
-      variables: the model's.
-      split: the images.
-      poll: see `Evaluator`.
-    """
+    """Computes loss and scores over every image of a split, once."""
     total, kept = None, []
     for batch in eval_batches(
       split, self._mesh, self.batch_size, self._workers
@@ -272,9 +250,7 @@ class ClassificationEvaluator(Evaluator):
     run: workdir_lib.Workdir,
     poll: Poll = ignore,
   ) -> dict[str, Any]:
-    """Evaluates on the test part; writes predictions.npz and attention.npz.
-
-    A data set without a test part is evaluated on its validation part.
+    """Evaluates the `last_part`; writes predictions.npz and attention.npz.
 
     Returns:
       `split` and `Predictions.values`.

@@ -84,10 +84,7 @@ def scalar_names_of_blocks(
 ) -> ScalarNames:
   """Names the scalars of a model of blocks.
 
-  Args:
-    layers: the blocks' names.
-    per_layer: whether each block has columns, and signals of its activations.
-    logged: see `ScalarNames`.
+  With `per_layer` each has columns, and signals of its activations.
   """
   ids = [name.removeprefix('block_') for name in layers]
   columns, quantities = COLUMNS, ['grad_norm']
@@ -155,10 +152,10 @@ def measure(
     loss: the training loss, penalties included.
     max_logit: the largest of the batch's logits, signed as in Figure 1.
     max_abs_logit: the largest absolute one.
-    grads: the gradients before clipping.
+    grads: before clipping.
     updates: what the optimizer adds to the parameters.
-    params: the parameters before the step.
-    clip_norm: the threshold of global-norm clipping; 0 means none.
+    params: before the step.
+    clip_norm: largest global norm; 0 means no clipping.
   """
   grad_norm = optax.tree.norm(grads)
   clipped = jnp.minimum(grad_norm, clip_norm) if clip_norm else grad_norm
@@ -272,11 +269,11 @@ def robust_zscore(
   Args:
     history: the window; NaN where empty.
     values: one of each signal.
-    floor: above 0; sizes below it count as it, so that a window of zeros, or of
-      noise about zero, has a scale too.
+    floor: sizes below it count as it, so that a window of zeros, or of noise
+      about zero, has a scale too.
 
   Returns:
-    z-scores, and the window's medians (in the signals' own unit).
+    z-scores, and the window's medians.
   """
   logs = jnp.log(jnp.maximum(jnp.abs(history), floor))
   median = jnp.nanmedian(logs, axis=0)

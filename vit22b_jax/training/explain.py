@@ -25,11 +25,9 @@ def first_to_move(
   the larger z-score.
 
   Args:
-    history: the monitor's window, read at the step after the onset at the
-      latest.
-    names: the signals' names; `QUANTITY/NN` for those of block NN, and
-      `QUANTITY/NAME` for those of another part of the model.
-    step: the onset's step (steps done before it).
+    history: the monitor's window, at most a step after the onset.
+    names: of the signals: `QUANTITY/NN` of block NN, or `QUANTITY/NAME`.
+    step: steps done before the onset.
     values: the signals at the onset.
 
   Returns:

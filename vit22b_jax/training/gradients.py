@@ -14,15 +14,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 
 class Gradients(NamedTuple):
-  """Holds what `of_batch` computes.
+  """Holds what `of_batch` computes, of the mean loss.
 
-  Attributes:
-    grads: of the mean loss, like the parameters.
-    loss: the mean loss.
-    batch_stats: batch norm's running statistics after the batch.
-    aux: scalars by name.
-    loss_scale: for the next step; None without one.
-    overflow: scaled gradients were not finite while the loss was.
+  `overflow`: scaled gradients were not finite while the loss was.
   """
 
   grads: Any

@@ -49,12 +49,6 @@ def cross_entropy(
     >>> uniform = cross_entropy(jnp.zeros((1, 10)), jnp.array([3]))
     >>> round(float(uniform[0]), 3)  # ln 10
     2.303
-
-  Args:
-    logits: of any float type.
-    labels: in [0, C), or a probability for each class.
-    kind: one of KINDS.
-    label_smoothing: s, in [0, 1).
   """
   logits = logits.astype(jnp.float32)
   if labels.ndim == 1:
@@ -131,11 +125,11 @@ def penalized(
   the summed loss.
 
   Args:
-    loss_fn: maps normalized images to the loss of each example and anything
-      else, which is passed through.
+    loss_fn: maps images to the loss of each example and anything else, which is
+      passed through.
     images: normalized as the model expects them.
-    strength: lambda, at least 0; a Python number, since 0 leaves the gradient
-      out of the program.
+    strength: lambda; a Python number, since 0 leaves the gradient out of the
+      program.
   """
   if not strength:
     return loss_fn(images)
@@ -154,12 +148,7 @@ def adversarial(
   """Measures how far scores are from "real" (1) or "fake" (0), in the mean.
 
   lsgan: mean((s - t)^2); vanilla: the mean binary cross entropy of the logit s
-  with t. A generator minimizes it towards `real=True` on its fakes.
-
-  Args:
-    scores: a discriminator's, one a patch, of any float type.
-    real: the target t.
-    kind: one of GANS.
+  with t, `real`. A generator minimizes it towards `real=True` on its fakes.
   """
   scores = scores.astype(jnp.float32)
   target = jnp.full_like(scores, float(real))

@@ -32,15 +32,9 @@ def batch_sums(
   a higher logit, of the same logit and a lower index, or not a number. With
   fewer than five classes, top-5 is top-C, which is always right.
 
-  Args:
-    logits: of any float type.
-    labels: in [0, C), or 0 or 1 for each class; anything where the mask is 0.
-    losses: of each example.
-    mask: 1 for an example that counts, 0 for padding.
-
   Returns:
-    `count` and the sums `loss` and, where an image has one class, `top1` and
-    `top5`.
+    `count` and the sums `loss` and, where an image has one class and not 0 or 1
+    for each, `top1` and `top5`.
   """
 
   def total(values):
@@ -78,10 +72,6 @@ def auroc(
   has no such curve and is left out. (The paper averages over test batches and
   counts a class that a batch lacks as 0, which is why its values are lower.)
 
-  Args:
-    probabilities: softmax probabilities, or any score that ranks examples.
-    labels: in [0, C).
-
   Returns:
     A value in [0, 1]; NaN when fewer than two classes occur or a probability
     isn't finite.
@@ -103,10 +93,6 @@ def average_precision(
   probabilities: Float[np.ndarray, 'M C'], targets: Float[np.ndarray, 'M C']
 ) -> list[float]:
   """Computes the area under the precision-recall curve of each class.
-
-  Args:
-    probabilities: any score that ranks examples.
-    targets: 0 or 1.
 
   Returns:
     Values in [0, 1]; NaN for a class without an example, and where a

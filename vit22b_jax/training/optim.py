@@ -44,12 +44,6 @@ def make(
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """Builds the gradient transformation and the learning rate it follows.
 
-  Args:
-    section: the keys of `optim` in configs/common.py.
-    batch_size: images of a step.
-    steps_per_epoch: optimizer steps in one pass over the training part.
-    total_steps: length of the run in optimizer steps.
-
   Returns:
     tx, whose `update` gives what to add to the parameters, and schedule, from
     the number of steps taken to the learning rate of the next.
@@ -97,17 +91,12 @@ def peak_rate(section: Mapping[str, Any], batch_size: int) -> float:
 
 
 def steps_taken(opt_state: PyTree) -> Int[Array, '']:
-  """Returns how many updates a state of `make`'s transformation has seen.
-
-  It is what the schedule goes by: steps that were skipped don't count.
-  """
+  """Returns how many updates an optimizer's state has seen: none skipped."""
   # The rate's own state is the chain's last.
   return optax.tree_utils.tree_get_all_with_path(opt_state, 'count')[-1][1]
 
 
-class _Run(NamedTuple):
-  """Holds the lengths that a decay goes by, in steps."""
-
+class _Run(NamedTuple):  # lengths that a decay goes by, in steps
   warmup: int
   total: int
   decay_start: int
@@ -146,14 +135,6 @@ def make_schedule(
     ... )
     >>> [float(schedule(step)) for step in (0, 3, 29, 30, 60, 90)]
     [0.25, 1.0, 1.0, 0.5, 0.25, 0.125]
-
-  Args:
-    name: one of SCHEDULES.
-    learning_rate: at the peak, above 0.
-    warmup_steps: at least 0.
-    total_steps: length of the run, at least 1.
-    decay_start: the step from which the linear schedules fall.
-    steps_per_epoch: at least 1; they fall once an epoch.
   """
   decay = SCHEDULES[name]
   run = _Run(warmup_steps, total_steps, decay_start, steps_per_epoch)
