@@ -96,8 +96,7 @@ class Predictions:
   """Holds what a classifier gives for a split.
 
   Attributes:
-    values: `num_examples loss`, and `top1 top5 auroc` or, where images may be
-      of several classes, `map` and the list `average_precision`; in [0, 1].
+    values: see `metrics.scores`.
     probabilities: see `losses.probabilities`.
     labels: the true classes, in the same order.
     indices: the images' places in the split; those that can't be read are
@@ -182,12 +181,17 @@ class ClassificationEvaluator(Evaluator):
     self.batch_size, self._workers = batch_size, workers
 
     def step(variables, batch):
-      """Returns metric sums, and what the rest is made of."""
-      found = logits(variables, batch['image'])
-      values = losses.cross_entropy(found, batch['label'], kind=kind)
-      sums = metrics.batch_sums(found, batch['label'], values, batch['mask'])
-      rest = (batch[name] for name in ('label', 'index', 'mask'))
-      return sums, losses.probabilities(found, kind), *rest
+      found, labels = logits(variables, batch['image']), batch['label']
+      values = losses.cross_entropy(found, labels, kind=kind)
+      single = labels.ndim == 1
+      return {
+        'losses': values,
+        'ranks': metrics.ranks(found, labels) if single else values,
+        'probabilities': losses.probabilities(found, kind),
+        'labels': labels,
+        'indices': batch['index'],
+        'mask': batch['mask'],
+      }
 
     whole = sharding.replicated(mesh)
     self._step = jax.jit(step, out_shardings=whole)
@@ -213,28 +217,19 @@ class ClassificationEvaluator(Evaluator):
     self, variables: dict[str, Any], split: splits.Split, poll: Poll = ignore
   ) -> Predictions:
     """Computes loss and scores over every image of a split, once."""
-    total, kept = None, []
+    kept = []
     for batch in eval_batches(
       split, self._mesh, self.batch_size, self._workers
     ):
       poll()
       with sharding.mesh_context(self._mesh):
-        sums, *rest = jax.device_get(self._step(variables, batch))
-      total = sums if total is None else metrics.merge(total, sums)
-      *rest, mask = rest
-      kept.append([array[mask > 0] for array in rest])
-    probabilities, labels, indices = map(
-      np.concatenate, zip(*kept, strict=True)
-    )
-    values = metrics.means(total)
-    if labels.ndim == 1:
-      values['auroc'] = metrics.auroc(probabilities, labels)
-    else:
-      found = metrics.average_precision(probabilities, labels)
-      known = [x for x in found if np.isfinite(x)]
-      values['map'] = float(np.mean(known or np.nan))
-      values['average_precision'] = found
-    return Predictions(values, probabilities, labels, indices)
+        found = jax.device_get(self._step(variables, batch))
+      mask = found.pop('mask') > 0
+      kept.append({name: array[mask] for name, array in found.items()})
+    whole = {k: np.concatenate([part[k] for part in kept]) for k in kept[0]}
+    indices = whole.pop('indices')
+    values = metrics.scores(**whole)
+    return Predictions(values, whole['probabilities'], whole['labels'], indices)
 
   def validate(
     self, variables: dict[str, Any], poll: Poll = ignore

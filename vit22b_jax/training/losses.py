@@ -96,7 +96,7 @@ def class_weights(
         f'loss.class_weights={setting!r} is not a number above 0 for each of '
         f'the {num_classes} classes.'
       )
-  return weights / np.mean(example_weights(labels, weights))
+  return weights / float(np.mean(example_weights(labels, weights)))
 
 
 def example_weights(

@@ -1,66 +1,56 @@
-"""Masked, mergeable sums of loss, top-1 and top-5; scores of a whole set.
+"""Scores of a classifier over a whole set, however it was cut into batches.
 
-    sums = metrics.batch_sums(logits, labels, losses, mask)   # inside jit
-    total = metrics.merge(total, sums)                        # on the host
-    metrics.means(total)   # {'num_examples', 'loss', 'top1', 'top5'}
-
-A padded example has mask 0 and counts nowhere, so the means over a set don't
-depend on how it was cut into batches:
-
-    >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [9.0, 9.0]])
-    >>> labels, losses = jnp.array([0, 0, 1]), jnp.array([0.5, 1.5, 7.0])
-    >>> means(batch_sums(logits, labels, losses, jnp.array([1.0, 1.0, 0.0])))
-    {'num_examples': 2, 'loss': 1.0, 'top1': 0.5, 'top5': 1.0}
+>>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 3.0]])
+>>> ranks(logits, np.array([0, 2])).tolist()
+[0, 1]
 """
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Sums = dict[str, Float[Array, '']]
+Labels = Int[np.ndarray, ' M'] | Float[np.ndarray, 'M C']
 
 
-def batch_sums(
-  logits: Float[Array, 'B C'],
-  labels: Int[Array, ' B'] | Float[Array, 'B C'],
-  losses: Float[Array, ' B'],
-  mask: Float[Array, ' B'],
-) -> Sums:
-  """Sums metrics over the examples whose mask is 1.
+def ranks(
+  logits: Float[Array, 'B C'], labels: Int[Array, ' B']
+) -> Int[Array, ' B']:
+  """Counts the classes that are ahead of each label.
 
-  An example is right at k when fewer than k classes are ahead of its label: of
-  a higher logit, of the same logit and a lower index, or not a number. With
-  fewer than five classes, top-5 is top-C, which is always right.
-
-  Returns:
-    `count` and the sums `loss` and, where an image has one class and not 0 or 1
-    for each, `top1` and `top5`.
+  They have a higher logit, the same logit and a lower index, or not a number.
   """
-
-  def total(values):
-    return jnp.sum(jnp.where(mask > 0, values, 0.0))
-
-  sums = {'count': total(1.0), 'loss': total(losses.astype(jnp.float32))}
-  if labels.ndim == 2:
-    return sums
-  num_classes = logits.shape[-1]
   own = jnp.take_along_axis(logits, labels[:, None], axis=-1, mode='clip')
-  tied = (logits == own) & (jnp.arange(num_classes) < labels[:, None])
-  ahead = jnp.sum(~(logits <= own) | tied, axis=-1)
-  top1, top5 = total(ahead < 1), total(ahead < min(5, num_classes))
-  return sums | {'top1': top1, 'top5': top5}
+  tied = (logits == own) & (jnp.arange(logits.shape[-1]) < labels[:, None])
+  return jnp.sum(~(logits <= own) | tied, axis=-1)
 
 
-def merge(a: Sums, b: Sums) -> Sums:
-  """Adds the sums of two disjoint sets of examples."""
-  return {name: a[name] + b[name] for name in a}
+def scores(
+  losses: Float[np.ndarray, ' M'],
+  ranks: Int[np.ndarray, ' M'],
+  probabilities: Float[np.ndarray, 'M C'],
+  labels: Labels,
+) -> dict[str, float | list[float]]:
+  """Returns `num_examples loss`, and scores in [0, 1].
 
-
-def means(sums: Sums) -> dict[str, float]:
-  """Returns the count, mean loss, top-1 and top-5 accuracy in [0, 1]."""
-  count = float(sums['count'])
-  values = {k: float(v) / count for k, v in sums.items() if k != 'count'}
-  return {'num_examples': round(count), **values}
+  Those are `top1 top5 auroc` or, where labels are 0 or 1 for each class, `map`
+  and the list `average_precision`. An example is right at k when fewer than k
+  classes are ahead; with fewer than five classes, top-5 is always right.
+  """
+  values = {
+    'num_examples': len(labels),
+    'loss': float(np.mean(losses, dtype=float)),
+  }
+  if labels.ndim == 2:
+    found = average_precision(probabilities, labels)
+    known = [x for x in found if np.isfinite(x)]
+    mean = float(np.mean(known or np.nan))
+    return values | {'map': mean, 'average_precision': found}
+  most = min(5, probabilities.shape[1])
+  return values | {
+    'top1': float(np.mean(ranks < 1)),
+    'top5': float(np.mean(ranks < most)),
+    'auroc': auroc(probabilities, labels),
+  }
 
 
 def auroc(
