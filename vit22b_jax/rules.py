@@ -392,11 +392,7 @@ RULES: dict[str, dict[str, Rule]] = {
 def validate_fields(
   section: str, fields: Mapping[str, Any], task: str = 'classification'
 ) -> None:
-  """Judges fields of a section that Python code gives, those that have rules.
-
-  Raises:
-    UserError: a value is not one that its key takes.
-  """
+  """Raises UserError for a field of a section that its key doesn't take."""
   for name, value in fields.items():
     if rule := RULES[task].get(f'{section}.{name}'):
       rule.validate(f'{section}.{name}', value)

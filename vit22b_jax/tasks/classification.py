@@ -326,8 +326,8 @@ class Classification(base.Task):
     aux['max_abs_logit'] = jnp.max(jnp.abs(logits))
     first = jnp.argmax(logits, -1)
     if self.multi_label:
-      hits = jnp.take_along_axis(labels, first[:, None], 1) > 0
-      aux['train/precision_at_1'] = jnp.mean(hits)
+      own = jax.nn.one_hot(first, len(self.names))
+      aux['train/precision_at_1'] = jnp.mean(jnp.sum(own * labels, -1) > 0)
     else:
       likeliest = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
       aux['train/top1'] = jnp.mean(first == likeliest)
