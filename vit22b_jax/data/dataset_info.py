@@ -9,13 +9,14 @@ not be there at all; others are found as in earnest.
 """
 
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.data import catalog, encoded, splits
+from vit22b_jax.data.readers import folders
 
 # Images by split and number of classes, as https://www.tensorflow.org/datasets/
 # catalog/NAME lists them. ImageNet's test part has no labels: left aside.
@@ -23,18 +24,13 @@ KNOWN = {
   'cifar10': ({'train': 50_000, 'test': 10_000}, 10),
   'cifar100': ({'train': 50_000, 'test': 10_000}, 100),
   'imagenet2012': ({'train': 1_281_167, 'validation': 50_000}, 1000),
-  'cycle_gan/apple2orange': (
-    {'trainA': 995, 'trainB': 1019, 'testA': 266, 'testB': 248},
-    2,
-  ),
-  'cycle_gan/horse2zebra': (
-    {'trainA': 1067, 'trainB': 1334, 'testA': 120, 'testB': 140},
-    2,
-  ),
-  'cycle_gan/monet2photo': (
-    {'trainA': 1072, 'trainB': 6287, 'testA': 121, 'testB': 751},
-    2,
-  ),
+} | {
+  f'cycle_gan/{name}': (dict(zip(folders.DOMAINS, counts, strict=True)), 2)
+  for name, counts in (
+    ('apple2orange', (995, 1019, 266, 248)),
+    ('horse2zebra', (1067, 1334, 120, 140)),
+    ('monet2photo', (1072, 6287, 121, 751)),
+  )
 }
 
 
@@ -51,7 +47,7 @@ def of_classes(
   if not counts:
     found, names, _ = catalog.find_classes(name, dir)
     several = found['train'].multi_label
-    counts = _counts(found)
+    counts = {split: len(part) for split, part in found.items()}
   if 'train' not in counts:
     raise errors.UserError(
       f'{name!r} has no train split, only {", ".join(counts)}; choose another '
@@ -77,7 +73,8 @@ def of_domains(
   """
   counts, _ = _known(name, dir)
   if paired or not counts:
-    counts = _counts(catalog.find_domains(name, dir, paired=paired))
+    found = catalog.find_domains(name, dir, paired=paired)
+    counts = {split: len(part) for split, part in found.items()}
   catalog.validate_domains(name, counts)
   held = [
     _held_out(counts[s], val_fraction, catalog.LEAST)
@@ -90,10 +87,6 @@ def of_domains(
   if 'testA' in counts:
     test = catalog.Pair(range(counts['testA']), range(counts['testB']))
   return catalog.Dataset(train, val, test, catalog.domain_names(name))
-
-
-def _counts(found: Mapping[str, Sized]) -> dict[str, int]:
-  return {split: len(part) for split, part in found.items()}
 
 
 def _held_out(count: int, fraction: float, least: int = 1) -> tuple[int, int]:

@@ -39,11 +39,8 @@ def place(
 class DeviceIterator(grain.DatasetIterator):
   """Batches on the devices, sent `ahead` batches before they are asked for.
 
-  Its state counts the batches that were yielded, not those sent ahead.
-
-  Attributes:
-    seconds_waited: time spent in `next`, in all: waiting for the host's batch
-      and handing it to the devices.
+  Its state counts the batches that were yielded, not those sent ahead;
+  `seconds_waited` is the time spent in `next`, in all.
   """
 
   def __init__(

@@ -23,8 +23,8 @@ def in_memory(
   Args:
     name: of the data set, for messages.
     path: of `cache.folder`.
-    parts: by name, of images which have the same size once they are decoded.
-    unreadable: where corrupt images are counted.
+    parts: by name; each decodes images to one size.
+    unreadable: counts corrupt images.
     image_size: side of the records, where images are stored smaller.
 
   Raises:

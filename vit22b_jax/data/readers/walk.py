@@ -24,13 +24,8 @@ class Walk:
   """Finds image files, entering each real folder once.
 
   A link to a folder is followed unless it leads into, or above, one of the
-  folders that are walked: their images would come twice, in other classes.
-
-  Args:
-    roots: the folders that will be walked.
-
-  Attributes:
-    ignored: how many files of each kind are left aside, for `log`.
+  `roots` that will be walked: their images would come twice, in other classes.
+  `ignored` counts files of each kind that are left aside, for `log`.
   """
 
   def __init__(self, roots: Iterable[epath.Path]):
