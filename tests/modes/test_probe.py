@@ -196,6 +196,13 @@ def test_a_probe_is_written_and_goes_on(
     probe.run(config, tmp_path, mesh, minutes=float('nan'))
   with lock.held(tmp_path), pytest.raises(errors.UserError, match='process'):
     probe.run(config, tmp_path, mesh, minutes=5)
+  for key in ('last_loss', 'exploded'):
+    broken = json.loads(json.dumps(record))
+    for trial in broken['trials'].values():
+      del trial[key]
+    (tmp_path / 'probe.json').write_text(json.dumps(broken))
+    with pytest.raises(errors.UserError, match=r'probe.json is damaged'):
+      probe.run(config, tmp_path, mesh, minutes=5)
   (tmp_path / 'probe.json').write_text('{"trials": 3}')
   with pytest.raises(errors.UserError, match=r'probe.json is damaged'):
     page.write_probe(tmp_path)

@@ -11,6 +11,7 @@ WORKDIR/probe.json as soon as it ends, so a stopped probe goes on.
 import dataclasses
 import functools
 import json
+import math
 import time
 from typing import Any
 
@@ -22,7 +23,7 @@ from vit22b_jax import config as config_lib
 from vit22b_jax import errors
 from vit22b_jax.modes import trials
 from vit22b_jax.report import page, probe_page
-from vit22b_jax.runtime import console, lock, runs
+from vit22b_jax.runtime import console, formats, lock, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import classification
 
@@ -117,9 +118,8 @@ class Probe:
       stable, explodes = bounds(self.record, switch)
       if explodes:  # a transient?
         try_rate(explodes, stop=False)
-      while (stable or 0) >= LOWEST and try_rate(stable, LATE_STEPS)[
-        'exploded'
-      ]:
+      late = functools.partial(try_rate, steps=LATE_STEPS)
+      while (stable or 0) >= LOWEST and late(stable)['exploded']:
         stable /= RATIO
     console.say(table(self.record).splitlines()[-1])
 
@@ -183,11 +183,9 @@ def bounds(
 ) -> tuple[float | None, float | None]:
   """Returns a switch's largest stable and lowest exploding rate so far."""
   tried = _trials(record, switch, STEPS)
-  explodes = min((t['rate'] for t in tried if t['exploded']), default=None)
-  stable = [t['rate'] for t in tried if not t['exploded']]
-  return max(
-    (r for r in stable if r < (explodes or r + 1)), default=None
-  ), explodes
+  lowest = min((t['rate'] for t in tried if t['exploded']), default=None)
+  stable = [t['rate'] for t in tried if t['rate'] < (lowest or math.inf)]
+  return max(stable, default=None), lowest
 
 
 def _trials(
@@ -283,4 +281,10 @@ def _open(folder: workdir_lib.Workdir, config: ConfigDict) -> dict[str, Any]:
   if record is None:
     return {'config': mine, 'trials': {}, 'switches': {}, 'advice': ''}
   config_lib.compare(record['config'], mine, folder.path)
+  with formats.judging(folder.path / workdir_lib.PROBE):
+    # Says what will be said of it, so that no edited file ends it half way.
+    for trial in record['trials'].values():
+      outcome(trial)
+    if record['switches']:
+      advice(record), table(record)
   return record
