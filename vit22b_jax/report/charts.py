@@ -316,4 +316,5 @@ def _label(event: dict[str, Any], part: float) -> dict[str, Any]:
     'yref': 'paper',
     'showarrow': False,
     'font': {'color': '$bad'},
+    'bgcolor': '$panel',  # over a line that ends there
   }

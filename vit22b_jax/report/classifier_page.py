@@ -17,7 +17,6 @@ from vit22b_jax.report import (
 )
 from vit22b_jax.runtime import runs
 
-TEMPLATE = 'classification.html'
 WORDS = summary.Words('Largest logit', 'Images a second')
 PLOTTED = ('Loss', 'Accuracy')
 TABLE = (

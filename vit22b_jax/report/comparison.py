@@ -40,14 +40,11 @@ _FILES = (
 def compare(
   workdirs: Iterable[epath.PathLike], output: epath.PathLike
 ) -> epath.Path:
-  """Writes the page that compares runs.
+  """Writes the page that compares runs, and returns its path.
 
   Args:
     workdirs: see `selection.read`. The group of the first is the baseline.
     output: where the page goes; its folder is made when missing.
-
-  Returns:
-    The path of the page.
 
   Raises:
     errors.UserError: see `selection.read`; or `output` can't be written.

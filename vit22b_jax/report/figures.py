@@ -26,17 +26,10 @@ _DASHES = {'solid': '-', 'dash': '--', 'dot': ':'}
 
 
 def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
-  """Writes the PNG files that a run has the records for.
+  """Writes PNG files of what a run has recorded, and returns their paths.
 
   These are curves.png, stability.png, layers.png of a classifier's blocks and
-  samples.png of a translation.
-
-  Args:
-    workdir: of a run.
-    folder: where the pictures go; made when missing.
-
-  Returns:
-    The pictures written.
+  samples.png of a translation. The folder is made when missing.
 
   Raises:
     errors.UserError: `workdir` is not a workdir.

@@ -6,6 +6,7 @@ groups.differences(groups.from_runs(several))
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -42,7 +43,11 @@ class Group:
   number: int  # its place on the page
   name: str  # unlike that of any other group
   members: list[Member]  # in the order given
-  choices: dict[str, Any]  # key -> value of their configs
+
+  @property
+  def choices(self) -> dict[str, Any]:
+    """Returns key -> value of their configs, without NON_COMPARED_KEYS."""
+    return _choices(self.members[0].run)
 
   @property
   def evaluated(self) -> list[Member]:
@@ -79,12 +84,8 @@ def from_runs(several: list[runs.Run]) -> list[Group]:
     key = json.dumps(_choices(member.run), sort_keys=True)
     members.setdefault(key, []).append(member)
   names = _make_unique([_common_name(found) for found in members.values()])
-  return [
-    Group(number, name, found, _choices(found[0].run))
-    for number, (name, found) in enumerate(
-      zip(names, members.values(), strict=True)
-    )
-  ]
+  pairs = enumerate(zip(names, members.values(), strict=True))
+  return [Group(number, name, found) for number, (name, found) in pairs]
 
 
 def name_runs(several: list[runs.Run]) -> list[Member]:
@@ -93,16 +94,11 @@ def name_runs(several: list[runs.Run]) -> list[Member]:
   Args:
     several: runs of absolute paths.
   """
-  parts = [run.path.parts for run in several]
-  lengths, before = [1] * len(parts), []
-  while lengths != before:
-    before = lengths
-    names = ['/'.join(p[-n:]) for p, n in zip(parts, lengths, strict=True)]
-    lengths = [
-      n + 1 if names.count(name) > 1 and n < len(p) else n
-      for name, p, n in zip(names, parts, lengths, strict=True)
-    ]
-  names = [runs.printable(name) for name in names]
+  names, paths = [], [run.path.parts for run in several]
+  for parts in paths:
+    ends = [parts[-length:] for length in range(1, len(parts) + 1)]
+    own = (e for e in ends if [p[-len(e) :] for p in paths].count(e) == 1)
+    names.append(runs.printable('/'.join(next(own, parts))))
   anchors = _make_unique([re.sub(r'[^\w.-]+', '-', f'run-{n}') for n in names])
   return [Member(*found) for found in zip(several, names, anchors, strict=True)]
 
@@ -225,9 +221,7 @@ def _make_unique(names: list[str]) -> list[str]:
   """Returns the names, with a number behind those that repeat another."""
   taken: list[str] = []
   for name in names:
-    count, chosen = 1, name
-    while chosen in taken:
-      count += 1
-      chosen = f'{name}-{count}'
-    taken.append(chosen)
+    others = (f'{name}-{number}' for number in itertools.count(2))
+    found = itertools.chain([name], others)
+    taken.append(next(chosen for chosen in found if chosen not in taken))
   return taken

@@ -26,14 +26,10 @@ _EVENTS = 50  # rows of the table of events
 def write(
   workdir: epath.PathLike, output: epath.PathLike | None = None
 ) -> epath.Path:
-  """Writes the report of a run; a damaged file is left out and named on it.
+  """Writes the report of a run, finished or not, and returns its path.
 
-  Args:
-    workdir: of a run, finished or not.
-    output: where the page goes; None means report.html in the workdir.
-
-  Returns:
-    The path of the page.
+  That is `output`, or report.html in the workdir. A damaged file is left out,
+  and named on the page.
 
   Raises:
     errors.UserError: `workdir` is not a workdir, or `output` can't be written.
@@ -42,7 +38,7 @@ def write(
   for message in run.damaged:
     logging.warning('Left out of the report: %s', message)
   path = epath.Path(output) if output else run.path / 'report.html'
-  save(path, render(task_pages.for_task(run).TEMPLATE, **_content(run)))
+  save(path, render(f'{run.config["task"]}.html', **_content(run)))
   return path
 
 

@@ -1,7 +1,8 @@
 """Finds the module with the pages of a task; all such modules are alike.
 
+The template of a task's page is TASK.html, which extends page.html.
+
 pages = task_pages.for_task(run)
-pages.TEMPLATE           # its page, which extends template/page.html
 pages.WORDS              # its names of things that every run records
 pages.PLOTTED            # titles of the curves that go into curves.png
 pages.TABLE              # columns of its Markdown table: of text, of numbers

@@ -7,7 +7,6 @@ import numpy as np
 from vit22b_jax.report import charts, samples, summary
 from vit22b_jax.runtime import runs
 
-TEMPLATE = 'translation.html'
 WORDS = summary.Words(
   'Largest score', 'Image pairs a second', 'of both generators'
 )
