@@ -103,49 +103,64 @@ def compile_gradient(loss, variables, shape, dtype):
     ('float16', 'cudnn'),
   ],
 )
-@pytest.mark.parametrize('preset', blocks.PRESETS)
-def test_a_block(preset, dtype, attention):
-  """Forward and backward, of an odd number of tokens."""
-  block = test_blocks.make(
-    preset,
-    width=D,
-    num_heads=N,
-    mlp_dim=F,
-    dtype=dtype,
-    attention=attention,
-    precision='default',
-  )
+def test_each_block(dtype, attention):
+  """Forward and backward, of an odd number of tokens; one program of all."""
+  made = {
+    preset: test_blocks.make(
+      preset,
+      width=D,
+      num_heads=N,
+      mlp_dim=F,
+      dtype=dtype,
+      attention=attention,
+      precision='default',
+    )
+    for preset in blocks.PRESETS
+  }
 
   def loss(params, x):
-    return jnp.square(block.apply(params, x)[0].astype(jnp.float32)).sum()
+    outputs = [block.apply(params[p], x)[0] for p, block in made.items()]
+    return jnp.square(jnp.stack(outputs).astype(jnp.float32)).sum()
 
   def variables(x):
-    return (block.init(jax.random.key(0), x),)
+    key = jax.random.key(0)
+    return ({p: block.init(key, x) for p, block in made.items()},)
 
   text = compile_gradient(loss, variables, (B, L, D), dtype)
-  assert (FORWARD in text) == (BACKWARD in text) == (attention == 'cudnn')
+  calls = len(made) if attention == 'cudnn' else 0
+  assert text.count(FORWARD) == text.count(BACKWARD) == calls
   work = roofline.measure(hlo.parse(text), {'data': 1})
-  products = 3 * 2 * B * L * (4 * D**2 + 2 * D * F)
+  products = len(made) * 3 * 2 * B * L * (4 * D**2 + 2 * D * F)
   # As small as these, XLA may write some without a product.
-  attended = 6 * 2 * B * L**2 * D
+  attended = len(made) * 6 * 2 * B * L**2 * D
   assert 0.9 * products < work.flops < 1.2 * (products + attended)
 
 
 # --- Steps of training -------------------------------------------------------
 
 
-@pytest.mark.parametrize('pool', ['cls', 'mean', 'map'])
-def test_pools(pool, compile_step):
+@pytest.mark.parametrize(
+  'keys',
+  [
+    {'optim__accumulate': 2, 'optim__ema': 0.9, 'diagnostics__per_layer': True},
+    {'model__pool': 'mean', 'loss__kind': 'sigmoid', 'data__augment': 'strong'},
+    {'model__pool': 'map'},
+  ],
+  ids=['cls_accumulated', 'mean_sigmoid_strong', 'map'],
+)
+def test_pools_and_recipes(keys, compile_step):
   """At 65, 64 and 64 tokens, odd and even ones."""
-  config = changed(
-    digits_vit22b_ti.get_config('tiny'),
-    model__pool=pool,
-    model__dtype='bfloat16',
-    model__attention='auto',
-    model__patch_size=1,
-  )
-  _, text = compile_step(config)
-  assert FORWARD in text and BACKWARD in text
+  config = digits_vit22b_ti.get_config('tiny')
+  keys |= {'model__dtype': 'bfloat16', 'model__attention': 'auto'}
+  _, text = compile_step(changed(config, model__patch_size=1, **keys))
+  # What diagnostics look at is XLA's attention.
+  assert (BACKWARD in text) != ('diagnostics__per_layer' in keys)
+
+
+def test_a_penalty_takes_a_second_derivative(compile_step):
+  config = digits_vit22b_ti.get_config('tiny')
+  keys = {'model__dtype': 'float16', 'loss__input_gradient_penalty': 0.1}
+  compile_step(changed(config, **keys))
 
 
 @pytest.mark.parametrize(
@@ -187,20 +202,6 @@ def test_eight_gpus(preset, compile_step):
   assert ('all-gather', 'fsdp') in sent
   assert any(kind in ('reduce-scatter', 'all-reduce') for kind, _ in sent)
   assert ('tensor' in {axes for _, axes in sent}) == ('tensor' in preset)
-
-
-@pytest.mark.parametrize(
-  'keys',
-  [
-    {'optim__accumulate': 2, 'optim__ema': 0.9, 'diagnostics__per_layer': True},
-    {'loss__input_gradient_penalty': 0.1},
-    {'loss__kind': 'sigmoid', 'data__augment': 'randaugment'},
-  ],
-  ids=['accumulated', 'penalized', 'sigmoid'],
-)
-def test_recipes(keys, compile_step):
-  config = digits_vit22b_ti.get_config('tiny')
-  compile_step(changed(config, model__dtype='float16', **keys))
 
 
 @pytest.mark.parametrize(
