@@ -18,7 +18,6 @@ from typing import Any
 from vit22b_jax.runtime import host
 
 _WARMUP = 3
-_RELEASED = {'released_vit': 'released_vit', 'released_vit22b': 'released'}
 
 
 def golden() -> dict[str, Any]:
@@ -31,27 +30,12 @@ def golden() -> dict[str, Any]:
   import numpy as np
 
   from tests.helpers import golden_params
-  from vit22b_jax.models import vit
 
   found = {}
-  for name, block in _RELEASED.items():
-    arrays, config = golden_params.load(name)
-    params = golden_params.section(arrays, 'param')
-    model = vit.build(
-      block,
-      'Ti',
-      num_classes=config['num_classes'],
-      patch_size=config['patch_size'],
-      width=config['dim'],
-      depth=config['depth'],
-      num_heads=config['heads'],
-      mlp_dim=config['mlp_dim'],
-      precision='highest',
-    )
-    variables = {
-      'params': getattr(golden_params, name)(params, config),
-      'batch_stats': golden_params.released_stats(params),
-    }
+  for name in golden_params.RELEASED:
+    arrays, _ = golden_params.load(name)
+    model = golden_params.released_model(name, precision='highest')
+    variables = golden_params.released_variables(name, 'param')
     logits = jax.jit(model.apply)(variables, golden_params.images(arrays))
     expected = arrays['logits_eval']
     error = np.abs(np.asarray(logits) - expected).max()
@@ -59,65 +43,26 @@ def golden() -> dict[str, Any]:
   return {'relative_error': found}
 
 
-def parity(
-  block: str,
-  dtype: str,
-  variant: str,
-  image_size: int,
-  steps: int,
-  depth: int | None,
-) -> dict[str, Any]:
+def parity(steps: int, dtype: str, **sizes: Any) -> dict[str, Any]:
   """Trains the same steps on the accelerator and on the CPU.
 
   Args:
-    block: a row of the table of blocks.
-    dtype: of the accelerator; the CPU computes in float32, highest precision.
-    variant: size of the model.
-    image_size: in pixels, patches of a quarter of it.
     steps: how many.
-    depth: blocks, in place of the variant's.
+    dtype: of the accelerator; the CPU computes in float32, highest precision.
+    **sizes: see `_program`.
 
   Returns:
     The losses of both, and the largest relative difference.
   """
-  from experiments.throughput import ours
-
-  def losses(device, dtype):
-    config = _classifier(block, variant, 16, image_size, image_size // 4)
-    config.model.depth = depth
-    config.model.dtype = dtype
-    config.model.precision = 'highest' if dtype == 'float32' else 'default'
-    step, _ = ours.stepper(ours.classifier(config, mesh=_mesh(device)))
-    return [step() for _ in range(steps)]
-
-  return _compare(losses, dtype)
-
-
-def translation_parity(
-  dtype: str, image_size: int, patch: int, steps: int, depth: int
-) -> dict[str, Any]:
-  """Trains the same CycleGAN steps on the accelerator and on the CPU."""
-  from configs import common
-  from experiments.throughput import ours
-
-  def losses(device, dtype):
-    config = common.translation()
-    config.duration = '1000 steps'
-    config.data.image_size = config.data.load_size = image_size
-    config.model.patch_size = patch
-    config.model.depth = depth
-    config.model.dtype = dtype
-    config.model.precision = 'highest' if dtype == 'float32' else 'default'
-    step, _ = ours.stepper(ours.translation(config, mesh=_mesh(device)))
-    return [step() for _ in range(steps)]
-
-  return _compare(losses, dtype)
-
-
-def _compare(
-  losses: Callable[[Any, str], list[float]], dtype: str
-) -> dict[str, Any]:
   import jax
+
+  from experiments.throughput import ours
+  from vit22b_jax.runtime import sharding
+
+  def losses(device, dtype):
+    mesh = sharding.make_mesh(devices=[device])
+    step, _ = ours.stepper(_program(dtype=dtype, mesh=mesh, **sizes))
+    return [step() for _ in range(steps)]
 
   theirs = losses(jax.devices('cpu')[0], 'float32')
   found = losses(jax.devices()[0], dtype)
@@ -125,17 +70,8 @@ def _compare(
   return {'losses': found, 'cpu_losses': theirs, 'relative_error': worst}
 
 
-def throughput(
-  block: str,
-  variant: str,
-  batch_size: int,
-  image_size: int,
-  patch: int,
-  dtype: str,
-  repeats: int,
-  depth: int | None,
-) -> dict[str, Any]:
-  """Times training steps of a classifier, and reads its memory.
+def throughput(repeats: int, **sizes: Any) -> dict[str, Any]:
+  """Times training steps, and reads memory planned and used.
 
   Returns:
     `milliseconds` of a step (the median), `images_per_second`, `mfu` (model
@@ -145,38 +81,26 @@ def throughput(
   import jax
 
   from experiments.throughput import ours
-  from vit22b_jax.runtime import flops
+  from vit22b_jax.runtime import flops, sharding
 
-  config = _classifier(block, variant, batch_size, image_size, patch)
-  config.model.dtype = dtype
-  config.model.depth = depth
-  program = ours.classifier(config, num_classes=1000)
-  found = _timed(program, repeats)
-  rate = program[0].flops_per_image * found['images_per_second']
-  mfu = flops.mfu(rate, jax.devices()[0], program[0].mesh.size)
-  return found | {'mfu': mfu}
-
-
-def translation_throughput(
-  batch_size: int,
-  image_size: int,
-  patch: int,
-  dtype: str,
-  repeats: int,
-  depth: int,
-) -> dict[str, Any]:
-  """Times CycleGAN steps of two ViTUnet-S; see `throughput`."""
-  from configs import common
-  from experiments.throughput import ours
-
-  config = common.translation()
-  config.batch_size = batch_size
-  config.duration = '1000 steps'
-  config.data.image_size = config.data.load_size = image_size
-  config.model.patch_size = patch
-  config.model.depth = depth
-  config.model.dtype = dtype
-  return _timed(ours.translation(config), repeats)
+  task, batch = program = _program(**sizes)
+  with sharding.mesh_context(task.mesh):
+    lowered = task.train_step.lower(task.abstract_state, batch)
+  stats = lowered.compile().memory_analysis()
+  planned = sum(
+    getattr(stats, f'{kind}_size_in_bytes')
+    for kind in ('argument', 'temp', 'output')
+  )
+  step, parameters = ours.stepper(program)
+  found = _rates(step, task.config.batch_size, repeats)
+  device = jax.devices()[0]
+  rate = task.flops_per_image * found['images_per_second']
+  return found | {
+    'mfu': flops.mfu(rate, device, task.mesh.size),
+    'peak_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
+    'planned_bytes': planned - stats.alias_size_in_bytes,
+    'parameters': parameters,
+  }
 
 
 def inception(batch_size: int, repeats: int) -> dict[str, Any]:
@@ -234,52 +158,38 @@ def peer(
   return found | {'peak_bytes': peak, 'torch': torch.__version__}
 
 
-def _classifier(
-  block: str, variant: str, batch_size: int, image_size: int, patch: int
+def _program(
+  *,
+  batch_size: int,
+  image_size: int,
+  patch: int,
+  dtype: str,
+  depth: int | None,
+  block: str = '',
+  variant: str = 'S',
+  mesh: Any = None,
 ) -> Any:
-  """Returns the config of a classifier without augmentation."""
-  from configs import common
+  """Returns a task with a batch: a classifier, without a block a CycleGAN.
 
-  config = common.classification()
+  Of 1,000 classes and without augmentation; float32 at the highest precision.
+  """
+  from configs import common
+  from experiments.throughput import ours
+
+  config = common.classification() if block else common.translation()
   config.batch_size = batch_size
   config.duration = '1000 steps'
-  config.data.image_size = image_size
-  config.data.augment = 'none'
-  config.model.block = block
+  config.data.image_size = config.data.load_size = image_size
   config.model.variant = variant
   config.model.patch_size = patch
-  return config
-
-
-def _mesh(device: Any) -> Any:
-  from vit22b_jax.runtime import sharding
-
-  return sharding.make_mesh(devices=[device])
-
-
-def _timed(program: Any, repeats: int) -> dict[str, Any]:
-  """Times a task's steps, and reads memory planned and used."""
-  import jax
-
-  from experiments.throughput import ours
-  from vit22b_jax.runtime import sharding
-
-  task, batch = program
-  with sharding.mesh_context(task.mesh):
-    lowered = task.train_step.lower(task.abstract_state, batch)
-  stats = lowered.compile().memory_analysis()
-  planned = sum(
-    getattr(stats, f'{kind}_size_in_bytes')
-    for kind in ('argument', 'temp', 'output')
-  )
-  step, parameters = ours.stepper(program)
-  found = _rates(step, task.config.batch_size, repeats)
-  used = jax.devices()[0].memory_stats() or {}
-  return found | {
-    'peak_bytes': used.get('peak_bytes_in_use'),
-    'planned_bytes': planned - stats.alias_size_in_bytes,
-    'parameters': parameters,
-  }
+  config.model.depth = depth
+  config.model.dtype = dtype
+  config.model.precision = 'highest' if dtype == 'float32' else 'default'
+  if not block:
+    return ours.translation(config, mesh=mesh)
+  config.data.augment = 'none'
+  config.model.block = block
+  return ours.classifier(config, num_classes=1000, mesh=mesh)
 
 
 def _rates(

@@ -54,16 +54,19 @@ def all_rows(scale: str) -> Iterator[Row]:
           'block': block,
           'dtype': dtype,
           'variant': 'Ti',
+          'batch_size': 16,
           'image_size': 32,
+          'patch': 8,
           'steps': 2 if tiny else 20,
           'depth': 2 if tiny else None,
         },
       )
   yield Row(
     name='parity CycleGAN float32',
-    kind='translation_parity',
+    kind='parity',
     arguments={
       'dtype': 'float32',
+      'batch_size': 1,
       'image_size': 64,
       'patch': 32 if tiny else 8,
       'steps': 1,
@@ -99,7 +102,7 @@ def _speeds(tiny: bool) -> Iterator[Row]:
       yield Row(name=f'timm {name}', kind='peer', arguments=model)
   yield Row(
     name='CycleGAN ViTUnet-S',
-    kind='translation_throughput',
+    kind='throughput',
     arguments={
       'batch_size': 1,
       'image_size': 64 if tiny else 256,

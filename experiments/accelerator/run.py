@@ -10,6 +10,7 @@ or failed. `python -m experiments.accelerator.tables` makes results.md.
 """
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import platform
@@ -53,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     source = getattr(given, row.data) if row.data else ''
     if row.data and not source:
       print(f'{row.name}: needs --{row.data}=folder:PATH or a TFDS folder')
+      continue
+    if row.kind == 'peer' and importlib.util.find_spec('timm') is None:
+      print(f'{row.name}: needs torch and timm')
       continue
     started = time.monotonic()
     result = measure(row, min(left, row.limit), given, source, found['rows'])

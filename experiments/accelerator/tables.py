@@ -34,9 +34,7 @@ def parity(rows: dict[str, Any]) -> str:
     error = row['relative_error']
     worst = max(error.values()) if isinstance(error, dict) else error
     lines.append((name, f'{worst:.2g}'))
-  return documents.table(
-    ('what', '#largest relative difference'), lines
-  ) * bool(lines)
+  return _table(('what', '#largest relative difference'), lines)
 
 
 def speed(rows: dict[str, Any]) -> str:

@@ -10,6 +10,10 @@ import pathlib
 
 import numpy as np
 
+from vit22b_jax.models import vit
+
+# Files of the released classifiers -> our blocks.
+RELEASED = {'released_vit': 'released_vit', 'released_vit22b': 'released'}
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 Tree = dict[str, dict | np.ndarray]
 
@@ -121,6 +125,33 @@ def released_stats(p: dict) -> Tree:
     return {}
   mean, var = (p[f'mlp_head.1.running_{name}'] for name in ('mean', 'var'))
   return {'head': {'batch_norm': {'mean': mean, 'var': var}}}
+
+
+def released_model(name: str, **fields) -> vit.ViT:
+  """Our model of a released classifier's size."""
+  _, config = load(name)
+  return vit.build(
+    RELEASED[name],
+    'Ti',
+    num_classes=config['num_classes'],
+    patch_size=config['patch_size'],
+    width=config['dim'],
+    depth=config['depth'],
+    num_heads=config['heads'],
+    mlp_dim=config['mlp_dim'],
+    **fields,
+  )
+
+
+def released_variables(name: str, prefix: str) -> Tree:
+  """Reference arrays under `prefix/` as variables of our model."""
+  arrays, config = load(name)
+  arrays = section(arrays, prefix)
+  convert = released_vit if name == 'released_vit' else released_vit22b
+  return {
+    'params': convert(arrays, config),
+    'batch_stats': released_stats(arrays),
+  }
 
 
 def parallel_block(p: dict, config: dict, norm_bias: bool) -> Tree:

@@ -59,7 +59,6 @@ def paths(tree):
 
 # --- The released classifiers ----------------------------------------------
 
-RELEASED = {'released_vit': 'released_vit', 'released_vit22b': 'released'}
 # A bias before a batch norm has no gradient but rounding noise, which Adam
 # turns into full steps; it moves the mean that the batch norm keeps.
 NOISE = {
@@ -71,31 +70,15 @@ NOISE = {
 }
 
 
-def convert(name, prefix):
-  """Reference arrays under `prefix/` as variables of our model."""
-  arrays, config = golden_params.load(name)
-  arrays = golden_params.section(arrays, prefix)
-  return {
-    'params': getattr(golden_params, name)(arrays, config),
-    'batch_stats': golden_params.released_stats(arrays),
-  }
+convert = golden_params.released_variables
 
 
-@pytest.fixture(scope='module', params=RELEASED)
+@pytest.fixture(scope='module', params=golden_params.RELEASED)
 def released(request):
   """Name, arrays, model and variables of a released classifier."""
   name = request.param
-  arrays, config = golden_params.load(name)
-  model = vit.build(
-    RELEASED[name],
-    'Ti',
-    num_classes=config['num_classes'],
-    patch_size=config['patch_size'],
-    width=config['dim'],
-    depth=config['depth'],
-    num_heads=config['heads'],
-    mlp_dim=config['mlp_dim'],
-  )
+  arrays, _ = golden_params.load(name)
+  model = golden_params.released_model(name)
   return name, arrays, model, convert(name, 'param')
 
 
