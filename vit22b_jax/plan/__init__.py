@@ -15,6 +15,11 @@ from vit22b_jax.plan import search as search_lib
 from vit22b_jax.runtime import console, workdir
 
 PLAN = 'plan.json'
+_SHORT = (
+  *('mesh', 'fits', 'hbm_bytes_per_device', 'compile_seconds'),
+  *('predicted_step_seconds', 'predicted_mfu_no_overlap'),
+  'predicted_mfu_overlap',
+)
 
 
 def run(
@@ -31,7 +36,7 @@ def run(
     path: the folder for plan.json.
     topology: hardware by name, see `topologies`.
     search: whether to vary mesh, rematerialization and microbatches.
-    efficiency: part of the peak that matrix products are taken to reach.
+    efficiency: see `planner.plan`.
 
   Returns:
     The process's exit code, 0: that a run doesn't fit is an answer.
@@ -71,17 +76,11 @@ def _searched(
   return {**found, 'tried': [_short(p) for p in tried]}
 
 
-_SHORT = (
-  *('mesh', 'fits', 'hbm_bytes_per_device', 'compile_seconds'),
-  *('predicted_step_seconds', 'predicted_mfu_no_overlap'),
-  'predicted_mfu_overlap',
-)
-
-
 def _short(plan: dict[str, Any]) -> dict[str, Any]:
   """Returns a few keys of a plan of a search."""
+  config = plan['config']
   return {
-    'remat': plan['config']['model']['remat'],
-    'accumulate': plan['config']['optim']['accumulate'],
+    'remat': config['model']['remat'],
+    'accumulate': config['optim']['accumulate'],
     **{key: plan[key] for key in _SHORT},
   }

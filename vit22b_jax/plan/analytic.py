@@ -71,25 +71,15 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """Describes a step by its sizes.
+  """Describes a step by its sizes."""
 
-  Attributes:
-    mesh: sizes of the axes.
-    model: the classifier.
-    params: bytes of the float32 weights: all, and one device's.
-    tokens: of a microbatch on one device.
-    length: tokens of an image.
-    parts: microbatches of a step.
-    element: bytes of a number in the compute dtype.
-  """
-
-  mesh: dict[str, int]
+  mesh: dict[str, int]  # sizes of the axes
   model: vit.ViT
-  params: tuple[int, int]
-  tokens: float
-  length: int
-  parts: int
-  element: int
+  params: tuple[int, int]  # bytes of the weights: all, and one device's
+  tokens: float  # of a microbatch on one device
+  length: int  # tokens of an image
+  parts: int  # microbatches of a step
+  element: int  # bytes of a number in the compute dtype
 
 
 def estimate(
@@ -100,11 +90,7 @@ def estimate(
 ) -> tuple[dict[str, float], roofline.Work]:
   """Returns a device's bytes by what they hold, and its work in a step.
 
-  Args:
-    task: on one device.
-    mesh: of the hardware.
-    config: the run's configuration.
-    state: bytes of the task's state by kind.
+  `state` has the bytes of the task's state by kind, on its one device.
   """
   boxed, parts = task.logical_param_shapes, config.optim.accumulate
   held = jax.tree.map(

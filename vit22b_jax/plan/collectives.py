@@ -29,23 +29,16 @@ _ORDER = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
 class Collective:
   """Describes one collective instruction.
 
-  Attributes:
-    kind: 'all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all' or
-      'collective-permute'.
-    bytes: of the whole array that is gathered or reduced; what one device
-      sends in a permutation.
-    group: positions, in the mesh, of the devices that take part together.
-    axes: the mesh axes that they lie along.
-    count: executions in a step.
-    op_name: which line of the traced program it comes from.
+  Its bytes are those of the whole array that is gathered or reduced, and what
+  one device sends in a permutation.
   """
 
-  kind: str
+  kind: str  # a key of _PASSES, or 'collective-permute'
   bytes: int
-  group: tuple[int, ...]
-  axes: tuple[str, ...]
-  count: int
-  op_name: str
+  group: tuple[int, ...]  # positions, in the mesh, of devices that take part
+  axes: tuple[str, ...]  # of the mesh, that they lie along
+  count: int  # executions in a step
+  op_name: str  # which line of the traced program it comes from
 
   @property
   def wire_bytes(self) -> float:

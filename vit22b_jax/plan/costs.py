@@ -34,13 +34,7 @@ _SLICES = ('dynamic-slice', 'slice', 'gather')
 _VIEWS = ('bitcast', 'reshape', 'get-tuple-element', 'copy', 'transpose')
 _CONTRACTED = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
 # Fields of a window that count pairs, with what is meant without them.
-_WINDOW = {
-  'size': '1',
-  'stride': '1',
-  'pad': '0_0',
-  'lhs_dilate': '1',
-  'rhs_dilate': '1',
-}
+_WINDOW = dict(size='1', stride='1', pad='0_0', lhs_dilate='1', rhs_dilate='1')
 
 
 def is_collective(instruction: hlo.Instruction) -> bool:
@@ -63,11 +57,8 @@ def matmul_flops(
   count, as in XLA's HloCostAnalysis.
   """
   target = _target(instruction)
-  arrays = [
-    computation[name].shapes[0]
-    for name in instruction.operands
-    if computation[name].shapes
-  ]
+  operands = [computation[name] for name in instruction.operands]
+  arrays = [i.shapes[0] for i in operands if i.shapes]
   if instruction.opcode == 'dot' or target.startswith('__cublas$'):
     axes = re.findall(r'\d+', instruction.find(_CONTRACTED))
     contracted = math.prod(arrays[0].dims[int(axis)] for axis in axes)
@@ -132,20 +123,12 @@ def _convolution_flops(instruction, left, right, target) -> int:
   return work // int(groups or 1)
 
 
-def _pairs(
-  length: int,
-  outputs: int,
-  size: int,
-  stride: int,
-  low: int,
-  left_dilation: int,
-  right_dilation: int,
-) -> int:
+def _pairs(length, outputs, size, stride, low, dilation, spread) -> int:
   """Counts pairs of an output and a kernel element that meet an input."""
   place = np.arange(outputs)[:, None] * stride - low
-  place = place + np.arange(size) * right_dilation
-  inside = (place >= 0) & (place <= (length - 1) * left_dilation)
-  return int(np.sum(inside & (place % left_dilation == 0)))
+  place = place + np.arange(size) * spread
+  inside = (place >= 0) & (place <= (length - 1) * dilation)
+  return int(np.sum(inside & (place % dilation == 0)))
 
 
 def memory_bytes(

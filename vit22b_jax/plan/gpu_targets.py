@@ -69,11 +69,7 @@ def plugin_version() -> str | None:
 
 
 def devices(name: str, count: int = 1) -> Sequence[jax.Device]:
-  """Returns described devices to compile for.
-
-  Args:
-    name: a key of CARDS, such as 'h100'.
-    count: cards; more than a node holds are a multiple of that.
+  """Returns so many described cards to compile for.
 
   Raises:
     UserError: the plugin is missing, the card is unknown, or the nodes aren't

@@ -28,18 +28,11 @@ _SAME = ('copy', 'bitcast', 'convert')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Describes one array of an instruction's result.
+  """Describes one array of an instruction's result, on one device."""
 
-  Attributes:
-    dtype: XLA's name, such as 'bf16'.
-    dims: the sizes of the axes, on one device.
-    in_hbm: whether it lies in the chip's main memory rather than on the chip
-      (a TPU's layouts name another memory space as `S(n)`).
-  """
-
-  dtype: str
+  dtype: str  # XLA's name, such as 'bf16'
   dims: tuple[int, ...]
-  in_hbm: bool
+  in_hbm: bool  # not on the chip, which a TPU's layouts name as S(n)
 
   @property
   def bytes(self) -> int:
@@ -51,23 +44,14 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """Holds one line of a computation.
+  """Holds one line of a computation."""
 
-  Attributes:
-    name: unique in the module.
-    shapes: of the result; those of a tuple one after the other.
-    opcode: such as 'fusion'.
-    arguments: what stands between the parentheses.
-    attributes: what follows them.
-    root: whether it is the computation's result.
-  """
-
-  name: str
-  shapes: tuple[Shape, ...]
-  opcode: str
-  arguments: str
-  attributes: str
-  root: bool
+  name: str  # unique in the module
+  shapes: tuple[Shape, ...]  # of the result; a tuple's one after the other
+  opcode: str  # such as 'fusion'
+  arguments: str  # what stands between the parentheses
+  attributes: str  # what follows them
+  root: bool  # whether it is the computation's result
 
   @property
   def operands(self) -> list[str]:
@@ -91,20 +75,15 @@ class Instruction:
     return self.find(r'op_name="([^"]*)"')
 
 
-Computation = dict[str, Instruction]
+Computation = dict[str, Instruction]  # by name, in order
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """Holds a compiled program for one device.
+  """Holds a compiled program for one device."""
 
-  Attributes:
-    computations: by name, each the instructions in order by name.
-    entry: the computation that runs.
-  """
-
-  computations: dict[str, Computation]
-  entry: str
+  computations: dict[str, Computation]  # by name
+  entry: str  # the computation that runs
 
 
 def parse(text: str) -> Module:
@@ -147,11 +126,8 @@ def executed(
   """Yields what a step executes: (computation's name, it, how often).
 
   Loops are entered with their trip counts. All branches of a conditional
-  count, so that it costs too much rather than too little.
-
-  Args:
-    module: the program.
-    inside_fusions: also what fusions are made of, besides themselves.
+  count, so that it costs too much rather than too little. What fusions are made
+  of comes besides themselves, if it is asked for.
   """
   entered = ('call', 'conditional', 'async-start')
   entered += ('fusion',) if inside_fusions else ()

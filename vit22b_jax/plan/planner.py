@@ -25,12 +25,12 @@ from vit22b_jax.tasks import base
 
 PUBLISHED_MFU = 0.549  # ViT-22B on 1,024 TPU v4, arXiv:2302.05442
 
-_UNPREDICTED = {
-  'hardware_flops_per_device': None,
-  'predicted_step_seconds': None,
-  'predicted_mfu_no_overlap': None,
-  'predicted_mfu_overlap': None,
-}
+_UNPREDICTED = dict.fromkeys(
+  (
+    *('hardware_flops_per_device', 'predicted_step_seconds'),
+    *('predicted_mfu_no_overlap', 'predicted_mfu_overlap'),
+  )
+)
 _KINDS = {'params': 'parameters', 'ema': 'ema'}  # of fields of a state
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # XLA's words for a program that doesn't fit.
@@ -46,10 +46,7 @@ def plan(
 ) -> dict[str, Any]:
   """Plans a run on some hardware: returns the content of plan.json.
 
-  Args:
-    config: the run's configuration.
-    topology: the hardware.
-    efficiency: part of the peak that matrix products are taken to reach.
+  `efficiency` is the part of the peak that products are taken to reach.
 
   Raises:
     UserError: the mesh or the batch doesn't suit the hardware.

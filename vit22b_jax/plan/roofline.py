@@ -19,34 +19,21 @@ from vit22b_jax.runtime import chips
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """Counts the work of one instruction on one device.
+  """Counts the work of one instruction on one device."""
 
-  Attributes:
-    flops: of matrix products.
-    passes: bfloat16 products that the hardware makes of each.
-    bytes: read from and written to memory.
-    count: executions in a step.
-  """
-
-  flops: int
-  passes: int
-  bytes: int
-  count: int
+  flops: int  # of matrix products
+  passes: int  # bfloat16 products that the hardware makes of each
+  bytes: int  # read from and written to memory
+  count: int  # executions in a step
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Counts the work of a step on one device.
-
-  Attributes:
-    operations: in the order of the program.
-    collectives: likewise.
-    recomputed_flops: of the products, those that rematerialization repeats.
-  """
+  """Counts the work of a step on one device."""
 
   operations: list[Operation]
   collectives: list[collectives.Collective]
-  recomputed_flops: int
+  recomputed_flops: int  # of the products, those that remat repeats
 
   @property
   def flops(self) -> int:
@@ -89,17 +76,11 @@ def _products(module, computation, instruction) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """Holds the seconds of a step on one device.
+  """Holds the seconds of a step on one device."""
 
-  Attributes:
-    matmul: products at peak.
-    memory: what memory adds to that.
-    communication: by mesh axes, such as 'fsdp' or 'data+fsdp'.
-  """
-
-  matmul: float
-  memory: float
-  communication: dict[str, float]
+  matmul: float  # products at peak
+  memory: float  # what memory adds to that
+  communication: dict[str, float]  # by mesh axes, such as 'data+fsdp'
 
   @property
   def no_overlap(self) -> float:

@@ -43,19 +43,13 @@ _NO_HOST = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Holds where a run would live.
+  """Holds where a run would live."""
 
-  Attributes:
-    name: as it was asked for.
-    chip: of which kind.
-    shape: a TPU slice's axes, or (GPUs,).
-    devices: what jax compiles for; None for GPUs without jax's CUDA plugin, so
-      that a plan has to estimate.
-  """
-
-  name: str
+  name: str  # as it was asked for
   chip: chips.Chip
-  shape: tuple[int, ...]
+  shape: tuple[int, ...]  # a TPU slice's axes, or (GPUs,)
+  # What jax compiles for; None for GPUs without jax's CUDA plugin, so that a
+  # plan has to estimate.
   devices: Sequence[jax.Device] | None
 
   @property
@@ -179,10 +173,6 @@ def compile_for(
 
   The cache can't be read for devices that aren't here, and what it gives back
   would say nothing of the compiler's time.
-
-  Args:
-    device: any of those that the program was lowered for.
-    lowered: of `jax.jit(...).lower(...)`.
   """
   before = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
