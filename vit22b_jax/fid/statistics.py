@@ -68,7 +68,8 @@ class Statistics:
   @functools.cached_property
   def covariance(self) -> Float[np.ndarray, 'D D']:
     """Unbiased covariance, float64; needs two images."""
-    return self.root.T @ self.root
+    root = self.root
+    return root.T @ root
 
   @property
   def root(self) -> Float[np.ndarray, 'N D']:
