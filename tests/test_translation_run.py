@@ -54,7 +54,7 @@ def _final(workdir):
 
 
 def _data(config):
-  return tasks.named(config.task).load_data(config)
+  return tasks.TASKS[config.task].load_data(config)
 
 
 def _rows(workdir):

@@ -286,7 +286,7 @@ def open_run(
       f'{workdir} has no classes.json with names: its training never began. '
       f'Train first, with --config=... --workdir={workdir}.'
     )
-  task = tasks.named(config.task)(config, _mesh(config), names, data)
+  task = tasks.TASKS[config.task](config, _mesh(config), names, data)
   manager = checkpoint.Manager(
     workdir, scores=evaluate.scores(task.evaluator, workdir), read_only=True
   )
@@ -297,7 +297,7 @@ def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
   """Makes a mesh of today's devices, which need not divide a run's batches."""
   devices = jax.devices()
   if jax.process_count() == 1:
-    batch = tasks.named(config.task).images_at_once(config)
+    batch = tasks.TASKS[config.task].images_at_once(config)
     parts = math.gcd(len(devices), batch, config.eval.batch_size or batch)
     devices = devices[:parts]
   return sharding.make_mesh(devices=devices)

@@ -124,7 +124,7 @@ def validate(config: ConfigDict, mode: str = 'train') -> None:
   """
   config_lib.validate_config(config)
   if config.task != 'fid':
-    tasks.named(config.task).validate_config(config)
+    tasks.TASKS[config.task].validate_config(config)
   elif mode != 'fid':
     raise errors.UserError(
       'This config compares two sets of images: add --mode=fid.'
@@ -178,7 +178,7 @@ def open_run(
   if mode in ('eval', 'fid'):
     setup.validate_same_config(config)
     data = distributed.run_on_process_zero_first(
-      lambda: tasks.named(config.task).load_data(config)
+      lambda: tasks.TASKS[config.task].load_data(config)
     )
   return api.open_run(path, config, data)
 

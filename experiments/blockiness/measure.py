@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).parent
 def measure(path: str) -> list[dict]:
   """Returns a row for each direction of a run."""
   config = runs.read_config(path)
-  data = tasks.named(config.task).load_data(config)
+  data = tasks.TASKS[config.task].load_data(config)
   task, manager = api.open_run(path, config, data)
   step, variables, _ = evaluate.restore(task, manager, 'last')
   manager.close()

@@ -43,7 +43,7 @@ def _of_weights(workdir: pathlib.Path) -> dict[str, Any]:
   with config.unlocked():
     config.fid.update(common.translation().fid)
     config.fid.weights = weights
-  data = tasks.named(config.task).load_data(config)
+  data = tasks.TASKS[config.task].load_data(config)
   task, manager = api.open_run(str(workdir), config, data)
   _, variables, _ = evaluate.restore(task, manager, 'last')
   manager.close()

@@ -35,7 +35,7 @@ def text(case: str) -> str:
   config = importlib.import_module(f'configs.{name}').get_config()
   config.update_from_flattened_dict(overrides)
   config.data.dir = '/nowhere'  # sizes as they are known
-  task_type = tasks.named(config.task)
+  task_type = tasks.TASKS[config.task]
   data = task_type.dataset_info(config)
   names = list(data.names)
   task = task_type(config, sharding.make_mesh(**MESH), names, data)

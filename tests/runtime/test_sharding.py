@@ -47,7 +47,7 @@ def task(config, **sizes):
   config.batch_size, config.eval.batch_size = 8, 8
   names = [str(i) for i in range(10)]
   mesh = sharding.make_mesh(**sizes)
-  return tasks.named(config.task)(config, mesh, names)
+  return tasks.TASKS[config.task](config, mesh, names)
 
 
 @pytest.mark.parametrize('preset', sharding.PRESETS)
@@ -123,4 +123,4 @@ def test_the_batch_has_to_divide():
   config = common.finish(common.classification(), 'tiny')
   config.batch_size = 12
   with pytest.raises(errors.UserError, match='multiple of 8, such as 16'):
-    tasks.named('classification')(config, sharding.make_mesh(), ['a', 'b'])
+    tasks.TASKS['classification'](config, sharding.make_mesh(), ['a', 'b'])

@@ -1,5 +1,7 @@
 """The detector: thresholds, z-scores, transients, policies, explanations."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,9 @@ def _settings(**changes):
     max_logit=4000.0,
     max_abs_grad=4000.0,
     zscore=20.0,
-    warmup_steps=30,
     on_explosion='record',
   )
-  return diagnostics.Settings(**(values | changes))
+  return types.SimpleNamespace(**(values | changes))
 
 
 def _run(rows, settings):
@@ -27,7 +28,7 @@ def _run(rows, settings):
   def body(carry, row):
     monitor, step = carry
     monitor, verdict = diagnostics.observe(
-      monitor, row, jnp.float32(1.0), step, jnp.asarray(False), settings
+      monitor, row, jnp.float32(1.0), step, jnp.asarray(False), settings, 30
     )
     return (monitor, step + 1), verdict
 
@@ -169,6 +170,7 @@ def test_overflow_is_skipped_without_a_judgement():
     jnp.int32(0),
     jnp.asarray(True),
     settings,
+    30,
   )
   assert verdict['verdict/keep'] and verdict['verdict/finite']
   assert not verdict['verdict/onset'] and not monitor.stopped

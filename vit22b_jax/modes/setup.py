@@ -166,7 +166,7 @@ def make_task(
   Raises:
     UserError: something can't be had, or isn't what the run was trained on.
   """
-  task_type = tasks.named(config.task)
+  task_type = tasks.TASKS[config.task]
   data = distributed.run_on_process_zero_first(
     lambda: task_type.load_data(config)
   )

@@ -122,7 +122,7 @@ def _compiled(
 
 def make_task(config: ConfigDict, mesh: jax.sharding.Mesh) -> base.Task:
   """Returns the config's task, which knows its data set's sizes alone."""
-  task_type = tasks.named(config.task)
+  task_type = tasks.TASKS[config.task]
   data = task_type.dataset_info(config)
   return task_type(config, mesh, list(data.names), data)
 

@@ -124,14 +124,6 @@ class Task(abc.ABC):
       total_steps=self.total_steps,
       steps_per_epoch=self.steps_per_epoch,
     )
-    d = config.diagnostics
-    self._detector = diagnostics.Settings(
-      max_logit=d.max_logit,
-      max_abs_grad=d.max_abs_grad,
-      zscore=d.zscore,
-      warmup_steps=self.steps(d.ignore),
-      on_explosion=d.on_explosion,
-    )
     self.use_optimizer(tx)
 
   def use_optimizer(self, tx: optax.GradientTransformation) -> None:
@@ -304,8 +296,15 @@ class Task(abc.ABC):
       The state after the step, and its scalars in the order of `scalars.all`.
     """
     signals = jnp.stack([row[name] for name in self.scalars.signals])
+    settings = self.config.diagnostics
     monitor, verdict = diagnostics.observe(
-      state.monitor, signals, row['loss'], state.step, overflow, self._detector
+      state.monitor,
+      signals,
+      row['loss'],
+      state.step,
+      overflow,
+      settings,
+      self.steps(settings.ignore),
     )
     row |= verdict
     keep = verdict['verdict/keep'] > 0

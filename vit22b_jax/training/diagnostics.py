@@ -95,20 +95,6 @@ def scalar_names_of_blocks(
   return ScalarNames(columns, (*JUDGED, *signals), logged)
 
 
-class Settings(NamedTuple):
-  """Says how the detector judges, as the config's `diagnostics` does.
-
-  Before `warmup_steps` alarms are called transients: recorded, and never acted
-  upon, since a cold start shoots up and recovers.
-  """
-
-  max_logit: float
-  max_abs_grad: float
-  zscore: float
-  warmup_steps: int
-  on_explosion: str
-
-
 @flax.struct.dataclass
 class Monitor:
   """Remembers the last steps for the detector; part of the training state.
@@ -201,7 +187,8 @@ def observe(
   loss: Float[Array, ''],
   step: Int[Array, ''],
   overflow: Bool[Array, ''],
-  settings: Settings,
+  settings: Any,
+  warmup_steps: int,
 ) -> tuple[Monitor, dict[str, Float[Array, '']]]:
   """Judges one step and remembers its signals. Runs inside the jitted step.
 
@@ -212,7 +199,9 @@ def observe(
     step: the number of steps done before this one.
     overflow: float16 gradients overflowed, which the loss scale's search is
       expected to meet: the step is not applied, and not judged either.
-    settings: thresholds and policy.
+    settings: the config's `diagnostics`.
+    warmup_steps: alarms before that step are transients: recorded, and never
+      acted upon, since a cold start shoots up and recovers.
 
   Returns:
     The memory after the step; and float32 scalars by the names in VERDICT.
@@ -226,7 +215,7 @@ def observe(
   beyond = judged >= thresholds
   jumped = (zscore >= settings.zscore) & (judged >= _Z_FACTOR * median)
   alarm = finite & ~overflow & jnp.any(beyond | jumped)
-  transient = alarm & (step < settings.warmup_steps)
+  transient = alarm & (step < warmup_steps)
   onset = alarm & (monitor.calm >= _CALM_STEPS) & ~monitor.stopped
   act = alarm & ~transient
   stop = monitor.stopped | ~finite
