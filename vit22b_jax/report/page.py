@@ -14,7 +14,6 @@ import jinja2
 import markupsafe
 from absl import logging
 from etils import epath
-from plotly import offline
 
 from vit22b_jax import errors, rules
 from vit22b_jax.report import charts, probe_page, summary, task_pages, traces
@@ -113,6 +112,8 @@ def environment() -> jinja2.Environment:
 @functools.cache
 def _plotly() -> str:
   """Returns Plotly's source, gzip and base64."""
+  from plotly import offline  # a report alone needs it
+
   source = offline.get_plotlyjs().encode()
   return base64.b64encode(gzip.compress(source, mtime=0)).decode()
 
