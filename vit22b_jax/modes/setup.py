@@ -185,9 +185,9 @@ def validate_same_data(
 
   Domains are named by a path, so that their names may change.
   """
+  names, allowed = list(data.names), config.data.allow_changes
   if not has_steps(folder):
     return
-  names = list(data.names)
   before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES, list)
   if config.task == 'classification' and before not in (None, names):
     raise errors.UserError(
@@ -202,7 +202,7 @@ def validate_same_data(
     return
   lines = fingerprint.compare(before, data.fingerprint)
   changes = '\n'.join(f'  {line}' for line in lines)
-  if changes and not config.data.allow_changes:
+  if changes and not allowed:
     raise errors.UserError(
       f'The workdir {folder.path} was trained on other images:\n{changes}\n'
       'Put them back, use another --workdir, or go on with what is there now: '
