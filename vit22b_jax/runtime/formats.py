@@ -10,6 +10,7 @@ files have the texts 'nan', 'inf' and '-inf' in their place.
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -71,7 +72,8 @@ def read_bytes(path: epath.Path) -> bytes | None:
   with judging(path):
     if not path.exists():
       return None
-    if not path.is_file():
+    local = '://' not in os.fspath(path)
+    if local and not os.path.isfile(path):  # to open a pipe waits for ever
       raise OSError(0, 'no regular file')
     return path.read_bytes()
 
