@@ -175,8 +175,12 @@ def test_help_and_list_need_no_device(capsys):
   [
     (['--workdir=http://x'], 'local disks and gs:// alone'),
     (['--mode=plan', '--matmul_efficiency=nan'], 'matmul_efficiency=nan must'),
+    (['--mode=probe', '--minutes=nan'], '--minutes=nan must be'),
     (['--workdirs=a'], 'add --mode=report'),
-    (['--mode=translate', '--input=x', '--max_size=-1'], 'max_size=-1 must be'),
+    (
+      ['--mode=translate', '--input=x', '--max_size=-1'],
+      '-1 is not a non-neg',
+    ),
     (['--mode=predict'], 'needs --input=FOLDER of images, or one file'),
   ],
 )

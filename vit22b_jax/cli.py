@@ -52,8 +52,16 @@ _OUT_OF_MEMORY = (
 # --- Flags -----------------------------------------------------------------
 
 
-# Flags without a range: how they are declared, name, default, help.
+# How each flag but config and workdirs is declared: name, arguments, bounds.
 _FLAGS = (
+  (
+    flags.DEFINE_string,
+    'workdir',
+    None,
+    "The run's folder, local or gs://; runs/<config name>. report: where "
+    'comparison.html goes; runs.',
+  ),
+  (flags.DEFINE_enum, 'mode', 'train', MODES, 'What to do.'),
   (
     flags.DEFINE_string,
     'input',
@@ -62,11 +70,19 @@ _FLAGS = (
   ),
   (flags.DEFINE_integer, 'top_k', 1, 'predict: classes for each image.'),
   (
+    flags.DEFINE_enum,
+    'direction',
+    'a2b',
+    ('a2b', 'b2a'),
+    'translate: from domain a to b, or from b to a.',
+  ),
+  (
     flags.DEFINE_integer,
     'max_size',
     0,
     'translate: longest side in pixels that a generator sees; 0: as many as '
     'a GiB of memory bears.',
+    0,
   ),
   (
     flags.DEFINE_string,
@@ -79,6 +95,21 @@ _FLAGS = (
     'search',
     False,
     'plan: try meshes, rematerialization and microbatches.',
+  ),
+  (
+    flags.DEFINE_float,
+    'matmul_efficiency',
+    1.0,
+    'plan: the part of the peak that matrix products are taken to reach.',
+    0.01,
+    1.0,
+  ),
+  (
+    flags.DEFINE_float,
+    'minutes',
+    20.0,
+    'probe: no further trial begins after so many minutes.',
+    0.0,
   ),
   (
     flags.DEFINE_string,
@@ -94,6 +125,7 @@ _FLAGS = (
     'heartbeat_seconds',
     30,
     'How long one of several processes may be silent before the others end.',
+    1,
   ),
 )
 
@@ -108,14 +140,6 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flag_values=values,
     sys_argv=argv,
   )
-  flags.DEFINE_string(
-    'workdir',
-    None,
-    "The run's folder, local or gs://; runs/<config name>. report: where "
-    'comparison.html goes; runs.',
-    flag_values=values,
-  )
-  flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
   flags.DEFINE_multi(
     flags.ListParser(),
     flags.CsvListSerializer(','),
@@ -124,30 +148,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     'report: the folders of the runs to compare, or patterns of them.',
     flag_values=values,
   )
-  flags.DEFINE_enum(
-    'direction',
-    'a2b',
-    ('a2b', 'b2a'),
-    'translate: from domain a to b, or from b to a.',
-    flag_values=values,
-  )
-  flags.DEFINE_float(
-    'matmul_efficiency',
-    1.0,
-    'plan: the part of the peak that matrix products are taken to reach.',
-    lower_bound=0.01,
-    upper_bound=1.0,
-    flag_values=values,
-  )
-  flags.DEFINE_float(
-    'minutes',
-    20.0,
-    'probe: no further trial begins after so many minutes.',
-    lower_bound=0.0,
-    flag_values=values,
-  )
-  for define, name, default, text in _FLAGS:
-    define(name, default, text, flag_values=values)
+  for define, *arguments in _FLAGS:
+    define(*arguments, flag_values=values)
 
 
 def parse(argv: list[str], values: flags.FlagValues) -> list[str]:

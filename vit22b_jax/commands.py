@@ -95,6 +95,8 @@ def _validate_flags(flags: Flags, path: str | None) -> None:
       f'--matmul_efficiency={flags.matmul_efficiency} must be above 0 and at '
       'most 1.'
     )
+  if flags.minutes != flags.minutes:
+    raise errors.UserError('--minutes=nan must be a number.')
   if (flags.topology or flags.search) and mode != 'plan':
     raise errors.UserError(
       '--topology and --search plan a run: add --mode=plan.'
@@ -108,8 +110,6 @@ def _validate_flags(flags: Flags, path: str | None) -> None:
       'python main.py --help tells more.'
     )
   workdir.validate_place(path or '')
-  if flags.max_size < 0:
-    raise errors.UserError(f'--max_size={flags.max_size} must be at least 0.')
   if mode in ('predict', 'translate') and not flags.input:
     raise errors.UserError(
       f'--mode={mode} needs --input=FOLDER of images, or one file.'

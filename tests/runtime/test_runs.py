@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import zipfile
 
@@ -210,10 +211,11 @@ def test_a_header_of_many_numbers_is_not_believed(run):
     runs.read(run)
 
 
-def test_a_folder_in_place_of_a_file(run):
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+def test_a_folder_or_a_pipe_in_place_of_a_file(run, make):
   (run / 'eval.json').unlink()
-  (run / 'eval.json').mkdir()
-  with pytest.raises(errors.UserError, match='could not be read: Is a'):
+  make(run / 'eval.json')
+  with pytest.raises(errors.UserError, match='could not be read: no regular'):
     runs.read(run)
 
 

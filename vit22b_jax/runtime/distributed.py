@@ -69,10 +69,6 @@ def initialize(
         f'({" and ".join(MODES)} take several).'
       )
     return
-  if heartbeat_seconds < 1:
-    raise errors.UserError(
-      f'--heartbeat_seconds={heartbeat_seconds}: expected at least 1.'
-    )
   if given:
     _validate_flags(flags)
   if num_processes == 1 or not (given or _is_launched(environ)):
@@ -183,10 +179,7 @@ def gather(value: int) -> list[int]:
 
 
 def run_on_process_zero_first(function: Callable[[], Any]) -> Any:
-  """Runs a function on process 0, then on the others.
-
-  They find on disk what process 0 left there (a prepared data set, decoded
-  images) and don't all make it at once.
+  """Runs a function on process 0, then on the others, which find its files.
 
   Raises:
     UserError: in every process, if process 0 raises it.
@@ -206,11 +199,11 @@ def run_on_process_zero_first(function: Callable[[], Any]) -> Any:
 
 
 def validate_shared(path: epath.Path, write: Callable[[str], None]) -> None:
-  """Checks that all processes see the workdir that process 0 writes.
+  """Checks that all processes see what process 0 writes into the workdir.
 
   Args:
     path: the workdir.
-    write: writes an empty file of a name into it, on process 0.
+    write: writes an empty file of a name there, on process 0.
 
   Raises:
     UserError: in every process, naming those that don't see it.

@@ -45,7 +45,13 @@ def held(workdir: epath.PathLike) -> Iterator[None]:
     UserError: another process trains there; names its machine and number.
   """
   path = epath.Path(workdir) / NAME
-  me = _describe_process()
+  me = {
+    'host': socket.gethostname(),
+    'pid': os.getpid(),
+    'started': _start_of(os.getpid()),
+    'token': os.urandom(8).hex(),
+    'beat': 0,
+  }
   distributed.run_on_process_zero_first(
     lambda: _acquire(path, me) if jax.process_index() == 0 else None
   )
@@ -65,17 +71,6 @@ def held(workdir: epath.PathLike) -> Iterator[None]:
     with contextlib.suppress(OSError):
       if _owner(path).get('token') == me['token']:
         path.unlink()
-
-
-def _describe_process() -> dict[str, Any]:
-  pid = os.getpid()
-  return {
-    'host': socket.gethostname(),
-    'pid': pid,
-    'started': _start_of(pid),
-    'token': os.urandom(8).hex(),
-    'beat': 0,
-  }
 
 
 def _start_of(pid: int) -> str | None:
@@ -114,12 +109,9 @@ def _write(path: epath.Path, me: dict[str, Any]) -> None:
 
 
 def _create(path: epath.Path, me: dict[str, Any]) -> bool:
-  """Writes the file if there is none; object stores can't do that in one."""
-  if path.exists():
+  """Writes a local file if there is none; object stores can't do that."""
+  if workdir_lib.is_remote(path) or path.exists():
     return False
-  if workdir_lib.is_remote(path):
-    _write(path, me)
-    return _is_last(path, me)
   try:
     with open(path, 'x') as file:
       json.dump(me, file)
@@ -127,12 +119,6 @@ def _create(path: epath.Path, me: dict[str, Any]) -> bool:
     time.sleep(_SETTLE_SECONDS)  # until it is written
     return False
   return True
-
-
-def _is_last(path: epath.Path, me: dict[str, Any]) -> bool:
-  """Returns whether this process was the last of those that came at once."""
-  time.sleep(_SETTLE_SECONDS)
-  return _owner(path).get('token') == me['token']
 
 
 def _acquire(path: epath.Path, me: dict[str, Any]) -> None:
@@ -147,9 +133,10 @@ def _acquire(path: epath.Path, me: dict[str, Any]) -> None:
     owner = _owner(path)
     if not (owner and _lives(path, owner, me)):
       _write(path, me)
-      if _is_last(path, me):
-        return
+      time.sleep(_SETTLE_SECONDS)  # of those that came at once the last stays
       owner = _owner(path)
+      if owner.get('token') == me['token']:
+        return
   except OSError as error:
     raise errors.UserError(
       f'Could not write to the workdir {path.parent}: '

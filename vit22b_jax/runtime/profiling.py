@@ -28,13 +28,7 @@ FOLDER = 'profile'
 
 @dataclasses.dataclass
 class Window:
-  """Steps to trace.
-
-  Attributes:
-    first: step.
-    last: step; below `first`, nothing is traced.
-    folder: where the trace is being written; None outside of the window.
-  """
+  """Steps to trace, into `folder` while they last; none if last < first."""
 
   first: int = 1
   last: int = 0
@@ -42,14 +36,10 @@ class Window:
 
   @classmethod
   def parse(cls, text: str, total_steps: int | None = None) -> 'Window':
-    """Reads the config's `profile`.
-
-    Args:
-      text: 'FIRST-LAST', or one step; '' for none.
-      total_steps: of the run, where they are known.
+    """Reads the config's `profile`: 'FIRST-LAST', one step, or '' for none.
 
     Raises:
-      UserError: not a range, or not within the run.
+      UserError: not a range, or not within the `total_steps`, where known.
     """
     if not text:
       return cls()

@@ -56,10 +56,6 @@ class Pending(NamedTuple):
 class Recorder:
   """Writes rows of a run, one step late: no device waits for the host.
 
-  Args:
-    task: names the scalars.
-    folder: the run's.
-
   Attributes:
     interval: see `Interval`; set it when a run resumes.
   """
@@ -75,11 +71,7 @@ class Recorder:
   # --- Clock ---------------------------------------------------------------
 
   def start_clock(self, waited: float) -> None:
-    """Measures speed from now on.
-
-    Args:
-      waited: seconds that steps waited for data so far, in all.
-    """
+    """Measures speed from now on; steps `waited` so long for data before."""
     self._start = time.monotonic()
     self._waited = waited
     self._first = self.interval.rows
@@ -118,11 +110,7 @@ class Recorder:
     return pending
 
   def row(self, pending: Pending) -> dict[str, float]:
-    """Adds a row to diagnostics.csv; waits until the step has ended.
-
-    Returns:
-      The step's scalars by name.
-    """
+    """Adds a row to diagnostics.csv, of a step that has ended; returns it."""
     names = self._task.scalars
     values = np.asarray(pending.scalars).tolist()
     row = dict(zip(names.all, values, strict=True))
@@ -141,14 +129,11 @@ class Recorder:
     return f'loss {row["loss"]:.3f}{self._images()}'
 
   def log(self, step: int, waited: float) -> str:
-    """Adds a row of means to metrics.jsonl, and starts the next interval.
+    """Adds a row of means to metrics.jsonl; returns it in words.
 
     Args:
-      step: the last one of the interval.
+      step: the last one of the interval; the next one starts.
       waited: seconds that steps waited for data so far, in all.
-
-    Returns:
-      The row in words.
     """
     task, interval = self._task, self.interval
     mean = {k: v / interval.rows for k, v in interval.sums.items()}
@@ -193,8 +178,8 @@ class Recorder:
     Args:
       step: when.
       row: its scalars by name.
-      monitor: the detector after the step, with the window before it.
-      message: what follows from it, if anything.
+      monitor: after the step, with the window before it.
+      message: what follows from it.
     """
     names = self._task.scalars.signals
     found = explain.first_to_move(

@@ -212,17 +212,11 @@ def _is_boxed(leaf: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class UnshardedParam:
-  """A weight that each device along a mesh axis holds whole.
+  """A weight that each device along a mesh axis holds whole."""
 
-  Attributes:
-    path: its name, 'block_00/in_proj/kernel'.
-    shape: its shape.
-    reason: what doesn't divide, '3 heads over tensor=2'.
-  """
-
-  path: str
+  path: str  # block_00/in_proj/kernel
   shape: tuple[int, ...]
-  reason: str
+  reason: str  # 3 heads over tensor=2
 
   def __str__(self) -> str:
     return f'{self.path} {list(self.shape)}: {self.reason}'
