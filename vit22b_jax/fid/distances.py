@@ -130,14 +130,15 @@ def _root_trace(
 ) -> float:
   """Computes tr (S_a S_b)^1/2, the sum of S_a S_b's eigenvalues' roots.
 
-  With S = X^T X these are the singular values of X_a X_b^T, which are few and
-  exact when images are. Else they are those of S_a^1/2 S_b S_a^1/2, which is
-  symmetric; eigenvalues that rounding alone makes are left out, since their
-  roots would not be small.
+  With S = X^T X / (N - 1) these are the singular values of X_a X_b^T, which are
+  few and exact when images are. Else they are those of S_a^1/2 S_b S_a^1/2,
+  which is symmetric; eigenvalues that rounding alone makes are left out, since
+  their roots would not be small.
   """
   counts = [len(s.features) for s in (a, b) if s.features is not None]
   if len(counts) == 2 and min(counts) < len(a.mean):
-    return np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+    values = np.linalg.svd(a.centered @ b.centered.T, compute_uv=False)
+    return values.sum() / np.sqrt((a.count - 1) * (b.count - 1))
   values, vectors = np.linalg.eigh(a.covariance)
   real = values > _noise(values)
   root = vectors[:, real] * np.sqrt(values[real])

@@ -68,13 +68,13 @@ class Statistics:
   @functools.cached_property
   def covariance(self) -> Float[np.ndarray, 'D D']:
     """Unbiased covariance, float64; needs two images."""
-    root = self.root
-    return root.T @ root
+    centered = self.centered
+    return centered.T @ centered / (self.count - 1)
 
   @property
-  def root(self) -> Float[np.ndarray, 'N D']:
-    """X with X^T X the covariance, float64."""
-    return (self.features - self.mean) / np.sqrt(self.count - 1)
+  def centered(self) -> Float[np.ndarray, 'N D']:
+    """Features less their means, float64."""
+    return self.features - self.mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
