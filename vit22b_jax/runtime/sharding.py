@@ -15,7 +15,6 @@ maps those to mesh axes. GSPMD does the rest: https://arxiv.org/abs/2105.04663.
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -210,19 +209,7 @@ def _is_boxed(leaf: Any) -> bool:
   return isinstance(leaf, nn.LogicallyPartitioned)
 
 
-@dataclasses.dataclass(frozen=True)
-class UnshardedParam:
-  """A weight that each device along a mesh axis holds whole."""
-
-  path: str  # block_00/in_proj/kernel
-  shape: tuple[int, ...]
-  reason: str  # 3 heads over tensor=2
-
-  def __str__(self) -> str:
-    return f'{self.path} {list(self.shape)}: {self.reason}'
-
-
-def find_unsharded(boxed: Any, mesh: Mesh) -> list[UnshardedParam]:
+def find_unsharded(boxed: Any, mesh: Mesh) -> dict[str, int]:
   """Finds the weights that an axis of the mesh should split and doesn't.
 
   Those are: an axis of the array that RULES names and the devices don't divide,
@@ -232,8 +219,11 @@ def find_unsharded(boxed: Any, mesh: Mesh) -> list[UnshardedParam]:
   Args:
     boxed: as in `param_shardings`.
     mesh: its axes of one device split nothing and need not.
+
+  Returns:
+    Their sizes by 'block_00/in_proj/kernel [8, 3]: 3 heads over tensor=2'.
   """
-  found = []
+  found = {}
   leaves, _ = jax.tree.flatten_with_path(boxed, is_leaf=_is_boxed)
   for path, leaf in filter(lambda item: _is_boxed(item[1]), leaves):
     names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
@@ -249,7 +239,8 @@ def find_unsharded(boxed: Any, mesh: Mesh) -> list[UnshardedParam]:
     if names[-1] == 'kernel' and FSDP not in wanted and mesh.shape[FSDP] > 1:
       reasons.append(f'no axis of it goes over {FSDP}={mesh.shape[FSDP]}')
     if reasons:
-      found.append(UnshardedParam('/'.join(names), shape, ', '.join(reasons)))
+      text = f'{"/".join(names)} {list(shape)}: {", ".join(reasons)}'
+      found[text] = math.prod(shape)
   return found
 
 
@@ -271,21 +262,22 @@ def validate_unsharded(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
   if not found:
     return ''
   total = sum(math.prod(x.shape) for x in jax.tree.leaves(nn.unbox(boxed)))
-  share = sum(math.prod(x.shape) for x in found) / total
-  if share <= max_replicated:
-    more = f' and {len(found) - 3} more' if len(found) > 3 else ''
-    shown = '; '.join(map(str, found[:3]))
+  share = sum(found.values()) / total
+  few = share <= max_replicated
+  shown = [*found][: 3 if few else 20]
+  if len(found) > len(shown):
+    shown.append(f'and {len(found) - len(shown)} more')
+  if few:
     return (
       f'{share:.2%} of the weights are whole on devices that should share '
-      f'them: {shown}{more}.'
+      f'them: {"; ".join(shown)}.'
     )
-  shown = '\n'.join(f'  {x}' for x in found[:20])
-  more = f'\n  and {len(found) - 20} more' if len(found) > 20 else ''
+  listed = ''.join(f'  {line}\n' for line in shown)
   sizes = ', '.join(f'mesh.{k}={v}' for k, v in mesh.shape.items())
   raise errors.UserError(
     f'{share:.0%} of the weights would be whole on devices that should share '
     f'them ({sizes}), and mesh.max_replicated={max_replicated:g}:\n'
-    f'{shown}{more}\nChoose sizes of the mesh that divide them, such as '
+    f'{listed}Choose sizes of the mesh that divide them, such as '
     "mesh.tensor=1, another preset (sharding='fsdp'), or a larger "
     'mesh.max_replicated if they fit into memory so.'
   )
