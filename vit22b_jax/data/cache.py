@@ -5,11 +5,11 @@
 CACHE is $VIT22B_JAX_CACHE, by default ~/.cache/vit22b_jax; XDG_CACHE_HOME
 moves ~/.cache.
 
-KEY is a hash of the source's identity (files, sizes, times, image size), so
-changed data never meets an old cache. Arrays come back memory-mapped: processes
-of one host share them. A folder appears whole (it is synced and then renamed
-into place) or not at all, and every array is compared with its checksum when it
-is read. It lives on a local disk; deleting it costs only time.
+KEY is a hash of the source's identity (files, sizes, times, some content, image
+size), so changed data never meets an old cache. Arrays come back memory-mapped:
+processes of one host share them. A folder appears whole (it is synced and then
+renamed into place) or not at all, and every array is compared with its checksum
+when it is read. It lives on a local disk; deleting it costs only time.
 """
 
 import json

@@ -105,9 +105,9 @@ class TfdsRecords(encoded.Records):
     return features[self._image_key].bytes_list.value[0], np.int32(label)
 
   def identity(self) -> list[Any]:
-    """Returns name, size and times of the files."""
+    """Returns name, size, times and some content of the files."""
     return [
-      [path.name, *encoded.stat(str(path))]
+      [path.name, *encoded.stat(str(path)), encoded.sample(str(path))]
       for path in sorted(epath.Path(self.place).iterdir())
     ]
 
