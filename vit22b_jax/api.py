@@ -272,11 +272,6 @@ def open_run(
 ) -> tuple[base.Task, checkpoint.Manager]:
   """Opens a run's task and its checkpoints, on as many devices as divide it.
 
-  Args:
-    workdir: the run's folder.
-    config: its configuration.
-    data: the data set, where it is needed.
-
   Raises:
     UserError: the folder lacks the names of the classes.
   """

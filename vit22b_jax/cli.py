@@ -155,10 +155,6 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
   """Parses the command line, for absl's `app.run(flags_parser=...)`.
 
-  Args:
-    argv: the program's name and its arguments.
-    values: where `define_flags` declared the flags.
-
   Returns:
     The program's name alone: there are no other arguments than flags.
 

@@ -79,11 +79,11 @@ def in_words(seconds: float) -> str:
 def validate(
   value: int | str, name: str, *, percent: bool = True, positive: bool = False
 ) -> None:
-  """Judges a duration before the length of an epoch is known.
+  """Judges the duration of the key `name` before an epoch's length is known.
 
   Args:
     value: as in `steps`.
-    name: of the config's key, for the message.
+    name: of the config's key.
     percent: whether a part of the run is allowed.
     positive: whether 0 is refused, as for how often something happens.
 

@@ -17,9 +17,6 @@ class TrainingStopped(RuntimeError):
 def did_you_mean(value: Any, known: Iterable[Any]) -> str:
   """Suggests the name that `value` may be a typo of, to end a message with.
 
-  Returns:
-    " Did you mean 'name'?", or nothing when no name is close.
-
   >>> did_you_mean('learning_rat', ['learning_rate', 'warmup'])
   " Did you mean 'learning_rate'?"
   """

@@ -43,11 +43,6 @@ def run(
 ) -> int:
   """Trains, evaluates and reports; resumes what the workdir holds.
 
-  Args:
-    config: the run's configuration.
-    path: its workdir.
-    mesh: where arrays live.
-
   Returns:
     The exit code: 0, or 128 + the number of the signal that asked to stop.
 
@@ -83,10 +78,7 @@ def run(
 
 
 def fit(r: setup.Run, state: base.State) -> base.State:
-  """Trains to the end of the run, or of its patience.
-
-  Returns:
-    The last state.
+  """Trains to the end of the run, or of its patience; returns the last state.
 
   Raises:
     preemption.Interrupted: a signal asked to stop; everything is saved.
@@ -159,12 +151,7 @@ def finish(r: setup.Run) -> None:
 
 
 def record(r: setup.Run, state: base.State, bar: console.Progress) -> None:
-  """Reads the scalars of a step, if any wait, and waits for it to end.
-
-  Args:
-    r: the run.
-    state: after that step, or after one more.
-    bar: shows the step.
+  """Reads the scalars of a step, if any wait; `state` is after it, or one more.
 
   Raises:
     TrainingStopped: the step must not be applied.
@@ -207,13 +194,9 @@ def stop(
 def save(
   r: setup.Run, state: base.State, step: int, *, wait: bool = False
 ) -> None:
-  """Saves a checkpoint, after the rows that it stands on.
+  """Saves a checkpoint, after the rows that it stands on; `wait` for the disk.
 
-  Args:
-    r: the run.
-    state: may be donated to the next step as soon as this returns.
-    step: the number of steps done.
-    wait: until everything is on the disk.
+  The state may be donated to the next step as soon as this returns.
   """
   with r.recorder.paused():
     r.folder.flush()
@@ -232,11 +215,7 @@ def save(
 
 
 def validate(r: setup.Run, state: base.State, step: int) -> bool:
-  """Evaluates on the validation part, unless this step has been.
-
-  Returns:
-    Whether no earlier step was as good.
-  """
+  """Evaluates the validation part, once a step; returns if it is the best."""
   if step in r.scores or r.task.evaluator.missing:
     return False
   if not r.polls:  # compiling comes next, see `leave_if_asked`

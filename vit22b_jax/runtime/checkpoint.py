@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -36,8 +36,7 @@ _FOLDER = 'checkpoints'
 _DAMAGED = 'checkpoints_damaged'
 
 
-@dataclasses.dataclass
-class Restored:
+class Restored(NamedTuple):
   """A restored checkpoint: its step, the state, and its JSON object."""
 
   step: int
@@ -76,10 +75,10 @@ class _KeepBest(checkpoint_managers.PreservationPolicy):
 
 
 class Manager:
-  """The checkpoints of one workdir.
+  """The checkpoints of one workdir, local or `gs://`.
 
   Args:
-    workdir: the run's folder; `gs://` paths work.
+    workdir: the run's folder.
     scores: how good the state of each evaluated step is, more being better;
       the caller adds to it, and a save looks at it to choose what to keep.
     keep: how many of the newest checkpoints stay.
@@ -141,13 +140,13 @@ class Manager:
     """Starts saving; the state may be donated as soon as this returns.
 
     Args:
-      step: the number of steps done; a step that is saved already is left.
+      step: the number of steps done.
       state: any tree of jax arrays.
-      data: an iterator with `get_state`, at the position to resume from.
+      data: an iterator at the position to resume from.
       meta: a JSON object.
 
     Returns:
-      Whether anything was saved.
+      Whether anything was saved: a step that is there is left as it is.
 
     Raises:
       UserError: the folder holds a later step, or can't be written.
