@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from experiments import documents
 from experiments.scaling import sweep
 
 HERE = pathlib.Path(__file__).parent
@@ -24,68 +25,68 @@ def load() -> list[tuple[str, dict[str, Any]]]:
   return [(file.stem, json.loads(file.read_text())) for file in files]
 
 
+def rows() -> list[dict[str, Any]]:
+  """Reads the rows of the sweep."""
+  return json.loads(sweep.SWEEP.read_text())
+
+
 def plans_table() -> str:
   """Returns a row for each named plan."""
-  lines = [
-    '| hardware | batch, parts, remat | GiB of | largest batch | compiled, s | '
-    'recomputed | s a step | utilization | with overlap | chip-hours |',
-    '|---|---|--:|--:|--:|--:|--:|--:|--:|--:|',
-  ]
-  lines += [_plan_row(name, plan) for name, plan in load()]
-  return '\n'.join(lines)
+  columns = (
+    *('hardware', 'batch, parts, remat', '#GiB of', '#largest batch'),
+    *('#compiled, s', '#recomputed', '#s a step', '#utilization'),
+    *('#with overlap', '#chip-hours'),
+  )
+  return documents.table(columns, [_plan_row(*named) for named in load()])
 
 
-def _plan_row(name: str, plan: dict[str, Any]) -> str:
+def _plan_row(name: str, plan: dict[str, Any]) -> list[str]:
   config = plan['config']
   size = name.split('_')[0].upper()
   mesh = ' x '.join(str(n) for n in plan['mesh'].values())
+  seconds = plan['compile_seconds']
   cells = [
     f'{size} on {plan["topology"]}, mesh {mesh}',
     f'{plan["batch_size"]:,}, {config["optim"]["accumulate"]}, '
     f'{config["model"]["remat"]}',
-    f'{plan["hbm_bytes_per_device"] / 2**30:.1f} / '
-    f'{plan["hbm_capacity_bytes"] / 2**30:.0f}',
+    f'{_gib(plan):.1f} / {plan["hbm_capacity_bytes"] / 2**30:.0f}',
     f'{plan["largest_batch_size"]:,}' if plan['fits'] else 'none',
-    'estimated'
-    if plan['compile_seconds'] is None
-    else f'{plan["compile_seconds"]:.0f}',
+    'estimated' if seconds is None else f'{seconds:.0f}',
   ]
   if plan['predicted_step_seconds'] is None:
-    return '| ' + ' | '.join([*cells, 'does not fit', '', '', '', '']) + ' |'
-  again = (
-    plan['recomputed_flops_per_device'] / plan['hardware_flops_per_device']
-  )
+    return [*cells, 'does not fit', '', '', '', '']
+  again = plan['recomputed_flops_per_device']
   verdict = '' if plan['fits'] else ' (does not fit)'
-  cells += [
-    f'{again:.1%}',
+  return [
+    *cells,
+    f'{again / plan["hardware_flops_per_device"]:.1%}',
     f'{plan["predicted_step_seconds"]:.3g}{verdict}',
     f'{plan["predicted_mfu_no_overlap"]:.3f}',
     f'{plan["predicted_mfu_overlap"]:.3f}',
     f'{plan["predicted_chip_hours"]:,.0f}',
   ]
-  return '| ' + ' | '.join(cells) + ' |'
 
 
 def sweep_table() -> str:
   """Returns utilization and memory by size, chips and preset: weak scaling."""
-  rows = json.loads(sweep.SWEEP.read_text())
-  chips = list(sweep.SLICES)
+  found = {
+    (r['variant'], r['chips'], r['sharding']): r
+    for r in rows()
+    if r['scaling'] == 'weak'
+  }
   lines = [
-    '| size, preset | ' + ' | '.join(f'{n:,}' for n in chips) + ' |',
-    '|---|' + '--:|' * len(chips),
+    [
+      f'{variant}, {preset}',
+      *(
+        _cell(found.get((variant, n, preset if n > 1 else 'data')))
+        for n in sweep.SLICES
+      ),
+    ]
+    for variant in sweep.VARIANTS
+    for preset in sweep.PRESETS
   ]
-  for variant in sweep.VARIANTS:
-    for preset in sweep.PRESETS:
-      found = {
-        r['chips']: r
-        for r in rows
-        if r['scaling'] == 'weak'
-        and r['variant'] == variant
-        and (r['sharding'] == preset or r['chips'] == 1)
-      }
-      cells = [_cell(found.get(n)) for n in chips]
-      lines.append(f'| {variant}, {preset} | ' + ' | '.join(cells) + ' |')
-  return '\n'.join(lines)
+  columns = ['size, preset', *(f'#{n:,}' for n in sweep.SLICES)]
+  return documents.table(columns, lines)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -94,73 +95,67 @@ def _cell(row: dict[str, Any] | None) -> str:
     return ''
   if 'refused' in row:
     return 'refused'
-  memory = f'{row["hbm_bytes_per_device"] / 2**30:.1f}'
   if not row['fits']:
-    return f'no ({memory})'
-  return f'{row["predicted_mfu_no_overlap"]:.2f} ({memory})'
+    return f'no ({_gib(row):.1f})'
+  return f'{row["predicted_mfu_no_overlap"]:.2f} ({_gib(row):.1f})'
 
 
 def strong_table() -> str:
   """Returns seconds of a step and the busiest links: strong scaling."""
-  rows = [
-    r
-    for r in json.loads(sweep.SWEEP.read_text())
-    if r['scaling'] == 'strong' and r['fits']
-  ]
-  lines = [
-    '| size | chips | s a step | products | memory | links | utilization |',
-    '|---|--:|--:|--:|--:|--:|--:|',
-  ]
-  for r in rows:
+  lines = []
+  for r in rows():
+    if r['scaling'] != 'strong' or not r['fits']:
+      continue
     seconds = r['predicted_seconds']
     links = sum(seconds['communication'].values())
     most = links > max(seconds['matmul'], seconds['memory'])
     lines.append(
-      f'| {r["variant"]} | {r["chips"]:,} | {r["predicted_step_seconds"]:.3g} '
-      f'| {seconds["matmul"]:.3g} | {seconds["memory"]:.3g} | '
-      f'{"**" if most else ""}{links:.3g}{"**" if most else ""} | '
-      f'{r["predicted_mfu_no_overlap"]:.2f} |'
+      [
+        r['variant'],
+        f'{r["chips"]:,}',
+        f'{r["predicted_step_seconds"]:.3g}',
+        f'{seconds["matmul"]:.3g}',
+        f'{seconds["memory"]:.3g}',
+        f'**{links:.3g}**' if most else f'{links:.3g}',
+        f'{r["predicted_mfu_no_overlap"]:.2f}',
+      ]
     )
-  return '\n'.join(lines)
+  columns = ('size', '#chips', '#s a step', '#products', '#memory', '#links')
+  return documents.table((*columns, '#utilization'), lines)
 
 
 def gpus_table() -> str:
   """Returns memory and time of each size on GPUs and on a TPU v4."""
-  rows = json.loads(sweep.SWEEP.read_text())
-  columns = [(f'{name}:{count}', name, count) for name, count in sweep.GPUS]
-  columns.append(('v4:1x1x1', 'weak', 1))
+  found = {(r['variant'], r['scaling'], r['chips']): r for r in rows()}
   lines = [
-    '| size | ' + ' | '.join(name for name, _, _ in columns) + ' |',
-    '|---|' + '--:|' * len(columns),
+    [
+      variant,
+      *(_cell(found.get((variant, *gpu))) for gpu in sweep.GPUS),
+      _cell(found.get((variant, 'weak', 1))),
+    ]
+    for variant in sweep.GPU_VARIANTS
   ]
-  for variant in sweep.GPU_VARIANTS:
-    found = {
-      (r['scaling'], r['chips']): r for r in rows if r['variant'] == variant
-    }
-    cells = [_cell(found.get((kind, n))) for _, kind, n in columns]
-    lines.append(f'| {variant} | ' + ' | '.join(cells) + ' |')
-  return '\n'.join(lines)
+  gpus = [f'#{name}:{count}' for name, count in sweep.GPUS]
+  return documents.table(['size', *gpus, '#v4:1x1x1'], lines)
 
 
 def estimates_table() -> str:
   """Returns estimated over compiled memory, to judge the estimate."""
   lines = [
-    '| size | GPUs | memory | products | traffic | s a step |',
-    '|---|---|--:|--:|--:|--:|',
+    [
+      r['variant'],
+      f'{r["scaling"]}:{r["chips"]}',
+      *(f'{value / r[key]:.2f}' for key, value in r['estimated'].items()),
+    ]
+    for r in rows()
+    if 'estimated' in r
   ]
-  for r in json.loads(sweep.SWEEP.read_text()):
-    if 'estimated' in r:
-      ratios = [
-        f'{value / r[key]:.2f}' for key, value in r['estimated'].items()
-      ]
-      gpus = f'{r["scaling"]}:{r["chips"]}'
-      lines.append(f'| {r["variant"]} | {gpus} | ' + ' | '.join(ratios) + ' |')
-  return '\n'.join(lines)
+  columns = ('size', 'GPUs', '#memory', '#products', '#traffic', '#s a step')
+  return documents.table(columns, lines)
 
 
 def draw() -> None:
   """Draws memory and step time by chips, a panel for each size."""
-  rows = json.loads(sweep.SWEEP.read_text())
   panels = (
     ('memory.png', 'GiB of a chip', _gib),
     (
@@ -172,7 +167,7 @@ def draw() -> None:
   for file, label, value in panels:
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True)
     for axis, variant in zip(axes.flat, sweep.VARIANTS, strict=True):
-      _panel(axis, [r for r in rows if r['variant'] == variant], value)
+      _panel(axis, [r for r in rows() if r['variant'] == variant], value)
       axis.set_title(f'ViT-22B-{variant}')
       if file == 'memory.png':
         axis.axhline(32, color='grey', linestyle=':', linewidth=1)

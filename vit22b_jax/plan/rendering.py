@@ -132,6 +132,10 @@ def _prediction(plan) -> list[str]:
   wires = ', '.join(
     f'{axes} {value:.4g}' for axes, value in seconds['communication'].items()
   )
+  hours, overlap = (
+    f'{plan[key]:,.0f}' if plan[key] >= 10 else f'{plan[key]:.2g}'
+    for key in ('predicted_chip_hours', 'predicted_chip_hours_overlap')
+  )
   return [
     '',
     'Prediction, not a measurement: a roofline with products at '
@@ -144,6 +148,6 @@ def _prediction(plan) -> list[str]:
     f'{plan["predicted_step_seconds_overlap"]:12.4g} s a step, utilization '
     f'{plan["predicted_mfu_overlap"]:.3f}',
     f'  (published for ViT-22B on 1,024 v4: {planner.PUBLISHED_MFU})',
-    f'  {plan["total_steps"]:,} steps: {plan["predicted_chip_hours"]:,.0f} '
-    f'chip-hours ({plan["predicted_chip_hours_overlap"]:,.0f} with overlap)',
+    f'  {plan["total_steps"]:,} steps: {hours} chip-hours ({overlap} with '
+    'overlap)',
   ]
