@@ -29,7 +29,7 @@ NAMES = sorted(
   if path.stem != 'common' and 'common.translation()' in path.read_text()
 )
 WORDS = ('', 'cyclegan', 'released', 'paper', 'tiny', 'paper,tiny')
-WORDS += ('resnet', 'resnet,paper', 'resnet,tiny')
+WORDS += ('cpu', 'resnet', 'resnet,paper', 'resnet,cpu', 'resnet,tiny')
 
 
 def load(name, arg=''):
