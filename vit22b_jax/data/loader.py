@@ -13,7 +13,7 @@ random access.
 import dataclasses
 import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,8 @@ def load_classes(
       f'{name}-{stored}px', found['train'].place, [names, files]
     )
     opened = materialize.in_memory(name, path, opened, unreadable, image_size)
+    if unreadable.names and not found['train'].multi_label:
+      _validate_classes(name, found, opened, names)
   else:
     _validate_random_access(f'{name!r} at {image_size} px', opened)
   train, val, test = (opened.get(split) for split in ('train', 'val', 'test'))
@@ -173,6 +175,22 @@ def _stored_size(
     if count * side * side * 3 <= cache_max_gb * 1e9:
       return side
   return None
+
+
+def _validate_classes(
+  name: str,
+  found: catalog.Found,
+  opened: Mapping[str, splits.Split],
+  names: Sequence[str],
+) -> None:
+  """Raises UserError where every image of a class turned out corrupt."""
+  for split, part in opened.items():
+    lost = np.setdiff1d(found[split].labels(), part.labels)
+    if len(lost):
+      classes = ', '.join(names[label] for label in lost[:20])
+      raise errors.UserError(
+        f'no readable image in {name} {split} of class(es): {classes}.'
+      )
 
 
 def _parts(
