@@ -219,8 +219,8 @@ _COMPUTE = {
   'precision': _choice('default', 'highest'),
 }
 _BLOCK = {
-  **dict.fromkeys(('depth', 'num_heads'), _optional(_int(1, 10_000))),
-  **dict.fromkeys(('width', 'mlp_dim'), _optional(_int(1, 10_000_000))),
+  **dict.fromkeys(('depth', 'num_heads'), _optional(_int(1, 1_000))),
+  **dict.fromkeys(('width', 'mlp_dim'), _optional(_int(1, 100_000))),
   **dict.fromkeys(
     ('pre_norm', 'qk_norm', 'mlp_norm', 'sum_norm', 'norm_scale', 'norm_bias'),
     _optional(_FLAG),
