@@ -137,17 +137,8 @@ def load_domains(
   _validate_random_access(repr(name), varied)
   opened = varied
   if fixed:
-    rows = [x.indices.tolist() for x in fixed.values()]
-    path = cache.folder(
-      f'{name.removeprefix("folder:")}-{mode}-{resize.load}-{image_size}-{seed}',
-      found['trainA'].place,
-      [rows, {split: part.identity() for split, part in found.items()}],
-    )
-    kept = materialize.in_memory(name, path, fixed, unreadable)
-    opened = varied | kept
-    for key, split in kept.items():
-      least = 1 if key.startswith('train') else catalog.LEAST
-      catalog.validate_count(name, f'{key} (readable)', len(split), least)
+    kind = f'{mode}-{resize.load}-{image_size}-{seed}'
+    opened = varied | _in_memory(name, kind, found, fixed, unreadable)
   pairs = {
     part: catalog.Pair(opened[f'{part}_a'], opened[f'{part}_b'])
     for part in ('train', 'val', 'test')
@@ -228,6 +219,29 @@ def _parts(
         part, whole, size, None, unreadable, train
       )
   return fixed, varied
+
+
+def _in_memory(
+  name: str,
+  kind: str,
+  found: catalog.Found,
+  fixed: dict[str, splits.LazySplit],
+  unreadable: splits.Unreadable,
+) -> dict[str, splits.ArraySplit]:
+  """Decodes parts of domains; `kind` names what else their pixels depend on."""
+  path = cache.folder(
+    f'{name.removeprefix("folder:")}-{kind}',
+    found['trainA'].place,
+    [
+      [part.indices.tolist() for part in fixed.values()],
+      {split: part.identity() for split, part in found.items()},
+    ],
+  )
+  kept = materialize.in_memory(name, path, fixed, unreadable)
+  for key, split in kept.items():
+    least = 1 if key.startswith('train') else catalog.LEAST
+    catalog.validate_count(name, f'{key} (readable)', len(split), least)
+  return kept
 
 
 def _validate_partners(

@@ -79,8 +79,7 @@ class ViT(layers.Transformer, kw_only=True):
     Returns:
       Logits (features without a head); with `capture` also a dict of
         attn_logit_max [depth]: largest logit of attention,
-        attn_entropy [depth]: of attention in nats, the mean over images, heads
-          and queries,
+        attn_entropy [depth]: in nats, mean over images, heads and queries,
         residual_rms [depth]: root mean square of the stream after the block,
         attn_map [depth, B, N, L, L]: attention.
 
@@ -107,7 +106,6 @@ class ViT(layers.Transformer, kw_only=True):
     x = positions(x, (height // p, width // p))
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     x = nn.with_logical_constraint(x, (axes.BATCH, axes.TOKENS, None))
-
     x, out = self._encode(x, train, capture)
     x = x[:, :1] if self.pool == 'cls' else x
     x = self.make_norm('final_norm')(x) if self.final_norm else x
@@ -116,7 +114,7 @@ class ViT(layers.Transformer, kw_only=True):
     else:
       x = x[:, 0] if self.pool == 'cls' else x.mean(axis=1)
     if self.num_classes:
-      head = heads.Head(
+      x = heads.Head(
         self.head,
         self.num_classes,
         self.mlp_dim,
@@ -124,8 +122,7 @@ class ViT(layers.Transformer, kw_only=True):
         self.precision,
         self.head_bias,
         name='head',
-      )
-      x = head(x, train)
+      )(x, train)
     x = x.astype(jnp.float32)
     return (x, out) if capture else x
 

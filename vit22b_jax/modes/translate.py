@@ -72,8 +72,7 @@ def run(
 ) -> Done:
   """Translates every readable image of a folder, or one file.
 
-  The PNGs that an earlier call made there are deleted, unless made anew: what
-  is in the folder is what the page shows.
+  PNGs of an earlier call that aren't made anew are deleted there.
 
   Args:
     task: needs no data.
@@ -100,9 +99,8 @@ def run(
   notes, pairs, made = [], {}, set()
   images = inputs.decoded(folder, names, _decoded, notes)
   translate = functools.partial(task.translate, variables, direction=direction)
-  for name, before, after in _translations(
-    task, translate, images, max_size, notes
-  ):
+  translated = _translations(task, translate, images, max_size, notes)
+  for name, before, after in translated:
     made.add(name)
     workdir.write_bytes(f'{target.name}/{pngs[name]}', samples.png(after))
     if len(pairs) < _PAGE_PAIRS:
@@ -114,17 +112,13 @@ def run(
   for name in earlier.difference(files):
     (target / name).unlink(missing_ok=True)
   workdir.write_json(f'{target.name}/{FILES}', sorted(files))
-  shown = [(name, *pairs[name]) for name in names if name in pairs]
-  page = (
-    page_lib.environment()
-    .get_template('pairs.html')
-    .render(
-      domains=task.names if direction == 'a2b' else task.names[::-1],
-      direction=direction,
-      pairs=shown,
-      total=len(files),
-      notes=notes,
-    )
+  template = page_lib.environment().get_template('pairs.html')
+  page = template.render(
+    domains=task.names if direction == 'a2b' else task.names[::-1],
+    direction=direction,
+    pairs=[(name, *pairs[name]) for name in names if name in pairs],
+    total=len(files),
+    notes=notes,
   )
   workdir.write_bytes(f'{target.name}/{PAGE}', runs.printable(page).encode())
   return Done(files, notes, target / PAGE)
