@@ -41,13 +41,14 @@ WORKERS ?= 2
 # A file's tests stay on one worker and share what they compiled.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 
-.PHONY: help run run-translation experiments report test test-all lint clean
+.PHONY: help run run-translation experiments report test test-slow test-all lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
 	@echo
 	@echo '  make report     compare the runs in runs/ on one page, or RUNS="runs/a runs/b"'
-	@echo '  make test-all   all tests, with torch, timm, libtpu, XLA for GPUs; Chromium if present'
+	@echo '  make test-slow  the other tests, with torch, timm, libtpu, XLA for GPUs; Chromium if present'
+	@echo '  make test-all   all tests, as users run: compiled with optimizations'
 	@echo '  make experiments  the tables and figures of the paper, and how far each is'
 	@echo '  make lint       ruff: rules and format'
 	@echo '  make clean      remove $(VENV), caches and build files, not runs/'
@@ -70,9 +71,12 @@ report: $(VENV)/.installed$(EXTRA:%=-%)
 	  --workdirs='$(subst $(NOTHING) $(NOTHING),$(COMMA),$(strip $(RUNS)))'
 
 # Most of the time goes into compiling programs that run once: without LLVM's
-# optimisations here, with them in test-all, which repeats these tests.
+# optimizations here, with them in test-all, which repeats these tests.
 test: $(VENV)/.installed-test
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/.installed-peers $(VENV)/.installed-compiler
+	$(PYTEST) -m slow
 
 test-all: $(VENV)/.installed-peers $(VENV)/.installed-compiler
 	$(PYTEST)

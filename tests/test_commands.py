@@ -49,7 +49,7 @@ class StandIns:
 
 @pytest.fixture(scope='module')
 def compiled_fast():
-  """Programs that run for two steps need none of LLVM's optimisations."""
+  """Programs that run for two steps need none of LLVM's optimizations."""
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)

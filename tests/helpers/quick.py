@@ -8,7 +8,7 @@ import functools
 import jax
 
 # On a CPU, compiling a generator takes a third of the time without LLVM's
-# optimisations; what is computed stays, but for rounding.
+# optimizations; what is computed stays, but for rounding.
 jit = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
