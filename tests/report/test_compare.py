@@ -634,7 +634,7 @@ const timer = setInterval(() => {
 @pytest.mark.slow
 @pytest.mark.parametrize('width', [375, 1280])
 def test_chromium(width, seeds, tmp_path):
-  other = {'model': {'block': 'x'}, 'optim': {'learning_rate': 1e-5}}
+  other = {'model': {'block': 'released'}, 'optim': {'learning_rate': 1e-5}}
   seeds.append(make(tmp_path / ('a_long_name' * 6), 0.1, **other))
   html = page_of(seeds, tmp_path)
   charts = html.count('data-chart=')
@@ -644,7 +644,7 @@ def test_chromium(width, seeds, tmp_path):
     f'descending vit22b,vit,{long}',
     f'none vit,vit22b,{long}',
     'members 0 3',
-    'baseline vit22b −5.00 vit,x,1e-05',
+    'baseline vit22b −5.00 vit,released,1e-05',
     'choices 1e-05,0.0005,0.0005',
     f'lines true width {width} plots {charts} of {charts}',
   ]
