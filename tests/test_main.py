@@ -123,6 +123,7 @@ def test_the_same_command_again_changes_nothing(trained, capsys):
   assert 'Resuming from checkpoint 4 of 4 steps' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_longer_run_resumes_from_the_workdir_alone(trained, capsys):
   config = json.loads((trained / 'config.json').read_text())
   config['duration'] = '5 steps'
@@ -222,6 +223,7 @@ def starts_from(source, expected, tmp_path, capsys, *more):
   return found
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(trained, tmp_path, capsys):
   expected = leaves(api.load(trained).variables['params'])
   found = starts_from(trained, expected, tmp_path, capsys)

@@ -166,6 +166,7 @@ def stand_in(config):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*images for 64 features')
 def test_a_run_writes_its_files_and_reads_every_key(monkeypatch, tmp_path):
   # The same step as in those tests: compiled once for all of them.

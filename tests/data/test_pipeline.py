@@ -189,7 +189,9 @@ def _numbers(iterator, steps):
   return [np.asarray(next(iterator)['image']).tolist() for _ in range(steps)]
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+  'workers', [0, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_lazy_splits_give_what_memory_gives_and_resume(lazy, workers):
   def make(split):
     return pipeline.train_iterator(split, batch_size=5, seed=3, workers=workers)

@@ -242,6 +242,7 @@ def train_images(images, labels, seed=0, **keys):
   return run(jax.random.key(seed), images, labels)
 
 
+@pytest.mark.slow
 def test_a_batch_does_not_depend_on_the_devices():
   images, labels = random_images((16, 20, 20, 3)), np.arange(16) % 5
   mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))

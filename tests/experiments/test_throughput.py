@@ -53,6 +53,7 @@ def test_medians_without_warmup_and_ratios_of_peer_over_ours(monkeypatch):
   assert '| vit Ti | 2,000 | timm ViT | 4,000 | 2.00 |' in text
 
 
+@pytest.mark.slow
 def test_overhead_is_measured_against_a_step_that_lacks_it():
   tasks = [
     overhead.make_task(kind, 'Ti', 16)

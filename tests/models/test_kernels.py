@@ -122,6 +122,7 @@ def test_values_and_gradients_agree(block, dtype, tolerance, by_reference):
   assert_close(actual, by_reference(value_and_gradients, *args), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block', PARAMS)
 def test_gradients_of_gradients_agree(block, by_reference):
   def penalty(params):

@@ -228,9 +228,8 @@ def test_stochastic_depth_drops_later_blocks_more(scan):
   np.testing.assert_allclose(shares, [0.12, 0.18, 0.28, 0.42], atol=0.05)
 
 
-@pytest.mark.parametrize(
-  'scan', [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('scan', [True, False])
 def test_checkpoints_restore_into_the_other_layout(scan, tmp_path):
   """Continuing equals continuing the run that was saved, and places it."""
   tx = optax.adamw(1e-2)

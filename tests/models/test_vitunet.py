@@ -70,7 +70,9 @@ def paths(tree):
 @pytest.mark.parametrize(
   ('name', 'block', 'precision'),
   [
-    ('released_vitunet', 'released_vit', 'highest'),
+    pytest.param(
+      'released_vitunet', 'released_vit', 'highest', marks=pytest.mark.slow
+    ),
     pytest.param(
       'released_vitunet',
       'released_vit',

@@ -153,6 +153,7 @@ def test_switches_turn_what_the_config_or_the_preset_says(
   assert config.to_json() == before
 
 
+@pytest.mark.slow
 def test_a_trial_takes_the_steps_of_a_run_at_that_rate(config, mesh, data):
   rate, steps = 0.003, 4
   plain = trials.flip(config, '')[0]

@@ -62,6 +62,7 @@ def test_it_is_released_by_an_error_and_in_one_process_twice(tmp_path):
     pass
 
 
+@pytest.mark.slow
 def test_of_many_that_come_at_once_one_stays(tmp_path):
   commands = [(sys.executable, '-c', OWNER, tmp_path)] * 4
   come = [

@@ -234,6 +234,7 @@ def bucket(tmp_path, monkeypatch):
   return tmp_path / 'bucket'
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_a_remote_disk(bucket, capsys):
   """Train, start again, evaluate and load, all at a gs:// address."""
   from configs import digits_vit22b_ti

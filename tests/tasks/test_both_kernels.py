@@ -161,15 +161,10 @@ def test_float16_skips_the_same_steps(monkeypatch):
   ('words', 'size', 'overrides', 'tolerance'),
   [
     ('resnet,tiny', 24, {'discriminator.name': 'patchgan70'}, 1e-4),
-    pytest.param(
-      'resnet,tiny',
-      16,
-      {'model.dtype': 'float16'},
-      0.05,
-      marks=pytest.mark.slow,
-    ),
+    ('resnet,tiny', 16, {'model.dtype': 'float16'}, 0.05),
   ],
 )
+@pytest.mark.slow
 def test_translators(words, size, overrides, tolerance, monkeypatch):
   overrides = {'discriminator.name': 'released', **overrides}
   compare(lambda: translator(words, size, **overrides), tolerance, monkeypatch)

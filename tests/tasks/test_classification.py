@@ -280,7 +280,7 @@ def _same_weights(expected, found):
   [
     pytest.param('vit22b', 'data', {}, marks=pytest.mark.slow),
     ('vit22b', 'fsdp+tensor', {}),
-    ('vit', 'fsdp', {}),
+    pytest.param('vit', 'fsdp', {}, marks=pytest.mark.slow),
     pytest.param('vit22b', 'fsdp', {'data': 2}, marks=pytest.mark.slow),
     pytest.param('vit', 'data', {}, marks=pytest.mark.slow),
     pytest.param(
