@@ -3,10 +3,10 @@
 The variables are set before jax is imported, since it reads them once.
 """
 
-import importlib.metadata
 import os
 import pathlib
 
+import jaxlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -16,9 +16,8 @@ flags = os.environ.get('XLA_FLAGS', '')
 flags += ' --xla_force_host_platform_device_count=8'
 # `make test` compiles without optimizations; XLA's older way to write fusions
 # then takes half the time. Since jaxlib 0.11 there is one way only.
-if 'optimization_level=0' in flags and (
-  importlib.metadata.version('jaxlib') < '0.11'
-):
+older = jaxlib.version.__version_info__ < (0, 11)
+if older and 'optimization_level=0' in flags:
   flags += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['XLA_FLAGS'] = flags.strip()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))

@@ -30,7 +30,7 @@ _DURATIONS = ('duration', 'checkpoint.every', 'eval.every', 'log.every')
 
 @dataclasses.dataclass(frozen=True)
 class StandIns:
-  """What a reader brings: images, and runs that have been trained.
+  """Holds what a reader brings: images, and runs that have been trained.
 
   Attributes:
     classes: a folder of classes.

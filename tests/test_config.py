@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def parse(*arguments):
-  """What main does with its command line."""
+  """Parses a command line as main does."""
   argv = ['main.py', *arguments]
   sys.modules.pop('config_config', None)  # what config_flags loaded last
   values = flags.FlagValues()

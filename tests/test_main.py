@@ -39,7 +39,7 @@ LONG = (
 
 
 def call(*arguments):
-  """What main.py does with its arguments; the exit code."""
+  """Runs main.py with these arguments; returns the exit code."""
   argv = ['main.py', *map(str, arguments)]
   sys.modules.pop('config_config', None)  # the file that was loaded last
   values = flags.FlagValues()

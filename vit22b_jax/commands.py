@@ -1,6 +1,7 @@
 """Runs a mode of the command line: `commands.run(flags)`."""
 
 import functools
+import math
 import os
 import pathlib
 import sys
@@ -90,13 +91,9 @@ def run(flags: Flags) -> int:
 def _validate_flags(flags: Flags, path: str | None) -> None:
   """Judges the flags beside the config."""
   mode = flags.mode
-  if not 0 < flags.matmul_efficiency <= 1:  # nan passes a flag's bounds
-    raise errors.UserError(
-      f'--matmul_efficiency={flags.matmul_efficiency} must be above 0 and at '
-      'most 1.'
-    )
-  if flags.minutes != flags.minutes:
-    raise errors.UserError('--minutes=nan must be a number.')
+  for name in ('matmul_efficiency', 'minutes'):
+    if math.isnan(flags[name].value):  # which passes a flag's bounds
+      raise errors.UserError(f'--{name}=nan must be a number.')
   if (flags.topology or flags.search) and mode != 'plan':
     raise errors.UserError(
       '--topology and --search plan a run: add --mode=plan.'

@@ -345,6 +345,9 @@ def test_statistics_files_that_do_not_fit(arrays, message, tmp_path):
 def test_statistics_files_that_are_none(tmp_path):
   with pytest.raises(errors.UserError, match='no statistics file'):
     fid.Moments.load(tmp_path / 'x.npz')
+  os.mkfifo(tmp_path / 'pipe.npz')  # to open it waits for ever
+  with pytest.raises(errors.UserError, match='no statistics file'):
+    fid.Moments.load(tmp_path / 'pipe.npz')
   (tmp_path / 'x.npz').write_bytes(b'PK damaged')
   with pytest.raises(errors.UserError, match='is damaged'):
     fid.Moments.load(tmp_path / 'x.npz')

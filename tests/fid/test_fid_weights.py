@@ -127,9 +127,11 @@ def test_other_contents_are_refused(content, tmp_path):
     torch_file.read(path)
 
 
-def test_no_such_file_and_no_such_seed():
-  with pytest.raises(errors.UserError, match=r"no such file.*'random:SEED'"):
-    inception_weights.load('missing.pth')
+def test_no_such_file_and_no_such_seed(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.pth')  # to open it waits for ever
+  for name in ('missing.pth', str(tmp_path / 'pipe.pth')):
+    with pytest.raises(errors.UserError, match=r"no such file.*'random:SEED'"):
+      inception_weights.load(name)
   with pytest.raises(errors.UserError, match='whole number'):
     inception_weights.load('random:x')
   with pytest.raises(errors.UserError, match='whole number'):

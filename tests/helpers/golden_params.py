@@ -134,13 +134,16 @@ def released_model(name: str, **fields) -> vit.ViT:
     RELEASED[name],
     'Ti',
     num_classes=config['num_classes'],
-    patch_size=config['patch_size'],
-    width=config['dim'],
-    depth=config['depth'],
-    num_heads=config['heads'],
-    mlp_dim=config['mlp_dim'],
+    **sizes(config),
     **fields,
   )
+
+
+def sizes(config: dict) -> dict[str, int]:
+  """Returns the sizes of a released model, by the names of our fields."""
+  names = {'width': 'dim', 'num_heads': 'heads'}
+  fields = ('patch_size', 'width', 'depth', 'num_heads', 'mlp_dim')
+  return {field: config[names.get(field, field)] for field in fields}
 
 
 def released_variables(name: str, prefix: str) -> Tree:

@@ -180,7 +180,7 @@ SHAPES = {
 
 
 def run_shape(name, dtype, precision, by_reference):
-  """What both sets of formulas make of a row of `SHAPES`."""
+  """Returns what both sets of formulas make of a row of `SHAPES`."""
   b, h, w, inputs, outputs, size, strides, pad, pad_mode = SHAPES[name]
   x = (10 / 3 * normal(0, b, h, w, inputs)).astype(dtype)
   kernel = normal(1, size, size, inputs, outputs) / size / inputs**0.5

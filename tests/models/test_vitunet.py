@@ -94,12 +94,8 @@ def test_generator_agrees_with_reference(name, block, precision):
     block,
     'S',
     image_size=config['image_size'],
-    patch_size=config['patch_size'],
-    width=config['dim'],
-    depth=config['depth'],
-    num_heads=config['heads'],
-    mlp_dim=config['mlp_dim'],
     precision=precision,
+    **golden_params.sizes(config),
   )
   golden_generators.check(
     arrays,

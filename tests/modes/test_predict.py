@@ -21,7 +21,7 @@ NAMES = ['red', '=other', '-1']
 
 
 def task():
-  """What `predict` needs of a classification, on one device."""
+  """Returns what `predict` needs of a classification, on one device."""
 
   def classify(variables, images):
     red = np.asarray(images, np.float64)[..., 0].mean((1, 2)) / 255

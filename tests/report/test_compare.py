@@ -96,7 +96,7 @@ def page_of(paths, folder):
 
 
 def seen(html):
-  """What a reader sees, without pictures and scripts."""
+  """Returns what a reader sees, without pictures and scripts."""
   text = re.sub(r'<(script|style).*?</\1>|<wbr>', '', html, flags=re.DOTALL)
   return ' '.join(re.sub(r'<[^>]*>', ' ', text).split())  # \u00a0 too
 
@@ -561,7 +561,7 @@ def test_a_damaged_file_is_named(name, content, tmp_path):
 
 
 def call(*arguments):
-  """What main.py does with its arguments; the exit code."""
+  """Runs main.py with these arguments; returns the exit code."""
   values = flags.FlagValues()
   cli.define_flags(values, ['main.py'])
   cli.parse_or_exit(['main.py', *arguments], values)

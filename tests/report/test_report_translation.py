@@ -30,7 +30,7 @@ def _figures(html: str) -> list[dict]:
 
 
 def _text(html: str) -> str:
-  """What a reader sees, without pictures and scripts."""
+  """Returns what a reader sees, without pictures and scripts."""
   seen = re.sub(r'<(script|style).*?</\1>', '', html, flags=re.DOTALL)
   return ' '.join(re.sub(r'<[^>]*>', ' ', seen).split())
 

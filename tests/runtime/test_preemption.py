@@ -47,7 +47,7 @@ def test_the_innermost_watcher_hears():
 
 
 def test_several_processes_leave_signals_to_jax(monkeypatch):
-  """Which brings all of them to stop after the same step."""
+  """Lets jax bring all of them to stop after the same step."""
   heard = []
   monkeypatch.setattr(os, 'kill', lambda _, number: heard.append(number))
   monkeypatch.setattr(

@@ -47,7 +47,7 @@ STEP = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3'}
 
 @pytest.fixture
 def calls(monkeypatch):
-  """What jax.distributed.initialize is called with, instead of a call."""
+  """Records what jax.distributed.initialize would be called with."""
   found = []
   monkeypatch.setattr(
     jax.distributed, 'initialize', lambda *args, **kw: found.append((args, kw))

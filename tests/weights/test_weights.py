@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import io
+import os
 import random
 
 import flax.linen as nn
@@ -356,8 +357,10 @@ def test_unsafe_and_damaged_files_are_refused(timm_file, tmp_path):
     path.write_bytes(content)
     with pytest.raises(errors.UserError, match=message):
       pretrained.read(path)
-  with pytest.raises(errors.UserError, match='No file of weights'):
-    pretrained.read(tmp_path / 'absent.npz')
+  os.mkfifo(tmp_path / 'pipe.npz')  # to open it waits for ever
+  for name in ('absent.npz', 'pipe.npz'):
+    with pytest.raises(errors.UserError, match='No file of weights'):
+      pretrained.read(tmp_path / name)
 
 
 def test_any_bytes_give_weights_or_one_message(timm, timm_file, tmp_path):

@@ -13,7 +13,7 @@ from etils import epath
 from vit22b_jax import errors
 from vit22b_jax.data import decode
 from vit22b_jax.data.readers import walk
-from vit22b_jax.runtime import workdir
+from vit22b_jax.runtime import formats
 
 
 def find(
@@ -29,8 +29,7 @@ def find(
     UserError: there is no such folder or file.
   """
   path = epath.Path(given)
-  # A pipe would block for ever, and epath takes it for a file.
-  if path.is_file() and (workdir.is_remote(path) or os.path.isfile(path)):
+  if formats.is_file(path):
     return path.parent, [path.name]
   if not path.is_dir():
     raise errors.UserError(

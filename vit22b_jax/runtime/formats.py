@@ -63,6 +63,15 @@ def line(row: Mapping[str, Any]) -> str:
   return json.dumps(strict(row), allow_nan=False)
 
 
+def is_file(path: epath.Path) -> bool:
+  """Returns whether there is a file; a pipe, at which reading waits, is none.
+
+  epath takes a local pipe for a file.
+  """
+  local = '://' not in os.fspath(path)
+  return os.path.isfile(path) if local else path.is_file()
+
+
 def read_bytes(path: epath.Path) -> bytes | None:
   """Returns the content of a file; None where there is none.
 
@@ -72,8 +81,7 @@ def read_bytes(path: epath.Path) -> bytes | None:
   with judging(path):
     if not path.exists():
       return None
-    local = '://' not in os.fspath(path)
-    if local and not os.path.isfile(path):  # to open a pipe waits for ever
+    if not is_file(path):
       raise OSError(0, 'no regular file')
     return path.read_bytes()
 

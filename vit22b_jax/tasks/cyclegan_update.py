@@ -265,8 +265,7 @@ def cyclegan_update(
     mesh: where the batch lives.
   """
   opt_state, shown, new_pools = {}, {}, {}
-  gens = pick(state.params, GENERATORS)
-  discs = pick(state.params, DISCRIMINATORS)
+  gens, discs = (pick(state.params, n) for n in (GENERATORS, DISCRIMINATORS))
   scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
   dropout_key, pool_key = jax.random.split(key)
   made, pull_back = jax.vjp(
