@@ -281,6 +281,7 @@ def test_explosion_policies(tmp_path, policy):
     assert param_norms[1] != param_norms[2]
   event = _rows(tmp_path, 'events.jsonl')[0]
   assert event['kind'] == 'transient' and event['step'] == 1
+  assert event['max_abs_logit'] >= abs(event['max_logit'])
 
 
 def test_early_stop(tmp_path):

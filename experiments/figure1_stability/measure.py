@@ -30,9 +30,10 @@ def measure(
   beyond = np.zeros(len(steps), bool)
   for column in JUDGED:
     beyond |= ~(table[column] < CAP)  # NaN counts as beyond
-  # With a final norm the stream overflows before a logit or gradient is large.
-  broken = [e['step'] for e in run.events if e['kind'] == 'non_finite']
-  beyond |= np.isin(steps, broken)
+  # With a final norm the stream overflows before a logit or gradient is large;
+  # and the detector goes by the largest absolute logit, the table by the signed.
+  judged = [e['step'] for e in run.events if e['kind'] != 'transient']
+  beyond |= np.isin(steps, judged)
   found = steps[beyond]
   return {
     'explosion': int(found[0]) if len(found) else None,

@@ -107,11 +107,13 @@ def test_an_early_transient_is_told_from_a_late_explosion(tmp_path):
   json.dumps(row, allow_nan=False)
 
 
-def test_a_stream_that_overflows_behind_a_final_norm_is_an_explosion(tmp_path):
+@pytest.mark.parametrize('kind', ['non_finite', 'explosion'])
+def test_what_the_detector_called_an_explosion_is_one(tmp_path, kind):
+  # A stream may overflow behind a final norm, a logit be large and negative.
   rms = np.array([[1, 1], [50, np.inf]])
   folder = _workdir(tmp_path / 'a', np.ones(2), rms)
   assert measure.measure(None, folder, tmp_path)['explosion'] is None
-  event = {'step': 2, 'kind': 'non_finite', 'action': 'halt'}
+  event = {'step': 2, 'kind': kind, 'action': 'halt'}
   (folder / 'events.jsonl').write_text(f'{json.dumps(event)}\n')
   row = measure.measure(None, folder, tmp_path)
   assert row['explosion'] == 2

@@ -199,8 +199,7 @@ class Recorder:
       step=step,
       kind=kind,
       **found,
-      max_logit=row['max_logit'],
-      max_abs_grad=row['max_abs_grad'],
+      **{key: row[key] for key in ('max_logit', *diagnostics.JUDGED)},
       zscore={
         name: row[f'verdict/zscore_{name}']
         for name in ('max_logit', 'max_abs_grad')
@@ -214,8 +213,9 @@ class Recorder:
     )
     self._folder.event(event)
     console.say(
-      f'Step {step}: {kind}, largest logit {row["max_logit"]:.4g}, largest '
-      f'gradient entry {row["max_abs_grad"]:.4g}; first to move: '
+      f'Step {step}: {kind}, largest absolute logit '
+      f'{row["max_abs_logit"]:.4g}, largest gradient entry '
+      f'{row["max_abs_grad"]:.4g}; first to move: '
       f'{found["moved_first"] or "nothing before"}, layer '
       f'{found["layer"] or "none stands out"}.'
     )
