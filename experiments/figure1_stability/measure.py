@@ -30,8 +30,8 @@ def measure(
   beyond = np.zeros(len(steps), bool)
   for column in JUDGED:
     beyond |= ~(table[column] < CAP)  # NaN counts as beyond
-  # With a final norm the stream overflows before a logit or gradient is large;
-  # and the detector goes by the largest absolute logit, the table by the signed.
+  # With a final norm the stream overflows before a logit or gradient is large,
+  # and the detector goes by absolute logits, the table by signed ones.
   judged = [e['step'] for e in run.events if e['kind'] != 'transient']
   beyond |= np.isin(steps, judged)
   found = steps[beyond]
