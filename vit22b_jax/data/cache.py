@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Shaped
 
-from vit22b_jax.data import encoded
+from vit22b_jax.data import files
 
 # Raise when the same files would decode to other pixels.
 FORMAT_VERSION = 3
@@ -40,11 +40,11 @@ def folder(name: str, place: str, identity: Any) -> pathlib.Path:
   Of one name and place, one identity is kept; equal identities (JSON-able) mean
   equal arrays.
   """
-  if '://' not in place:
+  if not files.is_remote(place):
     place = os.path.abspath(place)
   readable = re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-48:]
-  key = encoded.digest([FORMAT_VERSION, identity])
-  return root() / f'{readable}-{encoded.digest(place)}-{key}'
+  key = files.digest([FORMAT_VERSION, identity])
+  return root() / f'{readable}-{files.digest(place)}-{key}'
 
 
 def root() -> pathlib.Path:

@@ -5,9 +5,7 @@ for size, label in encoded.apply(split, decode.size): ...
 
 import collections
 import functools
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -19,7 +17,7 @@ from etils import epath
 from jaxtyping import Float32, Int, Int32, UInt8
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode
+from vit22b_jax.data import decode, files
 
 # Our name of a split -> names of folders and of TFDS's splits.
 SPLIT_NAMES = {
@@ -34,7 +32,6 @@ Label = Int32[np.ndarray, ''] | Float32[np.ndarray, ' K']
 Read = Callable[[], tuple[bytes, Label]]
 
 _CHUNK = 64
-_SAMPLE = 4096  # Bytes at the start, middle and end of a file.
 _SAMPLED = 512  # Files of a folder of which some content is hashed.
 _Result = TypeVar('_Result')
 
@@ -106,15 +103,18 @@ class Files(Records):
     """Returns name, label, size and times of every file, content of some."""
     paths = [self._path(row) for row in range(len(self))]
     step = -(-len(self) // _SAMPLED) or 1
-    rows = zip(self.files, self._labels.tolist(), map(stat, paths), strict=True)
-    return [list(rows), [sample(path) for path in paths[::step]]]
+    rows = zip(
+      self.files, self._labels.tolist(), map(files.stat, paths), strict=True
+    )
+    return [list(rows), [files.sample(path) for path in paths[::step]]]
 
   def listing(self) -> list[Any]:
     """Returns name and size of every file; remote ones by name alone."""
-    if '://' in self.place:
+    if files.is_remote(self.place):
       return self.files
     return [
-      [file, *stat(self._path(row))[:1]] for row, file in enumerate(self.files)
+      [file, *files.stat(self._path(row))[:1]]
+      for row, file in enumerate(self.files)
     ]
 
   def _path(self, index: int) -> str:
@@ -210,39 +210,3 @@ def apply(
         yield from pending.popleft().result()
     while pending:
       yield from pending.popleft().result()
-
-
-def digest(value: Any) -> str:
-  """Hashes a JSON-able value to 12 hexadecimal digits.
-
-  >>> digest({'a': 1, 'b': 2}) == digest({'b': 2, 'a': 1})
-  True
-  """
-  text = json.dumps(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def stat(path: str) -> tuple[int, ...]:
-  """Returns a file's size and times; () for a dangling link."""
-  try:
-    if '://' in path:
-      found = epath.Path(path).stat()
-      return found.length, int(found.mtime)
-    found = os.stat(path)
-  except OSError:
-    return ()
-  return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def sample(path: str) -> str:
-  """Hashes a local file's start, middle and end; '' if unreadable or remote."""
-  found = hashlib.sha256()
-  try:
-    with open(path, 'rb') as file:
-      size = os.fstat(file.fileno()).st_size
-      for offset in (0, size // 2, max(size - _SAMPLE, 0)):
-        file.seek(offset)
-        found.update(file.read(_SAMPLE))
-  except OSError:
-    return ''
-  return found.hexdigest()[:12]

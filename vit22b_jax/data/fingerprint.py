@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vit22b_jax.data import encoded
+from vit22b_jax.data import encoded, files
 
 Fingerprint = Mapping[str, str]
 
@@ -67,4 +67,4 @@ def compare(old: Fingerprint, new: Fingerprint) -> list[str]:
 
 
 def _mark(count: int, content: list[Any]) -> str:
-  return f'{count} {encoded.digest(content)}'
+  return f'{count} {files.digest(content)}'

@@ -27,10 +27,9 @@ from etils import epath
 from flax import traverse_util
 
 from vit22b_jax import errors
-from vit22b_jax.data import cache
+from vit22b_jax.data import cache, files
 from vit22b_jax.fid import torch_file
 from vit22b_jax.models import inception
-from vit22b_jax.runtime import formats
 
 URL = (
   'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
@@ -82,7 +81,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
     drawn = {name: draw(seed, name, s) for name, s in shapes(taps).items()}
     return Weights(convert(drawn, taps, spec), digest, False)
   path = epath.Path(spec).expanduser() if spec else fetch()
-  if not formats.is_file(path):
+  if not files.is_file(path):
     raise errors.UserError(
       f'fid.weights={spec!r}: no such file; expected a PyTorch file of '
       f"FID-Inception's weights, 'random:SEED', or '' for {URL}"

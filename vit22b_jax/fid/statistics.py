@@ -20,7 +20,8 @@ from etils import epath
 from jaxtyping import Float
 
 from vit22b_jax import errors
-from vit22b_jax.runtime import formats, npz_file
+from vit22b_jax.data import files
+from vit22b_jax.runtime import npz_file
 
 _FACTS = 'facts'
 _MAX_BYTES = 2**30  # of a statistics file: 16 times what tap 2048 needs
@@ -101,7 +102,7 @@ class Moments:
         of features than `width`.
     """
     path = epath.Path(path)
-    if not formats.is_file(path):
+    if not files.is_file(path):
       raise errors.UserError(f'There is no statistics file {path}.')
     arrays = npz_file.read(path, _MAX_BYTES)
     missing = {'mu', 'sigma'} - arrays.keys()

@@ -11,9 +11,8 @@ from typing import Any
 from etils import epath
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode
+from vit22b_jax.data import decode, files
 from vit22b_jax.data.readers import walk
-from vit22b_jax.runtime import formats
 
 
 def find(
@@ -29,7 +28,7 @@ def find(
     UserError: there is no such folder or file.
   """
   path = epath.Path(given)
-  if formats.is_file(path):
+  if files.is_file(path):
     return path.parent, [path.name]
   if not path.is_dir():
     raise errors.UserError(

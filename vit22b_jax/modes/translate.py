@@ -28,12 +28,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vit22b_jax.data import decode
+from vit22b_jax.data import files as files_lib
 from vit22b_jax.data.readers import walk
 from vit22b_jax.models import generators, vitunet_spatial
 from vit22b_jax.modes import inputs
 from vit22b_jax.report import page as page_lib
 from vit22b_jax.report import samples
-from vit22b_jax.runtime import runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import cyclegan
 
@@ -120,13 +120,15 @@ def run(
     total=len(files),
     notes=notes,
   )
-  workdir.write_bytes(f'{target.name}/{PAGE}', runs.printable(page).encode())
+  workdir.write_bytes(
+    f'{target.name}/{PAGE}', page.encode(errors='backslashreplace')
+  )
   return Done(files, notes, target / PAGE)
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
   path = epath.Path(path)
-  return path if workdir_lib.is_remote(path) else path.resolve()
+  return path if files_lib.is_remote(path) else path.resolve()
 
 
 # --- Names -----------------------------------------------------------------

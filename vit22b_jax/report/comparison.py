@@ -13,6 +13,7 @@ import markupsafe
 from etils import epath
 
 from vit22b_jax import errors
+from vit22b_jax.data import files
 from vit22b_jax.report import (
   charts,
   groups,
@@ -260,7 +261,7 @@ def _run(member: groups.Member, folder: epath.Path) -> dict[str, Any]:
 
 def _link(target: epath.Path, folder: epath.Path) -> str:
   """Returns a relative link to a file near the page; '' where none leads."""
-  remote = {workdir.is_remote(target), workdir.is_remote(folder)}
+  remote = {files.is_remote(target), files.is_remote(folder)}
   apart = True in remote and target.parts[:3] != folder.parts[:3]
   if not target.exists() or len(remote) > 1 or apart:
     return ''

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from vit22b_jax import errors
 from vit22b_jax.report import summary
 from vit22b_jax.runtime import runs
 
@@ -98,7 +99,7 @@ def name_runs(several: list[runs.Run]) -> list[Member]:
   for parts in paths:
     ends = [parts[-length:] for length in range(1, len(parts) + 1)]
     own = (e for e in ends if [p[-len(e) :] for p in paths].count(e) == 1)
-    names.append(runs.printable('/'.join(next(own, parts))))
+    names.append(errors.printable('/'.join(next(own, parts))))
   anchors = _make_unique([re.sub(r'[^\w.-]+', '-', f'run-{n}') for n in names])
   return [Member(*found) for found in zip(several, names, anchors, strict=True)]
 

@@ -51,7 +51,7 @@ def write_probe(workdir: epath.PathLike) -> epath.Path:
   record = runs.read_probe(folder)
   if record is None:
     raise errors.UserError(f'{folder} has no probe.json: run --mode=probe.')
-  path, name = folder / 'probe.html', runs.printable(folder.name)
+  path, name = folder / 'probe.html', errors.printable(folder.name)
   content = {'name': name, 'summary': '', 'probe': probe_page.content(record)}
   save(path, render('probe.html', **content))
   return path
@@ -71,7 +71,7 @@ def save(path: epath.Path, html: str) -> None:
   new = path.with_name(f'{path.name}.new')
   try:
     try:
-      new.write_bytes(runs.printable(html).encode())
+      new.write_bytes(html.encode(errors='backslashreplace'))
       new.replace(path)
     except OSError:
       new.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from vit22b_jax import errors
+from vit22b_jax.data import files
 from vit22b_jax.report import task_pages
 from vit22b_jax.runtime import formats, runs, workdir
 
@@ -26,7 +27,7 @@ def read(workdirs: Iterable[epath.PathLike]) -> list[runs.Run]:
   for entry in workdirs:
     for path in _matches(os.path.expanduser(str(entry).strip())):
       # Two names of a folder are one run; buckets have no links.
-      remote = workdir.is_remote(path)
+      remote = files.is_remote(path)
       found = path if remote else epath.Path(os.path.abspath(path))
       places.setdefault(found if remote else found.resolve(), found)
   if not places:

@@ -27,9 +27,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from vit22b_jax import errors
+from vit22b_jax.data import files
 from vit22b_jax.models import stacking
 from vit22b_jax.runtime import checksums, distributed
-from vit22b_jax.runtime import workdir as workdir_lib
 
 FORMAT = 1
 _FOLDER = 'checkpoints'
@@ -97,7 +97,7 @@ class Manager:
   ):
     self.workdir = epath.Path(workdir)
     self._path = self.workdir / _FOLDER
-    if not workdir_lib.is_remote(self._path):
+    if not files.is_remote(self._path):
       if os.path.lexists(self._path) and not os.path.isdir(self._path):
         raise errors.UserError(
           f'{self._path} should be the folder of checkpoints and is a file, or '

@@ -10,7 +10,6 @@ files have the texts 'nan', 'inf' and '-inf' in their place.
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from etils import epath
 from jaxtyping import Float
 
 from vit22b_jax import errors
+from vit22b_jax.data import files
 from vit22b_jax.runtime import npz_file
 
 _WORDS = {
@@ -63,15 +63,6 @@ def line(row: Mapping[str, Any]) -> str:
   return json.dumps(strict(row), allow_nan=False)
 
 
-def is_file(path: epath.Path) -> bool:
-  """Returns whether there is a file; a pipe, at which reading waits, is none.
-
-  epath takes a local pipe for a file.
-  """
-  local = '://' not in os.fspath(path)
-  return os.path.isfile(path) if local else path.is_file()
-
-
 def read_bytes(path: epath.Path) -> bytes | None:
   """Returns the content of a file; None where there is none.
 
@@ -81,7 +72,7 @@ def read_bytes(path: epath.Path) -> bytes | None:
   with judging(path):
     if not path.exists():
       return None
-    if not is_file(path):
+    if not files.is_file(path):
       raise OSError(0, 'no regular file')
     return path.read_bytes()
 

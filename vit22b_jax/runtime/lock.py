@@ -25,8 +25,8 @@ from absl import logging
 from etils import epath
 
 from vit22b_jax import errors
+from vit22b_jax.data import files
 from vit22b_jax.runtime import distributed
-from vit22b_jax.runtime import workdir as workdir_lib
 
 NAME = '.lock'
 BEAT_SECONDS = 5.0  # between two writings
@@ -110,7 +110,7 @@ def _write(path: epath.Path, me: dict[str, Any]) -> None:
 
 def _create(path: epath.Path, me: dict[str, Any]) -> bool:
   """Writes a local file if there is none; object stores can't do that."""
-  if workdir_lib.is_remote(path) or path.exists():
+  if files.is_remote(path) or path.exists():
     return False
   try:
     with open(path, 'x') as file:

@@ -113,7 +113,7 @@ class Run:
   @property
   def name(self) -> str:
     """The folder's name, in characters that any file can hold."""
-    return printable(self.path.name)
+    return errors.printable(self.path.name)
 
   @functools.cached_property
   def choices(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
     predictions=side(_read_predictions, workdir.PREDICTIONS, empty={}),
     attention=side(_read_attention, workdir.ATTENTION, empty={}),
     probe=side(_read_probe, workdir.PROBE, empty={}),
-    names=[printable(name) for name in names],
+    names=[errors.printable(name) for name in names],
     samples=_find_samples(path / workdir.SAMPLES),
     damaged=damaged,
   )
@@ -246,11 +246,6 @@ def _read_probe(path: epath.Path) -> dict[str, Any] | None:
       for key in ('max_logit', 'max_abs_grad'):  # None is not finite
         np.asarray(trial[key], float).reshape(-1)
   return record
-
-
-def printable(text: str) -> str:
-  """Returns `text` with '\ufffd' for what no file of UTF-8 can hold."""
-  return re.sub('[\ud800-\udfff]', '\ufffd', text)
 
 
 def read_config(path: epath.PathLike) -> ConfigDict:
@@ -314,7 +309,7 @@ def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
       found = arrays.get(name, np.zeros(0))
       if ((found < 0) | (found >= limit)).any():
         raise ValueError(f'array {name!r} has values outside 0 to {limit - 1}')
-  return _with_printable(arrays, 'class_names')
+  return _printable(arrays, 'class_names')
 
 
 def _read_attention(path: epath.Path) -> dict[str, np.ndarray]:
@@ -322,19 +317,16 @@ def _read_attention(path: epath.Path) -> dict[str, np.ndarray]:
   with formats.judging(path):
     if arrays and (missing := _MAPS.keys() - arrays.keys()):
       raise ValueError(f'array {min(missing)!r} is missing')
-  return _with_printable(arrays, 'true', 'predicted')
+  return _printable(arrays, 'true', 'predicted')
 
 
-def _with_printable(
+def _printable(
   arrays: dict[str, np.ndarray], *names: str
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays, those named with texts that any file can hold."""
-  return {
-    key: np.array([printable(str(text)) for text in array], 'U')
-    if key in names
-    else array
-    for key, array in arrays.items()
-  }
+  """Returns the arrays, the texts of those named fit to be printed."""
+  for name in arrays.keys() & {*names}:
+    arrays[name] = np.array([*map(errors.printable, arrays[name])], 'U')
+  return arrays
 
 
 def _find_samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:

@@ -30,6 +30,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from vit22b_jax import errors, rules
+from vit22b_jax.data import files
 from vit22b_jax.runtime import formats, trackers
 
 CONFIG = 'config.json'
@@ -46,11 +47,6 @@ ATTENTION = 'attention.npz'
 SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
 # Columns of diagnostics.csv that trackers get, as peaks since the last row.
 _TRACKED = {'max_logit', 'max_abs_grad', 'grad_norm'}
-
-
-def is_remote(path: epath.PathLike) -> bool:
-  """Returns whether `path` has a scheme, as `gs://bucket/folder` does."""
-  return '://' in os.fspath(path)
 
 
 def validate_place(path: epath.PathLike) -> None:
@@ -88,7 +84,7 @@ class GrowingFile:
     self.path = epath.Path(path)
     self._waiting: list[str] = []
     self._remote: bytes | None = None  # what a remote file holds
-    if is_remote(self.path):
+    if files.is_remote(self.path):
       self._remote = self.path.read_bytes() if self.path.exists() else b''
 
   def lines(self) -> list[str]:
@@ -282,7 +278,7 @@ def _truncate(file: GrowingFile, step: int) -> None:
 
 def _write(path: epath.Path, content: bytes) -> None:
   """Writes a whole file, in one atomic step where the file system can."""
-  if is_remote(path):
+  if files.is_remote(path):
     path.write_bytes(content)
     return
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,9 @@ from etils import epath
 from flax import traverse_util
 
 from vit22b_jax import errors
+from vit22b_jax.data import files
 from vit22b_jax.models import embeddings, stacking, vit
-from vit22b_jax.runtime import formats, npz_file
+from vit22b_jax.runtime import npz_file
 from vit22b_jax.weights import layouts, timm
 
 Arrays = layouts.Arrays
@@ -44,7 +45,7 @@ def read(path: epath.PathLike) -> Arrays:
     UserError: when there is no such file, or none that can be read safely.
   """
   path = epath.Path(path)
-  if not formats.is_file(path):
+  if not files.is_file(path):
     raise errors.UserError(f'No file of weights at {path}.')
   if path.suffix not in ('.safetensors', '.npz'):
     raise errors.UserError(

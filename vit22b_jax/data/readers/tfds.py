@@ -21,7 +21,7 @@ from etils import epath
 from jaxtyping import Int32
 
 from vit22b_jax import errors
-from vit22b_jax.data import cache, encoded
+from vit22b_jax.data import cache, encoded, files
 
 
 class TfdsRecords(encoded.Records):
@@ -107,7 +107,7 @@ class TfdsRecords(encoded.Records):
   def identity(self) -> list[Any]:
     """Returns name, size, times and some content of the files."""
     return [
-      [path.name, *encoded.stat(str(path)), encoded.sample(str(path))]
+      [path.name, *files.stat(str(path)), files.sample(str(path))]
       for path in sorted(epath.Path(self.place).iterdir())
     ]
 

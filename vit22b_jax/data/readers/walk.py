@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode
+from vit22b_jax.data import decode, files
 
 _SYSTEM = ('__MACOSX', '@eaDir', 'lost+found', '$RECYCLE.BIN')
 
@@ -97,7 +97,7 @@ def list_folder(folder: epath.Path) -> list[tuple[epath.Path, str]]:
   Raises:
     OSError: it can't be listed.
   """
-  if _is_remote(folder):
+  if files.is_remote(folder):
     found = [(p, 'folder' if p.is_dir() else 'file') for p in folder.iterdir()]
   else:
     with os.scandir(folder) as entries:
@@ -122,11 +122,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _real(path: epath.Path) -> str:
-  return str(path) if _is_remote(path) else os.path.realpath(path)
-
-
-def _is_remote(path: epath.Path) -> bool:
-  return '://' in os.fspath(path)
+  return str(path) if files.is_remote(path) else os.path.realpath(path)
 
 
 def _is_below(path: str, folder: str) -> bool:
