@@ -348,7 +348,7 @@ def test_unsafe_and_damaged_files_are_refused(timm_file, tmp_path):
     'model.bin': (b'anything', r'not a \.safetensors or \.npz file'),
     'cut.safetensors': (whole[: len(whole) // 2], 'damaged'),
     'empty.safetensors': (b'', 'damaged'),
-    'pickled.npz': (payload, 'Python objects'),
+    'pickled.npz': (payload, 'Object arrays'),
     'cut.npz': (saved(cls=np.ones(999))[:-50], 'damaged'),
     'empty.npz': (b'', 'damaged'),
   }

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from vit22b_jax import errors
 from vit22b_jax.data import files
-from vit22b_jax.runtime import npz_file
+from vit22b_jax.runtime import formats
 
 _FACTS = 'facts'
 _MAX_BYTES = 2**30  # of a statistics file: 16 times what tap 2048 needs
@@ -104,7 +104,7 @@ class Moments:
     path = epath.Path(path)
     if not files.is_file(path):
       raise errors.UserError(f'There is no statistics file {path}.')
-    arrays = npz_file.read(path, _MAX_BYTES)
+    arrays = formats.read_npz(path, _MAX_BYTES)
     missing = {'mu', 'sigma'} - arrays.keys()
     if missing:
       raise errors.UserError(

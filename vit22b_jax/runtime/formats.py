@@ -8,8 +8,11 @@ files have the texts 'nan', 'inf' and '-inf' in their place.
 """
 
 import contextlib
+import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +22,6 @@ from jaxtyping import Float
 
 from vit22b_jax import errors
 from vit22b_jax.data import files
-from vit22b_jax.runtime import npz_file
 
 _WORDS = {
   int: 'a whole number from 0 on',
@@ -31,6 +33,13 @@ _WORDS = {
 }
 _LARGEST = 10**15  # of steps and counts
 _ARRAY_BYTES = 2**31  # of all arrays of a file, at most
+# What reading a damaged file raises.
+_FAULTS = (
+  *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError),
+  *(OverflowError, MemoryError, RecursionError),
+  *(RuntimeError, NotImplementedError),  # encrypted; an unknown compression
+  *(zipfile.BadZipFile, zlib.error),
+)
 
 
 class Fields(NamedTuple):
@@ -163,7 +172,7 @@ def read_arrays(
   if content is None:
     return {}
   with judging(path):
-    arrays = npz_file.parse(content, _ARRAY_BYTES)
+    arrays = _parse_npz(content, _ARRAY_BYTES)
   arrays = {name: array for name, array in arrays.items() if name in shapes}
   sizes: dict[str, int] = {}
   for name, array in sorted(arrays.items()):
@@ -178,6 +187,29 @@ def read_arrays(
       if list(array.shape) != wanted or array.ndim != len(axes.split()):
         raise ValueError(f'of shape {array.shape}, expected {axes!r}')
   return arrays
+
+
+def read_npz(
+  path: epath.PathLike, max_bytes: float = math.inf
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of an `.npz` file that anyone may have written.
+
+  Args:
+    path: of the file.
+    max_bytes: of all arrays together.
+
+  Raises:
+    errors.UserError: no zip archive, damaged or encrypted, larger than
+      expected, or an array of objects, which only unpickling would read.
+  """
+  path = epath.Path(path)
+  try:
+    return _parse_npz(path.read_bytes(), max_bytes)
+  except _FAULTS as error:
+    raise errors.UserError(
+      f'{path} is damaged, or no .npz file of arrays: '
+      f'{str(error) or type(error).__name__}'
+    ) from error
 
 
 def step_of(text: str) -> int:
@@ -218,7 +250,7 @@ def judging(path: epath.Path, place: str = '') -> Iterator[None]:
     raise errors.UserError(
       f'{path} could not be read: {error.strerror or error}.'
     ) from None
-  except npz_file.FAULTS as error:
+  except _FAULTS as error:
     reason = str(error).partition('\n')[0] or type(error).__name__
     where = f'{place}: ' if place else ''
     raise errors.UserError(
@@ -254,6 +286,21 @@ def _parse(content: bytes) -> Any:
     }
 
   return json.loads(content.decode(), object_hook=restore)
+
+
+def _parse_npz(data: bytes, max_bytes: float) -> dict[str, np.ndarray]:
+  """Returns a file's arrays, none of them pickled; raises one of _FAULTS."""
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    members = [m for m in archive.infolist() if m.filename.endswith('.npy')]
+    size = sum(member.file_size for member in members)
+    if size > max_bytes:
+      raise ValueError(f'it holds {size:,} bytes, {max_bytes:,} were expected')
+    return {
+      member.filename.removesuffix('.npy'): np.lib.format.read_array(
+        io.BytesIO(archive.read(member))
+      )
+      for member in members
+    }
 
 
 def _complete_lines(path: epath.Path) -> Iterator[tuple[int, bytes]]:

@@ -20,7 +20,7 @@ from flax import traverse_util
 from vit22b_jax import errors
 from vit22b_jax.data import files
 from vit22b_jax.models import embeddings, stacking, vit
-from vit22b_jax.runtime import npz_file
+from vit22b_jax.runtime import formats
 from vit22b_jax.weights import layouts, timm
 
 Arrays = layouts.Arrays
@@ -53,7 +53,7 @@ def read(path: epath.PathLike) -> Arrays:
       'code when they are opened: convert it, or download its safetensors.'
     )
   npz = path.suffix == '.npz'
-  arrays = npz_file.read(path) if npz else _read_safetensors(path)
+  arrays = formats.read_npz(path) if npz else _read_safetensors(path)
   try:
     if npz:
       arrays = dict(layouts.from_google(arrays))

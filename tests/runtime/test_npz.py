@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vit22b_jax import errors
-from vit22b_jax.runtime import npz_file
+from vit22b_jax.runtime import formats
 
 ARRAYS = {
   'matrix': np.arange(12.0).reshape(3, 4),
@@ -40,7 +40,7 @@ def archive(**members):
 def test_reads_what_numpy_writes(save, tmp_path):
   path = tmp_path / 'x.npz'
   save(path, **ARRAYS)
-  found = npz_file.read(path)
+  found = formats.read_npz(path)
   assert list(found) == list(ARRAYS)
   for name, array in ARRAYS.items():
     np.testing.assert_array_equal(found[name], array)
@@ -80,9 +80,9 @@ WHOLE = archive(x=header((2,)) + np.arange(2.0).tobytes())
     (archive(x=header((10**15,)) + bytes(8)), r'shape \(1000000000000000,\)'),
     (archive(x=header((-1, -1)) + bytes(8)), 'unknown dimension'),
     (archive(x=header((0, 10**30))), 'too large|too big|dimension|C long'),
-    (archive(x=header((2,)) + bytes(7)), '7 bytes'),
-    (archive(x=header((1,), '|O') + bytes(8)), 'Python objects'),
-    (archive(x=b'\x93NUMPY\x09\x00'), r'version \(9, 0\)'),
+    (archive(x=header((2,)) + bytes(7)), 'got 7'),
+    (archive(x=header((1,), '|O') + bytes(8)), 'Object arrays'),
+    (archive(x=b'\x93NUMPY\x09\x00'), r'not \(9, 0\)'),
     (archive(x=b'nothing'), 'magic'),
   ],
 )
@@ -91,21 +91,21 @@ def test_damage_is_one_clear_error(content, message, tmp_path):
   path.write_bytes(content)
   expected = f'{re.escape(str(path))} is damaged, or no .npz file.*({message})'
   with pytest.raises(errors.UserError, match=expected):
-    npz_file.read(path)
+    formats.read_npz(path)
 
 
 def test_more_bytes_than_expected(tmp_path):
   path = tmp_path / 'x.npz'
   np.savez_compressed(path, x=np.zeros(10**6))
-  assert npz_file.read(path)['x'].shape == (10**6,)
+  assert formats.read_npz(path)['x'].shape == (10**6,)
   with pytest.raises(errors.UserError, match=r'8,000,128 bytes, 1,000 were'):
-    npz_file.read(path, 1000)
+    formats.read_npz(path, 1000)
 
 
 def test_missing_files_and_folders(tmp_path):
   for path in (tmp_path, tmp_path / 'x.npz'):
     with pytest.raises(errors.UserError, match=str(path)):
-      npz_file.read(path)
+      formats.read_npz(path)
 
 
 def test_any_damage_ends_in_a_user_error_or_arrays(tmp_path):
@@ -120,7 +120,7 @@ def test_any_damage_ends_in_a_user_error_or_arrays(tmp_path):
       data[place] = rng.integers(256)
     path.write_bytes(bytes(data[: rng.integers(1, 2 * len(data))]))
     try:
-      npz_file.read(path)
+      formats.read_npz(path)
     except errors.UserError:
       failed += 1
   assert failed > 200
