@@ -31,7 +31,6 @@ Labels = Int32[np.ndarray, ' N'] | Float32[np.ndarray, 'N K']
 Label = Int32[np.ndarray, ''] | Float32[np.ndarray, ' K']
 Read = Callable[[], tuple[bytes, Label]]
 
-_CHUNK = 64
 _SAMPLED = 512  # Files of a folder of which some content is hashed.
 _Result = TypeVar('_Result')
 
@@ -179,17 +178,19 @@ def apply(
   records: Records,
   function: Callable[[bytes], _Result],
   rows: Int[np.ndarray, ' n'] | None = None,
+  *,
+  chunk: int = 64,
 ) -> Iterator[tuple[_Result | decode.CorruptImage, Label]]:
   """Yields `function` of each file (or what is wrong with it) and its label.
 
   In order: of sorted `rows`, by default all. Threads read and decode, since
-  Pillow releases the interpreter's lock; they take a chunk at a time, for small
-  images are as quick to decode as to pass on.
+  Pillow releases the interpreter's lock, `chunk` images at a time: small ones
+  are as quick to decode as to pass on.
   """
 
-  def run(chunk: list[Read]):
+  def run(some: list[Read]):
     out = []
-    for read in chunk:
+    for read in some:
       data, label = read()
       try:
         out.append((function(data), label))
@@ -204,8 +205,8 @@ def apply(
     chosen[rows] = True
     readers = itertools.compress(readers, chosen)
   with futures.ThreadPoolExecutor(threads) as pool:
-    while chunk := list(itertools.islice(readers, _CHUNK)):
-      pending.append(pool.submit(run, chunk))
+    while some := list(itertools.islice(readers, chunk)):
+      pending.append(pool.submit(run, some))
       if len(pending) > 2 * threads:
         yield from pending.popleft().result()
     while pending:

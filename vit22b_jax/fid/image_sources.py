@@ -9,15 +9,12 @@ Images come as they are, of whatever size, in batches for `Extractor`.
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import decode, encoded
@@ -110,32 +107,22 @@ def _batches(images: encoded.Records, size: int) -> Batches:
   """Yields lists of decoded images, each process its share of a batch.
 
   Every process gets as many batches, filled up with the last image or a black
-  one. The next batch is decoded meanwhile.
+  one.
   """
   process, count = jax.process_index(), jax.process_count()
-  share = size // count
-  mine = itertools.islice(enumerate(images.readers()), process, None, count)
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    decoder = functools.partial(_decode, images)
-    ahead = None
-    for _ in range(-(-len(images) // size) + 1):
-      chunk = list(itertools.islice(mine, share))
-      done, ahead = ahead, pool.map(decoder, chunk)
-      if done is not None:
-        done = list(done)
-        mask = (np.arange(share) < len(done)).astype(np.float32)
-        last = done[-1] if done else np.zeros((8, 8, 3), np.uint8)
-        yield {'image': done + [last] * (share - len(done)), 'mask': mask}
-
-
-def _decode(
-  images: encoded.Records, numbered: tuple[int, encoded.Read]
-) -> UInt8[np.ndarray, 'H W 3']:
-  index, read = numbered
-  try:
-    return decode.resized(read()[0])
-  except decode.CorruptImage as error:
-    raise errors.UserError(
-      f'{images.name(index)} could not be read ({error}): mend or delete it, '
-      'since a distance depends on every image.'
-    ) from None
+  rows, share = np.arange(process, len(images), count), size // count
+  # One image at a time in each thread, since photos are large.
+  found = encoded.apply(images, decode.resized, rows, chunk=1)
+  numbered = zip(rows.tolist(), found, strict=True)
+  image = np.zeros((8, 8, 3), np.uint8)
+  for _ in range(-(-len(images) // size)):
+    batch = []
+    for row, (image, _) in itertools.islice(numbered, share):
+      if isinstance(image, decode.CorruptImage):
+        raise errors.UserError(
+          f'{images.name(row)} could not be read ({image}): mend or delete it, '
+          'since a distance depends on every image.'
+        )
+      batch.append(image)
+    mask = (np.arange(share) < len(batch)).astype(np.float32)
+    yield {'image': batch + [image] * (share - len(batch)), 'mask': mask}
