@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
 from configs import cifar100_vit22b_s, digits_vit22b_ti, folder
-from vit22b_jax.data import augment, crops, mixing
+from vit22b_jax.data import augment, crops
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -179,7 +179,7 @@ def test_mixup_is_timm_s(batch, seed):
   images, targets = batch
   key = jax.random.key(seed)
   share = np.asarray(jax.random.beta(jax.random.split(key, 4)[1], 0.8, 0.8))
-  x, y = mixing.mix(key, images, targets, mixup=0.8, cutmix=0.0, switch=0.5)
+  x, y = augment.mix(key, images, targets, mixup=0.8, cutmix=0.0, switch=0.5)
   expected = images * share + images[::-1] * (1 - share)
   np.testing.assert_allclose(x, expected, atol=1e-6)
   expected = targets * share + targets[::-1] * (1 - share)
@@ -198,7 +198,7 @@ def test_cutmix_is_timm_s(batch, seed):
   expected = images.copy()
   expected[:, top:bottom, left:right] = images[::-1, top:bottom, left:right]
   kept = 1 - (bottom - top) * (right - left) / (13 * 17)
-  x, y = mixing.mix(key, images, targets, mixup=0.0, cutmix=1.0, switch=0.5)
+  x, y = augment.mix(key, images, targets, mixup=0.0, cutmix=1.0, switch=0.5)
   np.testing.assert_array_equal(x, expected)
   expected = targets * kept + targets[::-1] * (1 - kept)
   np.testing.assert_allclose(y, expected, atol=1e-6)
@@ -207,7 +207,7 @@ def test_cutmix_is_timm_s(batch, seed):
 def test_the_switch_chooses_between_both(batch):
   images, targets = batch
   mix = jax.jit(
-    lambda key: mixing.mix(
+    lambda key: augment.mix(
       key, images, targets, mixup=0.8, cutmix=1.0, switch=0.3
     )[0]
   )

@@ -12,6 +12,7 @@ random access.
 
 import dataclasses
 import functools
+import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,11 +26,13 @@ from vit22b_jax.data import (
   cache,
   catalog,
   decode,
+  encoded,
   fingerprint,
-  materialize,
   preprocess,
   splits,
 )
+
+_WORTH_SAYING = 50_000_000  # Bytes of pixels: some seconds.
 
 # Rows to train on and rows held out, by split.
 _Held = Mapping[str, tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' m']]]
@@ -73,7 +76,7 @@ def load_classes(
     path = cache.folder(
       f'{name}-{stored}px', found['train'].place, [names, files]
     )
-    opened = materialize.in_memory(name, path, opened, unreadable, image_size)
+    opened = _in_memory(name, path, opened, unreadable, image_size)
     if unreadable.names and not found['train'].multi_label:
       _validate_classes(name, found, opened, names)
   else:
@@ -138,7 +141,7 @@ def load_domains(
   opened = varied
   if fixed:
     kind = f'{mode}-{resize.load}-{image_size}-{seed}'
-    opened = varied | _in_memory(name, kind, found, fixed, unreadable)
+    opened = varied | _domains_in_memory(name, kind, found, fixed, unreadable)
   pairs = {
     part: catalog.Pair(opened[f'{part}_a'], opened[f'{part}_b'])
     for part in ('train', 'val', 'test')
@@ -221,7 +224,7 @@ def _parts(
   return fixed, varied
 
 
-def _in_memory(
+def _domains_in_memory(
   name: str,
   kind: str,
   found: catalog.Found,
@@ -237,11 +240,78 @@ def _in_memory(
       {split: part.identity() for split, part in found.items()},
     ],
   )
-  kept = materialize.in_memory(name, path, fixed, unreadable)
+  kept = _in_memory(name, path, fixed, unreadable)
   for key, split in kept.items():
     least = 1 if key.startswith('train') else catalog.LEAST
     catalog.validate_count(name, f'{key} (readable)', len(split), least)
   return kept
+
+
+def _in_memory(
+  name: str,
+  path: pathlib.Path,
+  parts: Mapping[str, splits.LazySplit],
+  unreadable: splits.Unreadable,
+  image_size: int | None = None,
+) -> dict[str, splits.ArraySplit]:
+  """Decodes splits, without corrupt images, or finds them in the cache.
+
+  Args:
+    name: of the data set, for messages.
+    path: of `cache.folder`.
+    parts: by name; each decodes images to one size.
+    unreadable: counts corrupt images.
+    image_size: side of the records, where images are stored smaller.
+
+  Raises:
+    UserError: too many images are unreadable, or a label is out of range.
+  """
+  found = cache.read(path)
+  if found is None:
+    if sum(part.num_bytes for part in parts.values()) > _WORTH_SAYING:
+      count = sum(map(len, parts.values()))
+      logging.info(
+        'decoding %d images of %s, to be kept in %s', count, name, path
+      )
+    found = _decode_all(parts)
+    cache.write(path, *found)
+  arrays, corrupt = found
+  unreadable.add(corrupt)
+  opened = {}
+  for key, part in parts.items():
+    labels, what = None, f'{name} {key}'
+    if part.num_classes is not None:
+      labels = arrays[f'{key}_labels']
+      splits.validate_labels(
+        labels, part.num_classes, lambda i, what=what: f'{what}[{i}]'
+      )
+    opened[key] = splits.ArraySplit(arrays[f'{key}_images'], labels, image_size)
+  return opened
+
+
+def _decode_all(
+  parts: Mapping[str, splits.LazySplit],
+) -> tuple[cache.Arrays, list[str]]:
+  """Returns `PART_images` and `PART_labels`, and what can't be read."""
+  arrays, corrupt = {}, []
+  for key, part in parts.items():
+    images = np.empty((len(part), *part.shape, 3), np.uint8)
+    labels, readable = [], np.ones(len(part), bool)
+    decoded = encoded.apply(part.records, part.decode, part.indices)
+    for row, (image, label) in enumerate(decoded):
+      labels.append(label)
+      if isinstance(image, decode.CorruptImage):
+        readable[row] = False
+        corrupt.append(f'{part.name(row)} ({image})')
+      else:
+        images[row] = image
+    if not readable.all():  # else spare the copy
+      images = images[readable]
+    arrays |= {
+      f'{key}_images': images,
+      f'{key}_labels': np.array(labels)[readable],
+    }
+  return arrays, corrupt
 
 
 def _validate_partners(
