@@ -104,7 +104,7 @@ def fit(r: setup.Run, state: base.State) -> base.State:
 
       # Scalars are read one step late: the devices don't wait for the host.
       record(r, state, bar)
-      r.recorder.put(step, scalars, batch, position)
+      r.recorder.pending = records.Pending(step, scalars, batch, position)
       if step == start + 1:
         record(r, state, bar)  # waits for the first step, which compiled
         start_clocks(r, bar)
@@ -156,7 +156,8 @@ def record(r: setup.Run, state: base.State, bar: console.Progress) -> None:
   Raises:
     TrainingStopped: the step must not be applied.
   """
-  if (pending := r.recorder.take()) is None:
+  pending, r.recorder.pending = r.recorder.pending, None
+  if pending is None:
     return
   row = r.recorder.row(pending)
   if row['verdict/stopped']:

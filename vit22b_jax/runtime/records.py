@@ -1,9 +1,8 @@
 """Turns the scalars of each step into rows of the workdir's files.
 
 recorder = records.Recorder(task, folder)
-recorder.put(step, scalars, batch, position)
-pending = recorder.take()             # a step later, or when it is due
-row = recorder.row(pending)           # a row of diagnostics.csv
+recorder.pending = records.Pending(step, scalars, batch, position)
+row = recorder.row(recorder.pending)  # a step later: a row of diagnostics.csv
 recorder.log(step, seconds_waited)    # a row of metrics.jsonl: the means
 recorder.event(step, row, monitor)    # a line of events.jsonl
 """
@@ -57,13 +56,14 @@ class Recorder:
   """Writes rows of a run, one step late: no device waits for the host.
 
   Attributes:
+    pending: the step that waits to be read; None when none does.
     interval: see `Interval`; set it when a run resumes.
   """
 
   def __init__(self, task: Any, folder: workdir_lib.Workdir):
     self._task = task
     self._folder = folder
-    self._pending: Pending | None = None
+    self.pending: Pending | None = None
     self.interval = Interval()
     self._last: dict[str, float] = {}
     self._start: float | None = None
@@ -93,21 +93,6 @@ class Recorder:
     return steps * self._task.config.batch_size / seconds
 
   # --- Rows ----------------------------------------------------------------
-
-  def put(
-    self,
-    step: int,
-    scalars: Float[Array, 'M'],
-    batch: dict[str, Array],
-    position: dict[str, Any],
-  ) -> None:
-    """Keeps a step to be read later; see `Pending`."""
-    self._pending = Pending(step, scalars, batch, position)
-
-  def take(self) -> Pending | None:
-    """Returns the step that waits to be read, once; None when none does."""
-    pending, self._pending = self._pending, None
-    return pending
 
   def row(self, pending: Pending) -> dict[str, float]:
     """Adds a row to diagnostics.csv, of a step that has ended; returns it."""
