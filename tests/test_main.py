@@ -188,7 +188,9 @@ def leaves(tree):
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in found}
 
 
-def test_export_is_read_again_and_starts_other_runs(trained, tmp_path, capsys):
+def test_export_is_read_again_and_starts_other_runs(
+  trained, tmp_path, capsys, monkeypatch
+):
   assert call('--mode=export', f'--workdir={trained}') == 0
   file = trained / 'model.safetensors'
   assert str(file) in capsys.readouterr().out
@@ -199,7 +201,8 @@ def test_export_is_read_again_and_starts_other_runs(trained, tmp_path, capsys):
   found = leaves(pretrained.load_pretrained(file, model, empty, 8))
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array, name)
-  starts_from(file, expected, tmp_path, capsys)
+  monkeypatch.setenv('HOME', str(trained))
+  starts_from(f'~/{file.name}', expected, tmp_path, capsys)
 
 
 def starts_from(source, expected, tmp_path, capsys, *more):

@@ -344,7 +344,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(task_of, tmp_path):
   assert whole.pools['a'].count == 3
 
 
-def test_starts_from_the_networks_of_another_run(task_of, tmp_path):
+def test_starts_from_the_networks_of_another_run(
+  task_of, tmp_path, monkeypatch
+):
   task = task_of()
   there, _ = _steps(task, 2)
   manager = checkpoint.Manager(tmp_path, scores={})
@@ -354,8 +356,9 @@ def test_starts_from_the_networks_of_another_run(task_of, tmp_path):
   there = jax.device_get(there.params)
   text = config_lib.to_json(task.config)
   (tmp_path / 'config.json').write_text(text)
-  other = task_of(seed=1, init_from=str(tmp_path))
-  state = other.with_pretrained(other.init_state(), str(tmp_path))
+  monkeypatch.setenv('HOME', str(tmp_path))
+  other = task_of(seed=1, init_from='~')
+  state = other.with_pretrained(other.init_state(), '~')
   jax.tree.map(np.testing.assert_array_equal, there, state.params)
   assert state.step == 0
   assert not any(x.any() for x in jax.tree.leaves(state.opt_state))

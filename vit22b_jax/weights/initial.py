@@ -21,7 +21,7 @@ from vit22b_jax.weights import pretrained
 
 def validate(path: epath.PathLike, task: str) -> None:
   """Raises UserError for no workdir of the task, nor a classifier's file."""
-  path = epath.Path(path)
+  path = epath.Path(path).expanduser()
   if task == 'classification' and not path.exists():
     raise errors.UserError(
       f'init_from={path}: there is no such file of weights, nor a workdir.'
@@ -62,8 +62,9 @@ def load(
   Raises:
     UserError: the weights are of another model.
   """
+  path = epath.Path(path).expanduser()
   shardings = jax.tree.map(lambda x: x.sharding, params)
-  if epath.Path(path).is_dir():
+  if path.is_dir():
     wanted = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       params,
@@ -87,13 +88,14 @@ def restore_params(path: epath.PathLike, params: Any, task: str) -> Any:
   """Restores the weights of a run's newest checkpoint, averaged if it has such.
 
   Args:
-    path: the run's workdir.
+    path: its workdir.
     params: shapes, types and shardings of the weights that are wanted.
     task: of both runs.
 
   Raises:
     UserError: it has no checkpoint, or those of other networks.
   """
+  path = epath.Path(path).expanduser()
   kind = 'ema' if _config_of(path, task).optim.get('ema') else 'params'
   wanted = {kind: params}
   leaves = jax.tree_util.tree_leaves_with_path(wanted)
