@@ -2,14 +2,10 @@
 
     CACHE/NAME-PLACE-KEY/{meta.json,train_images.npy,...}
 
-CACHE is $VIT22B_JAX_CACHE, by default ~/.cache/vit22b_jax; XDG_CACHE_HOME
-moves ~/.cache.
-
-KEY is a hash of the source's identity (files, sizes, times, some content, image
+KEY hashes the source's identity (files, sizes, times, some content, image
 size), so changed data never meets an old cache. Arrays come back memory-mapped:
-processes of one host share them. A folder appears whole (it is synced and then
-renamed into place) or not at all, and every array is compared with its checksum
-when it is read. It lives on a local disk; deleting it costs only time.
+processes of one host share them. A folder appears whole or not at all, and each
+array is compared with its checksum when it is read.
 """
 
 import json
@@ -48,7 +44,11 @@ def folder(name: str, place: str, identity: Any) -> pathlib.Path:
 
 
 def root() -> pathlib.Path:
-  """Returns the folder CACHE, which need not exist."""
+  """Returns CACHE: $VIT22B_JAX_CACHE, or by default ~/.cache/vit22b_jax.
+
+  XDG_CACHE_HOME moves ~/.cache. It need not exist, and deleting it costs only
+  time.
+  """
   found = os.environ.get('VIT22B_JAX_CACHE')
   if not found:
     home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'

@@ -29,10 +29,9 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """The parts of a data set.
+  """The parts of a data set, Pairs for image translation.
 
   Attributes:
-    train: what is trained on; a Pair for image translation.
     val: its own validation part, or one held out of the training set.
     test: for the final evaluation alone; None when there is no labeled one.
     names: one for each label, or those of domain a and b.

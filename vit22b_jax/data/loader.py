@@ -256,15 +256,8 @@ def _in_memory(
 ) -> dict[str, splits.ArraySplit]:
   """Decodes splits, without corrupt images, or finds them in the cache.
 
-  Args:
-    name: of the data set, for messages.
-    path: of `cache.folder`.
-    parts: by name; each decodes images to one size.
-    unreadable: counts corrupt images.
-    image_size: side of the records, where images are stored smaller.
-
-  Raises:
-    UserError: too many images are unreadable, or a label is out of range.
+  `path` is of `cache.folder`; records have the side `image_size` where images
+  are stored smaller.
   """
   found = cache.read(path)
   if found is None:

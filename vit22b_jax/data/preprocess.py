@@ -23,12 +23,9 @@ Size = tuple[int, int]  # Height and width.
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-  """Changes an image's size before it is cropped.
+  """Changes an image's size to `load`, before a square of side `crop` is cut.
 
-  Attributes:
-    mode: the configuration's `preprocess`.
-    load: its `load_size`, the side that images are resized to if the mode does.
-    crop: its `image_size`, the side of the crop.
+  These are the config's `preprocess`, `load_size` and `image_size`.
 
   Raises:
     UserError: the crop is larger than what it is taken from.

@@ -29,6 +29,7 @@ class Split:
 
   Attributes:
     indices: those rows.
+    labels: of each record; None where there are no classes.
     decodes: whether `gather` works on each image, and gains from threads.
   """
 
@@ -45,11 +46,6 @@ class Split:
       raise IndexError(f'index {index} of a split of {len(self)} records')
     batch = self.gather(np.array([index]))
     return {key: batch[key][0] for key in batch if key != 'readable'}
-
-  @property
-  def labels(self) -> encoded.Labels | None:
-    """Returns the label of each record; None where there are no classes."""
-    raise NotImplementedError
 
   def gather(
     self,

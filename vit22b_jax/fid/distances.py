@@ -34,14 +34,7 @@ def measure(
   kid_subsets: int = 100,
   kid_subset_size: int = 1000,
 ) -> dict[str, Any]:
-  """Computes FID and KID.
-
-  Args:
-    a: of one set of images.
-    b: of the other.
-    num: see `select`.
-    kid_subsets: see `kernel`.
-    kid_subset_size: see `kernel`.
+  """Computes FID and KID; arguments are those of `select` and `kernel`.
 
   Returns:
     `fid kid kid_stderr num_a num_b`; the kernel distance is None where a set
@@ -240,10 +233,6 @@ def extrapolate(
   The bias falls as 1 / N (https://arxiv.org/abs/1911.07023), so a line through
   the distances of random parts of the sets, over 1 / N, ends there; at 0, where
   noise would take it below.
-
-  Args:
-    a: of one set, with features.
-    b: of the other, with features.
 
   Returns:
     The extrapolated distance, and (images of a, of b, distance) of each part,

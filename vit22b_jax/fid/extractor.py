@@ -69,7 +69,6 @@ class Extractor:
     mesh: devices that share each batch; this process's first by default.
 
   Attributes:
-    batch_size: as it is compiled.
     weights_sha256: of the weights.
     calibrated: whether these are the public weights; a distance with any other
       is "uncalibrated" wherever it is printed.

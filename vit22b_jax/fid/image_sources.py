@@ -34,12 +34,10 @@ Batches = Iterator[extractor.Batch]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Names a set of images, and opens it.
+  """Names a set of images as the user wrote it, and opens it.
 
   Attributes:
-    name: as the user wrote it.
     batches: the images in batches of a size, from the start.
-    place: where the images are.
     identity: changes when the images do, JSON-able; None for what is not to be
       cached.
   """

@@ -116,10 +116,7 @@ def convert(arrays: Arrays, taps: tuple[str, ...], source: str) -> Any:
   relu((w * x - mean) s + b), s = scale / sqrt(var + eps), is
   relu((w s) * x + (b - mean s)); computed in float64.
 
-  Args:
-    arrays: by PyTorch's names; what isn't needed is left aside.
-    taps: names in inception.TAPS.
-    source: how to call the file in a message.
+  Arrays that the taps don't need are left aside; messages name the `source`.
 
   Raises:
     UserError: a tensor is missing or has another shape.
@@ -189,11 +186,7 @@ def cached_path() -> epath.Path:
 
 
 def fetch() -> epath.Path:
-  """Returns the public weights in the cache, fetched if they aren't there.
-
-  Raises:
-    UserError: no network, or what came isn't the release.
-  """
+  """Returns the public weights in the cache, fetched if they aren't there."""
   path = cached_path()
   if path.is_file() and path.stat().length == NUM_BYTES:
     return path  # `load` looks at the hash

@@ -129,9 +129,7 @@ AnyStatistics = Statistics | Moments
 def to_bytes(statistics: AnyStatistics, facts: dict[str, Any]) -> bytes:
   """Returns an `.npz` file for `Moments.load`, pytorch-fid and clean-fid.
 
-  Args:
-    statistics: `mu` and `sigma` of the file.
-    facts: how they were computed, JSON-able; others ignore them.
+  JSON-able `facts` say how they were computed; others ignore them.
   """
   out = io.BytesIO()
   text = json.dumps(facts | {'count': statistics.count})

@@ -39,10 +39,7 @@ _DTYPES = {
 
 
 def read(path: epath.PathLike) -> dict[str, np.ndarray]:
-  """Returns the tensors of a file that holds a (flat) dict of them.
-
-  Args:
-    path: what `torch.save(model.state_dict(), path)` wrote.
+  """Returns the tensors that `torch.save(model.state_dict(), path)` wrote.
 
   Raises:
     UserError: damaged, or something else than tensors in a dict.

@@ -139,11 +139,7 @@ class Manager:
   ) -> bool:
     """Starts saving; the state may be donated as soon as this returns.
 
-    Args:
-      step: the number of steps done.
-      state: any tree of jax arrays.
-      data: an iterator at the position to resume from.
-      meta: a JSON object.
+    `data` is an iterator at the position to resume from, `meta` a JSON object.
 
     Returns:
       Whether anything was saved: a step that is there is left as it is.

@@ -122,14 +122,9 @@ def _summed(name: str, tree: Any) -> tuple[str, str, str]:
 
 
 class Progress:
-  """A line at the bottom of a terminal; nothing where stderr isn't one.
+  """A line at the bottom of a terminal; not `shown` where stderr isn't one.
 
-  Args:
-    total: steps of the whole run.
-    done: steps of it that earlier starts did.
-
-  Attributes:
-    shown: whether there is such a line.
+  Earlier starts did `done` of the `total` steps of the run.
   """
 
   def __init__(self, total: int, done: int):

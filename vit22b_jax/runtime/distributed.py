@@ -4,9 +4,8 @@
     step = distributed.broadcast_json(step)
     data = distributed.run_on_process_zero_first(load)
 
-Call `initialize` before jax touches a device. jax starts the processes, finds
-them on TPU pods, under SLURM and under Open MPI, agrees on where to stop for a
-preemption (`preemption`), and ends those that wait for a lost one:
+Call `initialize` before jax touches a device. jax finds the processes on TPU
+pods, under SLURM and under Open MPI, and ends those that wait for a lost one:
 https://docs.jax.dev/en/latest/multi_process.html.
 """
 
@@ -137,8 +136,7 @@ def exit_on_error(error: Exception) -> None:
   other processes. Those that meet an error as well within some seconds leave
   together; otherwise jax ends the others for want of heartbeats.
 
-  Args:
-    error: a UserError gives exit code 2, anything else a traceback and 1.
+  A UserError gives exit code 2, anything else a traceback and 1.
   """
   if not jax.distributed.is_initialized() or jax.process_count() == 1:
     return
@@ -199,14 +197,10 @@ def run_on_process_zero_first(function: Callable[[], Any]) -> Any:
 
 
 def validate_shared(path: epath.Path, write: Callable[[str], None]) -> None:
-  """Checks that all processes see what process 0 writes into the workdir.
+  """Raises UserError unless all processes see what process 0 writes at `path`.
 
-  Args:
-    path: the workdir.
-    write: writes an empty file of a name there, on process 0.
-
-  Raises:
-    UserError: in every process, naming those that don't see it.
+  All raise it, and it names those that don't. `write` writes an empty file of a
+  name there, on process 0.
   """
   if jax.process_count() == 1:
     return

@@ -89,9 +89,7 @@ def read_bytes(path: epath.Path) -> bytes | None:
 def read_json(path: epath.Path, fields: Fields | type | None = None) -> Any:
   """Returns the content of a JSON file; None where there is no such file.
 
-  Args:
-    path: of the file.
-    fields: of its object; or the type of its value, dict or list.
+  `fields` are its object's, or the type of its value, dict or list.
 
   Raises:
     errors.UserError: the file is damaged or holds something else.
@@ -194,13 +192,9 @@ def read_npz(
 ) -> dict[str, np.ndarray]:
   """Returns the arrays of an `.npz` file that anyone may have written.
 
-  Args:
-    path: of the file.
-    max_bytes: of all arrays together.
-
   Raises:
-    errors.UserError: no zip archive, damaged or encrypted, larger than
-      expected, or an array of objects, which only unpickling would read.
+    errors.UserError: no zip archive, damaged or encrypted, arrays of more than
+      `max_bytes` together, or of objects, which only unpickling would read.
   """
   path = epath.Path(path)
   try:

@@ -55,10 +55,10 @@ def expected_platform() -> str:
 def keep_freed_memory() -> None:
   """Makes the C library hand freed memory out again instead of returning it.
 
-  XLA's CPU backend allocates a step's temporaries anew each step, gigabytes of
-  them, and the GNU C library maps and unmaps blocks of that size: a fifth of a
-  step's time went into page faults. With one arena, though, threads that decode
-  images wait for each other, so accelerators' hosts are left as they are.
+  XLA's CPU backend allocates gigabytes of temporaries anew each step, and the
+  GNU C library maps and unmaps them: a fifth of a step's time went into page
+  faults. With one arena, though, threads that decode images wait for each
+  other, so accelerators' hosts are left as they are.
   """
   try:
     libc = ctypes.CDLL('libc.so.6')

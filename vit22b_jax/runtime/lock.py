@@ -38,8 +38,7 @@ _SETTLE_SECONDS = 1.0  # in which two that came at once see who was last
 def held(workdir: epath.PathLike) -> Iterator[None]:
   """Owns a workdir; of several processes, process 0 does so for all.
 
-  Args:
-    workdir: an existing folder, local or remote.
+  The folder, local or remote, exists.
 
   Raises:
     UserError: another process trains there; names its machine and number.

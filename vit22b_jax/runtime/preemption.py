@@ -6,15 +6,12 @@
         watcher.started = True
         if watcher.should_stop(step): save and exit with watcher.exit_code
 
-A cluster sends SIGTERM some seconds before it takes the machine. Python runs
-its handlers between byte codes only, so one that arrives during a compilation
-(minutes for large models) would be late. So a thread hears of the signal
-through `signal.set_wakeup_fd`, and ends the process there and then as long as
-there is nothing to save. Watchers nest, and the innermost hears: the command
-line has one around everything.
-
-Several processes leave SIGTERM to jax, which brings them to stop after the same
-step: `multihost_utils.reached_preemption_sync_point`.
+Python runs handlers between byte codes only: too late for a cluster's SIGTERM
+that arrives during a compilation. So a thread hears of it by
+`signal.set_wakeup_fd`, and ends the process there and then while there is
+nothing to save. Watchers nest, and the innermost hears. Several processes leave
+SIGTERM to jax, which stops them after the same step:
+`multihost_utils.reached_preemption_sync_point`.
 """
 
 import os
@@ -32,8 +29,7 @@ class Interrupted(Exception):
 class Watcher:
   """Hears SIGTERM and SIGINT while it is open.
 
-  Args:
-    together: this is one of several processes, which stop after the same step.
+  Several processes stop `together`, after the same step.
 
   Attributes:
     started: whether there is something to save; while there isn't, a signal
@@ -80,11 +76,10 @@ class Watcher:
     return 128 + self.signal if self.signal else 0
 
   def should_stop(self, step: int) -> bool:
-    """Returns whether to save and stop after this step.
+    """Returns whether to save and stop after this step, the one just done.
 
-    Args:
-      step: the one just done. Several processes call this after every step,
-        and all get True after the same one.
+    Several processes call this after every step, and all get True after the
+    same one.
     """
     if self._together:
       from jax.experimental import multihost_utils  # listening precedes jax

@@ -60,12 +60,8 @@ def mesh_shape(
 ) -> dict[str, int]:
   """Returns the sizes of the mesh axes, in order, for `count` devices.
 
-  Args:
-    preset: a key of PRESETS; the sizes below override its.
-    count: the number of devices.
-    data: devices along `data`; -1 takes those that the other axes leave.
-    fsdp: likewise; one axis at most may be -1.
-    tensor: likewise.
+  The given sizes override those of `preset`, a key of PRESETS. One axis at most
+  may be -1, which takes the devices that the others leave.
 
   Raises:
     UserError: an unknown preset, or the product isn't the number of devices.
@@ -167,11 +163,8 @@ def opt_state_shardings(
 ) -> Any:
   """Returns the shardings of an optax state: moments as their parameters.
 
-  Args:
-    tx: made the state.
-    opt_state: abstract or not.
-    params: the shardings of the parameters.
-    mesh: on which everything else is replicated.
+  `tx` made the state, abstract or not; `params` are the shardings of the
+  parameters. Everything else is replicated.
   """
 
   def is_frozen(x):
@@ -214,11 +207,7 @@ def find_unsharded(boxed: Any, mesh: Mesh) -> dict[str, int]:
 
   Those are: an axis of the array that RULES names and the devices don't divide,
   and a matrix with no axis for `fsdp`. Biases, and vectors without an axis in
-  RULES, are small and expected whole.
-
-  Args:
-    boxed: as in `param_shardings`.
-    mesh: its axes of one device split nothing and need not.
+  RULES, are small and expected whole. `boxed` is as in `param_shardings`.
 
   Returns:
     Their sizes by 'block_00/in_proj/kernel [8, 3]: 3 heads over tensor=2'.
@@ -245,18 +234,10 @@ def find_unsharded(boxed: Any, mesh: Mesh) -> dict[str, int]:
 
 
 def validate_unsharded(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
-  """Checks how much of the weights devices hold whole that should share them.
-
-  Args:
-    boxed: all weights, as in `param_shardings`.
-    mesh: where they go.
-    max_replicated: the largest share of them to accept, in [0, 1].
-
-  Returns:
-    A line for the user; '' when there is nothing to say.
+  """Returns a line about the weights of `find_unsharded`; '' without any.
 
   Raises:
-    UserError: more than that are left whole; lists them.
+    UserError: they are more than the share `max_replicated` of all weights.
   """
   found = find_unsharded(boxed, mesh)
   if not found:

@@ -74,10 +74,8 @@ class GrowingFile:
   """A text file that gets lines added and keeps those it had.
 
   Lines wait in memory until `flush`, which adds all of them or, when the disk
-  is full, none: the file always ends with a whole line.
-
-  Args:
-    path: local or remote; created at the first flush.
+  is full, none: the file always ends with a whole line. It is local or remote,
+  and created at the first flush.
   """
 
   def __init__(self, path: epath.PathLike):

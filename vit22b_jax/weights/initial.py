@@ -49,15 +49,15 @@ def load(
 ) -> dict[str, Any]:
   """Returns a classifier's weights of a file or of another run.
 
-  They are placed as new ones are. The head stays new where the other run has
-  another number of classes.
+  They are placed as `params`, its new ones, which are sharded over a mesh. The
+  head stays new where the other run has another number of classes.
 
   Args:
     path: a file, see `pretrained.load_pretrained`, or a workdir.
     model: the classifier.
-    params: its new weights, sharded over a mesh.
+    params: its new weights.
     names: its classes.
-    image_size: of its images.
+    image_size: of its images, in pixels.
 
   Raises:
     UserError: the weights are of another model.
@@ -87,10 +87,8 @@ def load(
 def restore_params(path: epath.PathLike, params: Any, task: str) -> Any:
   """Restores the weights of a run's newest checkpoint, averaged if it has such.
 
-  Args:
-    path: its workdir.
-    params: shapes, types and shardings of the weights that are wanted.
-    task: of both runs.
+  `params` are the shapes, types and shardings of those that are wanted; `task`
+  is that of both runs.
 
   Raises:
     UserError: it has no checkpoint, or those of other networks.

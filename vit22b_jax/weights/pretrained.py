@@ -106,8 +106,8 @@ def load_pretrained(
 
   Args:
     path: see `read`.
-    model: the `vit` or the `vit22b` block's model.
-    params: its (unboxed) parameters, freshly initialized.
+    model: of the block `vit` or `vit22b`.
+    params: its unboxed, new parameters.
     image_size: side of its images in pixels.
 
   Returns:

@@ -37,11 +37,9 @@ _DOMAINS_LAYOUT = (
 
 
 def find(path: str) -> tuple[dict[str, encoded.Files], tuple[str, ...]]:
-  """Lists the images of a data folder, and logs what is left aside.
+  """Lists the images of the splits there are, and the classes; logs the rest.
 
-  Returns:
-    Records of the splits that exist, and the class names: folders', sorted, or
-    those of a table (`tables`).
+  Classes are the folders', sorted, or those of a table (`tables`).
 
   Raises:
     UserError: the folder is missing, empty or laid out otherwise.
