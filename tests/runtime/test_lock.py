@@ -1,5 +1,6 @@
 """A workdir has one owner, and a crashed one holds nothing for long."""
 
+import errno
 import json
 import os
 import pathlib
@@ -60,6 +61,14 @@ def test_it_is_released_by_an_error_and_in_one_process_twice(tmp_path):
     raise ZeroDivisionError
   with lock.held(tmp_path):
     pass
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+  def refuse_writing(path, me):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(lock, '_create', refuse_writing)
+  refuse(tmp_path, 'Could not write to the workdir .*No space left.*Make room')
 
 
 @pytest.mark.slow

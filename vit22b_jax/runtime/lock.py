@@ -27,6 +27,7 @@ from etils import epath
 from vit22b_jax import errors
 from vit22b_jax.data import files
 from vit22b_jax.runtime import distributed
+from vit22b_jax.runtime import workdir as workdir_lib
 
 NAME = '.lock'
 BEAT_SECONDS = 5.0  # between two writings
@@ -126,7 +127,7 @@ def _acquire(path: epath.Path, me: dict[str, Any]) -> None:
   Raises:
     UserError: another process owns the folder, or the folder can't be written.
   """
-  try:
+  with workdir_lib.explaining(path.parent):
     if _create(path, me):
       return
     owner = _owner(path)
@@ -136,11 +137,6 @@ def _acquire(path: epath.Path, me: dict[str, Any]) -> None:
       owner = _owner(path)
       if owner.get('token') == me['token']:
         return
-  except OSError as error:
-    raise errors.UserError(
-      f'Could not write to the workdir {path.parent}: '
-      f'{error.strerror or error}. {errors.disk_remedy(error)}'.strip()
-    ) from error
   raise errors.UserError(
     f'The workdir {path.parent} is in use: process {owner.get("pid")} on '
     f'{owner.get("host")} trains there. Wait for it or stop it, or choose '

@@ -184,7 +184,7 @@ class Workdir:
     """Writes a whole file, in one atomic step where the file system can."""
     if not self._writer:
       return
-    with _explaining(self.path):
+    with explaining(self.path):
       _write(self.path / name, content)
     if name == CONFIG:
       self._trackers.choices = rules.flatten(json.loads(content))
@@ -234,7 +234,7 @@ class Workdir:
       return
     self._has_columns = False
     self._trackers.done = step
-    with _explaining(self.path):
+    with explaining(self.path):
       for file in self._files.values():
         _truncate(file, step)
       for picture in (self.path / SAMPLES).glob('*.png'):
@@ -245,14 +245,14 @@ class Workdir:
   def forget_evaluation(self) -> None:
     """Drops what was evaluated at an earlier end: the run goes on."""
     if self._writer:
-      with _explaining(self.path):
+      with explaining(self.path):
         for name in (EVAL, PREDICTIONS, ATTENTION):
           (self.path / name).unlink(missing_ok=True)
 
   def flush(self) -> None:
     """Makes every row so far durable, before a checkpoint relies on it."""
     if self._writer:
-      with _explaining(self.path):
+      with explaining(self.path):
         for file in self._files.values():
           file.flush()
 
@@ -286,7 +286,7 @@ def _write(path: epath.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _explaining(path: epath.Path) -> Iterator[None]:
+def explaining(path: epath.Path) -> Iterator[None]:
   """Turns an OSError on the workdir into an error that says what to do."""
   try:
     yield
@@ -305,7 +305,7 @@ def _explaining(path: epath.Path) -> Iterator[None]:
 
 def _validate_writable(path: epath.Path) -> None:
   validate_place(path)
-  with _explaining(path):
+  with explaining(path):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.probe_{os.getpid()}'
     probe.write_text('x')
