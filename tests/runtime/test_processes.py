@@ -46,7 +46,20 @@ STEP = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3'}
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def set_environ(monkeypatch):
+  """Sets what a launcher would, and nothing else of the kind."""
+  for name in ('JAX_PLATFORMS', 'OMPI_COMM_WORLD_SIZE', 'SLURM_STEP_NUM_TASKS'):
+    monkeypatch.delenv(name, raising=False)
+
+  def set_all(environ):
+    for name, value in environ.items():
+      monkeypatch.setenv(name, value)
+
+  return set_all
+
+
+@pytest.fixture
+def calls(monkeypatch, set_environ):
   """Records what jax.distributed.initialize would be called with."""
   found = []
   monkeypatch.setattr(
@@ -67,41 +80,46 @@ def calls(monkeypatch):
     (STEP | {'OMPI_COMM_WORLD_SIZE': '1'}, False),
   ],
 )
-def test_jax_is_asked_where_a_launcher_started_several(environ, several, calls):
-  distributed.initialize(environ=environ)
+def test_jax_is_asked_where_a_launcher_started_several(
+  environ, several, calls, set_environ
+):
+  set_environ(environ)
+  distributed.initialize()
   assert len(calls) == several
-  distributed.initialize(environ=environ, mode='predict')
+  distributed.initialize(mode='predict')
   assert len(calls) == several
 
 
-def test_flags_are_all_that_counts(calls):
-  distributed.initialize('[::1]:123', 2, 1, heartbeat_seconds=7, environ=STEP)
+def test_flags_are_all_that_counts(calls, set_environ):
+  set_environ(STEP)
+  distributed.initialize('[::1]:123', 2, 1, heartbeat_seconds=7)
   args, more = calls.pop()
   assert args == ('[::1]:123', 2, 1)
   assert more['heartbeat_timeout_seconds'] == 7
   assert more['cluster_detection_method'] == 'deactivate'
-  distributed.initialize('h:1', 1, 0, environ={})
+  distributed.initialize('h:1', 1, 0)
   assert not calls
 
 
 def test_machines_with_a_tpu_are_jaxs_to_judge(calls, monkeypatch):
   monkeypatch.setattr(distributed.host, 'has_tpu', lambda: True)
-  distributed.initialize(environ={'JAX_PLATFORMS': 'cpu'})
+  distributed.initialize()
+  assert calls.pop()
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  distributed.initialize()
   assert not calls
-  distributed.initialize(environ={})
-  assert calls
 
 
-def test_a_launcher_that_does_not_name_process_0(monkeypatch):
+def test_a_launcher_that_does_not_name_process_0(monkeypatch, set_environ):
   """Open MPI 5 has no OMPI_MCA_orte_hnp_uri."""
 
   def initialize(*_, **__):
     raise ValueError('coordinator_address should be defined.')
 
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
-  environ = {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'}
+  set_environ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'})
   with pytest.raises(errors.UserError, match='OMPI_COMM_WORLD_RANK'):
-    distributed.initialize(environ=environ)
+    distributed.initialize()
 
 
 @pytest.mark.parametrize(
@@ -119,12 +137,12 @@ def test_a_launcher_that_does_not_name_process_0(monkeypatch):
 )
 def test_flags_that_do_not_fit(flags, message):
   with pytest.raises(errors.UserError, match=message):
-    distributed.initialize(*flags, environ={})
+    distributed.initialize(*flags)
 
 
 def test_some_modes_take_one_process():
   with pytest.raises(errors.UserError, match='takes one process: leave'):
-    distributed.initialize('h:1', 2, 0, mode='predict', environ={})
+    distributed.initialize('h:1', 2, 0, mode='predict')
 
 
 # --- What one process meets and others do not -------------------------------

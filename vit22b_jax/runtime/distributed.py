@@ -39,7 +39,6 @@ def initialize(
   *,
   heartbeat_seconds: int = HEARTBEAT_SECONDS,
   mode: str = 'train',
-  environ: Mapping[str, str] = os.environ,
 ) -> None:
   """Joins the other processes; does nothing for a process on its own.
 
@@ -50,7 +49,6 @@ def initialize(
     process_id: which one this is, from 0 on.
     heartbeat_seconds: of silence, until jax ends the other processes.
     mode: of the command line; modes outside of MODES take one process.
-    environ: environment variables.
 
   Raises:
     UserError: the flags don't fit together, or process 0 can't be found.
@@ -70,7 +68,7 @@ def initialize(
     return
   if given:
     _validate_flags(flags)
-  if num_processes == 1 or not (given or _is_launched(environ)):
+  if num_processes == 1 or not (given or _is_launched()):
     return
   try:
     jax.distributed.initialize(
@@ -81,7 +79,7 @@ def initialize(
       heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except ValueError as error:
-    if not _tasks(environ):
+    if not _tasks():
       return  # a TPU machine outside of any pod
     raise errors.UserError(
       f'jax could not find process 0 through the launcher ({error}). Name it '
@@ -114,19 +112,19 @@ def _validate_flags(flags: Mapping[str, Any]) -> None:
     )
 
 
-def _is_launched(environ: Mapping[str, str]) -> bool:
+def _is_launched() -> bool:
   """Returns whether a launcher, or a TPU pod, may have started several."""
-  wants_tpu = 'tpu' in (environ.get('JAX_PLATFORMS') or 'tpu')
-  return _tasks(environ) > 1 or (wants_tpu and host.has_tpu())
+  wants_tpu = 'tpu' in (os.environ.get('JAX_PLATFORMS') or 'tpu')
+  return _tasks() > 1 or (wants_tpu and host.has_tpu())
 
 
-def _tasks(environ: Mapping[str, str]) -> int:
+def _tasks() -> int:
   """Returns the number of tasks of a launcher, 0 without one.
 
   A SLURM batch script has no step: it is a process on its own.
   """
   names = ('OMPI_COMM_WORLD_SIZE', 'SLURM_STEP_NUM_TASKS')
-  return next((int(environ[name]) for name in names if name in environ), 0)
+  return next((int(os.environ[n]) for n in names if n in os.environ), 0)
 
 
 def exit_on_error(error: Exception) -> None:
