@@ -10,6 +10,8 @@ from jaxtyping import Array, Int, Shaped
 
 from vit22b_jax.data import splits
 
+_AHEAD = 2  # Batches sent before they are asked for.
+
 
 def local_rows(
   sharding: jax.sharding.Sharding, batch_size: int
@@ -37,28 +39,24 @@ def place(
 
 
 class DeviceIterator(grain.DatasetIterator):
-  """Batches on the devices, sent `ahead` batches before they are asked for.
+  """Batches on the devices, sent some before they are asked for.
 
   Its state counts the batches that were yielded, not those sent ahead;
   `seconds_waited` is the time spent in `next`, in all.
   """
 
   def __init__(
-    self,
-    iterator: grain.DatasetIterator,
-    sharding: jax.sharding.Sharding,
-    ahead: int = 2,
+    self, iterator: grain.DatasetIterator, sharding: jax.sharding.Sharding
   ):
     super().__init__(iterator)
     self._sharding = sharding
-    self._ahead = ahead
     self._sent = collections.deque()
     self._state = iterator.get_state()
     self.seconds_waited = 0.0
 
   def __next__(self) -> dict[str, Shaped[Array, 'G ...']]:
     start = time.perf_counter()
-    while len(self._sent) < self._ahead:
+    while len(self._sent) < _AHEAD:
       batch = next(self._parent, None)
       if batch is None:
         break

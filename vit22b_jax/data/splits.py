@@ -35,7 +35,7 @@ class Split:
 
   decodes = True
 
-  def __init__(self, count: int, indices: Int[np.ndarray, ' N'] | None):
+  def __init__(self, count: int, indices: Int[np.ndarray, ' N'] | None = None):
     self.indices = np.arange(count) if indices is None else indices
 
   def __len__(self) -> int:
@@ -81,9 +81,8 @@ class ArraySplit(Split):
     images: UInt8[np.ndarray, 'M h w 3'],
     labels: encoded.Labels | None = None,
     image_size: int | None = None,
-    indices: Int[np.ndarray, ' N'] | None = None,
   ):
-    super().__init__(len(images), indices)
+    super().__init__(len(images))
     self._images = np.asarray(images)  # A memory map indexes slower.
     self._labels = None
     if labels is not None:
