@@ -6,13 +6,14 @@ python -m experiments.results
 import json
 import pathlib
 
-from experiments import catalogue, documents, runner, summary
+from experiments import catalogue, documents, kept, runner, summary
 from vit22b_jax import report
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Where the README's tables begin.
 _RECIPES = '<!-- recipes: python -m experiments.results -->'
 _RESULTS = '<!-- results: python -m experiments.results -->'
+_ANSWER = '<!-- answer -->'  # where an experiment's page tells its numbers
 
 
 # What stands above the tables of a scale on an experiment's page.
@@ -115,7 +116,10 @@ def pages() -> dict[pathlib.Path, str]:
     path = experiment.folder / 'README.md'
     pages = [_page(experiment, scale) for scale in experiment.scales]
     text = '\n\n'.join(page for page in pages if page)
-    found[path] = documents.fill(path.read_text(), text)
+    page = documents.fill(path.read_text(), text)
+    answer = summary.ANSWERS.get(experiment.name, lambda _: '')
+    found[path] = documents.fill(page, answer(_rows(experiment)), _ANSWER)
+  found |= kept.pages(ROOT / 'experiments')
   path = ROOT / 'experiments' / 'README.md'
   found[path] = documents.fill(path.read_text(), others())
   return found

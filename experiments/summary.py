@@ -31,25 +31,16 @@ def answers(rows: dict[str, Rows], experiments: pathlib.Path) -> str:
     rows: the rows of each experiment by its name.
     experiments: the folder `experiments`.
   """
+  titles = {
+    'table1_parameters': 'Parameters',
+    'figure1_stability': 'What explodes, what cures it',
+    'figure2_classification': 'Does ViT-22B classify better?',
+    'table2_translation': 'Which generator translates?',
+  }
   lines = [
-    ('Parameters', 'table1_parameters', parameters(rows['table1_parameters'])),
-    (
-      'What explodes, what cures it',
-      'figure1_stability',
-      stability(rows['figure1_stability']),
-    ),
-    (
-      'Does ViT-22B classify better?',
-      'figure2_classification',
-      classification(rows['figure2_classification']),
-    ),
-    (
-      'Which generator translates?',
-      'table2_translation',
-      translation(rows['table2_translation']),
-    ),
-    ('Speed', 'throughput', speed(experiments / 'throughput')),
+    (title, page, ANSWERS[page](rows[page])) for page, title in titles.items()
   ]
+  lines.append(('Speed', 'throughput', speed(experiments / 'throughput')))
   return documents.table(
     ('question', 'answer at CPU scale'),
     [
@@ -134,6 +125,15 @@ def translation(rows: Rows) -> str:
   return f'{label}, mean of both directions, nearest first. {"; ".join(parts)}.'
 
 
+# By experiment: what answers its question from its rows.
+ANSWERS = {
+  'table1_parameters': parameters,
+  'figure1_stability': stability,
+  'figure2_classification': classification,
+  'table2_translation': translation,
+}
+
+
 def speed(folder: pathlib.Path) -> str:
   """Gives the range of PyTorch's time over ours, with the processor.
 
@@ -168,7 +168,7 @@ def recipes(experiments: pathlib.Path) -> str:
       (
         f'[{config}](experiments/{folder})',
         data,
-        _minutes(run),
+        minutes(run),
         _result(result),
       )
     )
@@ -178,7 +178,7 @@ def recipes(experiments: pathlib.Path) -> str:
   )
 
 
-def _minutes(run: pathlib.Path) -> str:
+def minutes(run: pathlib.Path) -> str:
   """Returns the time that training steps took, from their logged speed."""
   config = json.loads((run / 'config.json').read_text())
   seconds, before = 0.0, 0

@@ -94,9 +94,9 @@ def _repeats(rows: Rows, jpeg: Rows) -> str:
         pairs = zip(_outcome(here), _outcome(before), strict=True)
         columns = [cell for pair in pairs for cell in pair]
         lines.append([name_of(variant), _rate(exponent), *columns])
-  columns = ('#exploded', '#at step', '#loss when stable')
-  pairs = [name for c in columns for name in (f'{c}, lossless', '#JPEG')]
-  return documents.table(('switch', '#rate', *pairs), lines)
+  columns = ('#exploded', '#at step', '#loss of stable runs')
+  pairs = [name for c in columns for name in (f'{c}, lossless', f'{c}, JPEG')]
+  return documents.table(('change to the block', '#rate', *pairs), lines)
 
 
 def _outcome(rows: list[Row]) -> list[str]:
@@ -128,7 +128,7 @@ def _recoveries(rows: Rows) -> str:
   return documents.table(
     (
       'size',
-      'switch',
+      'change to the block',
       '#rate',
       '#seed',
       '#explodes at step',
@@ -161,18 +161,18 @@ def rates(rows: Rows, size: str) -> str:
   ]
   return documents.table(
     (
-      'switch',
-      '#stable at',
-      '#explodes at',
-      '#times the first',
+      'change to the block',
+      '#highest stable rate',
+      '#lowest exploding rate',
+      "#times the unchanged block's",
       '#seeds that explode there',
-      '#at half of it',
-      '#step',
-      'attention logits x 10',
-      'residual RMS x 10',
-      'gradient norm x 10',
-      'the three in stable runs',
-      '#loss when stable',
+      '#seeds that explode at half of it',
+      '#explodes at step',
+      'attention logits ten times their start',
+      'residual RMS ten times its start',
+      'gradient norm ten times its start',
+      'stable runs with such logits, RMS, gradients',
+      '#loss of stable runs',
     ),
     lines,
   )
@@ -234,16 +234,16 @@ def watched(rows: Rows, stage: str) -> str:
     (
       'images',
       'size',
-      'switch',
+      'change to the block',
       '#rate',
       '#seed',
       '#steps',
       '#largest logit (step)',
       '#largest gradient (step)',
-      f'#logit after step {cells.START_UP}',
-      '#gradient then',
-      f'#steps beyond {cells.CAP:,.0f}, early',
-      '#late',
+      f'#largest logit after step {cells.START_UP}',
+      f'#largest gradient after step {cells.START_UP}',
+      f'#steps beyond {cells.CAP:,.0f} up to step {cells.START_UP}',
+      '#steps beyond it after that',
       '#last loss',
     ),
     lines,

@@ -1,0 +1,120 @@
+"""Writes the pages of single runs, from the files that are kept of them."""
+
+import json
+import pathlib
+from typing import Any
+
+from experiments import summary
+from vit22b_jax import report
+
+# Pictures that a folder may hold: what they show.
+PICTURES = {
+  'samples.png': 'Images, their translations, and those translated back',
+  'curves.png': 'Losses and accuracies or distances by step',
+  'stability.png': 'Largest logits and gradients by step',
+  'layers.png': 'Signals of every block by step',
+}
+ONE_SEED = 'One seed: a difference from another run may be chance.'
+UNCALIBRATED = (
+  "Inception's weights are drawn at random: distances compare with those of "
+  'the same weights alone, and may not match human preference.'
+)
+LIMITS = {
+  'digits': 'Small gray images of one digit each, few of them in the test '
+  'part: what a toy set shows, not what the block reaches.',
+  'cifar10_cpu': 'The images were re-encoded as JPEG (quality 75), which may '
+  f'cost some accuracy. {ONE_SEED}',
+  'fruit': f'Apples and oranges are drawn, not photographed. {UNCALIBRATED} '
+  f'{ONE_SEED}',
+  'monet2photo_cpu': 'Paintings and photos are a subset of the public set. '
+  f'{UNCALIBRATED} {ONE_SEED}',
+}
+
+
+def pages(experiments: pathlib.Path) -> dict[pathlib.Path, str]:
+  """Returns the page of every recipe of `summary.RECIPES`; seeds share one."""
+  found = {}
+  for folder, config, data in summary.RECIPES:
+    name = pathlib.Path(folder).parts[0]
+    runs = sorted(
+      path.parent for path in (experiments / name).rglob('eval.json')
+    )
+    found[experiments / name / 'README.md'] = page(name, runs, config, data)
+  return found
+
+
+def page(name: str, runs: list[pathlib.Path], config: str, data: str) -> str:
+  """Returns a page: answer, pictures, table, method, limits.
+
+  Args:
+    name: of the folder.
+    runs: folders of the same run with different seeds.
+    config: the file in configs/, without its ending.
+    data: the name of the data set for readers.
+  """
+  seed = ' --config.seed=N' if len(runs) > 1 else ''
+  parts = [
+    f'# `{config}`: {data}',
+    answer(runs),
+    *(f'![{words}]({file})' for file, words in _pictures(runs[0])),
+    'On the test part:',
+    report.markdown_table(runs).strip(),
+    '## Method',
+    f'    python main.py --config=configs/{config}.py{seed}',
+    method(runs),
+    '## Limits',
+    LIMITS[name],
+  ]
+  return '\n\n'.join(parts) + '\n'
+
+
+def answer(runs: list[pathlib.Path]) -> str:
+  """Says in a sentence what the runs reached and what it took."""
+  evals = [_read(run, 'eval.json') for run in runs]
+  first, config = evals[0], _read(runs[0], 'config.json')['model']
+  after = (
+    f'After {summary.minutes(runs[0])} minutes of training on '
+    f'{_read(runs[0], "versions.json")["cpus"]} CPU cores'
+  )
+  if 'top1' in first:
+    values = sorted(row['top1'] for row in evals)
+    reached = f'{values[0]:.3f}'
+    if len(values) > 1:
+      reached += f' to {values[-1]:.3f} over {len(values)} seeds'
+    return (
+      f'{after} `{config["block"]}` of size {config["variant"]} reaches a '
+      f'top-1 of {reached} on the {first["num_examples"]:,} test images.'
+    )
+  label = 'FID' if first['calibrated'] else 'uncalibrated FID'
+  return (
+    f'{after} the {label} of translations from the test images of the other '
+    f'kind is {first["fid"]:.3g} (mean of both directions); that of images '
+    f'left as they are is {first["identity_fid"]:.3g}, that of an untrained '
+    f'generator {first["untrained_fid"]:.3g}.'
+  )
+
+
+def method(runs: list[pathlib.Path]) -> str:
+  """Says what was trained, how long and with which versions."""
+  config, versions = (
+    _read(runs[0], f'{n}.json') for n in ('config', 'versions')
+  )
+  model, step = config['model'], _read(runs[0], 'eval.json')['step']
+  depth = f', {model["depth"]} blocks' if model['depth'] else ''
+  libraries = ', '.join(f'{n} {versions[n]}' for n in ('jax', 'flax', 'optax'))
+  return (
+    f'`{model["block"]}` of size {model["variant"]}{depth}, '
+    f'{config["data"]["image_size"]} px in patches of {model["patch_size"]}, '
+    f'{versions["parameters"]:,} parameters; {step:,} steps at a batch size of '
+    f'{config["batch_size"]}, `{config["optim"]["name"]}` at a rate of '
+    f'{config["optim"]["learning_rate"]:g}. {libraries}. `config.json` has '
+    'every key, `metrics.jsonl` and `diagnostics.csv` hold the curves.'
+  )
+
+
+def _pictures(run: pathlib.Path) -> list[tuple[str, str]]:
+  return [pair for pair in PICTURES.items() if (run / pair[0]).exists()]
+
+
+def _read(run: pathlib.Path, file: str) -> Any:
+  return json.loads((run / file).read_text())
