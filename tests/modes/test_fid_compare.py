@@ -115,10 +115,11 @@ def test_as_many_of_both_and_infinitely_many(folder):
   assert np.isfinite(result['fid_infinity'])
 
 
-def test_statistics_files_stand_for_images(folder, tmp_path):
+def test_statistics_files_stand_for_images(folder, tmp_path, capsys):
   a, b = folder('a', 5), folder('b', 6, seed=1)
   config = make_config(a, b, save_statistics=True)
   result = run(config, tmp_path / 'out')
+  assert 'random Inception weights, seed 0:' in capsys.readouterr().out
   files = [tmp_path / 'out' / f'{side}.npz' for side in 'ab']
   one = run(make_config(files[0], b))
   assert one['fid'] == pytest.approx(result['fid'], rel=1e-5)
@@ -126,6 +127,8 @@ def test_statistics_files_stand_for_images(folder, tmp_path):
   config = make_config(*files)
   config.fid.weights = ''  # which aren't needed
   both = run(config)
+  digest = result['weights_sha256'][:12]
+  assert f'weights {digest}:' in capsys.readouterr().out
   assert both['fid'] == pytest.approx(result['fid'], rel=1e-5)
   for key in ('num_a', 'num_b', 'weights_sha256', 'calibrated'):
     assert both[key] == result[key], key

@@ -309,6 +309,17 @@ def test_presets_equal_one_device(data, on_one_device, form, preset, sizes):
   )
 
 
+def test_a_frozen_backbone_on_a_mesh_equals_one_device(data):
+  overrides = {'optim.freeze': 'backbone', 'model.init': 'torch'}
+  one = _task(data, **overrides)
+  many = _task(data, sharding.make_mesh('fsdp+tensor'), **overrides)
+  expected, rows = _steps(one, 2)
+  state, other = _steps(many, 2)
+  for row, theirs in zip(rows, other, strict=True):
+    np.testing.assert_allclose(row['loss'], theirs['loss'], rtol=1e-5)
+  _same_weights(expected.params, state.params)
+
+
 def _same_place(planned, array, before, after):
   """One array of a state lives where the rules say, in the program as well."""
   for placed in (array.sharding, before, after):

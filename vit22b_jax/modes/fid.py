@@ -22,7 +22,7 @@ from vit22b_jax.fid import (
   inception_weights,
   statistics,
 )
-from vit22b_jax.runtime import console
+from vit22b_jax.runtime import console, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 
 RESULT = 'fid.json'
@@ -98,10 +98,15 @@ def _summary(config: ConfigDict, result: dict[str, Any]) -> str:
       else f'+- {stderr:.2g}'
     )
   known = {k: 'unknown' if v is None else v for k, v in result.items()}
+  # Statistics of both sets need no weights: then the key says nothing of them.
+  loads = not all(config[side].endswith('.npz') for side in _SIDES)
+  weights = runs.describe_weights(
+    config.fid.weights if loads else '', known['weights_sha256']
+  )
   text += (
     f' between {config.a} ({known["num_a"]} images) and {config.b} '
     f'({known["num_b"]} images); tap {known["tap"]}, resize {known["resize"]}, '
-    f'quantize {known["quantize"]}, weights {known["weights_sha256"][:8]}'
+    f'quantize {known["quantize"]}, {weights}'
   )
   if not result['calibrated']:
     text += (

@@ -55,13 +55,11 @@ def conditions(run: runs.Run) -> str:
   said = [f'{key} {section.get(key)}' for key in ('tap', 'resize', 'quantize')]
   if run.choices.get('fid.num') == 'min':
     said.append('as many images of each as the smaller set has')
-  chosen = run.choices['fid.weights']
-  if chosen.startswith('random:'):
-    seed = chosen.removeprefix('random:')
-    said.append(f'random Inception weights, seed {seed}')
-  else:
-    digest = run.evaluation.get('weights_sha256', '')[:12]
-    said.append(f'weights {digest or chosen or "of the public release"}')
+  said.append(
+    runs.describe_weights(
+      run.choices['fid.weights'], run.evaluation.get('weights_sha256')
+    )
+  )
   return ', '.join([*said, *filter(None, [calibration(run)])])
 
 

@@ -279,6 +279,19 @@ def find_config(path: epath.PathLike) -> ConfigDict | None:
   return config_lib.from_json(text, place)
 
 
+def describe_weights(chosen: str, sha256: str | None) -> str:
+  """Names Inception's weights for people: drawn ones by seed, else by digest.
+
+  Args:
+    chosen: the key `fid.weights`.
+    sha256: of the weights, where known.
+  """
+  if chosen.startswith('random:'):
+    return f'random Inception weights, seed {chosen.removeprefix("random:")}'
+  known = (sha256 or '')[:12] or chosen or 'of the public release'
+  return f'weights {known}'
+
+
 def _read_evaluation(path: epath.Path, fields: formats.Fields) -> Any:
   found = formats.read_json(path, fields)
   with formats.judging(path):
