@@ -32,6 +32,14 @@ BLOCKINESS = (
 )
 TABLES = (
   (
+    'throughput/results.md',
+    'One training step (forward, backward, clipping, AdamW; batch 64, 32 px, '
+    'patch 4, float32) beside its peer, alternating in one run; the ratio is '
+    "the peer's time over ours, so above 1 we are faster. It differs between "
+    'processors. PyTorch runs eagerly where "compiled" is not said '
+    '(`experiments/throughput`):',
+  ),
+  (
     'throughput/translation.md',
     'One CycleGAN step (both updates, pools, 64 px, float32) beside the '
     'same step in PyTorch, alternating:',
@@ -60,7 +68,7 @@ def render(readme: str) -> str:
 
 def others() -> str:
   """Returns the tables of single runs and benchmarks, as Markdown."""
-  return '\n\n'.join([*runs(), *_step(), *_speed()])
+  return '\n\n'.join([*runs(), *_speed()])
 
 
 def _rows(experiment: runner.Experiment) -> runner.Rows:
@@ -87,25 +95,8 @@ def runs() -> list[str]:
   ]
 
 
-def _step() -> list[str]:
-  """Returns training steps beside PyTorch's."""
-  folder = ROOT / 'experiments' / 'throughput'
-  rows, machine = (
-    json.loads((folder / name).read_text())
-    for name in ('results.json', 'environment.json')
-  )
-  return [
-    'One training step (forward, backward, clipping, AdamW; batch 64, 32 px, '
-    'patch 4, float32) beside its peer, alternating in one run; the ratio is '
-    "the peer's time over ours, so above 1 we are faster. "
-    f'{machine["cores"]} cores of an {machine["cpu"]}, PyTorch in eager mode; '
-    'on Intel its matrix products are faster, and the ratio will be smaller '
-    '(`experiments/throughput`):',
-    _throughput(rows),
-  ]
-
-
 def _speed() -> list[str]:
+  """Returns the tables of benchmarks with the words above them."""
   return [part for table in TABLES for part in _written(table)]
 
 
@@ -120,6 +111,10 @@ def pages() -> dict[pathlib.Path, str]:
     answer = summary.ANSWERS.get(experiment.name, lambda _: '')
     found[path] = documents.fill(page, answer(_rows(experiment)), _ANSWER)
   found |= kept.pages(ROOT / 'experiments')
+  folder = ROOT / 'experiments' / 'throughput'
+  path = folder / 'README.md'
+  page = documents.fill(path.read_text(), '\n\n'.join(_speed()))
+  found[path] = documents.fill(page, summary.speed(folder), _ANSWER)
   path = ROOT / 'experiments' / 'README.md'
   found[path] = documents.fill(path.read_text(), others())
   return found
@@ -146,16 +141,6 @@ def _written(table: tuple[str, str]) -> list[str]:
 
 def _task(run: pathlib.Path) -> str:
   return json.loads((run / 'config.json').read_text())['task']
-
-
-def _throughput(rows: list[dict]) -> str:
-  lines = ['| step | ms | peer | ms | ratio |', '|---|--:|---|--:|--:|']
-  for row in rows:
-    lines.append(
-      f'| {row["name"]} | {row["ours_ms"]:.0f} | {row["peer"]} | '
-      f'{row["peer_ms"]:.0f} | {row["ratio"]:.2f} |'
-    )
-  return '\n'.join(lines)
 
 
 def main() -> None:

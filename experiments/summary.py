@@ -135,23 +135,27 @@ ANSWERS = {
 
 
 def speed(folder: pathlib.Path) -> str:
-  """Gives the range of PyTorch's time over ours, with the processor.
+  """Gives the ranges of PyTorch's time over ours, by processor.
 
   Args:
     folder: of `experiments.throughput`.
   """
-  machine = json.loads((folder / 'environment.json').read_text())
-  ratios = [
-    row['ratio']
-    for file in ('results.json', 'translation.json', 'inception.json')
-    for row in json.loads((folder / file).read_text())
-    if not row['peer'].startswith('our ')
+  ratios: dict[str, dict[str, list[float]]] = {}
+  for file in ('results.json', 'translation.json', 'inception.json'):
+    for name, measured in json.loads((folder / file).read_text()).items():
+      machine = f'{measured["environment"]["cores"]} cores of {name}'
+      modes = ratios.setdefault(machine, {})
+      for row in measured['rows']:
+        if not row['peer'].startswith(('our ', 'plain ')):
+          mode = 'compiled' if row['peer'].endswith('compiled') else 'eager'
+          modes.setdefault(mode, []).append(row['ratio'])
+  parts = [
+    f'{min(values):.1f} to {max(values):.1f} times PyTorch ({mode}) on '
+    f'{machine}'
+    for machine, modes in ratios.items()
+    for mode, values in modes.items()
   ]
-  return (
-    f'{min(ratios):.1f} to {max(ratios):.1f} times PyTorch (eager) on '
-    f'{machine["cores"]} cores of an {machine["cpu"]}; ratios differ between '
-    'processors.'
-  )
+  return f'{"; ".join(parts)}.'
 
 
 def recipes(experiments: pathlib.Path) -> str:

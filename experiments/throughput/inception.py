@@ -4,8 +4,8 @@
 
 The same drawn weights, uint8 images of 256 px in, features out, so that both
 sides resize (by `tf1`) as well. Each side lives in a process of its own and
-they take turns, as in `training_step`. Writes inception.json, inception.md and
-inception_environment.json beside this file.
+they take turns, as in `training_step`. Writes inception.json and inception.md
+beside this file.
 """
 
 import argparse
@@ -66,9 +66,7 @@ def main() -> None:
       f'{row["name"]}: {row["ours_features_per_second"]} features a second, '
       f'torch-fidelity {row["peer_features_per_second"]}'
     )
-  training_step.write(
-    arguments.output, 'inception', rows, 'inception_environment', facts
-  )
+  training_step.write(arguments.output, 'inception', rows, facts)
 
 
 if __name__ == '__main__':

@@ -67,13 +67,13 @@ def stepper(program: Program) -> tuple[Callable[[], float], int]:
 
 
 def training_step(
-  block: str, variant: str, batch_size: int
+  block: str, variant: str, batch_size: int, qk_norm: bool | None = None
 ) -> tuple[Callable[[], float], int]:
   """Returns the step of `block` on random images of 32 px, patch 4.
 
   It clips, normalizes the uint8 images, computes the diagnostics and judges
   them, as every step of a run does; only the flips of the paper's augmentation
-  are off, which the peer doesn't have either.
+  are off, which the peer doesn't have either. `qk_norm` replaces the block's.
   """
   config = common.classification()
   config.batch_size = batch_size
@@ -81,4 +81,5 @@ def training_step(
   config.data.augment = 'none'
   config.model.block = block
   config.model.variant = variant
+  config.model.qk_norm = qk_norm
   return stepper(classifier(config))

@@ -34,7 +34,7 @@ def timm_vit():
 
 
 def training_step(
-  block: str, variant: str, batch_size: int, threads: int
+  block: str, variant: str, batch_size: int, threads: int, compiled: bool
 ) -> tuple[Callable[[], float], int]:
   """Returns a training step of timm's ViT on random images of 32 px, patch 4.
 
@@ -43,6 +43,7 @@ def training_step(
     variant: 'Ti' or 'S'.
     batch_size: images a step.
     threads: that PyTorch may use.
+    compiled: whether `torch.compile` compiles the model.
 
   Returns:
     The step, which returns its loss, and the number of parameters.
@@ -65,13 +66,14 @@ def training_step(
   ).train()
   parameters = list(model.parameters())
   optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=1e-4)
+  run = torch.compile(model) if compiled else model
   criterion = torch.nn.CrossEntropyLoss()
   images = torch.randn(batch_size, 3, 32, 32)
   labels = torch.randint(0, 10, (batch_size,))
 
   def step() -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss = criterion(model(images), labels)
+    loss = criterion(run(images), labels)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 10.0)
     optimizer.step()

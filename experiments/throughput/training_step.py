@@ -2,9 +2,9 @@
 
     python -m experiments.throughput.training_step
 
-Each of the four models of a size lives in a process of its own; the processes
-take turns, one step each, and the others wait. Writes results.json,
-environment.json and results.md beside this file.
+Each model lives in a process of its own; those that are compared take turns,
+one step each, while the others wait. Writes results.json and results.md beside
+this file, and leaves the rows of other processors in them.
 """
 
 import argparse
@@ -16,18 +16,39 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from experiments import documents
+
 HERE = pathlib.Path(__file__).parent
-BLOCKS = ('vit', 'vit22b')
+# Peers by our block: their name, module, and whether torch compiles them.
+EAGER, COMPILED = False, True
+PARALLEL = 'timm ViT with ParallelScalingBlock'
 PEERS = {
-  'vit': 'timm ViT',
-  'vit22b': 'timm ViT with ParallelScalingBlock',
+  'vit': {
+    'timm ViT': ('peers', EAGER),
+    'timm ViT, compiled': ('peers', COMPILED),
+    'plain Flax ViT': ('peers_flax',),
+  },
+  'vit22b': {
+    PARALLEL: ('peers', EAGER),
+    f'{PARALLEL}, compiled': ('peers', COMPILED),
+  },
 }
+# Our own models beside `vit22b`, by their name with the size left out: block,
+# and whether it has QK-norm.
+OURS = {
+  'our vit {}': ('vit', False),
+  'our vit {} with QK-norm': ('vit', True),
+  'our vit22b {} without QK-norm': ('vit22b', False),
+}
+# Of AMD by family and model, where the processor's name leaves it out.
+ZEN = {(25, False): 'Zen 3', (25, True): 'Zen 4', (26, True): 'Zen 5'}
 
 
 def serve(
@@ -84,31 +105,42 @@ def measure(
 ) -> list[dict[str, Any]]:
   """Rows of results.json for one size.
 
+  Compiled peers are left out where no C++ compiler is.
+
   Args:
     variant: 'Ti' or 'S'.
     batch_size: images a step.
     warmup: steps of each model before the first that counts.
     repeats: rounds that count; in each, every model does one step.
   """
-  sides = {'peer': ('peers', threads()), 'ours': ('ours',)}
-  runners = {
-    (side, block): Runner(side, module, block, variant, batch_size, *more)
-    for block in BLOCKS
-    for side, (module, *more) in sides.items()
-  }
-  medians = alternate(runners, warmup, repeats)
-  for (side, block), runner in runners.items():
-    print(f'{variant} {side} {block}: {runner.parameters:,} parameters')
+  size, rows = (variant, batch_size), []
+  for block, peers in PEERS.items():
+    runners = {'ours': Runner('ours', 'ours', block, *size)}
+    for name, (module, *compiled) in peers.items():
+      if compiled == [COMPILED] and not shutil.which('g++'):
+        print(f'{name} is left out: torch.compile needs g++')
+      elif module == 'peers':
+        given = (block, *size, threads(), *compiled)
+        runners[name] = Runner('peer', module, *given)
+      else:
+        runners[name] = Runner('peer', module, *size)
+    rows += compare(f'{block} {variant}', runners, warmup, repeats)
+  runners = {'ours': Runner('ours', 'ours', 'vit22b', *size)}
+  for name, (block, norms) in OURS.items():
+    given = (block, *size, norms)
+    runners[name.format(variant)] = Runner('ours', 'ours', *given)
+  return rows + compare(f'vit22b {variant}', runners, warmup, repeats)
 
-  rows = [
-    row(f'{block} {variant}', medians['ours', block], peer, medians[key])
-    for block, peer, key in (
-      ('vit', PEERS['vit'], ('peer', 'vit')),
-      ('vit22b', PEERS['vit22b'], ('peer', 'vit22b')),
-      ('vit22b', f'our vit {variant}', ('ours', 'vit')),
-    )
-  ]
-  return rows
+
+def compare(
+  name: str, runners: dict[str, Runner], warmup: int, repeats: int
+) -> list[dict[str, Any]]:
+  """Times 'ours' beside the others; a row for each of those."""
+  medians = alternate(runners, warmup, repeats)
+  for key, runner in runners.items():
+    print(f'{name}, {key}: {runner.parameters:,} parameters')
+  ours = medians.pop('ours')
+  return [row(name, ours, peer, seconds) for peer, seconds in medians.items()]
 
 
 def alternate(
@@ -146,32 +178,57 @@ def row(name: str, ours: float, peer: str, peers: float) -> dict[str, Any]:
   }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-  """Formats the rows as Markdown."""
-  lines = [
-    '| model | ours, ms | peer | peer, ms | peer / ours |',
-    '|---|--:|---|--:|--:|',
-  ]
-  lines += [
-    f'| {r["name"]} | {r["ours_ms"]:,.0f} | {r["peer"]} | {r["peer_ms"]:,.0f} '
-    f'| {r["ratio"]:.2f} |'
-    for r in rows
-  ]
-  return '\n'.join(lines) + '\n'
+def table(found: dict[str, Any]) -> str:
+  """Formats the rows of all processors as Markdown, side by side.
+
+  Args:
+    found: by the processor's name its 'environment' and 'rows'.
+  """
+  columns, lines = ['model', 'peer'], {}
+  for i, (name, measured) in enumerate(found.items()):
+    cores = measured['environment']['cores']
+    columns += [
+      f'#{cores} cores of {name}: ours, ms',
+      '#peer, ms',
+      '#peer / ours',
+    ]
+    for r in measured['rows']:
+      line = lines.setdefault((r['name'], r['peer']), ['-'] * 3 * len(found))
+      numbers = (
+        f'{r["ours_ms"]:,.0f}',
+        f'{r["peer_ms"]:,.0f}',
+        f'{r["ratio"]:.2f}',
+      )
+      line[3 * i : 3 * i + 3] = numbers
+  return documents.table(
+    columns, [[*key, *line] for key, line in lines.items()]
+  )
+
+
+def processor(info: str) -> str:
+  """Returns the name of the processor in the text of /proc/cpuinfo.
+
+  The generation is added to AMD's names that don't tell it, since ratios differ
+  between generations.
+  """
+  facts = {}
+  for line in info.splitlines():
+    key, _, value = line.partition(':')
+    facts.setdefault(key.strip(), value.strip())
+  name = facts.get('model name', platform.processor() or platform.machine())
+  family, model = (int(facts.get(k, 0)) for k in ('cpu family', 'model'))
+  newer = family > 25 or 16 <= model < 32 or model >= 96  # not Zen 3's
+  zen = ZEN.get((family, newer))
+  return f'{name} ({zen})' if zen and 'AMD' in name else name
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
   """Returns what the numbers depend on."""
-  cpu = platform.processor() or platform.machine()
   info = pathlib.Path('/proc/cpuinfo')
-  if info.exists():
-    lines = info.read_text().splitlines()
-    names = [x.split(':')[1].strip() for x in lines if x.startswith('model na')]
-    cpu = names[0] if names else cpu
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm')
   return {
     'date': datetime.date.today().isoformat(),
-    'cpu': cpu,
+    'cpu': processor(info.read_text() if info.exists() else ''),
     'cores': threads(),
     'load_average_before': round(os.getloadavg()[0], 2),
     'load_average_after': None,
@@ -185,16 +242,17 @@ def write(
   folder: pathlib.Path,
   results: str,
   rows: Sequence[dict[str, Any]],
-  conditions: str,
   facts: dict[str, Any],
 ) -> None:
-  """Writes RESULTS.json, RESULTS.md and CONDITIONS.json, and prints a table."""
+  """Writes the rows of this processor into RESULTS.json, and RESULTS.md."""
   facts['load_average_after'] = round(os.getloadavg()[0], 2)
-  text = table(rows)
+  path = folder / f'{results}.json'
+  found = json.loads(path.read_text()) if path.exists() else {}
+  found[facts['cpu']] = {'environment': facts, 'rows': list(rows)}
+  path.write_text(json.dumps(found, indent=2) + '\n')
+  text = table(found) + '\n'
   print(text)
-  for name, content in ((results, rows), (conditions, facts)):
-    (folder / f'{name}.json').write_text(json.dumps(content, indent=2) + '\n')
-  (folder / f'{results}.md').write_text(text)
+  path.with_suffix('.md').write_text(text)
 
 
 def main() -> None:
@@ -211,7 +269,7 @@ def main() -> None:
     rows += measure(
       variant, arguments.batch_size, arguments.warmup, arguments.repeats
     )
-  write(arguments.output, 'results', rows, 'environment', facts)
+  write(arguments.output, 'results', rows, facts)
 
 
 if __name__ == '__main__':

@@ -4,8 +4,7 @@
 
 Two ViTUnet-S of 64 px, patch 8, two 70x70 PatchGANs, both optimizers, pools.
 Each side lives in a process of its own and they take turns, as in
-`training_step`. Writes translation.json, translation.md and
-translation_environment.json beside this file.
+`training_step`. Writes translation.json and translation.md beside this file.
 """
 
 import argparse
@@ -63,9 +62,7 @@ def main() -> None:
   rows = []
   for batch_size in arguments.batch_sizes:
     rows += measure(batch_size, arguments.warmup, arguments.repeats)
-  training_step.write(
-    arguments.output, 'translation', rows, 'translation_environment', facts
-  )
+  training_step.write(arguments.output, 'translation', rows, facts)
 
 
 if __name__ == '__main__':

@@ -79,16 +79,25 @@ def test_translation_ranks_generators_with_untouched_images():
   assert 'x: ResNet 2, untouched images 3, ViT-B 4.' in text
 
 
-def test_speed_leaves_out_our_own_models_and_names_the_processor(tmp_path):
+def test_speed_is_of_pytorch_alone_by_processor_and_mode(tmp_path):
+  def measured(**ratios):
+    rows = [
+      {'peer': k.replace('_', ' '), 'ratio': v} for k, v in ratios.items()
+    ]
+    return {'environment': {'cores': 2}, 'rows': rows}
+
+  compiled = {'rows': [{'peer': 'timm ViT, compiled', 'ratio': 1.1}]}
   files = {
-    'environment.json': {'cores': 2, 'cpu': 'X'},
-    'results.json': [
-      {'peer': 'timm ViT', 'ratio': 1.5},
-      {'peer': 'our vit S', 'ratio': 0.9},
-    ],
-    'translation.json': [{'peer': 'PyTorch', 'ratio': 1.25}],
-    'inception.json': [{'peer': 'torch-fidelity', 'ratio': 2.0}],
+    'results': {
+      'X': measured(timm_ViT=1.5, our_vit_S=0.9, plain_Flax_ViT=0.8),
+      'Y': {**measured(), **compiled},
+    },
+    'translation': {'X': measured(PyTorch=1.25)},
+    'inception': {'X': measured(torch_fidelity=2.0)},
   }
   for name, content in files.items():
-    (tmp_path / name).write_text(json.dumps(content))
-  assert summary.speed(tmp_path).startswith('1.2 to 2.0 times PyTorch')
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  assert summary.speed(tmp_path) == (
+    '1.2 to 2.0 times PyTorch (eager) on 2 cores of X; '
+    '1.1 to 1.1 times PyTorch (compiled) on 2 cores of Y.'
+  )

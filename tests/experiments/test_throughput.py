@@ -1,6 +1,7 @@
 """The benchmark: medians of alternating steps, and peers of the same size."""
 
 import importlib.util
+import json
 
 import jax
 import numpy as np
@@ -10,27 +11,35 @@ from experiments.throughput import overhead, training_step, translation_step
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
 
-# Seconds of each model's steps, the first one a warm-up.
-SECONDS = {
-  ('ours', 'vit'): [9.0, 2.0, 1.0, 3.0],
-  ('ours', 'vit22b'): [9.0, 1.0, 1.0, 1.0],
-  ('peer', 'vit'): [9.0, 4.0, 5.0, 3.0],
-  ('peer', 'vit22b'): [9.0, 0.5, 0.5, 0.5],
+# What stands beside our model of each block, and the seconds of a step.
+PEERS = {
+  ('ours', 'vit'): 1.0,
+  ('peers', 'vit', False): 2.0,
+  ('peers', 'vit', True): 1.5,
+  ('peers_flax',): 1.25,
+  ('ours', 'vit22b'): 2.0,
+  ('peers', 'vit22b', False): 1.0,
+  ('peers', 'vit22b', True): 4.0,
+  ('ours', 'vit', False): 1.0,
+  ('ours', 'vit', True): 2.0,
+  ('ours', 'vit22b', False): 1.5,
 }
 
 
-def test_medians_without_warmup_and_ratios_of_peer_over_ours(monkeypatch):
+@pytest.fixture
+def fake(monkeypatch):
+  """Replaces processes; their steps take what PEERS says. Returns the turns."""
   turns = []
 
   class Fake:
     parameters = 1
 
-    def __init__(self, side, module, block, variant, batch_size, *threads):
-      assert (variant, batch_size) == ('Ti', 7)
-      assert module == {'ours': 'ours', 'peer': 'peers'}[side]
-      assert len(threads) == (side == 'peer')
-      self._key = side, block
-      self._seconds = iter(SECONDS[self._key])
+    def __init__(self, side, module, *arguments):
+      self._key = module, *(a for a in arguments if type(a) in (str, bool))
+      self._key = tuple(part for part in self._key if part != 'Ti')
+      assert side == ('ours' if module == 'ours' else 'peer')
+      # The warm-up, and three steps of which the median counts.
+      self._seconds = iter([9.0, *(f * PEERS[self._key] for f in (1, 3, 0.5))])
 
     def step(self):
       turns.append(self._key)
@@ -40,17 +49,73 @@ def test_medians_without_warmup_and_ratios_of_peer_over_ours(monkeypatch):
       assert next(self._seconds, None) is None
 
   monkeypatch.setattr(training_step, 'Runner', Fake)
+  return turns
+
+
+def test_medians_without_warmup_and_ratios_of_peer_over_ours(fake, monkeypatch):
+  monkeypatch.setattr(training_step.shutil, 'which', lambda _: '/usr/bin/g++')
   rows = training_step.measure('Ti', batch_size=7, warmup=1, repeats=3)
-  keys = ('name', 'ours_ms', 'peer_ms', 'ratio')
-  assert [tuple(row[key] for key in keys) for row in rows] == [
-    ('vit Ti', 2000, 4000, 2),
-    ('vit22b Ti', 1000, 500, 0.5),
-    ('vit22b Ti', 1000, 2000, 2),
+  parallel = training_step.PARALLEL
+  assert [(r['name'], r['peer'], r['ratio']) for r in rows] == [
+    ('vit Ti', 'timm ViT', 2),
+    ('vit Ti', 'timm ViT, compiled', 1.5),
+    ('vit Ti', 'plain Flax ViT', 1.25),
+    ('vit22b Ti', parallel, 0.5),
+    ('vit22b Ti', f'{parallel}, compiled', 2),
+    ('vit22b Ti', 'our vit Ti', 0.5),
+    ('vit22b Ti', 'our vit Ti with QK-norm', 1),
+    ('vit22b Ti', 'our vit22b Ti without QK-norm', 0.75),
   ]
-  assert set(turns) == set(SECONDS)
-  assert turns == turns[:4] * 4  # one step each, in turn
-  text = training_step.table(rows)
-  assert '| vit Ti | 2,000 | timm ViT | 4,000 | 2.00 |' in text
+  assert fake[:16] == fake[:4] * 4  # one step each, in turn
+
+
+def test_compiled_peers_need_a_compiler(fake, monkeypatch, capsys):
+  monkeypatch.setattr(training_step.shutil, 'which', lambda _: None)
+  rows = training_step.measure('Ti', batch_size=7, warmup=1, repeats=3)
+  assert not [r for r in rows if 'compiled' in r['peer']]
+  assert 'torch.compile needs g++' in capsys.readouterr().out
+
+
+def test_rows_of_other_processors_stay(tmp_path):
+  for cpu, ours in (('X', 2.0), ('Y', 4.0), ('X', 1.0)):
+    facts = {'cpu': cpu, 'cores': 2}
+    rows = [training_step.row('a', ours, 'b', 8.0)]
+    rows += [training_step.row('c', 1.0, 'd', 1.0)] * (cpu == 'Y')
+    training_step.write(tmp_path, 'results', rows, facts)
+  found = json.loads((tmp_path / 'results.json').read_text())
+  assert [list(f) for f in found.values()] == [['environment', 'rows']] * 2
+  text = (tmp_path / 'results.md').read_text()
+  assert (
+    '| 2 cores of X: ours, ms | peer, ms | peer / ours | 2 cores of' in text
+  )
+  assert '| a | b | 1,000 | 8,000 | 8.00 | 4,000 | 8,000 | 2.00 |' in text
+  assert '| c | d | - | - | - | 1,000 | 1,000 | 1.00 |' in text
+
+
+@pytest.mark.parametrize(
+  ('name', 'family', 'model', 'expected'),
+  [
+    ('AMD EPYC', 25, 1, 'AMD EPYC (Zen 3)'),
+    ('AMD EPYC', 25, 17, 'AMD EPYC (Zen 4)'),
+    ('AMD EPYC', 26, 2, 'AMD EPYC (Zen 5)'),
+    ('Intel(R) Xeon(R)', 6, 143, 'Intel(R) Xeon(R)'),
+  ],
+)
+def test_a_processor_is_named_with_its_generation(
+  name, family, model, expected
+):
+  info = f'cpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: {name}\n'
+  assert training_step.processor(info) == expected
+
+
+def test_the_plain_flax_vit_has_timms_parameters():
+  from experiments.throughput import peers_flax
+
+  image = jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')
+  params = jax.eval_shape(
+    peers_flax.ViT(peers_flax.WIDTHS['S']).init, jax.random.key(0), image
+  )
+  assert sum(p.size for p in jax.tree.leaves(params)) == 21_342_346
 
 
 @pytest.mark.slow
@@ -134,7 +199,7 @@ def test_peer_is_of_the_same_size_and_both_learn(block):
       pytest.skip(f'{name} is in the extra `peers`')
   from experiments.throughput import ours, peers
 
-  step, theirs = peers.training_step(block, 'Ti', batch_size=8, threads=1)
+  step, theirs = peers.training_step(block, 'Ti', 8, 1, compiled=False)
   losses = [step() for _ in range(4)]
   assert losses[-1] < losses[0]
   step, count = ours.training_step(block, 'Ti', batch_size=8)
