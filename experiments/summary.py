@@ -155,7 +155,7 @@ def speed(folder: pathlib.Path) -> str:
     for machine, modes in ratios.items()
     for mode, values in modes.items()
   ]
-  return f'{"; ".join(parts)}.'
+  return f'{"; ".join(parts)}; others differ.'
 
 
 def recipes(experiments: pathlib.Path) -> str:

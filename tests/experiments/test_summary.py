@@ -99,5 +99,5 @@ def test_speed_is_of_pytorch_alone_by_processor_and_mode(tmp_path):
     (tmp_path / f'{name}.json').write_text(json.dumps(content))
   assert summary.speed(tmp_path) == (
     '1.2 to 2.0 times PyTorch (eager) on 2 cores of X; '
-    '1.1 to 1.1 times PyTorch (compiled) on 2 cores of Y.'
+    '1.1 to 1.1 times PyTorch (compiled) on 2 cores of Y; others differ.'
   )
