@@ -103,6 +103,10 @@ def test_overrides_of_every_type():
       r"no such file\. Did you mean 'configs/cifar10_vit22b_ti\.py'\?",
     ),
     (['--config=nowhere/x.py'], 'nowhere/x.py: no such file'),
+    (
+      ['--config=configs/fid.py', '--config=nowhere/x.py'],
+      'nowhere/x.py: no such file',
+    ),
     (['--config=vit22b_jax/errors.py'], 'has no get_config'),
     (['--config.seed=1'], '--config.seed: give --config=FILE before it'),
     (['--config.seed=1', f'--config={FILE}'], 'before a value for --config'),

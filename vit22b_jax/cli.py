@@ -190,12 +190,13 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
 
 
 def _spec(argv: list[str]) -> str | None:
-  """Returns FILE[:words] of --config=FILE[:words] or --config FILE[:words]."""
+  """Returns FILE[:words] of the last --config=FILE[:words], which counts."""
+  found = None
   for i, argument in enumerate(argv):
     name, _, value = argument.partition('=')
     if name in ('--config', '-config'):
-      return value or ''.join(argv[i + 1 : i + 2])
-  return None
+      found = value or ''.join(argv[i + 1 : i + 2])
+  return found
 
 
 def _fault_of_file(spec: str | None, error: BaseException) -> str:

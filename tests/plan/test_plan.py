@@ -228,6 +228,9 @@ def test_out_of_memory_is_read_from_the_compilers_words():
     assert not plan_['fits']
     assert plan_['hbm_bytes_per_device'] == pytest.approx(needed * 2**30)
     assert plan_['hbm_usable_bytes'] == pytest.approx(15.75 * 2**30)
+  error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+  plan_ = planner._too_large(found, error, 1.0)
+  assert plan_['hbm_bytes_per_device'] >= plan_['hbm_usable_bytes']
   with pytest.raises(errors.UserError, match='could not compile'):
     planner._too_large(found, jax.errors.JaxRuntimeError('INTERNAL: x'), 1.0)
 

@@ -230,7 +230,7 @@ def test_differences_are_said_in_words(seeds):
 def test_one_seed_has_an_interval_of_the_test_set_alone(tmp_path):
   (group,) = groups_of(make(tmp_path / 'a', 0.81))
   (top1, *_) = results.measures([group.members[0].run])
-  cell = results.row(group.members, group, [top1])[1]
+  cell = results.row(group.members, group, [top1], top1)[1]
   low, high = intervals.wilson(0.81, 400)
   assert cell.text == '81.00'
   note = f'test set: {100 * low:.2f} to {100 * high:.2f}'
@@ -243,7 +243,21 @@ def test_a_seed_that_ran_twice_counts_once(tmp_path):
   (group,) = groups_of(*paths)
   (top1, *_) = results.measures([m.run for m in group.members])
   assert results.values(top1, group) == pytest.approx([80, 90])
-  assert results.row(group.members, group, [top1])[0].note == 'seed 0 repeated'
+  (first, *_) = results.row(group.members, group, [top1], top1)
+  assert first.note == 'seed 0 repeated'
+
+
+def test_a_column_of_validations_holds_one_measure(tmp_path):
+  for name, kind in (('a', 'softmax'), ('b', 'sigmoid')):
+    make(tmp_path / name, 0.8, loss={'kind': kind})
+  path = tmp_path / 'b' / 'metrics.jsonl'
+  path.write_text(path.read_text().replace('val/top1', 'val/map'))
+  found = groups_of(tmp_path / 'a', tmp_path / 'b')
+  validated = results.validated_by([g.members[0].run for g in found])
+  at = results.columns([], validated).index(validated.label)
+  cells = [results.row(g.members, g, [], validated)[at] for g in found]
+  assert validated.key == 'val/top1'
+  assert cells[0] != results.NOTHING == cells[1]
 
 
 def test_other_protocols_give_no_difference(tmp_path):
@@ -401,8 +415,9 @@ def test_what_was_not_recorded_did_not_stay_calm(tmp_path):
   event = report_fixtures.events(0)[1] | {'step': 2, 'kind': 'non_finite'}
   report_fixtures.write_lines(paths[1] / 'events.jsonl', [event])
   (group,) = groups_of(paths[1])
-  cells = results.row(group.members, group, [])
-  events = cells[results.columns([group.members[0].run], []).index('events')]
+  validated = results.validated_by([group.members[0].run])
+  cells = results.row(group.members, group, [], validated)
+  events = cells[results.columns([], validated).index('events')]
   assert (events.text, events.mood) == ('1 not finite', 'bad')
 
 

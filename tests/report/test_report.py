@@ -94,6 +94,9 @@ def test_bare_workdir_says_what_is_missing(tmp_path):
   for text in ('No row of metrics yet', 'No diagnostics', 'Not finished'):
     assert text in html
   assert report.plots(tmp_path, tmp_path / 'plots') == []
+  (tmp_path / 'file').touch()
+  with pytest.raises(errors.UserError, match='file is a file'):
+    report.plots(tmp_path, tmp_path / 'file')
 
 
 def test_not_a_workdir(tmp_path):

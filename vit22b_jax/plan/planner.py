@@ -173,12 +173,12 @@ def _too_large(found, error, seconds: float) -> dict[str, Any]:
       f'{text.splitlines()[0]}'
     ) from error
   needed = [float(n) * _UNITS[unit] for n, unit in _NEEDED.findall(text)]
-  # Without a number: more than the state, which is known.
-  total = max(needed, default=sum(found['memory'].values()))
   available = _AVAILABLE.search(text)
   capacity = found['hbm_capacity_bytes']
   if available:
     capacity = float(available.group(1)) * _UNITS[available.group(2)]
+  # Without a number: more than there is, and more than the state.
+  total = max(needed, default=max(capacity, *found['memory'].values()))
   return {
     'fits': False,
     'hbm_bytes_per_device': total,

@@ -95,13 +95,14 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
   several = [member.run for member in members]
   pages = task_pages.for_task(several[0])
   wanted = results.measures(several)
+  shown = wanted, results.validated_by(several)
   return {
     'verdicts': _verdicts(found),
     'groups': found,
-    'columns': results.columns(several, wanted),
-    'rows': [results.row(g.members, g, wanted) for g in found],
+    'columns': results.columns(*shown),
+    'rows': [results.row(g.members, g, *shown) for g in found],
     'member_rows': [
-      [results.row([member], g, wanted) for member in g.members] for g in found
+      [results.row([member], g, *shown) for member in g.members] for g in found
     ],
     'baseline': next((n for n, g in enumerate(found) if g.evaluated), 0),
     'measures': [measure.label for measure in wanted],

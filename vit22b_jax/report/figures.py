@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 from matplotlib import figure
 
+from vit22b_jax import errors
 from vit22b_jax.report import (
   charts,
   heatmaps,
@@ -32,10 +33,13 @@ def plots(workdir: epath.PathLike, folder: epath.PathLike) -> list[epath.Path]:
   samples.png of a translation. The folder is made when missing.
 
   Raises:
-    errors.UserError: `workdir` is not a workdir.
+    errors.UserError: `workdir` is not a workdir, or `folder` no folder.
   """
   run, folder = runs.read(workdir), epath.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except FileExistsError:
+    raise errors.UserError(f'{folder} is a file: give a folder.') from None
   pages = task_pages.for_task(run)
   curves = charts.learning_curves(run, pages.curves(run))
   stability = charts.stability(run, pages.WORDS.largest)

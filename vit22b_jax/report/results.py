@@ -41,6 +41,13 @@ def measures(several: list[runs.Run]) -> list[summary.Measure]:
   ]
 
 
+def validated_by(several: list[runs.Run]) -> summary.Measure:
+  """Returns the measure of validations that runs have recorded, for all."""
+  known = task_pages.for_task(several[0]).VALIDATIONS
+  keys = {key for run in several for row in run.metrics for key in row}
+  return next((measure for measure in known if measure.key in keys), known[0])
+
+
 def protocols(found: Iterable[groups.Group]) -> dict[str, list[str]]:
   """Returns how numbers were measured, each with the names of its groups."""
   names: dict[str, list[str]] = {}
@@ -51,10 +58,10 @@ def protocols(found: Iterable[groups.Group]) -> dict[str, list[str]]:
 
 
 def columns(
-  several: list[runs.Run], wanted: list[summary.Measure]
+  wanted: list[summary.Measure], validated: summary.Measure
 ) -> list[str]:
   """Returns heads of the table of final numbers, after the name's."""
-  labels = [measure.label for measure in (*wanted, _validated(several))]
+  labels = [measure.label for measure in (*wanted, validated)]
   return ['runs', *labels, 'steps', 'parameters', 'events', 'images/s']
 
 
@@ -62,6 +69,7 @@ def row(
   members: list[groups.Member],
   group: groups.Group,
   wanted: list[summary.Measure],
+  validated: summary.Measure,
 ) -> list[Cell]:
   """Returns cells of a group's line, or of the line of one of its members."""
   several = [member.run for member in members]
@@ -73,7 +81,7 @@ def row(
   return [
     _runs(members, group),
     *[_score(measure, tested) for measure in wanted],
-    _validation(several),
+    _validation(validated, several),
     _range([run.last_step for run in several], '{:,}'.format),
     _range([size for size in sizes if size is not None], summary.si),
     _events(several),
@@ -171,15 +179,7 @@ def _score(measure: summary.Measure, several: list[runs.Run]) -> Cell:
   return Cell(_signed(f'{mean:{measure.form}}'), _signed(note), mean)
 
 
-def _validated(several: list[runs.Run]) -> summary.Measure:
-  """Returns the number of validations that any run has recorded."""
-  known = task_pages.for_task(several[0]).VALIDATIONS
-  keys = {key for run in several for row in run.metrics for key in row}
-  return next((measure for measure in known if measure.key in keys), known[0])
-
-
-def _validation(several: list[runs.Run]) -> Cell:
-  measure = _validated(several)
+def _validation(measure: summary.Measure, several: list[runs.Run]) -> Cell:
   recorded = [run.metric(measure.key) for run in several]
   last = [(int(s[-1]), measure.scale * v[-1]) for s, v in recorded if len(s)]
   if not last:
