@@ -58,6 +58,15 @@ def test_the_dtype_follows_the_device_and_then_the_run():
   assert config.model.dtype == 'float32'
 
 
+def test_a_home_folder_is_expanded(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/a')
+  values = flags.FlagValues()
+  argv = ['main.py', '--mode=predict', '--workdir=~/runs', '--input=~/x.jpg']
+  cli.define_flags(values, argv)
+  cli.parse(argv, values)
+  assert (values.workdir, values.input) == ('/home/a/runs', '/home/a/x.jpg')
+
+
 def test_overrides_of_every_type():
   got = parse(
     f'--config={FILE}:tiny',

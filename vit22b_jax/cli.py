@@ -186,6 +186,9 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
     )
   if values.config is not None:
     config_lib.validate_config(values.config)
+  for name in ('workdir', 'input'):  # a shell leaves ~ after = as it is
+    if values[name].value is not None:
+      values[name].value = os.path.expanduser(values[name].value)
   return rest
 
 
