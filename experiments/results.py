@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Where the README's tables begin.
 _RECIPES = '<!-- recipes: python -m experiments.results -->'
 _RESULTS = '<!-- results: python -m experiments.results -->'
+_QK_NORM = '<!-- qk-norm -->'
 _ANSWER = '<!-- answer -->'  # where an experiment's page tells its numbers
 
 
@@ -114,6 +115,7 @@ def pages() -> dict[pathlib.Path, str]:
   folder = ROOT / 'experiments' / 'throughput'
   path = folder / 'README.md'
   page = documents.fill(path.read_text(), '\n\n'.join(_speed()))
+  page = documents.fill(page, summary.qk_norm(folder), _QK_NORM)
   found[path] = documents.fill(page, summary.speed(folder), _ANSWER)
   path = ROOT / 'experiments' / 'README.md'
   found[path] = documents.fill(path.read_text(), others())

@@ -150,12 +150,48 @@ def speed(folder: pathlib.Path) -> str:
           mode = 'compiled' if row['peer'].endswith('compiled') else 'eager'
           modes.setdefault(mode, []).append(row['ratio'])
   parts = [
-    f'{min(values):.1f} to {max(values):.1f} times PyTorch ({mode}) on '
-    f'{machine}'
+    ', '.join(f'{_range(v)} ({mode})' for mode, v in modes.items())
+    + f' on {machine}'
     for machine, modes in ratios.items()
-    for mode, values in modes.items()
   ]
-  return f'{"; ".join(parts)}; others differ.'
+  return f'Times PyTorch: {"; ".join(parts)}; others differ.'
+
+
+def _range(values: list[float]) -> str:
+  ends = (f'{min(values):.1f}', f'{max(values):.1f}')
+  return ' to '.join(dict.fromkeys(ends))
+
+
+def _range(values: list[float]) -> str:
+  low, high = (f'{f(values):.1f}' for f in (min, max))
+  return low if low == high else f'{low} to {high}'
+
+
+def qk_norm(folder: pathlib.Path) -> str:
+  """Says what norms of queries and keys cost, where that was timed.
+
+  Args:
+    folder: of `experiments.throughput`.
+  """
+  parts = []
+  for name, measured in json.loads(
+    (folder / 'results.json').read_text()
+  ).items():
+    ratios = {
+      row['peer']: row['ratio']
+      for row in measured['rows']
+      if row['peer'].startswith('our ')
+    }
+    for size in ('S', 'Ti'):
+      if f'our vit {size} with QK-norm' in ratios:
+        without = ratios[f'our vit22b {size} without QK-norm']
+        vit = ratios[f'our vit {size} with QK-norm'] / ratios[f'our vit {size}']
+        parts.append(
+          f'On {name}, at {size}, a step of `vit22b` takes {without:.2f} times '
+          f'as long without QK-norm, and one of `vit` {vit:.2f} times as long '
+          'with it.'
+        )
+  return ' '.join(parts)
 
 
 def recipes(experiments: pathlib.Path) -> str:

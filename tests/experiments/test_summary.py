@@ -98,6 +98,21 @@ def test_speed_is_of_pytorch_alone_by_processor_and_mode(tmp_path):
   for name, content in files.items():
     (tmp_path / f'{name}.json').write_text(json.dumps(content))
   assert summary.speed(tmp_path) == (
-    '1.2 to 2.0 times PyTorch (eager) on 2 cores of X; '
-    '1.1 to 1.1 times PyTorch (compiled) on 2 cores of Y; others differ.'
+    'Times PyTorch: 1.2 to 2.0 (eager) on 2 cores of X; '
+    '1.1 (compiled) on 2 cores of Y; others differ.'
+  )
+
+
+def test_the_cost_of_qk_norm_is_told_where_it_was_timed(tmp_path):
+  ratios = {
+    'our vit S': 0.9,
+    'our vit S with QK-norm': 1.08,
+    'our vit22b S without QK-norm': 0.8,
+  }
+  rows = [{'peer': peer, 'ratio': ratio} for peer, ratio in ratios.items()]
+  found = {'X': {'rows': rows}, 'Y': {'rows': rows[:1]}}
+  (tmp_path / 'results.json').write_text(json.dumps(found))
+  assert summary.qk_norm(tmp_path) == (
+    'On X, at S, a step of `vit22b` takes 0.80 times as long without QK-norm, '
+    'and one of `vit` 1.20 times as long with it.'
   )
