@@ -548,7 +548,7 @@ def _paper_fid(c: config_dict.ConfigDict) -> None:
 
 
 def _cpu_translation(c: config_dict.ConfigDict) -> None:
-  """Learns on two CPU cores in about ten minutes: 64 px, patch 8."""
+  """Learns on two CPU cores in 10 to 15 minutes: 64 px, patch 8."""
   c.data.image_size = 64
   c.data.load_size = 72
   c.batch_size = 4

@@ -18,8 +18,8 @@ machine (31 minutes there), which two free cores do in 10 to 15.
 Expected: depends on the images; colors and textures follow within a few dozen
 epochs, shapes hardly ever change. samples/ in the workdir shows it. `:cpu` on
 the photos of apple2orange (360 and 360 to train on) ended with FIDs (tap 64 of
-random weights, so uncalibrated) of 0.73 and 0.75 on its test part, against 1.16 of
-the untranslated images.
+random weights, so uncalibrated) of 0.73 and 0.75 on its test part, against 1.16
+of the untranslated images.
 """
 
 from configs import common
