@@ -162,11 +162,6 @@ def _range(values: list[float]) -> str:
   return ' to '.join(dict.fromkeys(ends))
 
 
-def _range(values: list[float]) -> str:
-  low, high = (f'{f(values):.1f}' for f in (min, max))
-  return low if low == high else f'{low} to {high}'
-
-
 def qk_norm(folder: pathlib.Path) -> str:
   """Says what norms of queries and keys cost, where that was timed.
 
