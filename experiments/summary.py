@@ -143,18 +143,16 @@ def speed(folder: pathlib.Path) -> str:
   ratios: dict[str, dict[str, list[float]]] = {}
   for file in ('results.json', 'translation.json', 'inception.json'):
     for name, measured in json.loads((folder / file).read_text()).items():
-      machine = f'{measured["environment"]["cores"]} cores of {name}'
-      modes = ratios.setdefault(machine, {})
+      modes = ratios.setdefault(name, {})
       for row in measured['rows']:
         if not row['peer'].startswith(('our ', 'plain ')):
           mode = 'compiled' if row['peer'].endswith('compiled') else 'eager'
           modes.setdefault(mode, []).append(row['ratio'])
   parts = [
-    ', '.join(f'{_range(v)} ({mode})' for mode, v in modes.items())
-    + f' on {machine}'
-    for machine, modes in ratios.items()
+    f'{name} ' + ', '.join(f'{_range(v)} {mode}' for mode, v in modes.items())
+    for name, modes in ratios.items()
   ]
-  return f'Times PyTorch: {"; ".join(parts)}; others differ.'
+  return f'Times PyTorch: {"; ".join(parts)}.'
 
 
 def _range(values: list[float]) -> str:

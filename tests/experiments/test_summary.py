@@ -98,8 +98,7 @@ def test_speed_is_of_pytorch_alone_by_processor_and_mode(tmp_path):
   for name, content in files.items():
     (tmp_path / f'{name}.json').write_text(json.dumps(content))
   assert summary.speed(tmp_path) == (
-    'Times PyTorch: 1.2 to 2.0 (eager) on 2 cores of X; '
-    '1.1 (compiled) on 2 cores of Y; others differ.'
+    'Times PyTorch: X 1.2 to 2.0 eager; Y 1.1 compiled.'
   )
 
 
