@@ -95,7 +95,7 @@ def compare(make, tolerance, monkeypatch, prepare=lambda state: state):
 @pytest.mark.parametrize(
   ('overrides', 'tolerance'),
   [
-    (
+    pytest.param(
       {
         'model.scan_layers': True,
         'model.remat': 'hidden',
@@ -104,6 +104,7 @@ def compare(make, tolerance, monkeypatch, prepare=lambda state: state):
         'optim.ema': 0.9,
       },
       1e-5,
+      marks=pytest.mark.slow,
     ),
     (
       {
