@@ -5,6 +5,7 @@ line in ROOMS, or from its own room.
 """
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -121,3 +122,23 @@ def test_the_command_line_starts_without_tensorflow():
     check=True,
   )
   assert done.stdout.split() == []
+
+
+def test_a_plan_of_absent_hardware_starts_on_the_cpu():
+  """Also where JAX_PLATFORMS is unset, and jax was imported on the way."""
+  program = """
+import sys
+import jax
+from vit22b_jax import cli, commands
+commands.run = lambda flags: print(jax.config.jax_platforms)
+sys.argv = ['main.py', '--mode=plan', '--topology=h100:1']
+cli.main()
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != 'JAX_PLATFORMS'},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout.split() == ['cpu'], done.stderr

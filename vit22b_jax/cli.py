@@ -322,12 +322,12 @@ def run_flags(values: flags.FlagValues) -> int:
   """Does what the parsed flags say; returns the exit code."""
   if values.mode == 'report':
     return _report(values)
-  if values.mode == 'plan' and values.topology not in (None, 'local'):
-    # The CPU compiles; libtpu must not look for TPUs.
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-  # jax starts here
   import jax
 
+  if values.mode == 'plan' and values.topology not in (None, 'local'):
+    # The CPU compiles: libtpu must not look for TPUs, nor the plugin for CUDA.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    jax.config.update('jax_platforms', 'cpu')  # jax may have read that before
   from vit22b_jax import commands
   from vit22b_jax.runtime import console, distributed, host
 
