@@ -231,6 +231,9 @@ def test_out_of_memory_is_read_from_the_compilers_words():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
   plan_ = planner._too_large(found, error, 1.0)
   assert plan_['hbm_bytes_per_device'] >= plan_['hbm_usable_bytes']
+  large = found | {'memory': {'parameters': 9 * 2**30, 'other': 9 * 2**30}}
+  plan_ = planner._too_large(large, error, 1.0)
+  assert plan_['hbm_bytes_per_device'] == 18 * 2**30  # the whole state
   with pytest.raises(errors.UserError, match='could not compile'):
     planner._too_large(found, jax.errors.JaxRuntimeError('INTERNAL: x'), 1.0)
 

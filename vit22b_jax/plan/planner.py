@@ -178,7 +178,7 @@ def _too_large(found, error, seconds: float) -> dict[str, Any]:
   if available:
     capacity = float(available.group(1)) * _UNITS[available.group(2)]
   # Without a number: more than there is, and more than the state.
-  total = max(needed, default=max(capacity, *found['memory'].values()))
+  total = max(needed, default=max(capacity, sum(found['memory'].values())))
   return {
     'fits': False,
     'hbm_bytes_per_device': total,
