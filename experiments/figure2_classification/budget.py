@@ -2,8 +2,8 @@
 
 Three stages, each of which needs the rows of the one before:
 
-1. `setting`: Ti in patches of 8 beside a model of half its width in patches of
-   4, each for about ten minutes of one core; the better one is used.
+1. `setting`: Ti in patches of 8 beside models of half its width in patches of
+   8 and of 4, each for about ten minutes of one core; the best one is used.
 2. `search`: each block at three rates, one seed, a quarter of the budget; the
    best rate by the validation part is the block's.
 3. `seeds`: the whole budget at that rate, three seeds of the two blocks that
@@ -25,8 +25,12 @@ RATES = (5e-4, 1e-3, 2e-3)
 RATE = 1e-3  # of the first stage: the released code's default
 # Either has twelve blocks and three heads, as Ti. Steps of the first stage.
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
-  'patch8': (1100, {'model.patch_size': 8}),
-  'patch4': (750, {'model.width': 96, 'model.mlp_dim': 384}),
+  'patch8': (750, {'model.patch_size': 8}),
+  'patch8_narrow': (
+    3300,
+    {'model.patch_size': 8, 'model.width': 96, 'model.mlp_dim': 384},
+  ),
+  'patch4_narrow': (1050, {'model.width': 96, 'model.mlp_dim': 384}),
 }
 
 

@@ -11,7 +11,8 @@ _NAMES = {
 }
 _SETTINGS = {
   'patch8': 'Ti (width 192), patch 8',
-  'patch4': 'width 96, patch 4',
+  'patch8_narrow': 'width 96, patch 8',
+  'patch4_narrow': 'width 96, patch 4',
 }
 _METRICS = ('top1', 'top5', 'auroc', 'auroc_of_batches')
 
