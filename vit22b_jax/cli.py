@@ -36,6 +36,7 @@ from ml_collections import config_flags
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors, rules
 from vit22b_jax.modes import named_configs
+from vit22b_jax.runtime import log
 
 MODES = (
   *('train', 'eval', 'predict', 'export', 'translate'),
@@ -312,9 +313,7 @@ def parse_or_exit(argv: list[str], values: flags.FlagValues) -> list[str]:
 
 def _main(argv: list[str]) -> int:
   del argv
-  from vit22b_jax.runtime import console
-
-  console.show_log()
+  log.show()
   return run_flags(flags.FLAGS)
 
 
@@ -322,12 +321,11 @@ def run_flags(values: flags.FlagValues) -> int:
   """Does what the parsed flags say; returns the exit code."""
   if values.mode == 'report':
     return _report(values)
-  import jax
-
   if values.mode == 'plan' and values.topology not in (None, 'local'):
     # The CPU compiles: libtpu must not look for TPUs, nor the plugin for CUDA.
     os.environ['JAX_PLATFORMS'] = 'cpu'
-    jax.config.update('jax_platforms', 'cpu')  # jax may have read that before
+  import jax
+
   from vit22b_jax import commands
   from vit22b_jax.runtime import console, distributed, host
 

@@ -1,7 +1,6 @@
 """Prints lines, a table of parameters, and a live progress line.
 
 console.say('Starting from scratch.')     # once over all processes
-console.show_log()                        # the package's log, in plain words
 bar = console.Progress(total, done)
 bar.update('loss 2.303, 710 images/s')
 """
@@ -9,7 +8,6 @@ bar.update('loss 2.303, 710 images/s')
 import contextlib
 import logging as python_logging
 import math
-import pathlib
 import re
 import sys
 import threading
@@ -26,7 +24,6 @@ from vit22b_jax import durations
 
 _BLOCK = re.compile(r'^block_\d+/')
 _MOST_ROWS = 60  # of the table of parameters
-_PACKAGE = str(pathlib.Path(__file__).parents[1])
 
 
 def say(text: str) -> None:
@@ -34,49 +31,6 @@ def say(text: str) -> None:
   if jax.process_index() == 0:
     tqdm.tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
-
-
-class _PlainWords(python_logging.Formatter):
-  """Formats `warning: message`, and information as the message alone."""
-
-  def format(self, record):
-    if _is_of_devices(record):
-      # jax goes on without them, and the message says enough.
-      record.levelname, record.exc_info = 'WARNING', None
-    text = super().format(record)
-    if record.levelno > python_logging.INFO:
-      text = f'{record.levelname.lower()}: {text}'
-    return text
-
-
-def _is_of_devices(record: python_logging.LogRecord) -> bool:
-  """Returns whether jax says which devices it can't use."""
-  return record.name == 'jax._src.xla_bridge'
-
-
-def _is_wanted(record: python_logging.LogRecord) -> bool:
-  if record.pathname.startswith(_PACKAGE):
-    return True
-  if _is_of_devices(record):
-    return record.levelno >= python_logging.WARNING
-  # What Orbax logs as errors it raises too, where it becomes one message.
-  raised = any(f'/{x}/' in record.pathname for x in ('orbax', 'asyncio'))
-  return record.levelno >= python_logging.ERROR and not raised
-
-
-def _report_unraisable(found: Any) -> None:
-  # TensorStore's futures outlive the event loop of a save that failed.
-  if str(found.exc_value) != 'Event loop is closed':
-    sys.__unraisablehook__(found)
-
-
-def show_log() -> None:
-  """Shows the package's log on stderr in plain words, of others only errors."""
-  sys.unraisablehook = _report_unraisable
-  logging.set_verbosity(logging.INFO)
-  handler = logging.get_absl_handler()
-  handler.setFormatter(_PlainWords())
-  handler.addFilter(_is_wanted)
 
 
 def hush_others() -> None:
