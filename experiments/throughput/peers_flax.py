@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-WIDTHS = {'Ti': 192, 'S': 384}
+from vit22b_jax.models import vit
+
 DEPTH, PATCH, CLASSES = 12, 4, 10
 
 
@@ -52,7 +53,7 @@ def training_step(
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.standard_normal((batch_size, 32, 32, 3), 'float32'))
   labels = jnp.asarray(rng.integers(0, CLASSES, batch_size))
-  model = ViT(WIDTHS[variant])
+  model = ViT(vit.VARIANTS[variant]['width'])
   optimizer = optax.chain(
     optax.clip_by_global_norm(10.0), optax.adamw(5e-4, weight_decay=1e-4)
   )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.throughput import overhead, training_step, translation_step
+from vit22b_jax.models import vit
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
 
@@ -113,7 +114,7 @@ def test_the_plain_flax_vit_has_timms_parameters():
 
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')
   params = jax.eval_shape(
-    peers_flax.ViT(peers_flax.WIDTHS['S']).init, jax.random.key(0), image
+    peers_flax.ViT(vit.VARIANTS['S']['width']).init, jax.random.key(0), image
   )
   assert sum(p.size for p in jax.tree.leaves(params)) == 21_342_346
 
