@@ -14,8 +14,9 @@ import vit22b_jax
 from configs import common, folder
 from tests.helpers import data_fixtures
 from vit22b_jax import api, commands, errors, train
+from vit22b_jax import config as config_lib
 from vit22b_jax.models import vit
-from vit22b_jax.modes import evaluate
+from vit22b_jax.modes import evaluate, export
 from vit22b_jax.runtime import runs
 
 
@@ -131,6 +132,22 @@ def test_predictions_are_those_of_the_evaluation(run, predictor):
   np.testing.assert_allclose(predictor.predict(images[0]), found[:1], atol=1e-6)
   listed = [images[0], images[1:3]]
   np.testing.assert_allclose(predictor.predict(listed), found[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize('share', [None, 0.7])
+def test_an_image_is_cut_as_the_evaluation_cuts_it(run, tmp_path, share):
+  config = runs.read_config(run)
+  config.data.load_size, config.data.eval_crop = 24, share
+  shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+  (tmp_path / 'config.json').write_text(config_lib.to_json(config))
+  task, manager = api.open_run(tmp_path, config)
+  _, variables, _ = evaluate.restore(task, manager, 'best')
+  manager.close()
+  images = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), np.uint8)
+  expected = task.evaluator.predict(variables, images)
+  found = vit22b_jax.load(tmp_path).predict(images)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert export.describe(task)['eval_crop'] == share
 
 
 def test_maps_are_those_of_the_evaluation(run, predictor):

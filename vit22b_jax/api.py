@@ -29,7 +29,7 @@ from PIL import Image
 
 from vit22b_jax import errors, tasks
 from vit22b_jax.config import ConfigDict
-from vit22b_jax.data import decode
+from vit22b_jax.data import augment, decode
 from vit22b_jax.errors import UserError
 from vit22b_jax.models import vit
 from vit22b_jax.modes import evaluate
@@ -91,7 +91,7 @@ class Predictor:
 
   Images are uint8 in [0, 255], an array [B, H, W, 3] or [H, W, 3], or paths of
   files, or a list of either. They may have any size: the central square is
-  resized and normalized as in training.
+  resized and normalized as in evaluations.
 
   Attributes:
     model: the linen module.
@@ -99,6 +99,8 @@ class Predictor:
     class_names: in the order of the outputs.
     image_size: pixels a side that the model sees.
     load_size: pixels a side before the central crop to that.
+    eval_crop: the share of that side which is resized to `image_size` instead;
+      None for the crop.
     mean: of each channel in [0, 1], subtracted.
     std: of each channel, then divided by.
     loss: that it was trained with: 'softmax', or 'sigmoid', with which each
@@ -110,6 +112,7 @@ class Predictor:
   class_names: tuple[str, ...]
   image_size: int
   load_size: int
+  eval_crop: float | None
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
   loss: str
@@ -132,10 +135,9 @@ class Predictor:
 
   def preprocess(self, images: Images) -> Float[np.ndarray, 'B S S 3']:
     """Returns images as the model sees them: square, normalized float32."""
-    start = (self.load_size - self.image_size) // 2
-    kept = slice(start, start + self.image_size)
-    pixels = _load_images(images, self.load_size)[:, kept, kept]
-    pixels = pixels / np.float32(255)
+    squares = _load_images(images, self.load_size)
+    seen = augment.eval_images(squares, self.image_size, self.eval_crop)
+    pixels = np.asarray(seen) / np.float32(255)
     return (pixels - np.float32(self.mean)) / np.float32(self.std)
 
   @functools.cached_property
@@ -263,7 +265,7 @@ def load(workdir: epath.PathLike) -> Predictor | Translator:
     return Translator(task.model, variables, names, translate)
   data = config.data
   sizes = data.image_size, data.load_size or data.image_size
-  inputs = (*sizes, data.mean, data.std)
+  inputs = (*sizes, data.eval_crop, data.mean, data.std)
   return Predictor(task.model, variables, names, *inputs, config.loss.kind)
 
 

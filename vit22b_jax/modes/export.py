@@ -24,10 +24,11 @@ def run(
 
   model.json says how images become inputs and what the outputs are:
   `class_names`, `image_size` and `load_size` (pixels, and those before the
-  central crop), `mean` and `std` (of RGB in [0, 1]), `model` (the arguments of
-  `vit22b_jax.create`), and `timm` (those of timm's `VisionTransformer`, its
-  `block_fn` by name, and the oldest version). The header of model.safetensors
-  holds the same text.
+  central crop), `eval_crop` (the share of `load_size` that is resized to
+  `image_size` instead of that crop, or null), `mean` and `std` (of RGB in
+  [0, 1]), `model` (the arguments of `vit22b_jax.create`), and `timm` (those of
+  timm's `VisionTransformer`, its `block_fn` by name, and the oldest version).
+  The header of model.safetensors holds the same text.
 
   Raises:
     UserError: timm has no such model.
@@ -53,6 +54,7 @@ def describe(task: classification.Classification) -> dict[str, Any]:
     'class_names': list(task.names),
     'image_size': data.image_size,
     'load_size': data.load_size or data.image_size,
+    'eval_crop': data.eval_crop,
     'mean': list(data.mean),
     'std': list(data.std),
     'model': {
