@@ -177,6 +177,8 @@ def open_run(
     data = distributed.run_on_process_zero_first(
       lambda: tasks.TASKS[config.task].load_data(config)
     )
+  if mode == 'eval':
+    setup.validate_same_data(config, data, path)
   return api.open_run(path, config, data)
 
 

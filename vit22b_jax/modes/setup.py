@@ -170,7 +170,8 @@ def make_task(
   data = distributed.run_on_process_zero_first(
     lambda: task_type.load_data(config)
   )
-  validate_same_data(config, data, folder)
+  if has_steps(folder):
+    validate_same_data(config, data, folder.path)
   task = task_type(config, mesh, list(data.names), data)
   if text := task.validate_sharding():
     console.say(text)
@@ -179,32 +180,38 @@ def make_task(
 
 
 def validate_same_data(
-  config: ConfigDict, data: catalog.Dataset, folder: workdir_lib.Workdir
+  config: ConfigDict, data: catalog.Dataset, path: epath.PathLike
 ) -> None:
   """Compares classes and images with those that a run was trained on.
 
   Domains are named by a path, so that their names may change.
+
+  Args:
+    config: the run's, or what it is resumed or evaluated with.
+    data: what its `data` section names now.
+    path: the run's folder.
+
+  Raises:
+    UserError: the classes differ, or images do without `data.allow_changes`.
   """
   names, allowed = list(data.names), config.data.allow_changes
-  if not has_steps(folder):
-    return
-  before = workdir_lib.read_json(folder.path, workdir_lib.CLASSES, list)
+  before = workdir_lib.read_json(path, workdir_lib.CLASSES, list)
   if config.task == 'classification' and before not in (None, names):
     raise errors.UserError(
-      f'The workdir {folder.path} was trained on the {len(before)} classes '
+      f'The workdir {path} was trained on the {len(before)} classes '
       f'{", ".join(before[:5])}, ..., and the data set now has {len(names)}: '
       f'{", ".join(names[:5])}, .... Use another --workdir, or the data set as '
       'it was.'
     )
   marks = formats.Fields(others=str)
-  before = workdir_lib.read_json(folder.path, workdir_lib.DATA, marks)
+  before = workdir_lib.read_json(path, workdir_lib.DATA, marks)
   if before is None:  # The run is older than the file.
     return
   lines = fingerprint.compare(before, data.fingerprint)
   changes = '\n'.join(f'  {line}' for line in lines)
   if changes and not allowed:
     raise errors.UserError(
-      f'The workdir {folder.path} was trained on other images:\n{changes}\n'
+      f'The workdir {path} was trained on other images:\n{changes}\n'
       'Put them back, use another --workdir, or go on with what is there now: '
       '--config.data.allow_changes=True.'
     )
