@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,8 @@ from vit22b_jax.modes import probe, trials
 from vit22b_jax.report import page
 from vit22b_jax.runtime import lock, sharding
 from vit22b_jax.tasks import classification
+from vit22b_jax.training import diagnostics
+from vit22b_jax.weights import timm
 
 
 @pytest.fixture(scope='module')
@@ -173,6 +176,37 @@ def test_a_trial_takes_the_steps_of_a_run_at_that_rate(config, mesh, data):
   assert trial['exploded'] is None
 
 
+def test_a_trial_starts_from_the_weights_to_fine_tune(
+  config, mesh, data, tmp_path
+):
+  """And float16's overflows explode nothing, unless nothing else is left."""
+  mine = config.copy_and_resolve_references()
+  mine.model.dtype = 'float16'
+  task = classification.Classification(mine, mesh, list(data.names), data)
+  params = jax.tree.map(np.array, task.init_state().params)
+  head = params['head']['logits']
+  head['kernel'][:, 0], head['bias'] = 0.01, head['bias'] + 3
+  file, size = tmp_path / 'model.safetensors', mine.data.image_size
+  timm.write(file, task.model, params, {}, size)
+  mine.init_from = str(file)
+  program = trials.Program(trials.flip(mine, '')[0], mesh, data)
+  trial = program.trial(1e-6, 1, stop=True)
+  assert trial['max_logit'] == [pytest.approx(3.0, abs=0.1)]  # a new one: 0
+  scale = program._fresh.loss_scale
+
+  def from_scale(value):
+    started = scale.replace(scale=jnp.float32(value))
+    program._fresh = program._fresh.replace(loss_scale=started)
+    return program.trial(1e-6, 60, stop=False)
+
+  trial = from_scale(2.0**40)
+  assert trial['max_abs_grad'][0] is None and trial['max_abs_grad'][-1] < 10
+  assert trial['exploded'] is None
+  trial = from_scale(2.0**120)
+  assert trial['exploded'] == diagnostics.STUCK_STEPS
+  assert not trial['recovered']
+
+
 def test_a_probe_is_written_and_goes_on(
   config, mesh, tmp_path, monkeypatch, capsys
 ):
@@ -192,6 +226,10 @@ def test_a_probe_is_written_and_goes_on(
   other = config.copy_and_resolve_references()
   other.seed = 7
   with pytest.raises(errors.UserError, match='seed'):
+    probe.run(other, tmp_path, mesh, minutes=5)
+  other = config.copy_and_resolve_references()
+  other.diagnostics.max_logit = 50.0
+  with pytest.raises(errors.UserError, match='max_logit: 4000'):
     probe.run(other, tmp_path, mesh, minutes=5)
   with pytest.raises(errors.UserError, match='minutes=nan'):
     probe.run(config, tmp_path, mesh, minutes=float('nan'))

@@ -2,10 +2,11 @@
 
     python main.py --mode=probe --config=configs/cifar10_vit22b_s.py
 
-Short runs (trials) from the config's seed see the same batches and stop at an
-explosion. Rates double until one explodes and are then bisected; each switch of
-`trials.SWITCHES`, flipped alone, gets a search of its own. A trial is kept in
-WORKDIR/probe.json as soon as it ends, so a stopped probe goes on.
+Short runs (trials) start from the config's seed, or from the weights of
+`init_from`, see the same batches and stop at an explosion. Rates double until
+one explodes and are then bisected; each switch of `trials.SWITCHES`, flipped
+alone, gets a search of its own. A trial is kept in WORKDIR/probe.json as soon
+as it ends, so a stopped probe goes on.
 """
 
 import dataclasses
@@ -31,6 +32,11 @@ STEPS = 150  # of a trial: the early explosions of Figure 1 came within 62
 LATE_STEPS = 450  # of the check for late explosions
 RATIO = 2**0.5  # neighboring rates of a finished search
 LOWEST, HIGHEST = 1e-8, 1e2
+# Keys that a resumed run may change, and that a trial's outcome depends on.
+_DECISIVE = (
+  *('duration', 'init_from', 'data.name'),
+  *('diagnostics.max_logit', 'diagnostics.max_abs_grad'),
+)
 
 
 class TimeIsUp(Exception):
@@ -280,7 +286,14 @@ def _open(folder: workdir_lib.Workdir, config: ConfigDict) -> dict[str, Any]:
   record = runs.read_probe(folder.path)
   if record is None:
     return {'config': mine, 'trials': {}, 'switches': {}, 'advice': ''}
-  config_lib.compare(record['config'], mine, folder.path)
+  changes = config_lib.compare(record['config'], mine, folder.path)
+  decisive = [c for c in changes if c[0] in _DECISIVE]
+  if decisive:
+    rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in decisive)
+    raise errors.UserError(
+      f'The trials in {folder.path / workdir_lib.PROBE} were made with another '
+      f'configuration:\n{rows}\nUse the same, or another --workdir.'
+    )
   with formats.judging(folder.path / workdir_lib.PROBE):
     # Says what will be said of it, so that no edited file ends it half way.
     for trial in record['trials'].values():

@@ -9,7 +9,6 @@ The rate is part of the optimizer's state, an input of the step.
 
 import contextlib
 import copy
-import functools
 import itertools
 from typing import Any
 
@@ -68,7 +67,11 @@ def flip(config: ConfigDict, switch: str) -> tuple[ConfigDict, Any]:
 
 
 class Program:
-  """Trains a config from `flip` for a few steps at any learning rate."""
+  """Trains a config from `flip` for a few steps at any learning rate.
+
+  Raises:
+    UserError: the weights of `init_from` don't fit the config.
+  """
 
   def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh, data: Any):
     self._task = classification.Classification(
@@ -76,6 +79,9 @@ class Program:
     )
     rate = optax.inject_hyperparams(optax.scale)(step_size=1.0)
     self._task.use_optimizer(optax.chain(self._task.tx, rate))
+    self._fresh = self._task.init_state()
+    if config.init_from:
+      self._fresh = self._task.with_pretrained(self._fresh, config.init_from)
 
   def trial(self, rate: float, steps: int, stop: bool) -> Trial:
     """Trains from the start at one rate.
@@ -83,7 +89,8 @@ class Program:
     Args:
       rate: the learning rate; the config's warm-up and schedule multiply it.
       steps: at most so many.
-      stop: at an explosion; else only at a loss that isn't finite.
+      stop: at an explosion; else only where training would stop anyway, at a
+        loss that isn't finite.
 
     Returns:
       A row of probe.json: `rate steps stop exploded` (the step, or None),
@@ -102,7 +109,7 @@ class Program:
         beyond.append(self._is_beyond(row))
         if beyond[-1] and not found['exploded']:
           found = {'exploded': len(rows), **self._explain(state, row)}
-        if (beyond[-1] and stop) or not row['verdict/finite']:
+        if (beyond[-1] and stop) or row['verdict/stopped']:
           break
     return {
       'rate': rate,
@@ -114,10 +121,6 @@ class Program:
       **{key: [_number(row[key]) for row in rows] for key in _CURVES},
     }
 
-  @functools.cached_property
-  def _fresh(self) -> Any:
-    return self._task.init_state()
-
   def _start(self, rate: float) -> Any:
     """Returns the state before the first step at a rate."""
     state = jax.tree.map(jnp.copy, self._fresh)  # steps donate it
@@ -126,12 +129,17 @@ class Program:
     return state.replace(opt_state=opt_state)
 
   def _is_beyond(self, row: dict[str, float]) -> bool:
-    """Tells whether a step is past the thresholds, or not finite."""
+    """Tells whether a step is past the thresholds, or not to be applied.
+
+    Only float16 gradients overflow without stopping the run: the loss scale's
+    search is expected to meet that.
+    """
     limits = self._task.config.diagnostics
-    return not (
-      row['verdict/finite']
-      and row['max_abs_logit'] < limits.max_logit
-      and row['max_abs_grad'] < limits.max_abs_grad
+    if row['verdict/stopped'] or not np.isfinite(row['max_abs_grad']):
+      return bool(row['verdict/stopped'])
+    return (
+      row['max_abs_logit'] >= limits.max_logit
+      or row['max_abs_grad'] >= limits.max_abs_grad
     )
 
   def _explain(self, state: Any, row: dict[str, float]) -> dict[str, Any]:
