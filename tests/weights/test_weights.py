@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import io
+import json
 import os
 import random
 
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import common
 from tests.helpers import golden_params
+from vit22b_jax import config as config_lib
 from vit22b_jax import errors
-from vit22b_jax.models import vit
-from vit22b_jax.weights import pretrained
+from vit22b_jax.models import stacking, vit
+from vit22b_jax.runtime import checkpoint, workdir
+from vit22b_jax.weights import initial, pretrained
 from vit22b_jax.weights import timm as timm_format
 
 SIZE = 16
@@ -551,3 +555,22 @@ def test_exported_weights_give_the_same_function_in_timm(
   expected = timm_logits(theirs, IMAGES)
   actual = logits(model, random_params(model), IMAGES)
   assert np.abs(actual - expected).max() / np.abs(expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize('scanned', [False, True])
+def test_weights_of_a_run_fit_however_its_blocks_lie(tmp_path, scanned):
+  config = common.finish(common.classification(), '')
+  (tmp_path / workdir.CONFIG).write_text(config_lib.to_json(config))
+  names = [str(i) for i in range(7)]
+  (tmp_path / workdir.CLASSES).write_text(json.dumps(names))
+  there = random_params(build(scan_layers=scanned))
+  manager = checkpoint.Manager(tmp_path, scores={})
+  manager.save(3, {'params': jax.device_put(there)}, data=None, meta={})
+  manager.close()
+  model = build(scan_layers=not scanned)
+  new = jax.device_put(zeros(model))
+  found = initial.load(tmp_path, model, new, names, SIZE)
+  assert_equal(stacking.unstack(found), stacking.unstack(there))
+  new['final_norm']['scale'] = jnp.zeros(25)
+  with pytest.raises(errors.UserError, match='other networks'):
+    initial.load(tmp_path, model, new, names, SIZE)

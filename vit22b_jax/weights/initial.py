@@ -13,8 +13,8 @@ from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.config import ConfigDict
-from vit22b_jax.models import vit
-from vit22b_jax.runtime import checkpoint, runs, sharding
+from vit22b_jax.models import stacking, vit
+from vit22b_jax.runtime import checkpoint, checksums, runs, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.weights import pretrained
 
@@ -96,12 +96,11 @@ def restore_params(path: epath.PathLike, params: Any, task: str) -> Any:
   path = epath.Path(path).expanduser()
   kind = 'ema' if _config_of(path, task).optim.get('ema') else 'params'
   wanted = {kind: params}
-  leaves = jax.tree_util.tree_leaves_with_path(wanted)
-  here = {jax.tree_util.keystr(k): list(x.shape) for k, x in leaves}
 
   def validate_shapes(meta):
-    there = {k: v for k, v in meta['shapes'].items() if k in here}
-    if there != here:
+    there = meta['shapes']
+    leaves = checksums.named_leaves(stacking.like(wanted, there))
+    if any(there.get(k) != list(x.shape) for k, x in leaves.items()):
       raise errors.UserError(
         f'init_from={path} has other networks than this configuration: it '
         'needs the same model (and discriminator) and, unless model.resample '
