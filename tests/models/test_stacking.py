@@ -228,6 +228,24 @@ def test_stochastic_depth_drops_later_blocks_more(scan):
   np.testing.assert_allclose(shares, [0.12, 0.18, 0.28, 0.42], atol=0.05)
 
 
+def test_a_frozen_backbone_s_state_there_and_back():
+  """It has no moments of blocks."""
+  params = {f'block_{i:02}': {'bias': np.full(3, i)} for i in range(DEPTH)}
+  params['head'] = {'bias': np.zeros(2)}
+  labels = {k: 'yes' if k == 'head' else 'no' for k in params}
+  labels['blocks'] = 'no'
+  kinds = {'yes': optax.scale_by_adam(), 'no': optax.set_to_zero()}
+  tx = optax.partition(kinds, lambda tree: {k: labels[k] for k in tree})
+
+  def state(params):
+    return {'opt_state': tx.init(params), 'params': params}
+
+  apart, stacked = state(params), state(stacking.stack(params, DEPTH))
+  for tree, other in ((apart, stacked), (stacked, apart)):
+    found = stacking.like(tree, stacking.paths(other))
+    assert jax.tree.structure(found) == jax.tree.structure(other)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('scan', [True, False])
 def test_checkpoints_restore_into_the_other_layout(scan, tmp_path):

@@ -51,13 +51,17 @@ def stack(tree: Any, depth: int) -> Any:
 
 
 def unstack(tree: Any) -> Any:
-  """Splits an entry `blocks` into entries `block_NN`."""
+  """Splits each entry `blocks` into entries `block_NN`.
+
+  One without arrays, such as a frozen backbone's moments, splits as the others.
+  """
+  named = zip(paths(tree), jax.tree.leaves(tree), strict=True)
+  depth = next((x.shape[0] for k, x in named if f"['{BLOCKS}']" in k), 0)
 
   def one(blocks):
     if not _has(BLOCKS)(blocks):
       return blocks
     rest = {k: v for k, v in blocks.items() if k != BLOCKS}
-    depth = jax.tree.leaves(blocks[BLOCKS])[0].shape[0]
     parts = {
       name: jax.tree.map(lambda x, i=i: _part(x, i), blocks[BLOCKS])
       for i, name in enumerate(layer_names(depth))
