@@ -49,6 +49,14 @@ def vectors(split):
   }
 
 
+def test_a_table_of_a_spreadsheet_is_read(root):
+  """Excel's "CSV UTF-8" begins with a byte order mark and ends lines by two."""
+  table = root / 'labels.csv'
+  text = table.read_bytes().replace(b'\n', b'\r\n')
+  table.write_bytes(b'\xef\xbb\xbf' + text)
+  assert load(root).names == ('bird', 'cat', 'dog')
+
+
 @pytest.mark.parametrize('cache_max_gb', [4, 0], ids=['memory', 'lazy'])
 def test_labels_stay_with_their_images(root, cache_max_gb):
   for _ in range(2):  # decoded, then from the cache

@@ -61,7 +61,7 @@ def find(root: epath.Path) -> tuple[dict[str, encoded.Files], tuple[str, ...]]:
 def _read(table: epath.Path) -> tuple[tuple[str, ...], _Rows]:
   """Returns the names of the classes and the rows."""
   try:
-    text = table.read_text(encoding='utf-8-sig')
+    text = table.read_bytes().decode('utf-8-sig')  # GPath.read_text keeps a BOM
   except (OSError, ValueError) as error:
     raise errors.UserError(f'{table} is no text in UTF-8: {error}.') from None
   lines = csv.DictReader(io.StringIO(text, newline=''))
