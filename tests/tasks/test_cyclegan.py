@@ -573,6 +573,25 @@ def test_distances_count_what_entered_them_and_look_up_real_images(
   assert len(looked_at) == 12  # another mode
 
 
+@pytest.mark.parametrize(('data_ways', 'fsdp'), [(3, 1), (2, 2)])
+def test_any_number_of_devices_shares_an_evaluation(data, data_ways, fsdp):
+  mesh = _mesh(data_ways, fsdp)
+  found = fid_evaluator.FidEvaluator(
+    small_config().fid,
+    mesh,
+    data,
+    lambda _, images, __: images,
+    lambda: {},
+    batch_size=2,
+    workers=0,
+  )
+  assert found.batch_size == data_ways * fsdp
+  made = list(found.made({}, 'b2a', 'val'))
+  images = np.concatenate([batch['image'] for batch in made])
+  mask = np.concatenate([batch['mask'] for batch in made])
+  np.testing.assert_array_equal(images[mask > 0], data.val.b.images)
+
+
 def test_translations_of_pairs_are_compared_with_the_other_image(data):
   """Each image counts once, whatever the padding of the last batch."""
   real = {domain: getattr(data.train, domain) for domain in 'ab'}

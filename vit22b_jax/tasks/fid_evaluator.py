@@ -6,6 +6,7 @@ result = evaluator.test(variables, run)  # the content of eval.json
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,7 +42,8 @@ class FidEvaluator(evaluators.Evaluator):
     untrained: gives the variables that the run starts from.
     enabled: whether distances are measured.
     paired: whether the images of the two domains are pairs.
-    batch_size: images that are translated at once, over all processes.
+    batch_size: images that are translated at once, over all processes; is
+      rounded up to a multiple of the devices that share them.
     workers: processes that decode.
   """
 
@@ -65,7 +67,9 @@ class FidEvaluator(evaluators.Evaluator):
     super().__init__(data)
     self._section, self._mesh = section, mesh
     self._translate, self._untrained = translate, untrained
-    self._paired, self.batch_size, self._workers = paired, batch_size, workers
+    self._paired, self._workers = paired, workers
+    ways = sharding.batch_ways(mesh)
+    self.batch_size = math.ceil(batch_size / ways) * ways
     self.missing = '' if enabled else 'eval.fid=False'
     self._extractor: fid.Extractor | None = None
     self._real: dict[tuple[str, str], fid.Statistics] = {}
