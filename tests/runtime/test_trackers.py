@@ -62,11 +62,24 @@ def test_tensorboard_gets_peaks_test_numbers_and_hyperparameters(tmp_path):
 
 @pytest.fixture
 def wandb(monkeypatch):
-  """A module in place of wandb, which notes its calls."""
+  """A module in place of wandb, which notes the calls that it would keep."""
   calls = []
 
   class Run:
-    def log(self, row, step):
+    def __init__(self):
+      self.step, self.axes = 0, {}
+
+    def define_metric(self, name, step_metric=None):
+      self.axes[name] = step_metric
+
+    def log(self, row, step=None):
+      if step is None:  # it counts rows; their axis is a number among them
+        step = row[self.axes['*']]
+        row = {k: v for k, v in row.items() if k != self.axes['*']}
+      elif step < self.step:
+        return  # "Steps must be monotonically increasing"
+      else:
+        self.step = step
       calls.append(('log', step, row))
 
     def finish(self):
@@ -108,6 +121,23 @@ def test_images_of_several_classes_are_not_shown(tmp_path, wandb):
   folder.close()
   assert ('log', 2, {'test/map': 0.5}) in wandb
   assert not any('test/predictions' in call[-1] for call in wandb)
+
+
+def test_earlier_steps_reach_weights_and_biases(tmp_path, wandb):
+  folder = workdir.Workdir(tmp_path, wandb='vits')
+  folder.metrics(8, {'train/loss': 1.5})
+  # The best checkpoint may be of any step.
+  folder.write_json(workdir.EVAL, {'step': 6, 'split': 'test', 'top1': 0.5})
+  folder.truncate(4)  # resumed from an older checkpoint
+  folder.metrics(5, {'train/loss': 1.25})
+  folder.image('samples', 5, np.zeros((3, 5, 3), np.uint8))
+  folder.close()
+  assert [call for call in wandb if call[0] == 'log'] == [
+    ('log', 8, {'train/loss': 1.5}),
+    ('log', 6, {'test/top1': 0.5}),
+    ('log', 5, {'train/loss': 1.25}),
+    ('log', 5, {'samples': ('image', (3, 5, 3))}),
+  ]
 
 
 def test_one_workdir_is_one_run_there(tmp_path, wandb):

@@ -148,10 +148,14 @@ class Trackers:
       resume='allow',
       config=self.choices,
     )
+    # Its own step only grows, and earlier rows would be dropped: those of the
+    # best checkpoint's evaluation, and what a resumed run does again.
+    run.define_metric('step')
+    run.define_metric('*', step_metric='step')
     return {
-      'scalars': lambda step, row: run.log(row, step=step),
+      'scalars': lambda step, row: run.log({'step': step, **row}),
       'image': lambda name, step, image: run.log(
-        {name: wandb.Image(image)}, step=step
+        {'step': step, name: wandb.Image(image)}
       ),
       'close': run.finish,
     }
