@@ -3,6 +3,8 @@
 import io
 
 import numpy as np
+import pytest
+from etils import epath
 from PIL import Image
 
 from vit22b_jax.report import samples
@@ -42,3 +44,20 @@ def test_files_are_pngs_named_by_their_step_and_tensorboard_gets_them():
   np.testing.assert_array_equal(
     run.images['samples/a2b', 500], samples.grid(rows)
   )
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda png: b'',
+    lambda png: png[: len(png) // 2],
+    lambda png: png.replace(b'\0\0\0\rIHDR', b'\0\0\0\1IHDR'),
+  ],
+)
+def test_a_damaged_grid_is_none(tmp_path, damage):
+  grid = samples.grid(np.zeros((3, 2, 8, 8, 3), np.uint8))
+  path = epath.Path(tmp_path) / 'a2b_00000001.png'
+  path.write_bytes(samples.png(grid))
+  np.testing.assert_array_equal(samples.read(path), grid)
+  path.write_bytes(damage(samples.png(grid)))
+  assert samples.read(path) is None

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from vit22b_jax.data import decode
 from vit22b_jax.runtime import runs, workdir
 
 ROWS = 3
@@ -99,11 +100,11 @@ def evaluated_step(run: runs.Run, steps: Iterable[int]) -> int:
 def read(path: epath.Path) -> Pixels | None:
   """Returns a grid; None when the file can't be read or isn't one."""
   try:
-    image = Image.open(io.BytesIO(path.read_bytes())).convert('RGB')
-  except (OSError, UnidentifiedImageError):
+    image = decode.resized(path.read_bytes())
+  except (OSError, decode.CorruptImage):
     return None
-  whole = (image.height - (ROWS - 1) * GAP) % ROWS == 0
-  return np.asarray(image) if whole else None
+  whole = (len(image) - (ROWS - 1) * GAP) % ROWS == 0
+  return image if whole else None
 
 
 def is_wide(grid: Pixels) -> bool:
