@@ -69,6 +69,11 @@ def test_known_sets_need_not_be_there(tmp_path):
   assert names == ('monet', 'photo')
 
 
+def test_two_domains_never_have_one_name():
+  assert catalog.domain_names('folder:data/day2night/') == ('day', 'night')
+  assert catalog.domain_names('folder:data/face2face') == ('a', 'b')
+
+
 def test_others_are_one_clear_message(tmp_path):
   where = {'dir': str(tmp_path)}
   with pytest.raises(errors.UserError, match=r"mean 'cifar100'.*|data\.dir"):

@@ -108,12 +108,16 @@ def validate_domains(name: str, counts: Mapping[str, int]) -> None:
 
 
 def domain_names(name: str) -> tuple[str, str]:
-  """Names both domains: ('monet', 'photo') of a name ending in monet2photo."""
+  """Names both domains: ('monet', 'photo') of a name ending in monet2photo.
+
+  Others, and equal names as of face2face, which nobody could tell apart, are
+  ('a', 'b').
+  """
   if name == 'fruit':
     return fruit.NAMES
   last = name.removeprefix(_FOLDER).rstrip('/').split('/')[-1].split(':')[0]
   both = re.fullmatch(r'([A-Za-z]\w*)2([A-Za-z]\w*)', last)
-  return both.groups() if both else ('a', 'b')
+  return both.groups() if both and both[1] != both[2] else ('a', 'b')
 
 
 def validate_count(name: str, part: str, count: int, least: int) -> None:
