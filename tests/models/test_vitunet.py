@@ -280,15 +280,22 @@ def test_the_spatial_generator_translates_other_sizes():
 
 
 @pytest.mark.parametrize(
-  ('model', 'size', 'expected'),
+  ('model', 'size', 'expected', 'larger'),
   [
-    (build(), (99, 99), (21, 14)),
-    (build(shape=SPACE), (50, 15), (48, 16)),
-    (generators.build({'generator': 'resnet'}, 64), (103, 5), (100, 8)),
+    (build(), (99, 99), (21, 14), (21, 14)),
+    (build(shape=SPACE), (50, 15), (48, 16), (64, 16)),
+    (build(shape=SPACE), (48, 32), (48, 32), (48, 32)),
+    (
+      generators.build({'generator': 'resnet'}, 64),
+      (103, 5),
+      (100, 8),
+      (104, 8),
+    ),
   ],
 )
-def test_sizes_that_a_generator_takes(model, size, expected):
+def test_sizes_that_a_generator_takes(model, size, expected, larger):
   assert generators.fitting_size(model, *size) == expected
+  assert generators.fitting_size(model, *size, larger=True) == larger
 
 
 def test_section_of_a_config():

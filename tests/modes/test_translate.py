@@ -81,12 +81,16 @@ def test_every_image_becomes_a_png_of_its_name_and_size(tmp_path, run, out):
   assert task.batches == [((2, 24, 32, 3), 'a2b'), ((1, 16, 8, 3), 'a2b')]
 
 
-def test_sizes_that_do_not_divide_come_back_as_they_were(tmp_path, run):
-  save(tmp_path / 'in/odd.png', (31, 17))
+def test_sizes_that_do_not_divide_lose_no_pixel(tmp_path, run, out):
+  odd = save(tmp_path / 'in/odd.png', (31, 17))
+  other = save(tmp_path / 'in/other.png', (30, 20), 1)
+  dot = save(tmp_path / 'in/dot.png', (1, 1), 2)
   task = Task('resnet')
-  run(task, tmp_path / 'in', 'b2a')
-  assert task.batches == [((1, 28, 16, 3), 'b2a')]
-  assert opened(tmp_path / 'translated_b2a/odd.png').shape == (31, 17, 3)
+  done = run(task, tmp_path / 'in')
+  shapes = [shape for shape, _ in task.batches]
+  assert sorted(shapes) == [(1, 8, 8, 3), (2, 32, 20, 3)] and not done.notes
+  for name, pixels in (('odd', odd), ('other', other), ('dot', dot)):
+    np.testing.assert_array_equal(opened(out / f'{name}.png'), 255 - pixels)
 
 
 def test_transparency_is_kept(tmp_path, run, out):
@@ -133,6 +137,9 @@ def test_a_generator_of_one_size_gets_that_and_the_original_size_returns(
   assert done.files == ['0.png', '1.png', '2.png', '3.png', 'flat.png']
   assert opened(out / '3.png').shape == (43, 60, 3)
   np.testing.assert_array_equal(opened(out / 'flat.png'), 255 - flat)
+  assert len(done.notes) == 5 and done.notes[0].startswith(
+    '0.png: 60 x 40 pixels were translated at 32 x 32'
+  )
 
 
 def test_few_images_wait_for_others_of_their_size(tmp_path, run, monkeypatch):

@@ -120,15 +120,19 @@ def build(
   return resnet_generator.ResNetGenerator(**fields)
 
 
-def fitting_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+def fitting_size(
+  model: nn.Module, height: int, width: int, *, larger: bool = False
+) -> tuple[int, int]:
   """Returns the size in pixels to which an image is brought for translation.
 
-  It is the size itself, or the next smaller that the generator takes (or its
-  smallest); the size of its training for one that takes no other.
+  It is the size itself, or the next smaller (or `larger`) that the generator
+  takes, or its smallest; the size of its training for one that takes no other.
   """
   if isinstance(model, vitunet.ViTUnet):
     return model.image_size
   unit, smallest = 4, 8  # of a ResNet
   if isinstance(model, vitunet_spatial.SpatialViTUnet):
     unit = smallest = model.patch_size * model.cells
-  return tuple(max(side // unit * unit, smallest) for side in (height, width))
+  spare = unit - 1 if larger else 0
+  sides = ((side + spare) // unit * unit for side in (height, width))
+  return tuple(max(side, smallest) for side in sides)

@@ -4,10 +4,10 @@
     done.files, done.notes, done.page
 
 A generator that takes other sizes than its training's (a ResNet, a ViTUnet with
-`resample='space'`) sees an image in the size that it has, cut down to the next
-that divides as it must, or scaled down where memory would not last; what it
-made is brought to the size of the original. Transparency is kept: a generator
-sees it over white, and the PNG has it as the original had.
+`resample='space'`) sees an image in the size that it has, with a mirrored
+border up to the next that divides as it must, or scaled down where memory would
+not last; what it made is brought to the size of the original. Transparency is
+kept: a generator sees it over white, and the PNG has it as the original had.
 """
 
 import base64
@@ -30,7 +30,7 @@ from PIL import Image
 from vit22b_jax.data import decode
 from vit22b_jax.data import files as files_lib
 from vit22b_jax.data.readers import walk
-from vit22b_jax.models import generators, vitunet_spatial
+from vit22b_jax.models import generators, vitunet, vitunet_spatial
 from vit22b_jax.modes import inputs
 from vit22b_jax.report import page as page_lib
 from vit22b_jax.report import samples
@@ -52,6 +52,15 @@ Size = tuple[int, int]  # height and width
 Translate = Callable[
   [UInt8[np.ndarray, 'B H W 3']], UInt8[np.ndarray, 'B H W 3']
 ]
+
+
+class _Waiting(NamedTuple):
+  """An image, and the size that it is brought to before it gets a border."""
+
+  name: str
+  image: Pixels
+  opacity: Opacity
+  inner: Size
 
 
 class Done(NamedTuple):
@@ -189,15 +198,18 @@ def _translations(
   `notes` gets a line for each image that is scaled down or does not fit.
   """
   model, waiting = task.networks.generator, collections.defaultdict(list)
+  why = (
+    'all that this generator takes' if _is_fixed(model) else 'see --max_size'
+  )
   for name, (image, opacity) in images:
     height, width, _ = image.shape
-    size, scaled = _seen_size(model, height, width, max_size)
-    if scaled:
+    inner, size = _seen_size(model, height, width, max_size)
+    if inner[0] < height or inner[1] < width:
       notes.append(
-        f'{name}: {width} x {height} pixels were translated at {size[1]} x '
-        f'{size[0]} and scaled up again (see --max_size).'
+        f'{name}: {width} x {height} pixels were translated at {inner[1]} x '
+        f'{inner[0]} and scaled up again ({why}).'
       )
-    waiting[size].append((name, image, opacity))
+    waiting[size].append(_Waiting(name, image, opacity, inner))
     most = min(task.evaluator.batch_size, _MEMORY // _bytes(model, *size))
     full = len(waiting[size]) >= max(most, 1)
     if full or sum(map(len, waiting.values())) >= _WAITING:
@@ -209,11 +221,13 @@ def _translations(
 def _translated(
   translate: Translate,
   size: Size,
-  batch: list[tuple[str, Pixels, Opacity]],
+  batch: list[_Waiting],
   notes: list[str],
 ) -> Iterator[tuple[str, Pixels, Translation]]:
   """Yields name, original and translation of images seen in one size."""
-  images = np.stack([_resized(image, size) for _, image, _ in batch])
+  images = np.stack(
+    [_bordered(_resized(x.image, x.inner), size) for x in batch]
+  )
   # Few different batch sizes, since each is a program of its own.
   spare = (1 << (len(batch) - 1).bit_length()) - len(batch)
   try:
@@ -222,13 +236,13 @@ def _translated(
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     notes.extend(
-      f'{name}: {size[1]} x {size[0]} pixels are too many for the memory here; '
-      'left out. Give a smaller --max_size.'
-      for name, _, _ in batch
+      f'{x.name}: {size[1]} x {size[0]} pixels are too many for the memory '
+      'here; left out. Give a smaller --max_size.'
+      for x in batch
     )
     return
-  for (name, before, opacity), after in zip(batch, made, strict=False):
-    after = _resized(after, before.shape[:2])
+  for (name, before, opacity, inner), after in zip(batch, made, strict=False):
+    after = _resized(after[: inner[0], : inner[1]], before.shape[:2])
     yield (
       name,
       before,
@@ -242,15 +256,23 @@ def _decoded(content: bytes) -> tuple[Pixels, Opacity]:
 
 def _seen_size(
   model: Any, height: int, width: int, max_size: int
-) -> tuple[Size, bool]:
-  """Returns the size that the generator sees, and whether detail is lost."""
+) -> tuple[Size, Size]:
+  """Returns the size that an image is brought to, and that with its border.
+
+  Its own, where the generator takes others than its training's, and sees no
+  more than it may; else one that needs no border.
+  """
+  size = generators.fitting_size(model, height, width, larger=True)
+  fits = max(size) <= max_size if max_size else _bytes(model, *size) <= _MEMORY
+  if fits and not _is_fixed(model):
+    return (height, width), size
   scale = min(1, (max_size or math.inf) / max(height, width))
   if not max_size:
     power = 1 / 4 if _is_spatial(model) else 1 / 2
     scale = min(1, (_MEMORY / _bytes(model, height, width)) ** power)
   inner = max(1, int(height * scale)), max(1, int(width * scale))
   size = generators.fitting_size(model, *inner)
-  return size, size != generators.fitting_size(model, height, width)
+  return size, size
 
 
 def _bytes(model: Any, height: int, width: int) -> float:
@@ -258,6 +280,10 @@ def _bytes(model: Any, height: int, width: int) -> float:
   if _is_spatial(model):  # attention of all tokens to all
     return 4 * model.num_heads * (height * width / model.patch_size**2) ** 2
   return 4 * 64 * height * width
+
+
+def _is_fixed(model: Any) -> bool:
+  return isinstance(model, vitunet.ViTUnet)
 
 
 def _is_spatial(model: Any) -> bool:
@@ -269,6 +295,12 @@ def _resized(image: Pixels, size: Size) -> Pixels:
     return image
   resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
   return np.asarray(resized)
+
+
+def _bordered(image: Pixels, size: Size) -> Pixels:
+  """Returns the image with its mirror image below and on the right."""
+  spare = (now - before for now, before in zip(size, image.shape, strict=False))
+  return np.pad(image, [*((0, n) for n in spare), (0, 0)], 'symmetric')
 
 
 def _thumbnail(image: Translation) -> str:
