@@ -463,6 +463,28 @@ def test_translations_measured_alike_have_a_best_and_differences(tmp_path):
   assert 'FID: a2b' in text
 
 
+def test_a_run_without_distances_hides_no_others(tmp_path):
+  paths = [
+    report_fixtures.make_translation(
+      tmp_path / name, steps=200, pixels=16, images=2, weights=''
+    )
+    for name in 'abc'
+  ]
+  for size, path in enumerate(paths, 1):
+    config = json.loads((path / 'config.json').read_text())
+    config['batch_size'] = size
+    (path / 'config.json').write_text(json.dumps(config))
+  scores = json.loads((paths[2] / 'eval.json').read_text())
+  kept = {key: scores[key] for key in ('split', 'step', 'weights')}
+  kept |= {'num_a': 64, 'num_b': 60, 'not_computed': 'no weights'}
+  (paths[2] / 'eval.json').write_text(json.dumps(kept))
+  for several in (paths, paths[::-1]):
+    text = seen(page_of(several, tmp_path))
+    assert 'mean FID of both directions: 36.35; +0 against' in text
+    assert 'FID: apple → orange' in text and 'not measured' in text
+    assert 'Not all was measured alike' not in text
+
+
 def test_each_task_has_its_part(tmp_path):
   fruit = report_fixtures.make_translation(
     tmp_path / 'fruit', steps=50, every=50, pixels=4, images=1

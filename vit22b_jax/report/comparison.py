@@ -188,16 +188,14 @@ def _exploded(members: list[groups.Member]) -> summary.Verdict:
 def _best(found: list[groups.Group]) -> summary.Verdict:
   """Returns the group with the best mean, and how sure that is."""
   question = 'Which does best?'
-  tested = [group for group in found if group.evaluated]
   known = task_pages.for_task(found[0].members[0].run).HEADLINES
-  counted = [member.run.evaluation for g in tested for member in g.evaluated]
-  headline = next(
-    (m for m in known if all(ev.get(m.key) is not None for ev in counted)), None
-  )
-  if not counted or headline is None:
-    detail = f'No {known[0].label} of every run yet.'
+  having = {m: [g for g in found if results.values(m, g)] for m in known}
+  # Of numbers that as many groups have, the first.
+  headline = max(known, key=lambda m: len(having[m]))
+  if not (tested := having[headline]):
+    detail = f'No {known[0].label} yet.'
     return summary.Verdict(question, 'Unknown', detail, 'plain')
-  if len(results.protocols(found)) > 1:
+  if len(results.protocols(tested)) > 1:
     detail = 'Their numbers were measured differently: see the warning.'
     return summary.Verdict(question, 'Not comparable', detail, 'bad')
   (mean, best), *others = results.ranked(headline, tested)

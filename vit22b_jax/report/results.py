@@ -26,10 +26,7 @@ NOTHING = Cell('–')
 
 
 def measures(several: list[runs.Run]) -> list[summary.Measure]:
-  """Returns measures that all final evaluations have, under shared titles."""
-  evaluated = [run for run in several if run.evaluation]
-  if not evaluated:
-    return []
+  """Returns measures that any final evaluation has, under shared titles."""
   labels: dict[summary.Measure, list[str]] = {}
   for run in several:
     for measure in task_pages.for_task(run).measures(run):
@@ -37,7 +34,7 @@ def measures(several: list[runs.Run]) -> list[summary.Measure]:
   return [
     measure._replace(label=task_pages.common_title(found, measure.key))
     for measure, found in labels.items()
-    if all(run.evaluation.get(measure.key) is not None for run in evaluated)
+    if any(run.evaluation.get(measure.key) is not None for run in several)
   ]
 
 
@@ -80,7 +77,7 @@ def row(
   rate = float(np.median(rates)) if rates else None
   return [
     _runs(members, group),
-    *[_score(measure, tested) for measure in wanted],
+    *[_score(measure, _having(measure, tested)) for measure in wanted],
     _validation(validated, several),
     _range([run.last_step for run in several], '{:,}'.format),
     _range([size for size in sizes if size is not None], summary.si),
@@ -98,6 +95,8 @@ def difference(
   if len(_protocols(base) | _protocols(other)) > 1:
     return Cell('–', 'measured otherwise')
   before, after = values(measure, base), values(measure, other)
+  if not before or not after:
+    return Cell('–', 'not measured')
   change, interval = intervals.welch(before, after)
   text = _signed(f'{change:+{measure.form}}')
   if interval is None:
@@ -112,9 +111,9 @@ def difference(
 
 
 def values(measure: summary.Measure, group: groups.Group) -> list[float]:
-  """Returns a value for each seed that was evaluated."""
-  found = (member.run.evaluation for member in group.evaluated)
-  return [measure.scale * evaluation[measure.key] for evaluation in found]
+  """Returns a value for each seed that was evaluated, and by this measure."""
+  found = _having(measure, [member.run for member in group.evaluated])
+  return [measure.scale * run.evaluation[measure.key] for run in found]
 
 
 def ranked(
@@ -130,6 +129,12 @@ def ranked(
   )
 
 
+def _having(
+  measure: summary.Measure, several: list[runs.Run]
+) -> list[runs.Run]:
+  return [run for run in several if run.evaluation.get(measure.key) is not None]
+
+
 def _signed(text: str) -> str:
   """Returns text with the minus sign that is as wide as the plus."""
   return text.replace('-', '−')
@@ -140,8 +145,13 @@ def _unbroken(text: str) -> str:
 
 
 def _protocols(group: groups.Group) -> set[str]:
-  tested = [member.run for member in group.evaluated]
-  return {task_pages.for_task(run).eval_protocol(run) for run in tested}
+  """Returns how those runs were measured that have a number."""
+  found = set()
+  for run in (member.run for member in group.evaluated):
+    pages = task_pages.for_task(run)
+    if any(_having(measure, [run]) for measure in pages.measures(run)):
+      found.add(pages.eval_protocol(run))
+  return found
 
 
 def _why_none(before: Sequence[float], after: Sequence[float]) -> str:
