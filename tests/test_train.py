@@ -13,7 +13,7 @@ from configs import digits_vit22b_ti
 from vit22b_jax import api, errors, train
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import checkpoint, preemption, records, runs, workdir
-from vit22b_jax.tasks import classification, evaluators
+from vit22b_jax.tasks import classification, evaluators, fid_evaluator
 
 
 def _config(**overrides):
@@ -342,3 +342,18 @@ def test_equal_accuracies_are_told_apart_by_the_loss(tmp_path):
   assert max(found, key=found.get) == 2
   assert not evaluate.out_of_patience(found, 2)
   assert evaluate.out_of_patience(found, 1)
+
+
+def test_what_is_not_a_number_is_never_the_best():
+  """A precision without images, the distance of a generator that broke."""
+
+  def score(evaluator, metric, value, loss):
+    return evaluate.score(evaluator, {metric: value, 'val/loss': loss})
+
+  nan, evaluator = float('nan'), evaluators.ClassificationEvaluator
+  first, later = (score(evaluator, 'val/map', nan, x) for x in (2.0, 1.0))
+  assert first < later < score(evaluator, 'val/map', 0.0, nan)
+  evaluator = fid_evaluator.FidEvaluator
+  assert score(evaluator, 'val/fid', nan, 0.0) < score(
+    evaluator, 'val/fid', 1e9, 0.0
+  )

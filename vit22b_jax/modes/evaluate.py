@@ -25,15 +25,16 @@ def score(
   """Returns how good the weights of a row of metrics.jsonl are.
 
   More is better: the evaluator's metric, then minus the validation loss for
-  those that it doesn't tell apart. None for a row that isn't of a validation,
-  or of one with too few images to choose weights by.
+  those that it doesn't tell apart; what isn't a number is the worst. None for a
+  row that isn't of a validation, or of one with too few images to choose by.
   """
   metric = next((m for m in evaluator.best_metrics if m in row), None)
   count = row.get('val/num_images', math.inf)
   if metric is None or count < evaluator.min_images:
     return None
   sign = 1 if evaluator.best_mode == 'max' else -1
-  return sign * float(row[metric]), -row.get('val/loss', 0.0)
+  values = sign * float(row[metric]), -row.get('val/loss', 0.0)
+  return tuple(-math.inf if math.isnan(value) else value for value in values)
 
 
 def scores(
