@@ -286,6 +286,7 @@ def test_a_folder_holds_what_the_last_call_made(tmp_path, run, out):
   save(source / 'e.png', (16, 16))
   done = run(Task('resnet'), source)
   assert done.files == ['b/c.png', 'e.png']
+  assert done.notes[-1] == '2 images of an earlier call were removed.'
   there = {str(p.relative_to(target)) for p in target.rglob('*.png')}
   assert there == {*done.files, 'mine.png'}  # what others put there stays
   text = done.page.read_text()

@@ -81,7 +81,8 @@ def run(
 ) -> Done:
   """Translates every readable image of a folder, or one file.
 
-  PNGs of an earlier call that aren't made anew are deleted there.
+  PNGs of an earlier call that aren't made anew are deleted there, so that the
+  folder holds what one call made.
 
   Args:
     task: needs no data.
@@ -118,21 +119,31 @@ def run(
     raise inputs.no_image(given, notes)
   # Batches are of images of one size; results are in the order of the names.
   files = [pngs[name] for name in names if name in made]
-  for name in earlier.difference(files):
-    (target / name).unlink(missing_ok=True)
+  _remove(target, earlier.difference(files), notes)
   workdir.write_json(f'{target.name}/{FILES}', sorted(files))
-  template = page_lib.environment().get_template('pairs.html')
-  page = template.render(
+  page = _page(
     domains=task.names if direction == 'a2b' else task.names[::-1],
     direction=direction,
     pairs=[(name, *pairs[name]) for name in names if name in pairs],
     total=len(files),
     notes=notes,
   )
-  workdir.write_bytes(
-    f'{target.name}/{PAGE}', page.encode(errors='backslashreplace')
-  )
+  workdir.write_bytes(f'{target.name}/{PAGE}', page)
   return Done(files, notes, target / PAGE)
+
+
+def _remove(target: epath.Path, stale: set[str], notes: list[str]) -> None:
+  """Removes what an earlier call made and this one didn't, and says so."""
+  for name in stale:
+    (target / name).unlink(missing_ok=True)
+  if stale:
+    notes.append(f'{len(stale)} images of an earlier call were removed.')
+
+
+def _page(**fields: Any) -> bytes:
+  """Returns index.html, whose template says what its fields are."""
+  template = page_lib.environment().get_template('pairs.html')
+  return template.render(**fields).encode(errors='backslashreplace')
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
