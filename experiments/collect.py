@@ -1,4 +1,4 @@
-"""Keeps the result files of a finished run: workdir -> folder of experiments/.
+"""Keeps the result files of a run: workdir -> folder of experiments/.
 
     python -m experiments.collect runs/NAME experiments/NAME
 
@@ -22,17 +22,12 @@ FILES = (
   'metrics.jsonl',
   'diagnostics.csv',
   'events.jsonl',
+  'plan.json',
 )
 
 
 def collect(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-  """Copies a run's files and draws its plots; FILES lists the files.
-
-  Raises:
-    FileNotFoundError: the run has no final evaluation.
-  """
-  if not (workdir / 'eval.json').exists():
-    raise FileNotFoundError(f'{workdir} has no eval.json: let the run end.')
+  """Copies a run's files and draws its plots; FILES lists the files."""
   folder.mkdir(parents=True, exist_ok=True)
   for name in FILES:
     if (workdir / name).exists():

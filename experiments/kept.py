@@ -5,7 +5,8 @@ import pathlib
 from typing import Any
 
 from experiments import summary
-from vit22b_jax import report
+from vit22b_jax import durations, report
+from vit22b_jax.runtime import runs as runs_lib
 
 # Pictures that a folder may hold: what they show.
 PICTURES = {
@@ -28,11 +29,15 @@ LIMITS = {
   f'{ONE_SEED}',
   'monet2photo_cpu': 'Paintings and photos are a subset of the public set. '
   f'{UNCALIBRATED} {ONE_SEED}',
+  'cifar100_s': 'The first steps only: what the training reaches at its end is '
+  'not known. A plan is a prediction, and an upper bound on speed.',
 }
+# Runs that were begun to see what they cost: folder, config, data.
+BEGUN = (('cifar100_s', 'cifar100_vit22b_s', 'CIFAR-100, 32 px'),)
 
 
 def pages(experiments: pathlib.Path) -> dict[pathlib.Path, str]:
-  """Returns the page of every recipe of `summary.RECIPES`; seeds share one."""
+  """Returns the pages of `summary.RECIPES` and of BEGUN; seeds share one."""
   found = {}
   for folder, config, data in summary.RECIPES:
     name = pathlib.Path(folder).parts[0]
@@ -40,6 +45,10 @@ def pages(experiments: pathlib.Path) -> dict[pathlib.Path, str]:
       path.parent for path in (experiments / name).rglob('eval.json')
     )
     found[experiments / name / 'README.md'] = page(name, runs, config, data)
+  for name, config, data in BEGUN:
+    found[experiments / name / 'README.md'] = page(
+      name, [experiments / name], config, data
+    )
   return found
 
 
@@ -53,12 +62,13 @@ def page(name: str, runs: list[pathlib.Path], config: str, data: str) -> str:
     data: the name of the data set for readers.
   """
   seed = ' --config.seed=N' if len(runs) > 1 else ''
+  results = ['On the test part:', report.markdown_table(runs).strip()]
+  ended = (runs[0] / 'eval.json').exists()
   parts = [
     f'# `{config}`: {data}',
-    answer(runs),
+    answer(runs) if ended else cost(runs[0]),
     *(f'![{words}]({file})' for file, words in _pictures(runs[0])),
-    'On the test part:',
-    report.markdown_table(runs).strip(),
+    *(results if ended else ()),
     '## Method',
     f'    python main.py --config=configs/{config}.py{seed}',
     method(runs),
@@ -94,12 +104,35 @@ def answer(runs: list[pathlib.Path]) -> str:
   )
 
 
+def cost(run: pathlib.Path) -> str:
+  """Says how fast a run that was begun trains, and what its end would cost.
+
+  By its own speed, and by plan.json, for one chip.
+  """
+  files, plan = runs_lib.read(run), _read(run, 'plan.json')
+  config, minutes = files.config, float(summary.minutes(run))
+  total = durations.steps(
+    config['duration'], steps_per_epoch=files.steps_per_epoch
+  )
+  steps, losses = files.metric('train/loss')
+  planned = durations.in_words(total * plan['predicted_step_seconds'])
+  here = total / steps[-1] * minutes / 60 / 24
+  return (
+    f'On {files.versions["cpus"]} CPU cores the first {steps[-1]} of '
+    f'{total:,} steps took {minutes:.0f} minutes of training, '
+    f'{steps[-1] * config["batch_size"] / minutes / 60:.0f} images a '
+    f'second, so that all would take {here:.1f} days; the plan of one '
+    f'{plan["chip"]} says {planned} at best. The training loss fell from '
+    f'{losses[0]:.2f} (mean of the first {steps[0]} steps) to {losses[-1]:.2f}.'
+  )
+
+
 def method(runs: list[pathlib.Path]) -> str:
   """Says what was trained, how long and with which versions."""
   config, versions = (
     _read(runs[0], f'{n}.json') for n in ('config', 'versions')
   )
-  model, step = config['model'], _read(runs[0], 'eval.json')['step']
+  model, step = config['model'], runs_lib.read(runs[0]).last_step
   depth = f', {model["depth"]} blocks' if model['depth'] else ''
   libraries = ', '.join(f'{n} {versions[n]}' for n in ('jax', 'flax', 'optax'))
   return (

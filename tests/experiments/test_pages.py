@@ -1,5 +1,8 @@
 """Pages open with an answer, and the answers hold in the rows."""
 
+import json
+import shutil
+
 import pytest
 
 from experiments import catalogue, kept, results, runner
@@ -71,3 +74,20 @@ def test_vit22b_comes_last_by_the_papers_preset_on_both_sets():
       if row['data'] == data
     }
     assert max(distances, key=distances.get) == 'ViT-22B-S'
+
+
+def test_what_a_run_that_was_begun_would_cost(tmp_path):
+  run = shutil.copytree(FOLDER / 'cifar100_s', tmp_path / 'run')
+  rows = [
+    {'step': 100, 'epoch': 100 / 351, 'train/loss': 4.5},
+    {'step': 200, 'epoch': 200 / 351, 'train/loss': 4.25},
+  ]
+  lines = [json.dumps(row | {'perf/images_per_second': 16.0}) for row in rows]
+  (run / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  plan = {'chip': 'h100', 'predicted_step_seconds': 0.5}
+  (run / 'plan.json').write_text(json.dumps(plan))
+  text = kept.cost(run)  # 70,200 steps of 8 s, and of half a second
+  assert 'the first 200 of 70,200 steps took 27 minutes' in text
+  assert '16 images a second' in text and 'all would take 6.6 days' in text
+  assert 'one h100 says 9 h 45 min at best' in text
+  assert '4.50 (mean of the first 100 steps) to 4.25.' in text
