@@ -7,7 +7,6 @@ started again it goes on; delete a row to have it made anew. Needs the extras
 `tpu` and `plan-gpu`, no accelerator.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -39,14 +38,7 @@ GPU_VARIANTS = ('S', 'B', 'L', 'H')
 CHIP_BATCH = 64  # images of a chip in weak scaling
 BATCH = 16_384  # images of a step in strong scaling
 
-_ESTIMATED = (
-  'hbm_bytes_per_device',
-  'hardware_flops_per_device',
-  'memory_traffic_bytes',
-  'predicted_step_seconds',
-)
 _KEPT = (
-  'method',
   'hardware_flops_per_device',
   'memory_traffic_bytes',
   'fits',
@@ -131,19 +123,7 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
     plan = planner.plan(config_of(cell), hardware)
   except errors.UserError as error:
     return {**cell, 'fits': False, 'refused': str(error)}
-  found = {**cell, **{key: plan.get(key) for key in _KEPT}}
-  if hardware.chip.torus:
-    return found
-  return found | {'estimated': estimate(cell, hardware)}
-
-
-def estimate(
-  cell: dict[str, Any], hardware: topologies.Topology
-) -> dict[str, Any]:
-  """Returns what is planned for GPUs where nothing compiles for them."""
-  absent = dataclasses.replace(hardware, devices=None)
-  plan = planner.plan(config_of(cell), absent)
-  return {key: plan[key] for key in _ESTIMATED}
+  return {**cell, **{key: plan.get(key) for key in _KEPT}}
 
 
 def main() -> None:

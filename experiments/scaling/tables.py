@@ -44,14 +44,13 @@ def _plan_row(name: str, plan: dict[str, Any]) -> list[str]:
   config = plan['config']
   size = name.split('_')[0].upper()
   mesh = ' x '.join(str(n) for n in plan['mesh'].values())
-  seconds = plan['compile_seconds']
   cells = [
     f'{size} on {plan["topology"]}, mesh {mesh}',
     f'{plan["batch_size"]:,}, {config["optim"]["accumulate"]}, '
     f'{config["model"]["remat"]}',
     f'{_gib(plan):.1f} / {plan["hbm_capacity_bytes"] / 2**30:.0f}',
     f'{plan["largest_batch_size"]:,}' if plan['fits'] else 'none',
-    'estimated' if seconds is None else f'{seconds:.0f}',
+    f'{plan["compile_seconds"]:.0f}',
   ]
   if plan['predicted_step_seconds'] is None:
     return [*cells, 'does not fit', '', '', '', '']
@@ -139,21 +138,6 @@ def gpus_table() -> str:
   return documents.table(['size', *gpus, '#v4:1x1x1'], lines)
 
 
-def estimates_table() -> str:
-  """Returns estimated over compiled memory, to judge the estimate."""
-  lines = [
-    [
-      r['variant'],
-      f'{r["scaling"]}:{r["chips"]}',
-      *(f'{value / r[key]:.2f}' for key, value in r['estimated'].items()),
-    ]
-    for r in rows()
-    if 'estimated' in r
-  ]
-  columns = ('size', 'GPUs', '#memory', '#products', '#traffic', '#s a step')
-  return documents.table(columns, lines)
-
-
 def draw() -> None:
   """Draws memory and step time by chips, a panel for each size."""
   panels = (
@@ -227,7 +211,6 @@ TABLES = {
   'sweep': sweep_table,
   'strong': strong_table,
   'gpus': gpus_table,
-  'estimates': estimates_table,
 }
 
 

@@ -50,8 +50,6 @@ def folder(tmp_path, monkeypatch):
       rows.append({**cell, 'fits': False, 'refused': '3 heads'})
     else:
       rows.append(row(cell))
-    if (cell['scaling'], cell['chips']) in sweep.GPUS:
-      rows[-1]['estimated'] = {'hbm_bytes_per_device': 2**30}
   file = tmp_path / 'sweep.json'
   file.write_text(json.dumps(rows))
   monkeypatch.setattr(sweep, 'SWEEP', file)
@@ -68,7 +66,6 @@ def test_tables_of_a_sweep(folder):
   gpus = tables.gpus_table().splitlines()
   assert gpus[0] == '| size | rtx4090:1 | h100:1 | h100:8 | v4:1x1x1 |'
   assert gpus[2] == '| S |' + ' 0.25 (2.0) |' * 4
-  assert '| S | h100:8 | 0.50 |' in tables.estimates_table()
   assert '**0.3**' in tables.strong_table()
   tables.draw()
   assert (folder / 'memory.png').stat().st_size > 10_000

@@ -62,7 +62,7 @@ def compile_step(monkeypatch):
 
   def run(config, topology='h100:1', least=1):
     plan = planner.plan(config, topologies.find(topology))
-    assert plan['method'] == 'compiled' and plan['fits']
+    assert plan['fits']
     assert plan.get('not_predicted') is None
     done = plan['hardware_flops_per_device']
     assert done > least * plan['model_flops_per_device']

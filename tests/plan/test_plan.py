@@ -80,20 +80,24 @@ def test_bandwidth_of_rings_and_lines():
   assert topologies.bandwidth(small, mesh, tuple(range(32))) == 3 * link
 
 
-@pytest.mark.usefixtures('no_plugin')
 def test_gpus_leave_their_node_together():
-  eight = topologies.find('h100:16')
-  chip = eight.chip
-  assert topologies.bandwidth(eight, None, (0, 7)) == chip.link_bandwidth
-  assert topologies.bandwidth(eight, None, (0, 8)) == chip.network_bandwidth
-  all_ = topologies.bandwidth(eight, None, tuple(range(16)))
-  assert all_ == min(chip.link_bandwidth, 8 * chip.network_bandwidth)
+  chip = chips.named('h100')
+  nodes = topologies.Topology('h100:16', chip, (16,), ())
+
+  def bandwidth(ids, group):
+    devices = np.array([types.SimpleNamespace(id=i) for i in ids])
+    mesh = types.SimpleNamespace(devices=devices)
+    return topologies.bandwidth(nodes, mesh, group)
+
+  ids = np.arange(16)
+  assert bandwidth(ids, (0, 7)) == chip.link_bandwidth
+  assert bandwidth(ids, (0, 8)) == chip.network_bandwidth
+  all_ = min(chip.link_bandwidth, 8 * chip.network_bandwidth)
+  assert bandwidth(ids, tuple(range(16))) == all_
   # A mesh may put them in another order.
-  ids = np.arange(16).reshape(2, 8).T.ravel()
-  devices = np.array([types.SimpleNamespace(id=i) for i in ids])
-  mesh = types.SimpleNamespace(devices=devices)
-  assert topologies.bandwidth(eight, mesh, (0, 2)) == chip.link_bandwidth
-  assert topologies.bandwidth(eight, mesh, (0, 1)) == chip.network_bandwidth
+  ids = ids.reshape(2, 8).T.ravel()
+  assert bandwidth(ids, (0, 2)) == chip.link_bandwidth
+  assert bandwidth(ids, (0, 1)) == chip.network_bandwidth
 
 
 @pytest.mark.parametrize(
@@ -236,40 +240,6 @@ def test_out_of_memory_is_read_from_the_compilers_words():
   assert plan_['hbm_bytes_per_device'] == 18 * 2**30  # the whole state
   with pytest.raises(errors.UserError, match='could not compile'):
     planner._too_large(found, jax.errors.JaxRuntimeError('INTERNAL: x'), 1.0)
-
-
-@pytest.fixture
-def no_plugin(monkeypatch):
-  monkeypatch.setattr(topologies.gpu_targets, 'plugin_version', lambda: None)
-
-
-@pytest.mark.usefixtures('no_plugin')
-def test_gpus_are_estimated_without_the_plugin():
-  config = vit22b_22b.get_config()
-  with config.unlocked():  # which can't be traced here
-    config.model.attention = 'cudnn'
-  found = planner.plan(config, topologies.find('h100:1024'))
-  assert found['method'] == 'estimated'
-  memory = found['memory']
-  # Weights in float32, split but for the vectors; and two moments of each.
-  held = 4 * found['parameters'] / found['mesh']['fsdp']
-  assert held <= memory['parameters'] < 1.3 * held
-  assert memory['optimizer'] == pytest.approx(
-    2 * memory['parameters'], rel=1e-3
-  )
-  again = found['recomputed_flops_per_device']
-  assert 0.05 < again / found['hardware_flops_per_device'] < 0.1
-  assert 0.3 < found['predicted_mfu_no_overlap'] < 1
-  assert found['versions']['cuda_plugin'] is None
-  text = rendering.render(found)
-  assert "Estimated: nothing was compiled. pip install '.[plan-gpu]'" in text
-
-
-@pytest.mark.usefixtures('no_plugin')
-def test_gpus_are_not_estimated_for_translation():
-  config = fruit_vitunet_ti.get_config('tiny')
-  with pytest.raises(errors.UserError, match=r'only classifiers.*plan-gpu'):
-    planner.plan(config, topologies.find('a100:8'))
 
 
 def test_a_mesh_that_does_not_match_is_refused():

@@ -81,7 +81,8 @@ def devices(name: str, count: int = 1) -> Sequence[jax.Device]:
     )
   if plugin_version() is None:
     raise errors.UserError(
-      f"Compiling for {name} needs jax's CUDA plugin: {INSTALL}."
+      f"{name}:{count} needs jax's CUDA plugin, XLA's compiler for GPUs: "
+      f'{INSTALL}.'
     )
   node = chips.GPUS_PER_NODE
   hosts = max(count // node, 1)

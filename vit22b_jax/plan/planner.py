@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors, tasks
-from vit22b_jax.plan import analytic, hlo, roofline, topologies
+from vit22b_jax.plan import hlo, roofline, topologies
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import base
 
@@ -51,16 +51,11 @@ def plan(
   Raises:
     UserError: the mesh or the batch doesn't suit the hardware.
   """
-  compiles = topology.devices is not None
-  platform = topology.devices[0].platform if compiles else 'gpu'
-  config_lib.resolve_dtype(config, platform)  # no chip listed is a CPU
-  if compiles:
-    options = sharding.mesh_options(config)
-    mesh = sharding.make_mesh(devices=topology.devices, **options)
-    task = make_task(config, mesh)
-    task.validate_sharding()
-  else:
-    task, mesh = analytic.prepare(config, topology)
+  config_lib.resolve_dtype(config, topology.devices[0].platform)
+  options = sharding.mesh_options(config)
+  mesh = sharding.make_mesh(devices=topology.devices, **options)
+  task = make_task(config, mesh)
+  task.validate_sharding()
   found = {
     'topology': topology.name,
     'devices': topology.size,
@@ -71,7 +66,6 @@ def plan(
     'matmul_efficiency': efficiency,
     'config': config.to_dict(),
     'versions': topologies.compiler_versions(),
-    'method': 'compiled' if compiles else 'estimated',
     'mesh': dict(mesh.shape),
     'total_steps': task.total_steps,
     'parameters': sum(
@@ -82,17 +76,7 @@ def plan(
     ),
     'memory': _state_bytes(task),
   }
-  if compiles:
-    return found | _compiled(found, task, topology)
-  memory, work = analytic.estimate(task, mesh, config, found['memory'])
-  total = sum(memory.values())
-  found |= {
-    'memory': memory,
-    'hbm_bytes_per_device': total,
-    'fits': total <= topology.chip.hbm_bytes,
-    'compile_seconds': None,
-  }
-  return found | _costs(found, work, topology, None)
+  return found | _compiled(found, task, topology)
 
 
 def _compiled(
@@ -193,7 +177,7 @@ def _costs(
   found: dict[str, Any],
   work: roofline.Work,
   topology: topologies.Topology,
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh,
 ) -> dict[str, Any]:
   """Returns arithmetic and collectives, and the time that they take."""
   bandwidth = functools.lru_cache(

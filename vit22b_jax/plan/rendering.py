@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vit22b_jax.plan import gpu_targets, planner
+from vit22b_jax.plan import planner
 
 _KINDS = {
   'parameters': 'parameters',
@@ -96,10 +96,7 @@ def _memory(plan) -> list[str]:
     more = f'twice that needs {gib(more)}' if more else 'no more images'
     largest = plan['largest_batch_size']
     lines.append(f'  largest batch in so many parts: {largest:,}; {more}')
-  if plan['compile_seconds'] is not None:
-    return [*lines, f'Compiled in {plan["compile_seconds"]:.1f} s.']
-  install = gpu_targets.INSTALL
-  return [*lines, f'Estimated: nothing was compiled. {install} compiles it.']
+  return [*lines, f'Compiled in {plan["compile_seconds"]:.1f} s.']
 
 
 def _arithmetic(plan) -> list[str]:

@@ -2,10 +2,6 @@
 
 topology = topologies.find('v5e:2x4')
 topology.chip, topology.devices
-
->>> node = find('h100:8')
->>> node.size, node.chip.hbm_bytes / 1e9
-(8, 80.0)
 """
 
 import dataclasses
@@ -48,9 +44,7 @@ class Topology:
   name: str  # as it was asked for
   chip: chips.Chip
   shape: tuple[int, ...]  # a TPU slice's axes, or (GPUs,)
-  # What jax compiles for; None for GPUs without jax's CUDA plugin, so that a
-  # plan has to estimate.
-  devices: Sequence[jax.Device] | None
+  devices: Sequence[jax.Device]  # what jax compiles for
 
   @property
   def size(self) -> int:
@@ -72,7 +66,7 @@ def find(name: str) -> Topology:
   """Returns the hardware of that name.
 
   Raises:
-    UserError: the name isn't known, or libtpu isn't installed.
+    UserError: the name isn't known, or its compiler isn't installed.
   """
   if name == LOCAL:
     return _local()
@@ -86,10 +80,8 @@ def find(name: str) -> Topology:
     )
   shape = tuple(int(size) for size in sizes.split('x'))
   if not chip.torus:
-    count, devices = math.prod(shape), None
-    if gpu_targets.plugin_version() is not None:
-      devices = gpu_targets.devices(kind, count)
-    return Topology(name, chip, (count,), devices)
+    count = math.prod(shape)
+    return Topology(name, chip, (count,), gpu_targets.devices(kind, count))
   if len(shape) != chip.torus:
     raise errors.UserError(
       f'--topology={name}: a {kind} slice has {chip.torus} axes, such as '
@@ -186,7 +178,7 @@ def compile_for(
 
 
 def bandwidth(
-  topology: Topology, mesh: jax.sharding.Mesh | None, group: tuple[int, ...]
+  topology: Topology, mesh: jax.sharding.Mesh, group: tuple[int, ...]
 ) -> float:
   """Returns the bytes/s that a device sends to the next of its group.
 
@@ -198,13 +190,12 @@ def bandwidth(
 
   Args:
     topology: the hardware.
-    mesh: of the devices; None for GPUs, which then lie node by node.
+    mesh: of the devices.
     group: positions in the mesh of those that take part.
   """
-  chip = topology.chip
+  chip, devices = topology.chip, mesh.devices.ravel()
   if chip.network_bandwidth:
-    ids = group if mesh is None else [mesh.devices.ravel()[i].id for i in group]
-    nodes = len({i // chips.GPUS_PER_NODE for i in ids})
+    nodes = len({devices[i].id // chips.GPUS_PER_NODE for i in group})
     if nodes == 1:
       return chip.link_bandwidth
     share = chip.network_bandwidth * len(group) / nodes
@@ -214,7 +205,6 @@ def bandwidth(
   closes = [size % _RINGS[chip.torus] == 0 for size in topology.shape]
   if chip.torus == 3:  # smaller slices than cubes of 4 x 4 x 4 have no rings
     closes = [all(closes)] * 3
-  devices = mesh.devices.ravel()
   places = [devices[i].coords for i in group]
   links = 0
   for axis, size in enumerate(topology.shape):
