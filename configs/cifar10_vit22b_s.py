@@ -2,7 +2,7 @@
 
     python main.py --config=configs/cifar10_vit22b_s.py
 
-Hardware and time: about 0.6 h on one A100, 5 days on two CPU cores; the paper's
+Hardware and time: about 0.6 h on one A100, 6 days on two CPU cores; the paper's
 image size (`configs/cifar10_vit22b_s.py:paper`) about 0.8 h on one A100.
 Estimates from the FLOPs at a quarter of the peak, not measurements.
 

@@ -109,7 +109,7 @@ def _data() -> config_dict.ConfigDict:
   c.val_fraction = 0.1  # of the training part, when there's no validation part
   c.split_seed = placeholder(int)  # chooses that part; None: seed
   c.allow_changes = (
-    False  # resume, evaluate on other images than those of the first start
+    False  # resume on other images than those of the first start
   )
   c.cache_max_gb = 4.0  # largest decoded set to hold in memory
   c.max_corrupt = 0  # unreadable images to skip before failing
@@ -174,7 +174,7 @@ def _domains() -> config_dict.ConfigDict:
   c.val_fraction = 0.1  # of the training part, since there's no validation part
   c.split_seed = placeholder(int)  # chooses that part; None: seed
   c.allow_changes = (
-    False  # resume, evaluate on other images than those of the first start
+    False  # resume on other images than those of the first start
   )
   c.cache_max_gb = 4.0  # largest decoded set to hold in memory
   c.max_corrupt = 0  # unreadable images to skip before failing

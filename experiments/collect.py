@@ -28,11 +28,12 @@ FILES = (
 
 def collect(workdir: pathlib.Path, folder: pathlib.Path) -> None:
   """Copies a run's files and draws its plots; FILES lists the files."""
+  config = json.loads((workdir / CONFIG).read_text())
   folder.mkdir(parents=True, exist_ok=True)
   for name in FILES:
+    (folder / name).unlink(missing_ok=True)  # of an earlier run
     if (workdir / name).exists():
       shutil.copyfile(workdir / name, folder / name)
-  config = json.loads((workdir / CONFIG).read_text())
   config['data']['dir'] = ''
   (folder / CONFIG).write_text(
     json.dumps(config, indent=2, sort_keys=True) + '\n'

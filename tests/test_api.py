@@ -145,8 +145,11 @@ def test_an_image_is_cut_as_the_evaluation_cuts_it(run, tmp_path, share):
   manager.close()
   images = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), np.uint8)
   expected = task.evaluator.predict(variables, images)
-  found = vit22b_jax.load(tmp_path).predict(images)
+  predictor = vit22b_jax.load(tmp_path)
+  found = predictor.predict(images)
   np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert predictor.predict(images[:3]).shape == (3, found.shape[1])
+  assert predictor._cut._cache_size() == 1  # whatever the number of images
   assert export.describe(task)['eval_crop'] == share
 
 

@@ -125,12 +125,12 @@ def test_the_command_line_starts_without_tensorflow():
 
 
 def test_a_plan_of_absent_hardware_starts_on_the_cpu():
-  """Also where JAX_PLATFORMS is unset."""
+  """Also where JAX_PLATFORMS is unset, and a config file imported jax."""
   program = """
 import sys
+import jax
 from vit22b_jax import cli
 def run(flags):
-  import jax
   print(jax.config.jax_platforms)
 sys.modules['vit22b_jax.commands'] = type(sys)('commands')
 sys.modules['vit22b_jax.commands'].run = run

@@ -135,10 +135,17 @@ class Predictor:
 
   def preprocess(self, images: Images) -> Float[np.ndarray, 'B S S 3']:
     """Returns images as the model sees them: square, normalized float32."""
-    squares = _load_images(images, self.load_size)
-    seen = augment.eval_images(squares, self.image_size, self.eval_crop)
-    pixels = np.asarray(seen) / np.float32(255)
+    pixels = _load_images(images, self.load_size)
+    if self.eval_crop or self.load_size != self.image_size:
+      pixels = np.stack([self._cut(image) for image in pixels])
+    pixels = pixels / np.float32(255)
     return (pixels - np.float32(self.mean)) / np.float32(self.std)
+
+  @functools.cached_property
+  def _cut(self) -> Callable[..., Array]:
+    return jax.jit(
+      lambda x: augment.eval_images(x[None], self.image_size, self.eval_crop)[0]
+    )
 
   @functools.cached_property
   def _probabilities(self) -> Callable[..., Array]:

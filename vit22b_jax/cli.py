@@ -321,11 +321,12 @@ def run_flags(values: flags.FlagValues) -> int:
   """Does what the parsed flags say; returns the exit code."""
   if values.mode == 'report':
     return _report(values)
+  import jax
+
   if values.mode == 'plan' and values.topology not in (None, 'local'):
     # The CPU compiles: libtpu must not look for TPUs, nor the plugin for CUDA.
     os.environ['JAX_PLATFORMS'] = 'cpu'
-  import jax
-
+    jax.config.update('jax_platforms', 'cpu')  # jax may have read that before
   from vit22b_jax import commands
   from vit22b_jax.runtime import console, distributed, host
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from absl import flags as absl_flags
+from absl import logging
 from etils import epath
 
 from vit22b_jax import api, errors, plan, tasks, train
@@ -177,8 +178,8 @@ def open_run(
     data = distributed.run_on_process_zero_first(
       lambda: tasks.TASKS[config.task].load_data(config)
     )
-  if mode == 'eval':
-    setup.validate_same_data(config, data, path)
+    if changes := setup.changed_data(config, data, path):
+      logging.warning('Images changed since the training:\n%s', changes)
   return api.open_run(path, config, data)
 
 

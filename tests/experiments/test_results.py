@@ -30,7 +30,10 @@ def test_translations_come_with_a_table_and_their_samples(
   run = report_fixtures.make_translation(tmp_path / 'run', steps=200, every=100)
   folder = tmp_path / 'experiments' / 'fruit'
   _set_data_dir(run / 'config.json', '/home/me/tfds')
+  folder.mkdir()
+  (folder / 'plan.json').write_text('{}')  # of another run that was kept here
   collect.collect(run, folder)
+  assert not (folder / 'plan.json').exists()
   before, after = (
     json.loads((path / 'config.json').read_text()) for path in (run, folder)
   )

@@ -203,8 +203,16 @@ def test_a_trial_starts_from_the_weights_to_fine_tune(
   assert trial['max_abs_grad'][0] is None and trial['max_abs_grad'][-1] < 10
   assert trial['exploded'] is None
   trial = from_scale(2.0**120)
-  assert trial['exploded'] == diagnostics.STUCK_STEPS
+  assert len(trial['max_abs_grad']) == diagnostics.STUCK_STEPS
+  assert trial['exploded'] == 1  # the first of the steps that nothing left
   assert not trial['recovered']
+
+
+def test_weights_that_do_not_fit_end_a_probe(config, mesh, tmp_path):
+  other = config.copy_and_resolve_references()
+  other.init_from = str(tmp_path / 'none.safetensors')
+  with pytest.raises(errors.UserError, match=r'none\.safetensors'):
+    probe.run(other, tmp_path / 'run', mesh, minutes=5)
 
 
 def test_a_probe_is_written_and_goes_on(

@@ -478,8 +478,10 @@ def test_a_run_without_distances_hides_no_others(tmp_path):
   kept = {key: scores[key] for key in ('split', 'step', 'weights')}
   kept |= {'num_a': 64, 'num_b': 60, 'not_computed': 'no weights'}
   (paths[2] / 'eval.json').write_text(json.dumps(kept))
-  for several in (paths, paths[::-1]):
-    text = seen(page_of(several, tmp_path))
+  for several, baseline in ((paths, 0), (paths[::-1], 1)):
+    page = page_of(several, tmp_path)
+    assert f'<option value="{baseline}" selected>' in page
+    text = seen(page)
     assert 'mean FID of both directions: 36.35; +0 against' in text
     assert 'FID: apple → orange' in text and 'not measured' in text
     assert 'Not all was measured alike' not in text

@@ -112,6 +112,8 @@ class Probe:
       flipped, value = trials.flip(self.config, switch)
       program = trials.Program(flipped, self.mesh, self.data)
     except errors.UserError as error:
+      if not switch:
+        raise
       console.say(f'{switch} stays as it is: {error}')
       return
     try_rate = functools.partial(self.try_rate, program, switch, value)

@@ -171,7 +171,7 @@ def make_task(
     lambda: task_type.load_data(config)
   )
   if has_steps(folder):
-    validate_same_data(config, data, folder.path)
+    validate_same_data(config, data, folder)
   task = task_type(config, mesh, list(data.names), data)
   if text := task.validate_sharding():
     console.say(text)
@@ -180,21 +180,35 @@ def make_task(
 
 
 def validate_same_data(
-  config: ConfigDict, data: catalog.Dataset, path: epath.PathLike
+  config: ConfigDict, data: catalog.Dataset, folder: workdir_lib.Workdir
 ) -> None:
   """Compares classes and images with those that a run was trained on.
-
-  Domains are named by a path, so that their names may change.
-
-  Args:
-    config: the run's, or what it is resumed or evaluated with.
-    data: what its `data` section names now.
-    path: the run's folder.
 
   Raises:
     UserError: the classes differ, or images do without `data.allow_changes`.
   """
-  names, allowed = list(data.names), config.data.allow_changes
+  changes = changed_data(config, data, folder.path)
+  if changes and not config.data.allow_changes:
+    raise errors.UserError(
+      f'The workdir {folder.path} was trained on other images:\n{changes}\n'
+      'Put them back, use another --workdir, or go on with what is there now: '
+      '--config.data.allow_changes=True.'
+    )
+  if changes:
+    console.say(f'Images changed since the last start:\n{changes}')
+
+
+def changed_data(
+  config: ConfigDict, data: catalog.Dataset, path: epath.PathLike
+) -> str:
+  """Lists the images that aren't those of a run's training; '' if all are.
+
+  Domains are named by a path, so that their names may change.
+
+  Raises:
+    UserError: the classes differ, which labels count.
+  """
+  names = list(data.names)
   before = workdir_lib.read_json(path, workdir_lib.CLASSES, list)
   if config.task == 'classification' and before not in (None, names):
     raise errors.UserError(
@@ -206,17 +220,9 @@ def validate_same_data(
   marks = formats.Fields(others=str)
   before = workdir_lib.read_json(path, workdir_lib.DATA, marks)
   if before is None:  # The run is older than the file.
-    return
+    return ''
   lines = fingerprint.compare(before, data.fingerprint)
-  changes = '\n'.join(f'  {line}' for line in lines)
-  if changes and not allowed:
-    raise errors.UserError(
-      f'The workdir {path} was trained on other images:\n{changes}\n'
-      'Put them back, use another --workdir, or go on with what is there now: '
-      '--config.data.allow_changes=True.'
-    )
-  if changes:
-    console.say(f'Images changed since the last start:\n{changes}')
+  return '\n'.join(f'  {line}' for line in lines)
 
 
 def write_description(task: base.Task, folder: workdir_lib.Workdir) -> None:

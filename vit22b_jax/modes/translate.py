@@ -67,7 +67,7 @@ class Done(NamedTuple):
   """The result of `run`."""
 
   files: list[str]  # PNGs, below the output folder, in the order of the inputs
-  notes: list[str]  # a line for each input that was scaled down or left out
+  notes: list[str]  # what was scaled down, left out or removed
   page: epath.Path
 
 
@@ -206,20 +206,21 @@ def _translations(
 ) -> Iterator[tuple[str, Pixels, Translation]]:
   """Yields name, original and translation, by batches of one size.
 
-  `notes` gets a line for each image that is scaled down or does not fit.
+  `notes` gets a line for each image that is scaled down or does not fit, one
+  for all where the generator takes one size alone.
   """
   model, waiting = task.networks.generator, collections.defaultdict(list)
-  why = (
-    'all that this generator takes' if _is_fixed(model) else 'see --max_size'
-  )
+  shrunk = 0
   for name, (image, opacity) in images:
     height, width, _ = image.shape
     inner, size = _seen_size(model, height, width, max_size)
     if inner[0] < height or inner[1] < width:
-      notes.append(
-        f'{name}: {width} x {height} pixels were translated at {inner[1]} x '
-        f'{inner[0]} and scaled up again ({why}).'
-      )
+      shrunk += 1
+      if not _is_fixed(model):
+        notes.append(
+          f'{name}: {width} x {height} pixels were translated at {inner[1]} x '
+          f'{inner[0]} and scaled up again (see --max_size).'
+        )
     waiting[size].append(_Waiting(name, image, opacity, inner))
     most = min(task.evaluator.batch_size, _MEMORY // _bytes(model, *size))
     full = len(waiting[size]) >= max(most, 1)
@@ -227,6 +228,12 @@ def _translations(
       yield from _translated(translate, size, waiting.pop(size), notes)
   for size, batch in waiting.items():
     yield from _translated(translate, size, batch, notes)
+  if shrunk and _is_fixed(model):
+    height, width = model.image_size
+    notes.append(
+      f'{shrunk} larger images were translated at {width} x {height}, all that '
+      'this generator takes, and brought to their size again.'
+    )
 
 
 def _translated(

@@ -111,12 +111,16 @@ class Program:
           found = {'exploded': len(rows), **self._explain(state, row)}
         if (beyond[-1] and stop) or row['verdict/stopped']:
           break
+    stuck = _count_overflows(rows)
+    if stuck >= _LAST and not found['exploded']:
+      found['exploded'] = len(rows) - stuck + 1
+    recovered = stuck < _LAST and not any(beyond[-_LAST:])
     return {
       'rate': rate,
       'steps': steps,
       'stop': stop,
       **found,
-      'recovered': bool(found['exploded']) and not any(beyond[-_LAST:]),
+      'recovered': bool(found['exploded']) and recovered,
       'last_loss': _number(np.mean([row['loss'] for row in rows[-_LAST:]])),
       **{key: [_number(row[key]) for row in rows] for key in _CURVES},
     }
@@ -129,14 +133,14 @@ class Program:
     return state.replace(opt_state=opt_state)
 
   def _is_beyond(self, row: dict[str, float]) -> bool:
-    """Tells whether a step is past the thresholds, or not to be applied.
+    """Tells whether a step is past the thresholds, or its loss isn't finite.
 
-    Only float16 gradients overflow without stopping the run: the loss scale's
-    search is expected to meet that.
+    Gradients of float16 may overflow besides: the loss scale's search meets
+    that, see `_count_overflows`.
     """
     limits = self._task.config.diagnostics
-    if row['verdict/stopped'] or not np.isfinite(row['max_abs_grad']):
-      return bool(row['verdict/stopped'])
+    if not row['verdict/finite'] or not np.isfinite(row['max_abs_grad']):
+      return not row['verdict/finite']
     return (
       row['max_abs_logit'] >= limits.max_logit
       or row['max_abs_grad'] >= limits.max_abs_grad
@@ -151,6 +155,12 @@ class Program:
       int(state.step) - 1,
       np.array([row[name] for name in names]),
     )
+
+
+def _count_overflows(rows: list[dict[str, float]]) -> int:
+  """Counts the last steps in a row without finite gradients, none applied."""
+  finite = [np.isfinite(row['max_abs_grad']) for row in reversed(rows)]
+  return finite.index(True) if any(finite) else len(finite)
 
 
 def _number(value: float) -> float | None:

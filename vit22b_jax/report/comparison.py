@@ -104,7 +104,9 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
     'member_rows': [
       [results.row([member], g, *shown) for member in g.members] for g in found
     ],
-    'baseline': next((n for n, g in enumerate(found) if g.evaluated), 0),
+    'baseline': next(
+      (n for n, g in enumerate(found) if results.is_measured(wanted, g)), 0
+    ),
     'measures': [measure.label for measure in wanted],
     'is_evaluated': any(group.evaluated for group in found),
     'are_alone': any(measure.is_part for measure in wanted)

@@ -116,6 +116,11 @@ def values(measure: summary.Measure, group: groups.Group) -> list[float]:
   return [measure.scale * run.evaluation[measure.key] for run in found]
 
 
+def is_measured(wanted: Sequence[summary.Measure], group: groups.Group) -> bool:
+  """Tells whether a group has any of the wanted numbers."""
+  return any(values(measure, group) for measure in wanted)
+
+
 def ranked(
   measure: summary.Measure, found: Iterable[groups.Group]
 ) -> list[tuple[float, groups.Group]]:
