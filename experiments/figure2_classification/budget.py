@@ -21,7 +21,7 @@ COMPARED = ('vit', 'vit22b')
 BLOCKS = (*COMPARED, 'vit22b_mlp_norm', 'released')
 BATCH = 64
 EPOCHS = 12
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (2.5e-4, 5e-4, 1e-3)
 RATE = 1e-3  # of the first stage: the released code's default
 # Either has twelve blocks and three heads, as Ti. Steps of the first stage.
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
