@@ -170,8 +170,7 @@ def make_task(
   data = distributed.run_on_process_zero_first(
     lambda: task_type.load_data(config)
   )
-  if has_steps(folder):
-    validate_same_data(config, data, folder)
+  validate_same_data(config, data, folder)
   task = task_type(config, mesh, list(data.names), data)
   if text := task.validate_sharding():
     console.say(text)
@@ -187,8 +186,9 @@ def validate_same_data(
   Raises:
     UserError: the classes differ, or images do without `data.allow_changes`.
   """
-  changes = changed_data(config, data, folder.path)
-  if changes and not config.data.allow_changes:
+  allowed = config.data.allow_changes
+  changes = has_steps(folder) and changed_data(config, data, folder.path)
+  if changes and not allowed:
     raise errors.UserError(
       f'The workdir {folder.path} was trained on other images:\n{changes}\n'
       'Put them back, use another --workdir, or go on with what is there now: '
