@@ -7,9 +7,11 @@ import pytest
 
 from experiments import catalogue, kept, results, runner
 from experiments.figure1_stability import cells
+from experiments.figure2_classification import budget
 from experiments.figure2_classification import tables as figure2
 
 FOLDER = results.ROOT / 'experiments'
+ORDER = ('released', 'vit22b', 'vit22b_mlp_norm', 'vit')  # best first
 PAGES = [
   *(e.folder / 'README.md' for e in catalogue.EXPERIMENTS),
   *kept.pages(FOLDER),
@@ -45,6 +47,17 @@ def test_no_difference_of_blocks_in_top1_is_settled():
     text = figure2.difference(blocks['vit22b'], blocks['vit'], 'top1')
     low, high = map(float, text.partition('[')[2].rstrip(']').split(','))
     assert low < 0 < high
+
+
+def test_the_order_of_the_blocks_in_the_search_is_that_of_the_page():
+  rows = runner.read(FOLDER / 'figure2_classification' / 'results_real.json')
+  found = {block: budget.searched(rows, 'cifar10', block) for block in ORDER}
+  for block in ORDER:
+    assert budget.chosen_rate(rows, 'cifar10', block) == 0.0005
+  for rate in budget.RATES:
+    values = [found[block][rate]['val_top1'] for block in ORDER]
+    assert values == sorted(values, reverse=True)
+    assert 0.07 < values[0] - values[1] < 0.09
 
 
 def test_parameters_of_the_blocks_differ_by_less_than_the_page_says():
