@@ -199,6 +199,8 @@ class Sweep:
         f'{run.log.read_text()[-2000:]}\nThe whole log is {run.log}. When the '
         'cause is mended, the same command goes on.'
       )
+    versions = workdir_lib.read_json(workdir, workdir_lib.VERSIONS)
+    versions.pop('command', None)  # `arguments`, and a folder of this machine
     self.rows[cell.name] = {
       'name': cell.name,
       'arguments': cell.arguments(),
@@ -207,7 +209,7 @@ class Sweep:
       'seconds': round(run.seconds, 1),
       'cpu_seconds': round(run.cpu_seconds, 1),
       'cores': len(run.cores) or _num_cores(),
-      'versions': workdir_lib.read_json(workdir, workdir_lib.VERSIONS),
+      'versions': versions,
       **self._experiment.measure(cell, workdir, self._results),
     }
     self.rows = self._experiment.ordered(self._scale, self.rows)

@@ -58,3 +58,9 @@ def _set_data_dir(path, folder):
 def test_kept_configs_name_no_folder_of_a_machine():
   for path in (results.ROOT / 'experiments').rglob('config.json'):
     assert json.loads(path.read_text())['data']['dir'] == '', path
+
+
+def test_no_kept_result_names_a_folder_of_a_machine():
+  for path in (results.ROOT / 'experiments').rglob('*.json'):
+    assert '--workdir=/' not in path.read_text(), path
+    assert 'data.dir=/' not in path.read_text(), path
