@@ -405,15 +405,9 @@ def test_crop_and_flip_of_the_whole_image_keeps_it():
   np.testing.assert_array_equal(same, images)
 
 
-def test_signed_images_go_there_and_back():
+def test_signed_images_are_between_minus_one_and_one():
   levels = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1)
   signed = augment.to_signed(levels)
   assert signed.dtype == jnp.float32
   assert (signed.min(), signed.max()) == (-1, 1)
-  np.testing.assert_array_equal(augment.to_uint8(signed), levels)
-  assert augment.to_uint8(signed).dtype == jnp.uint8
-
-
-def test_to_uint8_rounds_and_clips():
-  values = jnp.array([-2.0, -1.0, 0.51 / 127.5, 1.0, 1.4])
-  np.testing.assert_array_equal(augment.to_uint8(values), [0, 0, 128, 255, 255])
+  np.testing.assert_allclose((signed + 1) * 127.5, levels, atol=1e-4)

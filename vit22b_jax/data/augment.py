@@ -9,8 +9,6 @@ Every image has its own key, so a batch's augmentation is a function of
     >>> image = jnp.array([[[0, 128, 255]]], jnp.uint8)  # one pixel
     >>> to_signed(image)[..., ::2].tolist()
     [[[-1.0, 1.0]]]
-    >>> to_uint8(to_signed(image)).tolist()
-    [[[0, 128, 255]]]
     >>> normalize(image, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).max().item()
     1.0
 """
@@ -219,12 +217,6 @@ def normalize(
 def to_signed(images: UInt8[Array, '*B H W C']) -> Float[Array, '*B H W C']:
   """Maps [0, 255] to float32 [-1, 1], as generators want them."""
   return images.astype(jnp.float32) / 127.5 - 1
-
-
-def to_uint8(images: Float[Array, '*B H W C']) -> UInt8[Array, '*B H W C']:
-  """Maps [-1, 1] to [0, 255], rounded; clips values outside."""
-  scaled = (images.astype(jnp.float32) + 1) * 127.5
-  return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
 
 
 def _cropped(
