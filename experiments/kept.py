@@ -62,13 +62,15 @@ def page(name: str, runs: list[pathlib.Path], config: str, data: str) -> str:
     data: the name of the data set for readers.
   """
   seed = ' --config.seed=N' if len(runs) > 1 else ''
-  results = ['On the test part:', report.markdown_table(runs).strip()]
-  ended = (runs[0] / 'eval.json').exists()
+  told, results = cost, []
+  if (runs[0] / 'eval.json').exists():
+    told = answer
+    results = ['On the test part:', report.markdown_table(runs).strip()]
   parts = [
     f'# `{config}`: {data}',
-    answer(runs) if ended else cost(runs[0]),
+    told(runs),
     *(f'![{words}]({file})' for file, words in _pictures(runs[0])),
-    *(results if ended else ()),
+    *results,
     '## Method',
     f'    python main.py --config=configs/{config}.py{seed}',
     method(runs),
@@ -83,7 +85,7 @@ def answer(runs: list[pathlib.Path]) -> str:
   evals = [_read(run, 'eval.json') for run in runs]
   first, config = evals[0], _read(runs[0], 'config.json')['model']
   after = (
-    f'After {summary.minutes(runs[0])} minutes of training on '
+    f'After {summary.minutes(runs[0]):.0f} minutes of training on '
     f'{_read(runs[0], "versions.json")["cpus"]} CPU cores'
   )
   if 'top1' in first:
@@ -104,13 +106,14 @@ def answer(runs: list[pathlib.Path]) -> str:
   )
 
 
-def cost(run: pathlib.Path) -> str:
+def cost(runs: list[pathlib.Path]) -> str:
   """Says how fast a run that was begun trains, and what its end would cost.
 
   By its own speed, and by plan.json, for one chip.
   """
+  (run,) = runs
   files, plan = runs_lib.read(run), _read(run, 'plan.json')
-  config, minutes = files.config, float(summary.minutes(run))
+  config, minutes = files.config, summary.minutes(run)
   total = durations.steps(
     config['duration'], steps_per_epoch=files.steps_per_epoch
   )

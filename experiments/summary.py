@@ -201,7 +201,7 @@ def recipes(experiments: pathlib.Path) -> str:
       (
         f'[{config}](experiments/{folder})',
         data,
-        minutes(run),
+        f'{minutes(run):.0f}',
         _result(result),
       )
     )
@@ -211,7 +211,7 @@ def recipes(experiments: pathlib.Path) -> str:
   )
 
 
-def minutes(run: pathlib.Path) -> str:
+def minutes(run: pathlib.Path) -> float:
   """Returns the time that training steps took, from their logged speed."""
   config = json.loads((run / 'config.json').read_text())
   seconds, before = 0.0, 0
@@ -221,7 +221,7 @@ def minutes(run: pathlib.Path) -> str:
       images = (row['step'] - before) * config['batch_size']
       seconds += images / row['perf/images_per_second']
       before = row['step']
-  return f'{seconds / 60:.0f}'
+  return seconds / 60
 
 
 def _result(result: dict[str, float]) -> str:

@@ -16,7 +16,7 @@ What a resumed run may change is told from what makes it another run:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import config_dict
@@ -171,6 +171,11 @@ def diff(
   return identity, mutable
 
 
+def describe(changes: Iterable[Change]) -> str:
+  """Returns a line for each key that differs."""
+  return '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in changes)
+
+
 def compare(
   old: Mapping[str, Any], new: Mapping[str, Any], workdir: Any
 ) -> list[Change]:
@@ -189,11 +194,10 @@ def compare(
     new['model']['dtype'] = old.get('model', {}).get('dtype', 'auto')
   identity, changes = diff(old, new)
   if identity:
-    rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in identity)
     raise errors.UserError(
       f'The workdir {workdir} belongs to a run with another configuration:\n'
-      f'{rows}\nUse the same configuration, or start another run: '
-      f'--workdir={workdir}_2, from these weights with '
+      f'{describe(identity)}\nUse the same configuration, or start another '
+      f'run: --workdir={workdir}_2, from these weights with '
       f'--config.init_from={workdir}.'
     )
   return changes

@@ -99,8 +99,8 @@ def test_what_a_run_that_was_begun_would_cost(tmp_path):
   (run / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
   plan = {'chip': 'h100', 'predicted_step_seconds': 0.5}
   (run / 'plan.json').write_text(json.dumps(plan))
-  text = kept.cost(run)  # 70,200 steps of 8 s, and of half a second
+  text = kept.cost([run])  # 70,200 steps of 8 s, and of half a second
   assert 'the first 200 of 70,200 steps took 27 minutes' in text
-  assert '16 images a second' in text and 'all would take 6.6 days' in text
+  assert '16 images a second' in text and 'all would take 6.5 days' in text
   assert 'one h100 says 9 h 45 min at best' in text
   assert '4.50 (mean of the first 100 steps) to 4.25.' in text

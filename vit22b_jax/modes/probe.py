@@ -291,10 +291,10 @@ def _open(folder: workdir_lib.Workdir, config: ConfigDict) -> dict[str, Any]:
   changes = config_lib.compare(record['config'], mine, folder.path)
   decisive = [c for c in changes if c[0] in _DECISIVE]
   if decisive:
-    rows = '\n'.join(f'  {k}: {a!r} there, {b!r} here' for k, a, b in decisive)
     raise errors.UserError(
       f'The trials in {folder.path / workdir_lib.PROBE} were made with another '
-      f'configuration:\n{rows}\nUse the same, or another --workdir.'
+      f'configuration:\n{config_lib.describe(decisive)}\nUse the same, or '
+      'another --workdir.'
     )
   with formats.judging(folder.path / workdir_lib.PROBE):
     # Says what will be said of it, so that no edited file ends it half way.

@@ -185,6 +185,12 @@ def batch_ways(mesh: Mesh) -> int:
   return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
+def round_up(batch_size: int, mesh: Mesh) -> int:
+  """Returns the next batch size that the devices divide."""
+  ways = batch_ways(mesh)
+  return -(-batch_size // ways) * ways
+
+
 def validate_batch_size(
   batch_size: int, mesh: Mesh, key: str = 'batch_size'
 ) -> None:
@@ -194,7 +200,7 @@ def validate_batch_size(
     raise errors.UserError(
       f'{key}={batch_size} is not divisible by the {ways} devices that share '
       f'the batch (mesh data={mesh.shape[DATA]} x fsdp={mesh.shape[FSDP]}). '
-      f'Use a multiple of {ways}, such as {-(-batch_size // ways) * ways}.'
+      f'Use a multiple of {ways}, such as {round_up(batch_size, mesh)}.'
     )
 
 

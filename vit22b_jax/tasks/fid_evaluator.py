@@ -6,7 +6,6 @@ result = evaluator.test(variables, run)  # the content of eval.json
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -68,8 +67,7 @@ class FidEvaluator(evaluators.Evaluator):
     self._section, self._mesh = section, mesh
     self._translate, self._untrained = translate, untrained
     self._paired, self._workers = paired, workers
-    ways = sharding.batch_ways(mesh)
-    self.batch_size = math.ceil(batch_size / ways) * ways
+    self.batch_size = sharding.round_up(batch_size, mesh)
     self.missing = '' if enabled else 'eval.fid=False'
     self._extractor: fid.Extractor | None = None
     self._real: dict[tuple[str, str], fid.Statistics] = {}
