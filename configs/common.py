@@ -168,7 +168,8 @@ def _domains() -> config_dict.ConfigDict:
   # resize_and_crop | crop | scale_width | none
   c.preprocess = 'resize_and_crop'
   c.flip = True  # mirror training images at random
-  # unpaired (each domain shuffles on its own) | index (image i with image i) |
+  # unpaired (each domain shuffles on its own) | index (image i of either
+  # training part, after validation images are held out of each) |
   # paired (equal names in both folders, or pairs side by side in one file)
   c.pairing = 'unpaired'
   c.val_fraction = 0.1  # of the training part, since there's no validation part
@@ -275,7 +276,9 @@ def _optim() -> config_dict.ConfigDict:
     'none'  # what keeps its weights: none | backbone (all but the head)
   )
   c.accumulate = 1  # parts of a batch computed one by one, to save memory
-  c.ema = 0.0  # decay of averaged weights, evaluated in place; 0 = off
+  # Decay of averaged weights, evaluated in place; 0 = off. At first it is less:
+  # step n has (1 + n) / (10 + n) at most.
+  c.ema = 0.0
   return c
 
 
@@ -420,6 +423,7 @@ def _strong(c: config_dict.ConfigDict) -> None:
   Its accuracy was not measured.
   """
   c.data.augment = 'strong'
+  c.data.mixup = None
   if c.data.image_size > 64:
     c.data.crop_scale = (0.35, 1.0)
   if c.data.name == 'digits':  # a mirror makes them other things
@@ -440,7 +444,8 @@ def _cpu(c: config_dict.ConfigDict) -> None:
   if c.data.image_size > 64:
     c.data.image_size, c.model.patch_size = 64, 8
     c.data.load_size = None
-  c.data.augment = 'standard'
+  if c.data.augment == 'paper':  # upside down, too, for long runs
+    c.data.augment = 'standard'
   c.model.variant = 'Ti'
   c.model.depth = 6
   c.model.pool = 'mean'

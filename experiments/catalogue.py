@@ -22,14 +22,13 @@ def status(experiment: runner.Experiment, scale: str) -> str:
   done = known - len(experiment.missing(scale, rows))
   if not done:
     return f'no results, {_runs(known)} to do'
-  hours = sum(map(_core_seconds, rows.values())) / 3600
-  cost = f'{hours:.1f} core hours' if scale != 'full' else ''
+  seconds = sum(
+    row.get('cpu_seconds', row['seconds'] * row['cores'])
+    for row in rows.values()
+  )
+  cost = f'{seconds / 3600:.1f} core hours' if scale != 'full' else ''
   left = '' if done == known else f', {known - done} to do'
   return ', '.join(filter(None, (f'{_runs(done)} done{left}', cost)))
-
-
-def _core_seconds(row: runner.Row) -> float:
-  return row.get('cpu_seconds', row['seconds'] * row['cores'])
 
 
 def _runs(number: int) -> str:

@@ -7,16 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib import figure
+from PIL import Image
 
 # Colors that stay apart for the color-blind (Okabe and Ito, 2008,
 # https://jfly.uni-koeln.de/color/).
 COLORS = (
-  '#0072b2',
-  '#d55e00',
-  '#009e73',
-  '#cc79a7',
-  '#e69f00',
-  '#56b4e9',
+  *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'),
   '#000000',
 )
 _START = '<!-- results -->'
@@ -71,16 +67,8 @@ def save(
 ) -> str:
   """Writes a PNG that tells which results it shows, see `is_of`.
 
-  Args:
-    picture: what to write.
-    folder: where to.
-    name: of the file: NAME.png of results.json, NAME_full.png of
-      results_full.json.
-    words: what the picture shows, for those who don't see it.
-    results: what it was drawn from.
-
-  Returns:
-    The Markdown that shows it.
+  NAME.png of results.json, NAME_full.png of results_full.json. Returns the
+  Markdown that shows it, with words for those who don't see it.
   """
   file = f'{name}{results.stem.removeprefix("results")}.png'
   picture.savefig(folder / file, dpi=150, metadata={_SOURCE: _digest(results)})
@@ -89,8 +77,6 @@ def save(
 
 def is_of(path: pathlib.Path, results: pathlib.Path) -> bool:
   """Returns whether a PNG was drawn from the results as they are now."""
-  from PIL import Image
-
   with Image.open(path) as image:
     return image.info.get(_SOURCE) == _digest(results)
 

@@ -12,14 +12,9 @@ _JPEG = b'\xff\xd8\xff'
 
 
 def stored_as(name: str, folder: str = '') -> str:
-  """Says how the training images of a TFDS set are stored.
+  """Returns 'lossless', 'jpeg' or, where it can't be told, 'unknown'.
 
-  Args:
-    name: of the set, as `data.name` has it.
-    folder: where prepared sets lie, as `data.dir` has it; '' is TFDS' own.
-
-  Returns:
-    'lossless', 'jpeg' or, where it can't be told, 'unknown'.
+  Of the training images of a TFDS set: `data.name` and `data.dir` of a config.
   """
   default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   root = pathlib.Path(folder or default).expanduser() / name

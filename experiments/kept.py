@@ -39,27 +39,19 @@ BEGUN = (('cifar100_s', 'cifar100_vit22b_s', 'CIFAR-100, 32 px'),)
 def pages(experiments: pathlib.Path) -> dict[pathlib.Path, str]:
   """Returns the pages of `summary.RECIPES` and of BEGUN; seeds share one."""
   found = {}
-  for folder, config, data in summary.RECIPES:
-    name = pathlib.Path(folder).parts[0]
-    runs = sorted(
-      path.parent for path in (experiments / name).rglob('eval.json')
-    )
-    found[experiments / name / 'README.md'] = page(name, runs, config, data)
-  for name, config, data in BEGUN:
-    found[experiments / name / 'README.md'] = page(
-      name, [experiments / name], config, data
-    )
+  for place, config, data in (*summary.RECIPES, *BEGUN):
+    folder = experiments / pathlib.Path(place).parts[0]
+    runs = sorted(path.parent for path in folder.rglob('eval.json'))
+    text = page(folder.name, runs or [folder], config, data)
+    found[folder / 'README.md'] = text
   return found
 
 
 def page(name: str, runs: list[pathlib.Path], config: str, data: str) -> str:
   """Returns a page: answer, pictures, table, method, limits.
 
-  Args:
-    name: of the folder.
-    runs: folders of the same run with different seeds.
-    config: the file in configs/, without its ending.
-    data: the name of the data set for readers.
+  `runs` are folders of the same run with different seeds, `config` is its file
+  in configs/, without its ending.
   """
   seed = ' --config.seed=N' if len(runs) > 1 else ''
   told, results = cost, []
@@ -69,7 +61,11 @@ def page(name: str, runs: list[pathlib.Path], config: str, data: str) -> str:
   parts = [
     f'# `{config}`: {data}',
     told(runs),
-    *(f'![{words}]({file})' for file, words in _pictures(runs[0])),
+    *(
+      f'![{words}]({file})'
+      for file, words in PICTURES.items()
+      if (runs[0] / file).exists()
+    ),
     *results,
     '## Method',
     f'    python main.py --config=configs/{config}.py{seed}',
@@ -132,24 +128,19 @@ def cost(runs: list[pathlib.Path]) -> str:
 
 def method(runs: list[pathlib.Path]) -> str:
   """Says what was trained, how long and with which versions."""
-  config, versions = (
-    _read(runs[0], f'{n}.json') for n in ('config', 'versions')
-  )
-  model, step = config['model'], runs_lib.read(runs[0]).last_step
+  run = runs_lib.read(runs[0])
+  config, versions, model = run.config, run.versions, run.config['model']
   depth = f', {model["depth"]} blocks' if model['depth'] else ''
   libraries = ', '.join(f'{n} {versions[n]}' for n in ('jax', 'flax', 'optax'))
   return (
     f'`{model["block"]}` of size {model["variant"]}{depth}, '
     f'{config["data"]["image_size"]} px in patches of {model["patch_size"]}, '
-    f'{versions["parameters"]:,} parameters; {step:,} steps at a batch size of '
-    f'{config["batch_size"]}, `{config["optim"]["name"]}` at a rate of '
-    f'{config["optim"]["learning_rate"]:g}. {libraries}. `config.json` has '
-    'every key, `metrics.jsonl` and `diagnostics.csv` hold the curves.'
+    f'{versions["parameters"]:,} parameters; {run.last_step:,} steps at a '
+    f'batch size of {config["batch_size"]}, `{config["optim"]["name"]}` at a '
+    f'rate of {config["optim"]["learning_rate"]:g}. {libraries}. '
+    '`config.json` has every key, `metrics.jsonl` and `diagnostics.csv` hold '
+    'the curves.'
   )
-
-
-def _pictures(run: pathlib.Path) -> list[tuple[str, str]]:
-  return [pair for pair in PICTURES.items() if (run / pair[0]).exists()]
 
 
 def _read(run: pathlib.Path, file: str) -> Any:

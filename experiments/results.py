@@ -67,19 +67,19 @@ def render(readme: str) -> str:
   return documents.fill(readme, summary.answers(rows, folder), _RESULTS)
 
 
-def others() -> str:
-  """Returns the tables of single runs and benchmarks, as Markdown."""
-  return '\n\n'.join([*runs(), *_speed()])
-
-
 def _rows(experiment: runner.Experiment) -> runner.Rows:
-  return runner.read(runner.results_file(experiment.results, 'cpu'))
+  scale = summary.SCALES.get(experiment.name, 'cpu')
+  return runner.read(runner.results_file(experiment.results, scale))
 
 
 def _finished(task: str) -> list[pathlib.Path]:
-  """Folders of the kept runs of a task."""
-  found = (ROOT / 'experiments').rglob('eval.json')
-  return sorted(path.parent for path in found if _task(path.parent) == task)
+  """Returns the folders of the kept runs of a task."""
+  found = []
+  for path in sorted((ROOT / 'experiments').rglob('eval.json')):
+    config = json.loads(path.with_name('config.json').read_text())
+    if config['task'] == task:
+      found.append(path.parent)
+  return found
 
 
 def runs() -> list[str]:
@@ -96,11 +96,6 @@ def runs() -> list[str]:
   ]
 
 
-def _speed() -> list[str]:
-  """Returns the tables of benchmarks with the words above them."""
-  return [part for table in TABLES for part in _written(table)]
-
-
 def pages() -> dict[pathlib.Path, str]:
   """Returns the pages of experiments/ with their results in their place."""
   found = {}
@@ -108,41 +103,39 @@ def pages() -> dict[pathlib.Path, str]:
     path = experiment.folder / 'README.md'
     pages = [_page(experiment, scale) for scale in experiment.scales]
     text = '\n\n'.join(page for page in pages if page)
-    page = documents.fill(path.read_text(), text)
-    answer = summary.ANSWERS.get(experiment.name, lambda _: '')
-    found[path] = documents.fill(page, answer(_rows(experiment)), _ANSWER)
+    found[path] = documents.fill(path.read_text(), text)
+    if experiment.name in summary.ANSWERS:
+      _, answer = summary.ANSWERS[experiment.name]
+      text = answer(_rows(experiment))
+      found[path] = documents.fill(found[path], text, _ANSWER)
   found |= kept.pages(ROOT / 'experiments')
   folder = ROOT / 'experiments' / 'throughput'
-  path = folder / 'README.md'
-  page = documents.fill(path.read_text(), '\n\n'.join(_speed()))
+  path, speed = folder / 'README.md', _written(*TABLES)
+  page = documents.fill(path.read_text(), '\n\n'.join(speed))
   page = documents.fill(page, summary.qk_norm(folder), _QK_NORM)
   found[path] = documents.fill(page, summary.speed(folder), _ANSWER)
   path = ROOT / 'experiments' / 'README.md'
-  found[path] = documents.fill(path.read_text(), others())
+  text = '\n\n'.join([*runs(), *speed])
+  found[path] = documents.fill(path.read_text(), text)
   return found
 
 
 def _page(experiment: runner.Experiment, scale: str) -> str:
-  """Returns what was written of a scale's rows; the first has no title.
-
-  Nothing where it wasn't run; a scale that has no words here isn't shown.
-  """
-  source = runner.results_file(experiment.folder, scale)
-  path = source.with_suffix('.md')
+  """Returns what was written of a scale's rows; '' where nothing is shown."""
+  path = runner.results_file(experiment.folder, scale).with_suffix('.md')
   if scale not in PAGES or not path.exists():
     return ''
   return f'{PAGES[scale]}{path.read_text().strip()}'
 
 
-def _written(table: tuple[str, str]) -> list[str]:
-  """Returns the words above a table and the table; [] without the file."""
-  file, words = table
-  path = ROOT / 'experiments' / file
-  return [words, path.read_text().strip()] if path.exists() else []
-
-
-def _task(run: pathlib.Path) -> str:
-  return json.loads((run / 'config.json').read_text())['task']
+def _written(*tables: tuple[str, str]) -> list[str]:
+  """Returns the tables that there are, each after the words above it."""
+  found = []
+  for file, words in tables:
+    path = ROOT / 'experiments' / file
+    if path.exists():
+      found += [words, path.read_text().strip()]
+  return found
 
 
 def main() -> None:

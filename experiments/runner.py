@@ -59,11 +59,6 @@ class Cell:
     keys = [f'--config.{key}={value}' for key, value in self.keys.items()]
     return [*config, *keys]
 
-  def is_done(self, rows: Rows) -> bool:
-    """Returns whether the rows hold this very run."""
-    row = rows.get(self.name)
-    return row is not None and row['arguments'] == self.arguments()
-
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -98,14 +93,11 @@ class Experiment:
   def results(self) -> pathlib.Path:
     return self.folder.with_name(self.runs_of or self.name)
 
-  def ordered(self, scale: str, rows: Rows) -> Rows:
-    """Orders rows as the cells come; those of unknown cells come last."""
-    names = [cell.name for cell in self.cells(scale, rows)]
-    return {name: rows[name] for name in (*names, *rows) if name in rows}
-
   def missing(self, scale: str, rows: Rows) -> list[Cell]:
-    """Returns the known cells that have no row yet, in order."""
-    return [c for c in self.cells(scale, rows) if not c.is_done(rows)]
+    """Returns the known cells of which the rows hold no such run, in order."""
+    done = {name: row['arguments'] for name, row in rows.items()}
+    known = self.cells(scale, rows)
+    return [cell for cell in known if done.get(cell.name) != cell.arguments()]
 
 
 def results_file(folder: pathlib.Path, scale: str) -> pathlib.Path:
@@ -133,12 +125,8 @@ def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
 class Sweep:
   """The cells of one scale, run `jobs` at a time.
 
-  Args:
-    experiment: what to run.
-    scale: 'cpu' or 'full'.
-    results: folder of the results file.
-    runs: folder of the workdirs.
-    jobs: runs at a time; on Linux they share the cores out among themselves.
+  On Linux they share the cores out among themselves. `results` is the folder of
+  the results file, `runs` that of the workdirs.
   """
 
   def __init__(
@@ -147,7 +135,7 @@ class Sweep:
     scale: str,
     results: pathlib.Path,
     runs: pathlib.Path,
-    jobs: int = 1,
+    jobs: int,
   ):
     self._experiment = experiment
     self._scale = scale
@@ -168,15 +156,17 @@ class Sweep:
       while self._start_missing() or self._running:
         time.sleep(_POLL_SECONDS)
         for run in list(self._running.values()):
-          if run.has_ended():
+          if run.reap(os.WNOHANG):
             del self._running[run.cell.name]
             self._free.append(run.cores)
             self._keep(run)
     finally:
       for run in self._running.values():
-        run.process.terminate()  # it saves, and is resumed another time
+        # It saves, and is resumed another time. `terminate` would reap one
+        # that has ended, of which `reap` could tell nothing then.
+        os.kill(run.process.pid, signal.SIGTERM)
       for run in self._running.values():
-        run.wait()
+        run.reap()
 
   def _start_missing(self) -> bool:
     """Starts what there is room for; whether anything was missing."""
@@ -212,10 +202,13 @@ class Sweep:
       'versions': versions,
       **self._experiment.measure(cell, workdir, self._results),
     }
-    self.rows = self._experiment.ordered(self._scale, self.rows)
+    # In the order of the cells; those that aren't known any more come last.
+    cells = self._experiment.cells(self._scale, self.rows)
+    names = (*(cell.name for cell in cells), *self.rows)
+    self.rows = {n: self.rows[n] for n in names if n in self.rows}
     write(self._path, self.rows.values())
     shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
-    run.forget()
+    run.note.unlink()  # another start begins anew
     print(
       f'{time.strftime("%H:%M:%S")} {self._experiment.name} {cell.name} '
       f'({self.rows[cell.name]["seconds"]:.0f} s)',
@@ -227,9 +220,10 @@ class _Run:
   """A process that trains one cell.
 
   It goes on in the workdir that an earlier start with the same arguments left
-  unfinished; a note beside the workdir tells of that start.
+  unfinished.
 
   Attributes:
+    note: beside the workdir, tells of a start that isn't finished.
     seconds: of this start and those before it, once it has ended.
     cpu_seconds: what it computed in them, on all cores together; less than it
       waited where others had the cores.
@@ -240,7 +234,7 @@ class _Run:
     self.workdir = workdir
     self.cores = cores
     self.log = workdir.with_name(f'{workdir.name}.log')
-    self._note = workdir.with_name(f'{workdir.name}.started.json')
+    self.note = workdir.with_name(f'{workdir.name}.started.json')
     workdir.parent.mkdir(parents=True, exist_ok=True)
     self.seconds, self.cpu_seconds = self._seconds_before()
     self._start = time.monotonic()
@@ -260,16 +254,11 @@ class _Run:
     if cores:
       os.sched_setaffinity(self.process.pid, cores)
 
-  def has_ended(self) -> bool:
-    """Returns whether the process is over; then its seconds are known."""
-    return self._reap(os.WNOHANG)
+  def reap(self, options: int = 0) -> bool:
+    """Waits for the process's end, or with WNOHANG tells whether it is over.
 
-  def wait(self) -> None:
-    """Waits for the end of the process."""
-    self._reap(0)
-
-  def _reap(self, options: int) -> bool:
-    """Adds up what the process took, for a later start to go on from."""
+    Then its seconds are known, and noted for a later start to go on from.
+    """
     pid, status, usage = os.wait4(self.process.pid, options)
     if not pid:
       return False
@@ -279,14 +268,10 @@ class _Run:
     self._write_note()
     return True
 
-  def forget(self) -> None:
-    """Makes another start begin anew."""
-    self._note.unlink()
-
   def _seconds_before(self) -> tuple[float, float]:
     """Returns seconds of earlier starts; removes another run's workdir."""
-    if self._note.exists():
-      note = json.loads(self._note.read_text())
+    if self.note.exists():
+      note = json.loads(self.note.read_text())
       if note['arguments'] == self.cell.arguments():
         return note['seconds'], note.get('cpu_seconds', 0.0)
     shutil.rmtree(self.workdir, ignore_errors=True)
@@ -298,7 +283,7 @@ class _Run:
       'seconds': self.seconds,
       'cpu_seconds': self.cpu_seconds,
     }
-    self._note.write_text(json.dumps(note))
+    self.note.write_text(json.dumps(note))
 
 
 def _num_cores() -> int | None:

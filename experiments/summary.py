@@ -10,7 +10,7 @@ import pathlib
 from experiments import documents
 from experiments.figure1_stability import cells as figure1_cells
 from experiments.figure1_stability import tables as figure1_tables
-from experiments.figure2_classification import cells as figure2_cells
+from experiments.figure2_classification import budget, budget_tables
 from experiments.figure2_classification import tables as figure2_tables
 from experiments.runner import Rows
 from experiments.table1_parameters import tables as table1_tables
@@ -27,27 +27,15 @@ RECIPES = (
 def answers(rows: dict[str, Rows], experiments: pathlib.Path) -> str:
   """Returns the README's table of results: a question, an answer, a page.
 
-  Args:
-    rows: the rows of each experiment by its name.
-    experiments: the folder `experiments`.
+  `rows` are those of each experiment by its name.
   """
-  titles = {
-    'table1_parameters': 'Parameters',
-    'figure1_stability': 'What explodes, what cures it',
-    'figure2_classification': 'Does ViT-22B classify better?',
-    'table2_translation': 'Which generator translates?',
-  }
   lines = [
-    (title, page, ANSWERS[page](rows[page])) for page, title in titles.items()
+    (f'[{question}](experiments/{page})', answer(rows[page]))
+    for page, (question, answer) in ANSWERS.items()
   ]
-  lines.append(('Speed', 'throughput', speed(experiments / 'throughput')))
-  return documents.table(
-    ('question', 'answer at CPU scale'),
-    [
-      (f'[{question}](experiments/{page})', text)
-      for question, page, text in lines
-    ],
-  )
+  told = speed(experiments / 'throughput')
+  lines.append(('[Speed](experiments/throughput)', told))
+  return documents.table(('question', 'answer at CPU scale'), lines)
 
 
 def parameters(rows: Rows) -> str:
@@ -85,60 +73,67 @@ def stability(rows: Rows) -> str:
 
 
 def classification(rows: Rows) -> str:
-  """Gives the difference of the blocks in top-1, with its interval."""
-  parts, decided = [], []
-  for (data, _, size), blocks in figure2_tables.groups(rows).items():
-    if not set(blocks) >= set(figure2_cells.BLOCKS):
+  """Says what ViT reaches, and what other blocks add to its top-1.
+
+  `rows` are of the real scale.
+  """
+  parts, leads = [], []
+  for data in budget.DATA:
+    groups = budget_tables.by_block(rows, data)
+    vit = groups.pop('vit', None)
+    if vit is None:
       continue
-    vit, vit22b = (blocks[block] for block in figure2_cells.BLOCKS)
-    text = figure2_tables.difference(vit22b, vit, 'top1')
-    low, _, high = text.partition('[')[2].rstrip(']').partition(', ')
-    decided.append(bool(high) and float(low) * float(high) > 0)
-    parts.append(f'{size} on {data} {text}')
-  verdict = 'Not settled' if not any(decided) else 'In part'
-  return f'{verdict}. ViT-22B less ViT in top-1: {"; ".join(parts)}.'
+    added = {
+      block: figure2_tables.difference(group, vit, 'top1')
+      for block, group in groups.items()
+    }
+    low = added.get('vit22b', '').partition('[')[2].partition(',')[0]
+    leads.append(bool(low) and float(low) > 0)
+    texts = (f'{budget_tables.NAMES[b]} {text}' for b, text in added.items())
+    reached = figure2_tables.spread(vit, 'top1')
+    parts.append(
+      f'{data}, {budget.EPOCHS} epochs: ViT reaches a top-1 of {reached}; '
+      f'less ViT, {", ".join(texts)}'
+    )
+  verdict = 'In part' if any(leads) else 'Not shown'
+  if leads == [True] * len(budget.DATA):
+    verdict = 'Yes, at this budget'
+  return f'{verdict}. {". ".join(parts)}.'
 
 
 def translation(rows: Rows) -> str:
   """Names the generators by distance, nearest first, with the untouched."""
+  measured = [row for row in rows.values() if 'paper' in row]
+  distances: dict[str, dict[str, float]] = {}
+  for row in measured:
+    found = distances.setdefault(row['data'].removeprefix('cycle_gan/'), {})
+    found.setdefault('untouched images', row['paper']['identity_fid'])
+    found[row['generator']] = row['paper']['fid']
   parts = []
-  for data in dict.fromkeys(row['data'] for row in rows.values()):
-    found = [
-      (row['paper']['fid'], row['generator'])
-      for row in rows.values()
-      if row['data'] == data and 'paper' in row
-    ]
-    if not found:
-      continue
-    identity = next(
-      row['paper']['identity_fid']
-      for row in rows.values()
-      if row['data'] == data and 'paper' in row
-    )
-    ranked = sorted([*found, (identity, 'untouched images')])
+  for data, found in distances.items():
+    ranked = sorted((fid, name) for name, fid in found.items())
     order = ', '.join(f'{name} {fid:.3g}' for fid, name in ranked)
-    parts.append(f'{data.removeprefix("cycle_gan/")}: {order}')
-  calibrated = all(
-    row['paper']['calibrated'] for row in rows.values() if 'paper' in row
-  )
+    parts.append(f'{data}: {order}')
+  calibrated = all(row['paper']['calibrated'] for row in measured)
   label = 'FID' if calibrated else 'Uncalibrated FID'
   return f'{label}, mean of both directions, nearest first. {"; ".join(parts)}.'
 
 
-# By experiment: what answers its question from its rows.
+# What answers where the CPU scale doesn't.
+SCALES = {'figure2_classification': 'real'}
+# By experiment: its question in short, and what answers it from its rows.
 ANSWERS = {
-  'table1_parameters': parameters,
-  'figure1_stability': stability,
-  'figure2_classification': classification,
-  'table2_translation': translation,
+  'table1_parameters': ('Parameters', parameters),
+  'figure1_stability': ('What explodes, what cures it', stability),
+  'figure2_classification': ('Does ViT-22B classify better?', classification),
+  'table2_translation': ('Which generator translates?', translation),
 }
 
 
 def speed(folder: pathlib.Path) -> str:
   """Gives the ranges of PyTorch's time over ours, by processor.
 
-  Args:
-    folder: of `experiments.throughput`.
+  `folder` is that of `experiments.throughput`.
   """
   ratios: dict[str, dict[str, list[float]]] = {}
   for file in ('results.json', 'translation.json', 'inception.json'):
@@ -163,18 +158,12 @@ def _range(values: list[float]) -> str:
 def qk_norm(folder: pathlib.Path) -> str:
   """Says what norms of queries and keys cost, where that was timed.
 
-  Args:
-    folder: of `experiments.throughput`.
+  `folder` is that of `experiments.throughput`.
   """
   parts = []
-  for name, measured in json.loads(
-    (folder / 'results.json').read_text()
-  ).items():
-    ratios = {
-      row['peer']: row['ratio']
-      for row in measured['rows']
-      if row['peer'].startswith('our ')
-    }
+  results = json.loads((folder / 'results.json').read_text())
+  for name, measured in results.items():
+    ratios = {row['peer']: row['ratio'] for row in measured['rows']}
     for size in ('S', 'Ti'):
       if f'our vit {size} with QK-norm' in ratios:
         without = ratios[f'our vit22b {size} without QK-norm']
@@ -188,23 +177,11 @@ def qk_norm(folder: pathlib.Path) -> str:
 
 
 def recipes(experiments: pathlib.Path) -> str:
-  """Returns the table of runs that were measured: time and result.
-
-  Args:
-    experiments: the folder with the kept runs.
-  """
+  """Returns the table of kept runs that were measured: time and result."""
   lines = []
   for folder, config, data in RECIPES:
-    run = experiments / folder
-    result = json.loads((run / 'eval.json').read_text())
-    lines.append(
-      (
-        f'[{config}](experiments/{folder})',
-        data,
-        f'{minutes(run):.0f}',
-        _result(result),
-      )
-    )
+    run, link = experiments / folder, f'[{config}](experiments/{folder})'
+    lines.append((link, data, f'{minutes(run):.0f}', _result(run)))
   return documents.table(
     ('config', 'data', '#minutes on two CPU cores', 'result on the test part'),
     lines,
@@ -224,8 +201,9 @@ def minutes(run: pathlib.Path) -> float:
   return seconds / 60
 
 
-def _result(result: dict[str, float]) -> str:
-  """Returns the headline of an eval.json."""
+def _result(run: pathlib.Path) -> str:
+  """Returns the headline of a run's eval.json."""
+  result = json.loads((run / 'eval.json').read_text())
   if 'top1' in result:
     return f'top-1 {result["top1"]:.3f}'
   label = 'FID' if result['calibrated'] else 'uncalibrated FID'

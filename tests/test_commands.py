@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import catalogue, runner
-from tests import test_main, test_readme
+from tests import test_configs, test_main, test_readme
 from tests.helpers import data_fixtures
 from vit22b_jax import cli, commands
 
@@ -154,13 +154,16 @@ def _needs_hardware(arguments):
   return any(a.startswith(_HARDWARE) for a in arguments)
 
 
-# Where a run lies makes it no other command.
+# Where a run and its data lie, and its seed, make it no other command.
+_PLACES = ('--workdir=', '--config.data.dir=', '--config.seed=')
 RUN = {
-  tuple(a for a in arguments if not a.startswith('--workdir='))
+  tuple(a for a in arguments if not a.startswith(_PLACES))
   for _, arguments in test_readme.COMMANDS
   if not _needs_hardware(arguments)
 }
-UNIQUE = [list(arguments) for arguments in sorted(RUN)]
+# Classifiers' configs without another flag are trained by `test_configs`.
+TRAINED = {(f'--config=configs/{name}.py',) for name in test_configs.NAMES}
+UNIQUE = [list(arguments) for arguments in sorted(RUN - TRAINED)]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from vit22b_jax.data import augment
 from vit22b_jax.fid import extractor, inception_resize
 from vit22b_jax.models import patchgan, vit
 from vit22b_jax.runtime import sharding
-from vit22b_jax.training import losses, optim
+from vit22b_jax.training import optim
 
 FILE = 'configs/cifar10_vit22b_ti.py'
 ROOT = pathlib.Path(__file__).parent.parent
@@ -189,7 +189,9 @@ def test_help_and_list_need_no_device(capsys):
     (['--workdir=http://x'], 'local disks and gs:// alone'),
     (['--mode=plan', '--matmul_efficiency=nan'], 'matmul_efficiency=nan must'),
     (['--mode=probe', '--minutes=nan'], '--minutes=nan must be'),
-    (['--workdirs=a'], 'add --mode=report'),
+    (['--workdirs=a'], '--workdirs is of --mode=report, and --mode=train'),
+    (['--mode=eval', '--input=x'], 'of --mode=predict and translate, and'),
+    (['--minutes=20'], '--minutes is of --mode=probe'),
     (
       ['--mode=translate', '--input=x', '--max_size=-1'],
       '-1 is not a non-neg',
@@ -215,6 +217,7 @@ def test_flags_are_judged_too(arguments, message, capsys):
     ('batch_size', 0, 'batch_size=0 must be a whole number of at least 1'),
     ('loss.label_smoothing', 1.0, 'at least 0 and below 1'),
     ('optim.learning_rate', 0.0, 'above 0'),
+    ('data.val_fraction', 0.0, 'above 0'),
     ('optim.learning_rate', float('nan'), 'above 0'),
     ('eval.batch_size', 0, 'eval.batch_size=0'),
     ('duration', '10%', '^duration: .*200 epochs'),
@@ -392,6 +395,9 @@ def test_numbers_at_the_ends_of_their_ranges():
     ('mesh.data', (None, -1, 1, 4096), (0, -2)),
     ('data.std', ((1.0, 0.5, 1),), (('a', 'b', 'c'), (1.0, 1.0), (1, 1, 0))),
     ('profile', ('', '3', '10-15'), ('a', '1-', '²')),
+    ('init_from', ('', 'a.npz', 'gs://b/c'), ('https://x/a.npz', 'a\0')),
+    ('data.name', ('cifar10', 'folder:x'), ('folder:http://x/y', '')),
+    ('data.val_fraction', (0.01, 0.9), (0, 1, -0.1)),
     ('duration', ('3 epochs', 5, '5'), ('9' * 400, '10%', '²', 0, '1e3')),
   ):
     for value in good:
@@ -413,8 +419,6 @@ def test_choices_are_those_that_the_code_knows():
   for choices, key in (
     (sharding.PRESETS, 'sharding'),
     (augment.PRESETS, 'data.augment'),
-    (losses.KINDS, 'loss.kind'),
-    (losses.GANS, 'loss.gan'),
     (vit.PRESETS, 'model.block'),
     (vit.VARIANTS, 'model.variant'),
     (patchgan.PRESETS, 'discriminator.name'),

@@ -116,6 +116,14 @@ def test_words_are_known_and_may_have_spaces():
     load('cifar10_vit_s', 'tiny,huge')
 
 
+def test_a_short_run_keeps_the_augmentation_that_was_chosen():
+  assert load('cifar10_vit_s', 'cpu').data.augment == 'standard'
+  assert load('digits_vit22b_ti', 'cpu').data.augment == 'crop'
+  assert load('cifar10_vit_s', 'strong,cpu').data.augment == 'strong'
+  assert load('cifar10_vit_s', 'cpu,strong').data.augment == 'strong'
+  assert load('imagenet_vit22b_l', 'strong').data.mixup is None
+
+
 def test_placeholders_are_apart():
   config = common.finish(common.classification(), '')
   config.model.depth = 3

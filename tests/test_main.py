@@ -19,6 +19,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from absl import flags
 
 from tests.helpers import data_fixtures
@@ -306,7 +307,7 @@ def test_a_second_process_in_a_workdir_is_refused(tmp_path, capsys):
   command = (CONFIG, QUIET, *LONG, f'--workdir={tmp_path}')
   process = start(*command)
   wait_for(process, 'First step done')
-  assert f'in use: process {process.pid} on' in refused(capsys, *command)
+  assert 'is in use: another process' in refused(capsys, *command)
   process.kill()
   process.communicate()
   assert call(CONFIG, QUIET, f'--workdir={tmp_path}') == 0
@@ -319,10 +320,10 @@ def test_signal_leaves_an_evaluation_and_saves(
   """In the middle of the first validation, or of the final evaluation."""
   original = evaluators.ClassificationEvaluator.evaluate
 
-  def evaluate_(self, variables, split, poll):
+  def evaluate_(self, variables, split):
     if split is getattr(self.data, part):
       os.kill(os.getpid(), signal.SIGTERM)
-    return original(self, variables, split, poll)
+    return original(self, variables, split)
 
   command = (
     CONFIG,
@@ -345,12 +346,12 @@ def test_signal_while_the_first_validation_compiles(tmp_path, monkeypatch):
   """Everything has been saved: the process ends at once."""
   ended = []
 
-  def evaluate_(self, variables, split, poll):
-    poll()
+  def evaluate_(self, variables, split):
+    self.poll()
     os.kill(os.getpid(), signal.SIGTERM)
     while not ended:
       time.sleep(0.01)
-    poll()
+    self.poll()
 
   def exit_(code):
     ended.append((code, saved_steps(tmp_path), steps(tmp_path)))
@@ -418,7 +419,7 @@ def refused(capsys, *arguments):
     ([CONFIG, '--config.batch_size=12'], '12 is not divisible by the 8 dev'),
     ([CONFIG, '--config.mesh.tensor=3'], 'mesh.tensor=3'),
     ([CONFIG, '--config.batch_size=2000'], '1294 images, fewer than'),
-    ([CONFIG, '--config.data.name=folder:/nowhere'], "'/nowhere' does not"),
+    ([CONFIG, '--config.data.name=folder:/nowhere'], "there is no folder '/nowhere'"),
     ([CONFIG, '--config.init_from=/nowhere.npz'], 'no such file of weights'),
     ([CONFIG, f'--workdir={__file__}/run'], 'test_main.py/run: Not a dir'),
   ],
@@ -453,6 +454,15 @@ def test_data_folders_are_judged_before_anything_is_claimed(tmp_path, capsys):
   (data / 'train' / 'cat').mkdir()
   assert 'no image in class folder' in refused(capsys, *some)
   assert not workdir.exists()
+
+
+def test_a_start_whose_weights_do_not_fit_is_not_in_the_way(tmp_path, capsys):
+  weights, workdir = tmp_path / 'w.safetensors', tmp_path / 'run'
+  safetensors.numpy.save_file({'other': np.zeros(3, np.float32)}, weights)
+  start = f'--config.init_from={weights}'
+  arguments = CONFIG, QUIET, f'--workdir={workdir}'
+  assert 'lacks cls_token' in refused(capsys, *arguments, start)
+  assert call(*arguments, '--config.duration=1 steps') == 0
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,49 @@ def test_unreadable_checkpoints_never_become_a_new_run(tmp_path):
   assert (tmp_path / 'diagnostics.csv').read_text() == table
 
 
+def test_a_finished_run_without_checkpoints_is_left_alone(whole, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole, folder)
+  shutil.rmtree(folder / 'checkpoints')
+  with pytest.raises(errors.UserError, match='checkpoints are gone'):
+    _run(folder)
+  for name in ('diagnostics.csv', 'eval.json'):
+    assert (folder / name).read_text() == (whole / name).read_text()
+
+
+def test_the_start_decides_the_run_and_is_read_once(whole, tmp_path):
+  """Its weights are the best checkpoint's; they may be gone afterwards."""
+  source, folder = tmp_path / 'source', tmp_path / 'run'
+  shutil.copytree(whole, source)
+  start = {'init_from': str(source), 'optim.learning_rate': 1e-30}
+  assert _run(folder, **start, duration='2 steps') == 0
+  best = api.load(source).variables['params']
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6),
+    jax.device_get(api.load(folder).variables['params']),
+    jax.device_get(best),
+  )
+  shutil.rmtree(source)
+  assert _run(folder, **start) == 0
+  with pytest.raises(errors.UserError, match='init_from'):
+    _run(folder, **start | {'init_from': str(whole)})
+
+
+def test_batch_norm_goes_on_from_another_run(tmp_path):
+  block = {'model.head': 'mlp_bn', 'duration': '2 steps'}
+  assert _run(tmp_path / 'a', **block) == 0
+  start = {'init_from': str(tmp_path / 'a'), 'optim.learning_rate': 1e-30}
+  config = _config(**block, **start)
+  data = classification.Classification.load_data(config)
+  task = classification.Classification(config, _one_device(), data.names, data)
+  state = task.with_pretrained(task.init_state(), config.init_from)
+  there = _final_state(tmp_path / 'a').state
+  for name in ('params', 'batch_stats'):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(state, name), there[name]
+    )
+
+
 def test_other_classes_are_refused(tmp_path):
   assert _run(tmp_path, duration='2 steps') == 0
   names = json.loads((tmp_path / 'classes.json').read_text())
@@ -216,6 +259,33 @@ def test_another_config_is_refused_and_a_longer_run_is_not(
   assert _final_state(tmp_path).step == 6
 
 
+def test_a_resume_by_the_folder_keeps_the_command(tmp_path, monkeypatch):
+  def command(*arguments):
+    monkeypatch.setattr('sys.argv', ['main.py', *arguments])
+    assert _run(tmp_path, duration='2 steps') == 0
+    return json.loads((tmp_path / 'versions.json').read_text())['command']
+
+  first = command('--config=x.py')
+  assert first == 'python main.py --config=x.py'
+  assert command('--workdir=x') == first
+
+
+def test_a_best_checkpoint_that_is_gone_is_said(whole, tmp_path):
+  shutil.copytree(whole, tmp_path / 'run')
+  path = tmp_path / 'run' / 'metrics.jsonl'
+  row = {'step': 5, 'val/top1': 1.0, 'val/loss': 0.0, 'val/num_images': 180}
+  with path.open('a') as file:
+    file.write(json.dumps(row) + '\n')
+  config = runs.read_config(tmp_path / 'run')
+  data = classification.Classification.load_data(config)
+  task, manager = api.open_run(tmp_path / 'run', config, data)
+  folder = workdir.Workdir(tmp_path / 'run')
+  found = evaluate.finish(task, manager, folder)
+  manager.close()
+  assert found['checkpoint'] == 'another than the best'
+  assert 'is gone' in found['checkpoint_note']
+
+
 def test_evaluation_uses_the_best_checkpoint(whole):
   config = runs.read_config(whole)
   task, manager = api.open_run(
@@ -225,6 +295,8 @@ def test_evaluation_uses_the_best_checkpoint(whole):
   rows = [row for row in _rows(whole) if 'val/top1' in row]
   best = max(rows, key=lambda row: row['val/top1'])
   assert step == best['step'] and kind == 'params'
+  evaluation = json.loads((whole / 'eval.json').read_text())
+  assert (evaluation['data'], evaluation['checkpoint']) == ('digits', 'best')
   result = task.evaluator.evaluate(variables, task.data.val)
   np.testing.assert_allclose(result.values['loss'], best['val/loss'], rtol=1e-6)
   manager.close()

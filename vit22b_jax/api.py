@@ -195,8 +195,9 @@ def _as_batch(images: Any) -> UInt8[np.ndarray, 'B H W 3']:
   fits = array.ndim in (3, 4) and array.shape[-1] == 3 and array.size
   if not fits or array.dtype != np.uint8:
     raise errors.UserError(
-      'Expected uint8 images [B, H, W, 3] in [0, 255], one image [H, W, 3], '
-      f'or paths of files, and at least one; not {_describe(images)}'
+      'Expected uint8 images [B, H, W, 3] in [0, 255], at least one, or one '
+      'image [H, W, 3]; a classifier also takes paths of files. This is '
+      f'{_describe(images)}'
     )
   return array[None] if array.ndim == 3 else array
 

@@ -26,6 +26,8 @@ saved, so that the same command resumes; 134 another of several processes was
 lost: the same command in all of them resumes (experiments/scaling/README.md).
 """
 
+import csv
+import glob
 import os
 import sys
 import traceback
@@ -42,8 +44,6 @@ MODES = (
   *('train', 'eval', 'predict', 'export', 'translate'),
   *('fid', 'report', 'plan', 'probe'),
 )
-
-
 _OUT_OF_MEMORY = (
   'The devices are out of memory. A smaller batch_size, a larger '
   'optim.accumulate, model.remat=full or sharding=fsdp need less of it; '
@@ -52,23 +52,26 @@ _OUT_OF_MEMORY = (
 
 # --- Flags -----------------------------------------------------------------
 
-
-# How each flag but config and workdirs is declared: name, arguments, bounds.
+# Flags of text, None by default.
+_TEXTS = {
+  'workdir': "The run's folder, local or gs://; runs/<config name>. report: "
+  'where comparison.html goes; runs.',
+  'input': 'predict, translate: a folder of images, or one file.',
+  'topology': 'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8; local '
+  'by default.',
+  'coordinator': 'Several processes that train as one: HOST:PORT of process 0. '
+  'TPU pod slices, SLURM and Open MPI need no flag.',
+}
+# How each other flag but config is declared: arguments, bounds.
 _FLAGS = (
   (
-    flags.DEFINE_string,
-    'workdir',
-    None,
-    "The run's folder, local or gs://; runs/<config name>. report: where "
-    'comparison.html goes; runs.',
+    flags.DEFINE_multi_string,
+    'workdirs',
+    [],
+    'report: the folders of the runs to compare, or patterns of them; "quotes" '
+    'keep a comma.',
   ),
   (flags.DEFINE_enum, 'mode', 'train', MODES, 'What to do.'),
-  (
-    flags.DEFINE_string,
-    'input',
-    None,
-    'predict, translate: a folder of images, or one file.',
-  ),
   (flags.DEFINE_integer, 'top_k', 1, 'predict: classes for each image.'),
   (
     flags.DEFINE_enum,
@@ -84,12 +87,6 @@ _FLAGS = (
     'translate: longest side in pixels that a generator sees; 0: as many as '
     'a GiB of memory bears.',
     0,
-  ),
-  (
-    flags.DEFINE_string,
-    'topology',
-    None,
-    'plan: the hardware, such as v4:8x8x16, v5e:2x4, h100:8; local by default.',
   ),
   (
     flags.DEFINE_bool,
@@ -111,13 +108,6 @@ _FLAGS = (
     20.0,
     'probe: no further trial begins after so many minutes.',
     0.0,
-  ),
-  (
-    flags.DEFINE_string,
-    'coordinator',
-    None,
-    'Several processes that train as one: HOST:PORT of process 0. TPU pod '
-    'slices, SLURM and Open MPI need no flag.',
   ),
   (flags.DEFINE_integer, 'num_processes', None, 'How many processes.'),
   (flags.DEFINE_integer, 'process_id', None, 'Which one this is, from 0 on.'),
@@ -141,14 +131,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flag_values=values,
     sys_argv=argv,
   )
-  flags.DEFINE_multi(
-    flags.ListParser(),
-    flags.CsvListSerializer(','),
-    'workdirs',
-    [],
-    'report: the folders of the runs to compare, or patterns of them.',
-    flag_values=values,
-  )
+  for name, text in _TEXTS.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
   for define, *arguments in _FLAGS:
     define(*arguments, flag_values=values)
 
@@ -238,11 +222,9 @@ def _unknown_key(argv: list[str], error: Exception) -> str:
 
 def _unknown_file(spec: str) -> str:
   path = spec.partition(':')[0]
-  folder = os.path.dirname(path) or '.'
-  files = os.listdir(folder) if os.path.isdir(folder) else []
-  known = [os.path.join(os.path.dirname(path), f) for f in files]
-  known = [f for f in known if f.endswith('.py')]
-  if not os.path.dirname(path):
+  folder = os.path.dirname(path)
+  known = glob.glob(os.path.join(glob.escape(folder), '*.py'))
+  if not folder:
     known += named_configs.names()
   hint = errors.did_you_mean(path, known)
   return f'--config={path}: no such file.{hint} --list names what there is.'
@@ -307,12 +289,16 @@ def parse_or_exit(argv: list[str], values: flags.FlagValues) -> list[str]:
   try:
     return parse(argv, values)
   except errors.UserError as error:
-    print(f'error: {errors.printable(error)}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(_refuse(error))
 
 
-def _main(argv: list[str]) -> int:
-  del argv
+def _refuse(error: errors.UserError) -> int:
+  """Prints a mistake in the input; returns its exit code."""
+  print(f'error: {errors.printable(error)}', file=sys.stderr)
+  return 2
+
+
+def _main(_: list[str]) -> int:
   log.show()
   return run_flags(flags.FLAGS)
 
@@ -320,7 +306,10 @@ def _main(argv: list[str]) -> int:
 def run_flags(values: flags.FlagValues) -> int:
   """Does what the parsed flags say; returns the exit code."""
   if values.mode == 'report':
-    return _report(values)
+    try:
+      return _report(values)
+    except errors.UserError as error:
+      return _refuse(error)
   import jax
 
   if values.mode == 'plan' and values.topology not in (None, 'local'):
@@ -351,8 +340,7 @@ def run_flags(values: flags.FlagValues) -> int:
     distributed.exit_on_error(error)
     if not isinstance(error, errors.UserError):
       raise
-    print(f'error: {errors.printable(error)}', file=sys.stderr)
-    return 2
+    return _refuse(error)
 
 
 def _report(values: flags.FlagValues) -> int:
@@ -360,16 +348,13 @@ def _report(values: flags.FlagValues) -> int:
   from vit22b_jax import report
 
   folder = values.workdir or 'runs'
-  wanted = [workdir for given in values.workdirs for workdir in given]
-  try:
-    if any('**' in pattern for pattern in wanted):
-      raise errors.UserError(
-        f'--workdirs={",".join(wanted)}: ** is not understood; give a pattern '
-        'for each level, such as runs/*,runs/*/*.'
-      )
-    path = report.compare(wanted, os.path.join(folder, 'comparison.html'))
-  except errors.UserError as error:
-    print(f'error: {errors.printable(error)}', file=sys.stderr)
-    return 2
+  lines = '\n'.join(values.workdirs).splitlines()
+  wanted = [place for line in csv.reader(lines) for place in line]
+  if any('**' in pattern for pattern in wanted):
+    raise errors.UserError(
+      f'--workdirs={",".join(wanted)}: ** is not understood; give a pattern '
+      'for each level, such as runs/*,runs/*/*.'
+    )
+  path = report.compare(wanted, os.path.join(folder, 'comparison.html'))
   print(f'Comparison: {path}')
   return 0

@@ -29,6 +29,7 @@ from vit22b_jax.runtime import (
   checkpoint,
   console,
   distributed,
+  lock,
   runs,
   sharding,
   workdir,
@@ -43,6 +44,18 @@ _TASK_OF = {
   'export': 'classification',
   'translate': 'translation',
   'fid': 'translation',  # of a set that a generator makes
+}
+# Flags that only some modes read.
+_MODES_OF = {
+  'input': ('predict', 'translate'),
+  'top_k': ('predict',),
+  'direction': ('translate',),
+  'max_size': ('translate',),
+  'topology': ('plan',),
+  'search': ('plan',),
+  'matmul_efficiency': ('plan',),
+  'minutes': ('probe',),
+  'workdirs': ('report',),
 }
 
 
@@ -72,8 +85,7 @@ def run(flags: Flags) -> int:
         f'{path} holds no run to resume: give --config=FILE.'
       )
   if mode == 'plan':
-    hardware = flags.topology or 'local'
-    efficiency = flags.matmul_efficiency
+    hardware, efficiency = flags.topology or 'local', flags.matmul_efficiency
     return plan.run(config, path, hardware, flags.search, efficiency)
   if mode == 'probe':
     return probe.run(config, path, make_mesh(config), flags.minutes)
@@ -95,12 +107,12 @@ def _validate_flags(flags: Flags, path: str | None) -> None:
   for name in ('matmul_efficiency', 'minutes'):
     if math.isnan(flags[name].value):  # which passes a flag's bounds
       raise errors.UserError(f'--{name}=nan must be a number.')
-  if (flags.topology or flags.search) and mode != 'plan':
-    raise errors.UserError(
-      '--topology and --search plan a run: add --mode=plan.'
-    )
-  if flags.workdirs:
-    raise errors.UserError('--workdirs compares runs: add --mode=report.')
+  for name, modes in _MODES_OF.items():
+    if flags[name].present and mode not in modes:
+      raise errors.UserError(
+        f'--{name} is of --mode={" and ".join(modes)}, and --mode={mode} '
+        'would not read it.'
+      )
   if not path and mode != 'fid':
     raise errors.UserError(
       'Give --config=FILE, such as configs/digits_vit22b_ti.py, or the '
@@ -141,8 +153,9 @@ def _train(config: ConfigDict, path: str) -> int:
   try:
     return train.run(config, path, make_mesh(config))
   except errors.UserError:
-    if not existed and folder.is_dir() and not list(folder.iterdir()):
-      folder.rmdir()
+    made = not existed and jax.process_index() == 0 and folder.is_dir()
+    if made and {entry.name for entry in folder.iterdir()} <= {lock.NAME}:
+      folder.rmtree()
     raise
 
 

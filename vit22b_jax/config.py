@@ -35,7 +35,7 @@ RENAMED_KEYS = {
 # What a resumed run may change: length, cadences, paths, machines and how
 # they share the work, alarms. Every other key makes it another run.
 MUTABLE_ON_RESUME = (
-  *('duration', 'init_from', 'profile', 'sharding', 'mesh.'),
+  *('duration', 'profile', 'sharding', 'mesh.'),
   *('data.dir', 'data.cache_max_gb', 'data.max_corrupt', 'data.workers'),
   'data.allow_changes',
   *('checkpoint.', 'eval.', 'log.', 'fid.batch_size'),
@@ -118,7 +118,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
   Renamed keys get their new names, and keys that came later get the value that
   their absence meant.
   """
-  flat = rules.flatten(rename_keys(values))
+  flat = rename_keys(rules.flatten(values))
   for key, rule in rules.RULES.get(str(flat.get('task')), {}).items():
     absent = None if rule.optional else rule.absent
     if absent != rules.ABSENT:
@@ -127,17 +127,14 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_keys(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns nested values with each key of RENAMED_KEYS under its new name.
+  """Returns values by dotted key, those of RENAMED_KEYS under their new names.
 
   `prefix` is a part's, such as 'fid.' for what eval.json repeats of `fid`.
   """
-  renamed = {}
-  for key, value in dict(values).items():
-    path = f'{prefix}{key}'
-    if isinstance(value, Mapping | ConfigDict):
-      value = rename_keys(value, f'{path}.')
-    renamed[RENAMED_KEYS.get(path, path).removeprefix(prefix)] = value
-  return renamed
+  return {
+    RENAMED_KEYS.get(f'{prefix}{key}', key).removeprefix(prefix): value
+    for key, value in values.items()
+  }
 
 
 # --- Resume ----------------------------------------------------------------

@@ -106,5 +106,5 @@ def _parse(value: int | str) -> tuple[float, str]:
   number = float(match[1])
   unit = match[2].rstrip('s') or 'step'
   if unit == 'step' and not number.is_integer() and number <= _MOST:
-    raise errors.UserError(f'duration {value!r}: steps are whole numbers')
+    raise errors.UserError(f'duration {value!r}: {_EXPECTED}')
   return number, unit

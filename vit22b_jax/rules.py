@@ -156,7 +156,7 @@ def _later(rule: Rule, absent: Any) -> Rule:
 
 
 _FLAG = Rule(bool, 'True or False', lambda value: isinstance(value, bool))
-_PATH = _text('a path')
+_PATH = _text('a path, not a web address', r'(?!https?://)[^\0]*')
 _PROJECT = _later(_text('the name of a project'), '')
 _POSITIVE = _float(above=True)
 _COUNT = _int(1)
@@ -204,19 +204,18 @@ _RUN = {
   },
 }
 _SOURCE = {
-  'name': _text("a TFDS name, 'folder:PATH', 'digits' or 'fruit'", r'[^\0]+'),
+  'name': _text(
+    "a TFDS name, 'folder:PATH', 'digits' or 'fruit', not a web address",
+    r'(?!(folder:)?https?://)[^\0]+',
+  ),
   'dir': _PATH,
   'image_size': _int(1, 65_536),
-  'val_fraction': _FRACTION,
+  'val_fraction': _float(0, 1, above=True),
   'split_seed': _optional(_int(0, 2**32)),
   'allow_changes': _later(_FLAG, False),
   'cache_max_gb': _WEIGHT,
   'max_corrupt': _int(0),
   'workers': _int(0, 1024),
-}
-_COMPUTE = {
-  'dtype': _choice('auto', 'float32', 'bfloat16', 'float16'),
-  'precision': _choice('default', 'highest'),
 }
 _BLOCK = {
   **dict.fromkeys(('depth', 'num_heads'), _optional(_int(1, 1_000))),
@@ -230,7 +229,8 @@ _BLOCK = {
   'eps': _optional(_float(0, 1, above=True)),
   'softmax_scale': _optional(_choice('head', 'width')),
   'init': _optional(_choice('vit', 'torch')),
-  **_COMPUTE,
+  'dtype': _choice('auto', 'float32', 'bfloat16', 'float16'),
+  'precision': _choice('default', 'highest'),
 }
 _BLOCKS = _choice(
   *('vit', 'vit22b', 'vit22b_mlp_norm'),
@@ -368,10 +368,7 @@ RULES: dict[str, dict[str, Rule]] = {
         'discriminator_factor': _WEIGHT,
       },
       'fid': _FID,
-      'eval': {
-        **_RUN['eval'],
-        'fid': _later(_FLAG, True),
-      },
+      'eval': _RUN['eval'] | {'fid': _later(_FLAG, True)},
       'log': {
         **_RUN['log'],
         'samples': _CADENCE,

@@ -51,10 +51,7 @@ def run(
     TrainingStopped: a loss wasn't finite, or exploded under 'halt'.
   """
   together = jax.process_count() > 1
-  with (
-    preemption.Watcher(together) as watcher,
-    contextlib.ExitStack() as stack,
-  ):
+  with preemption.Watcher(together) as watcher, contextlib.ExitStack() as stack:
     # Set up: whose folder it is, the data, the task, checkpoints and rows.
     r = setup.open_run(config, path, mesh, watcher, stack)
     try:
@@ -87,6 +84,7 @@ def fit(r: setup.Run, state: base.State) -> base.State:
   task, config, due = r.task, r.task.config, setup.calendar(r.task)
   start, total = int(state.step), task.total_steps
   patience, r.saved_at = config.eval.early_stop, time.monotonic()
+  task.evaluator.poll = functools.partial(leave_if_asked, r)
   if start and due(start).evaluate:
     validate(r, state, start)
   if not start:
@@ -143,8 +141,7 @@ def finish(r: setup.Run) -> None:
   r.manager.wait()
   if r.task.config.eval.test:
     console.say('Evaluating on the test part.')
-    poll = functools.partial(leave_if_asked, r)
-    result = evaluate.finish(r.task, r.manager, r.folder, poll)
+    result = evaluate.finish(r.task, r.manager, r.folder)
     console.say(f'\n{r.task.evaluator.summary(result)}')
   seconds = durations.in_words(r.recorder.interval.seconds)
   console.say(f'Trained for {seconds} (training steps, without validation).')
@@ -225,9 +222,7 @@ def validate(r: setup.Run, state: base.State, step: int) -> bool:
   with r.recorder.paused():
     try:
       variables, _ = task.variables(state.to_dict())
-      found = dict(
-        task.evaluator.validate(variables, functools.partial(leave_if_asked, r))
-      )
+      found = task.evaluator.validate(variables)
     except (preemption.Interrupted, errors.UserError) as error:
       if isinstance(error, errors.UserError) and jax.process_count() > 1:
         raise  # others may not have met it, and couldn't save

@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
   found = json.loads(path.read_text()) if path.exists() else {'rows': {}}
   found['machine'] = machine()
   print(found['machine'])
+  setting = {'machine': found['machine'], 'scale': given.scale}
   for row in rows_lib.all_rows(given.scale):
-    if found['rows'].get(row.name, {}).get('status') == 'done':
+    if _is_done(found['rows'].get(row.name, {}), setting):
       continue
     left = deadline - time.monotonic()
     if left < row.least:
@@ -60,12 +61,18 @@ def main(argv: list[str] | None = None) -> None:
       continue
     started = time.monotonic()
     result = measure(row, min(left, row.limit), given, source, found['rows'])
+    result |= setting
     result['seconds'] = round(time.monotonic() - started, 1)
     found['rows'][row.name] = result
     _write(path, found)
     print(f'{row.name}: {result["status"]} in {result["seconds"]} s')
   _write(path, found)
   tables.write(given.results)
+
+
+def _is_done(row: dict[str, Any], setting: dict[str, Any]) -> bool:
+  """Returns whether a row was measured on this machine, at this scale."""
+  return row.get('status') == 'done' and row.items() >= setting.items()
 
 
 def measure(

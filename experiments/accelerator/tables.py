@@ -15,8 +15,12 @@ _GIB = 2**30
 def write(folder: pathlib.Path) -> None:
   """Writes results.md beside a folder's results.json."""
   found = json.loads((folder / 'results.json').read_text())
-  rows = {n: r for n, r in found['rows'].items() if r['status'] == 'done'}
   machine = found['machine']
+  rows = {
+    name: row
+    for name, row in found['rows'].items()
+    if row['status'] == 'done' and row.get('machine') == machine
+  }
   parts = [
     f'{", ".join(machine["devices"])}; jax {machine["jax"]}, Python '
     f'{machine["python"]}; {len(rows)} of {len(found["rows"])} rows done.',

@@ -1,6 +1,6 @@
 """The runs at a budget that can tell blocks apart, on the whole lossless sets.
 
-Three stages, each of which needs the rows of the one before:
+Three stages, each of which needs the rows of the one before, and two more:
 
 1. `setting`: Ti in patches of 8 beside models of half its width in patches of
    8 and of 4, each for about ten minutes of one core; the best one is used.
@@ -8,8 +8,12 @@ Three stages, each of which needs the rows of the one before:
    best rate by the validation part is the block's.
 3. `seeds`: the whole budget at that rate, three seeds of the two blocks that
    are compared and one of the others.
+4. `control`: ViT at the rate of ViT-22B, where their rates differ, so that
+   a lead can't be that of a rate.
+5. `strong`: these two on CIFAR-10 by the recipe `:strong` at its own rate.
 
-All is the paper's recipe: AdamW, halved at 30, 60 and 90 % of the run, flips.
+The rest is the paper's recipe: AdamW, halved at 30, 60 and 90 % of the run,
+flips.
 """
 
 from typing import Any
@@ -22,7 +26,8 @@ BLOCKS = (*COMPARED, 'vit22b_mlp_norm', 'released')
 BATCH = 64
 EPOCHS = 12
 RATES = (2.5e-4, 5e-4, 1e-3)
-RATE = 1e-3  # of the first stage: the released code's default
+# Of the first stage, the released code's default; and that of `:strong`.
+RATE = 1e-3
 # Either has twelve blocks and three heads, as Ti. Steps of the first stage.
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
   'patch8': (750, {'model.patch_size': 8}),
@@ -44,12 +49,17 @@ def cells(rows: Rows) -> list[Cell]:
     found += [_search(data, b, setting, r) for r in RATES for b in BLOCKS]
     rates = {block: chosen_rate(rows, data, block) for block in BLOCKS}
     found += [
-      _seed(data, block, setting, rate, seed)
+      _whole('seeds', data, block, setting, rate, seed)
       for seed in range(3)
       for block, rate in rates.items()
       if rate is not None and (seed == 0 or block in COMPARED)
     ]
-  return found
+    own, other = (rates[block] for block in COMPARED)
+    if own is not None and other not in (None, own):
+      found.append(_whole('control', data, 'vit', setting, other, 0))
+  return found + [
+    _whole('strong', 'cifar10', block, setting, RATE, 0) for block in COMPARED
+  ]
 
 
 def chosen_setting(rows: Rows) -> str | None:
@@ -95,9 +105,11 @@ def _search(data: str, block: str, setting: str, rate: float) -> Cell:
   return _cell('search', data, block, setting, rate, 0, duration, keys)
 
 
-def _seed(data: str, block: str, setting: str, rate: float, seed: int) -> Cell:
+def _whole(
+  stage: str, data: str, block: str, setting: str, rate: float, seed: int
+) -> Cell:
   duration = f'{EPOCHS} epochs'
-  return _cell('seeds', data, block, setting, rate, seed, duration, {})
+  return _cell(stage, data, block, setting, rate, seed, duration, {})
 
 
 def _cell(
@@ -111,9 +123,10 @@ def _cell(
   keys: dict[str, Any],
 ) -> Cell:
   _, model = SETTINGS[setting]
+  word = ':strong' if stage == 'strong' else ''
   return Cell(
     name=f'{stage}_{data}_{block}_{setting}_{rate:g}_seed{seed}',
-    config=f'configs/{data}_vit22b_ti.py',
+    config=f'configs/{data}_vit22b_ti.py{word}',
     keys={
       'model.block': block,
       **model,

@@ -4,7 +4,7 @@ from experiments import documents
 from experiments.figure2_classification import budget, tables
 from experiments.runner import Row, Rows
 
-_NAMES = {
+NAMES = {
   **tables.NAMES,
   'vit22b_mlp_norm': 'ViT-22B with MLP-norm (Eq. 2)',
   'released': 'the released ViT-22B',
@@ -27,27 +27,23 @@ def sections(rows: Rows) -> list[str]:
     'seeds': f'The whole budget, {budget.EPOCHS} epochs; test part, mean over '
     'seeds, smallest to largest in brackets. The last AUROC is the mean over '
     "test batches of 128 with absent classes counted as 0, the paper's way:",
+    'control': 'ViT at the rate of ViT-22B, where each has its own:',
+    'strong': f'The recipe `:strong`, {budget.EPOCHS} epochs, one seed:',
   }
   bodies = {
-    'setting': _settings(rows),
-    'search': _searches(rows),
-    'seeds': _results(rows),
+    'setting': [_settings(rows)],
+    'search': [_searches(rows)],
+    'seeds': _results(rows, 'seeds'),
+    'control': _results(rows, 'control'),
+    'strong': _results(rows, 'strong'),
   }
   stages = {row['stage'] for row in rows.values()}
-  parts = [
+  return [
     part
     for stage, title in titles.items()
     if stage in stages
-    for part in (title, bodies[stage])
+    for part in (title, *bodies[stage])
   ]
-  differences = _differences(rows)
-  if differences:
-    parts += [
-      'Each block less ViT, with the 95 % interval of a Welch t-test over '
-      'seeds where there are some:',
-      differences,
-    ]
-  return parts
 
 
 def _settings(rows: Rows) -> str:
@@ -80,7 +76,7 @@ def _searches(rows: Rows) -> str:
         lines.append(
           [
             data,
-            _NAMES[block],
+            NAMES[block],
             *(_searched(found.get(r), r == best) for r in budget.RATES),
           ]
         )
@@ -95,39 +91,50 @@ def _searched(row: Row | None, is_best: bool) -> str:
   return f'**{text}**' if is_best else text
 
 
-def _results(rows: Rows) -> str:
-  lines = []
+def _results(rows: Rows, stage: str) -> list[str]:
+  lines, differences = [], []
   for data in budget.DATA:
-    for block in budget.BLOCKS:
-      chosen = _of(rows, stage='seeds', data=data, block=block)
-      if chosen:
-        lines.append(
-          [
-            data,
-            chosen[0]['images'],
-            _NAMES[block],
-            f'{chosen[0]["parameters"] / 1e6:.2f}M',
-            f'{chosen[0]["rate"]:g}',
-            len(chosen),
-            *(tables.spread(chosen, metric) for metric in (*_METRICS, 'loss')),
-          ]
-        )
+    groups = by_block(rows, data, stage)
+    for block, chosen in groups.items():
+      lines.append(
+        [
+          data,
+          chosen[0]['images'],
+          NAMES[block],
+          f'{chosen[0]["parameters"] / 1e6:.2f}M',
+          f'{chosen[0]["rate"]:g}',
+          len(chosen),
+          *(tables.spread(chosen, metric) for metric in (*_METRICS, 'loss')),
+        ]
+      )
+    base = groups.pop('vit', None)
+    for block, chosen in groups.items() if base else ():
+      less = (tables.difference(chosen, base, m) for m in _METRICS)
+      differences.append([data, NAMES[block], *less])
   columns = ('set', 'images', 'block', '#parameters', '#rate', '#seeds')
-  metrics = ('#top-1', '#top-5', '#AUROC', '#AUROC of batches', '#loss')
-  return documents.table((*columns, *metrics), lines)
-
-
-def _differences(rows: Rows) -> str:
-  lines = []
-  for data in budget.DATA:
-    base = _of(rows, stage='seeds', data=data, block='vit')
-    for block in budget.BLOCKS[1:]:
-      chosen = _of(rows, stage='seeds', data=data, block=block)
-      if base and chosen:
-        differences = [tables.difference(chosen, base, m) for m in _METRICS]
-        lines.append([data, _NAMES[block], *differences])
   metrics = ('#top-1', '#top-5', '#AUROC', '#AUROC of batches')
-  return documents.table(('set', 'block', *metrics), lines) if lines else ''
+  found = [documents.table((*columns, *metrics, '#loss'), lines)]
+  if differences:
+    found += [
+      'Each block less ViT, with the 95 % interval of a Welch t-test over '
+      'seeds where there are some:',
+      documents.table(('set', 'block', *metrics), differences),
+    ]
+  return found
+
+
+def by_block(
+  rows: Rows, data: str, stage: str = 'seeds'
+) -> dict[str, list[Row]]:
+  """Returns a stage's runs of a set by block, of those that have any.
+
+  Blocks come in the order of `budget.BLOCKS`.
+  """
+  found = {
+    block: _of(rows, stage=stage, data=data, block=block)
+    for block in budget.BLOCKS
+  }
+  return {block: chosen for block, chosen in found.items() if chosen}
 
 
 def _of(rows: Rows, **facts: str) -> list[Row]:

@@ -124,6 +124,29 @@ def test_other_files_are_counted_and_heic_names_its_cure(root, said):
     assert expected in said()
 
 
+def test_a_class_without_an_image_says_what_it_holds(root):
+  for image in (root / 'train' / 'cat').iterdir():
+    image.rename(image.with_suffix('.heic'))
+  with pytest.raises(
+    errors.UserError, match=r'no image in .*cat; .*4 \.heic.*JPEG'
+  ):
+    counts(root)
+
+
+@pytest.mark.parametrize('names', [('Train', 'Test'), ('training', 'testing')])
+def test_parts_of_a_set_are_no_classes(root, names):
+  shutil.copytree(root / 'train', root / names[1])
+  (root / 'train').rename(root / names[0])
+  with pytest.raises(errors.UserError, match=f'{names[0]}.*rename them to'):
+    counts(root)
+
+
+def test_a_relative_folder_is_sought_where_it_says(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match=f"no folder 'x' in {tmp_path}"):
+    folders.find('x')
+
+
 def test_loose_images_and_unknown_folders_are_said(root, said):
   shutil.copy(root / 'train' / 'cat' / '000.png', root / 'train' / 'x.png')
   (root / 'extra').mkdir()

@@ -37,6 +37,12 @@ def test_a_row_that_is_done_is_not_measured_again(tmp_path, monkeypatch):
   assert calls[len(first) :] == ['golden files']  # it had failed
   text = (tmp_path / 'results.md').read_text()
   assert '| golden files | 1e-06 |' in text
+  monkeypatch.setattr(
+    run, 'machine', lambda: {'devices': ['y'], 'jax': '1', 'python': '3'}
+  )
+  del calls[:]
+  run.main(arguments)
+  assert len(calls) == len(set(first))  # another machine's rows are its own
 
 
 def test_nothing_begins_without_time_or_data(tmp_path, monkeypatch, capsys):

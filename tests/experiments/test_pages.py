@@ -3,11 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments import catalogue, kept, results, runner
 from experiments.figure1_stability import cells
-from experiments.figure2_classification import budget
+from experiments.figure2_classification import budget, budget_tables
 from experiments.figure2_classification import tables as figure2
 
 FOLDER = results.ROOT / 'experiments'
@@ -42,11 +43,39 @@ def test_the_norms_that_help_are_those_that_the_page_names():
   assert rates['sum_norm'] > rates['original']
 
 
-def test_no_difference_of_blocks_in_top1_is_settled():
+def interval(text: str) -> tuple[float, float]:
+  low, high = text.partition('[')[2].rstrip(']').split(',')
+  return float(low), float(high)
+
+
+def test_the_blocks_differ_at_the_real_scale_and_not_at_the_cpus():
   for blocks in figure2.groups(rows_of('figure2_classification')).values():
     text = figure2.difference(blocks['vit22b'], blocks['vit'], 'top1')
-    low, high = map(float, text.partition('[')[2].rstrip(']').split(','))
+    low, high = interval(text)
     assert low < 0 < high
+  rows = runner.read(FOLDER / 'figure2_classification' / 'results_real.json')
+  top1 = {}
+  for data, most in (('cifar10', 0.01), ('cifar100', 0.02)):
+    groups = budget_tables.by_block(rows, data)
+    for metric in ('top1', 'top5', 'auroc', 'auroc_of_batches'):
+      low, _ = interval(
+        figure2.difference(groups['vit22b'], groups['vit'], metric)
+      )
+      assert low > 0
+    for block, group in groups.items():
+      values = figure2.known(group, 'top1')
+      assert max(values) - min(values) < most
+      top1[data, block] = np.mean(values)
+  lead = top1['cifar10', 'vit22b'] - top1['cifar10', 'vit']
+  assert 0.02 < lead < 0.035
+  assert 0.05 < top1['cifar100', 'vit22b'] - top1['cifar100', 'vit'] < 0.06
+  mlp_norm = top1['cifar10', 'vit22b_mlp_norm']
+  assert abs(top1['cifar10', 'vit22b'] - mlp_norm) < 0.005
+  (control,) = budget_tables.by_block(rows, 'cifar100', 'control')['vit']
+  assert abs(control['top1'] - top1['cifar100', 'vit']) < 0.005
+  mlp_norm = top1['cifar100', 'vit22b_mlp_norm']
+  assert top1['cifar100', 'vit'] < mlp_norm < top1['cifar100', 'vit22b']
+  assert 0.06 < top1['cifar10', 'released'] - top1['cifar10', 'vit'] < 0.07
 
 
 def test_the_order_of_the_blocks_in_the_search_is_that_of_the_page():
@@ -58,6 +87,13 @@ def test_the_order_of_the_blocks_in_the_search_is_that_of_the_page():
     values = [found[block][rate]['val_top1'] for block in ORDER]
     assert values == sorted(values, reverse=True)
     assert 0.07 < values[0] - values[1] < 0.09
+  found = {block: budget.searched(rows, 'cifar100', block) for block in ORDER}
+  for block in ORDER:
+    best = 0.0005 if block == 'vit' else 0.001
+    assert budget.chosen_rate(rows, 'cifar100', block) == best
+  for rate in budget.RATES:
+    values = [found[block][rate]['val_top1'] for block in ORDER]
+    assert values[0] == max(values) and values[-1] == min(values)
 
 
 def test_parameters_of_the_blocks_differ_by_less_than_the_page_says():

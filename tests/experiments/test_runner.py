@@ -111,6 +111,18 @@ def test_a_failed_run_is_named_and_what_was_done_stays(tmp_path):
   assert not (tmp_path / 'r/rendered').exists()
 
 
+def test_runs_that_fail_together_are_one_clear_error(tmp_path, monkeypatch):
+  """The second has ended, too, when the sweep stops it."""
+  monkeypatch.setattr(runner, '_POLL_SECONDS', 3)
+  both = runner.dataclasses.replace(
+    _experiment([]), cells=lambda *_: [_cell(8, 'first'), _cell(8, 'second')]
+  )
+  with pytest.raises(SystemExit, match='first ended with code 5'):
+    _run(both, tmp_path, '--jobs=2')
+  note = tmp_path / 'w/trial/cpu_second.started.json'
+  assert json.loads(note.read_text())['seconds'] > 0
+
+
 def test_scales_have_their_own_results(tmp_path):
   _run(_experiment([1]), tmp_path, '--scale=full')
   assert (tmp_path / 'r/results_full.json').exists()

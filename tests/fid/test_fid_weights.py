@@ -272,7 +272,7 @@ def test_a_name_promises_its_hash(tmp_path):
 
 
 def test_the_public_hash_is_what_calibrates(monkeypatch, tmp_path):
-  path = tmp_path / 'any.pt'
+  path = tmp_path / 'any-20151205.pt'  # a date, which promises nothing
   path.write_bytes(b'x')
   arrays = {
     name: inception_weights.draw('0', name, shape)

@@ -50,15 +50,9 @@ def _run(folder: pathlib.Path, *arguments: str) -> str:
     pytest.skip('Chromium is not installed (Debian: apt install chromium)')
   done = subprocess.run(
     [
-      browser,
-      '--headless',
-      '--no-sandbox',
-      '--disable-gpu',
-      '--hide-scrollbars',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
+      *(browser, '--headless', '--no-sandbox', '--disable-gpu'),
+      *('--hide-scrollbars', '--disable-quic', '--no-first-run'),
+      *('--disable-background-networking', '--disable-component-update'),
       '--disable-sync',
       f'--user-data-dir={folder / "profile"}',
       '--virtual-time-budget=20000',

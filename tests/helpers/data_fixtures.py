@@ -54,10 +54,8 @@ def make_domains(
 ) -> pathlib.Path:
   """PNG files root/DOMAIN/000.png of noise: dark in A, bright in B.
 
-  Args:
-    root: the data folder.
-    counts: images of each domain folder.
-    sizes: heights and widths, which the images of a domain take in turn.
+  `counts` is images of each domain folder, which take the sizes (height and
+  width) in turn.
   """
   for seed, (name, count) in enumerate((counts or DOMAINS).items()):
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.helpers import golden_params
 
-Tree = dict[str, dict | np.ndarray]
+Tree = golden_params.Tree
 
 
 @functools.cache
@@ -36,68 +36,20 @@ def recipe(name: str) -> dict[str, np.ndarray]:
   return weights
 
 
-def _linear(p: dict, name: str) -> Tree:
-  return {'kernel': p[f'{name}.weight'].T, 'bias': p[f'{name}.bias']}
-
-
-def _norm(p: dict, name: str) -> Tree:
-  return {'scale': p[f'{name}.weight'], 'bias': p[f'{name}.bias']}
-
-
 def conv(p: dict, name: str) -> Tree:
   """Convolution [O, I, h, w] -> [h, w, I, O]."""
   kernel = p[f'{name}.weight'].transpose(2, 3, 1, 0)
   return {'kernel': kernel, 'bias': p[f'{name}.bias']}
 
 
-def _in(rows, parts: int, heads: int):
-  """Linear weight [parts * N * K, D] -> [D, N, parts * K]."""
-  d = rows.shape[1]
-  grouped = rows.reshape(parts, heads, -1, d).transpose(3, 1, 0, 2)
-  return grouped.reshape(d, heads, -1)
-
-
-def _out(p: dict, name: str, heads: int) -> Tree:
-  """Linear weight [D, N * K] -> [N, K, D], and its bias."""
-  columns = p[f'{name}.weight']
-  kernel = columns.T.reshape(heads, -1, columns.shape[0])
-  return {'kernel': kernel, 'bias': p[f'{name}.bias']}
-
-
-def _vit(p: dict, name: str, heads: int) -> Tree:
-  attn, mlp = f'{name}.0.fn', f'{name}.1.fn'
-  return {
-    'attn_in_norm': _norm(p, f'{attn}.norm'),
-    'qkv': {'kernel': _in(p[f'{attn}.fn.to_qkv.weight'], 3, heads)},
-    'attn_out': _out(p, f'{attn}.fn.to_out', heads),
-    'mlp_in_norm': _norm(p, f'{mlp}.norm'),
-    'mlp_in': _linear(p, f'{mlp}.fn.net.0'),
-    'mlp_out': _linear(p, f'{mlp}.fn.net.2'),
-  }
-
-
-def _vit22b(p: dict, name: str, heads: int) -> Tree:
-  fn = f'{name}.fn'
-  qkv = _in(p[f'{fn}.to_qkv.weight'], 3, heads)
-  mlp = _in(p[f'{fn}.parallel.0.weight'], 1, heads)
-  return {
-    'in_proj': {
-      'kernel': jnp.concatenate([qkv, mlp], axis=2),
-      'bias': p[f'{fn}.parallel.0.bias'].reshape(heads, -1),
-    },
-    'attn_out': _out(p, f'{fn}.to_out', heads),
-    'mlp_out': _out(p, f'{fn}.parallel.2', heads),
-  }
-
-
 def vitunet(p: dict, config: dict) -> Tree:
   """The paper authors' generator, with either block."""
   parallel = 'peak.layers.0.fn.to_qkv.weight' in p
-  block = _vit22b if parallel else _vit
+  block = golden_params.vit22b_block if parallel else golden_params.vit_block
   tree = {
-    'patch_embedding': _linear(p, 'patch_to_embedding'),
+    'patch_embedding': golden_params.linear(p, 'patch_to_embedding'),
     'positions': {'pos_embedding': p['pos_embedding'][0]},
-    'to_pixels': _linear(p, 'to_out'),
+    'to_pixels': golden_params.linear(p, 'to_out'),
   }
   stages = {'middle': 'peak'}
   for i in range(3):

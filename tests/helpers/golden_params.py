@@ -8,7 +8,9 @@ import functools
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from vit22b_jax.models import vit
 
@@ -37,89 +39,78 @@ def images(arrays: dict[str, np.ndarray]) -> np.ndarray:
   return arrays['image'].transpose(0, 2, 3, 1)
 
 
-def _in(rows: np.ndarray, parts: int, heads: int) -> np.ndarray:
+def _in(rows: Array, parts: int, heads: int) -> Array:
   """Linear weight [parts * N * K, D] -> [D, N, parts * K]."""
   d = rows.shape[1]
   grouped = rows.reshape(parts, heads, -1, d).transpose(3, 1, 0, 2)
   return grouped.reshape(d, heads, -1)
 
 
-def _out(columns: np.ndarray, heads: int) -> np.ndarray:
-  """Linear weight [D, N * K] -> [N, K, D]."""
-  return columns.T.reshape(heads, -1, columns.shape[0])
-
-
-def _linear(p: dict, name: str) -> Tree:
-  return {'kernel': p[f'{name}.weight'].T, 'bias': p[f'{name}.bias']}
+def _out(p: dict, name: str, heads: int) -> Tree:
+  """Linear weight [D, N * K] -> [N, K, D], and its bias."""
+  columns = p[f'{name}.weight']
+  kernel = columns.T.reshape(heads, -1, columns.shape[0])
+  return {'kernel': kernel, 'bias': p[f'{name}.bias']}
 
 
 def _norm(p: dict, name: str) -> Tree:
   return {'scale': p[f'{name}.weight'], 'bias': p[f'{name}.bias']}
 
 
-def _released_embeddings(p: dict) -> Tree:
+def linear(p: dict, name: str) -> Tree:
+  """Linear weight [O, I] -> [I, O], and its bias."""
+  return {'kernel': p[f'{name}.weight'].T, 'bias': p[f'{name}.bias']}
+
+
+def vit_block(p: dict, name: str, heads: int) -> Tree:
+  """A block of the paper authors' ViT."""
+  attn, mlp = f'{name}.0.fn', f'{name}.1.fn'
   return {
-    'patch_embedding': _linear(p, 'patch_to_embedding'),
+    'attn_in_norm': _norm(p, f'{attn}.norm'),
+    'qkv': {'kernel': _in(p[f'{attn}.fn.to_qkv.weight'], 3, heads)},
+    'attn_out': _out(p, f'{attn}.fn.to_out', heads),
+    'mlp_in_norm': _norm(p, f'{mlp}.norm'),
+    'mlp_in': linear(p, f'{mlp}.fn.net.0'),
+    'mlp_out': linear(p, f'{mlp}.fn.net.2'),
+  }
+
+
+def vit22b_block(p: dict, name: str, heads: int) -> Tree:
+  """A block of the paper authors' ViT-22B."""
+  fn = f'{name}.fn'
+  qkv = _in(p[f'{fn}.to_qkv.weight'], 3, heads)
+  mlp = _in(p[f'{fn}.parallel.0.weight'], 1, heads)
+  return {
+    'in_proj': {
+      'kernel': jnp.concatenate([qkv, mlp], axis=2),
+      'bias': p[f'{fn}.parallel.0.bias'].reshape(heads, -1),
+    },
+    'attn_out': _out(p, f'{fn}.to_out', heads),
+    'mlp_out': _out(p, f'{fn}.parallel.2', heads),
+  }
+
+
+def _released(p: dict, config: dict) -> Tree:
+  """The paper authors' ViT or ViT-22B."""
+  tree = {
+    'patch_embedding': linear(p, 'patch_to_embedding'),
     'positions': {'pos_embedding': p['pos_embedding'][0]},
     'cls': p['cls_token'][0, 0],
+    'head': {'hidden': linear(p, 'mlp_head.0')},
   }
-
-
-def released_vit(p: dict, config: dict) -> Tree:
-  """The paper authors' ViT."""
-  heads = config['heads']
-  tree = _released_embeddings(p)
+  if 'mlp_head.1.weight' in p:
+    block, blocks, logits = vit22b_block, 'transformer22B', 'mlp_head.3'
+    tree['head']['batch_norm'] = _norm(p, 'mlp_head.1')
+  else:
+    block, blocks, logits = vit_block, 'transformer', 'mlp_head.2'
+  tree['head']['logits'] = linear(p, logits)
   for i in range(config['depth']):
-    attn, mlp = (f'transformer.layers.{i}.{j}.fn' for j in (0, 1))
-    tree[f'block_{i:02d}'] = {
-      'attn_in_norm': _norm(p, f'{attn}.norm'),
-      'qkv': {'kernel': _in(p[f'{attn}.fn.to_qkv.weight'], 3, heads)},
-      'attn_out': {
-        'kernel': _out(p[f'{attn}.fn.to_out.weight'], heads),
-        'bias': p[f'{attn}.fn.to_out.bias'],
-      },
-      'mlp_in_norm': _norm(p, f'{mlp}.norm'),
-      'mlp_in': _linear(p, f'{mlp}.fn.net.0'),
-      'mlp_out': _linear(p, f'{mlp}.fn.net.2'),
-    }
-  tree['head'] = {
-    'hidden': _linear(p, 'mlp_head.0'),
-    'logits': _linear(p, 'mlp_head.2'),
-  }
+    name = f'{blocks}.layers.{i}'
+    tree[f'block_{i:02d}'] = block(p, name, config['heads'])
   return tree
 
 
-def released_vit22b(p: dict, config: dict) -> Tree:
-  """The paper authors' ViT-22B."""
-  heads = config['heads']
-  tree = _released_embeddings(p)
-  for i in range(config['depth']):
-    fn = f'transformer22B.layers.{i}.fn'
-    qkv = _in(p[f'{fn}.to_qkv.weight'], 3, heads)
-    mlp = _in(p[f'{fn}.parallel.0.weight'], 1, heads)
-    tree[f'block_{i:02d}'] = {
-      'in_proj': {
-        'kernel': np.concatenate([qkv, mlp], axis=2),
-        'bias': p[f'{fn}.parallel.0.bias'].reshape(heads, -1),
-      },
-      'attn_out': {
-        'kernel': _out(p[f'{fn}.to_out.weight'], heads),
-        'bias': p[f'{fn}.to_out.bias'],
-      },
-      'mlp_out': {
-        'kernel': _out(p[f'{fn}.parallel.2.weight'], heads),
-        'bias': p[f'{fn}.parallel.2.bias'],
-      },
-    }
-  tree['head'] = {
-    'hidden': _linear(p, 'mlp_head.0'),
-    'batch_norm': _norm(p, 'mlp_head.1'),
-    'logits': _linear(p, 'mlp_head.3'),
-  }
-  return tree
-
-
-def released_stats(p: dict) -> Tree:
+def _released_stats(p: dict) -> Tree:
   """Running statistics of the released ViT-22B's head, if it has them."""
   if 'mlp_head.1.running_mean' not in p:
     return {}
@@ -150,10 +141,9 @@ def released_variables(name: str, prefix: str) -> Tree:
   """Reference arrays under `prefix/` as variables of our model."""
   arrays, config = load(name)
   arrays = section(arrays, prefix)
-  convert = released_vit if name == 'released_vit' else released_vit22b
   return {
-    'params': convert(arrays, config),
-    'batch_stats': released_stats(arrays),
+    'params': _released(arrays, config),
+    'batch_stats': _released_stats(arrays),
   }
 
 
@@ -172,14 +162,10 @@ def parallel_block(p: dict, config: dict, norm_bias: bool) -> Tree:
     tree[name] = _norm(p, name)
     if not norm_bias:
       assert not tree[name].pop('bias').any()
-  attn = _out(p['attn_out_proj.weight'], heads)
-  mlp = _out(p['mlp_out_proj.weight'], heads)
-  biases = [p[f'{name}_out_proj.bias'] for name in ('attn', 'mlp')]
+  attn, mlp = (_out(p, f'{name}_out_proj', heads) for name in ('attn', 'mlp'))
   if 'mlp_norm.weight' in p:
     tree['mlp_norm'] = _norm(p, 'mlp_norm')
-    tree['attn_out'] = {'kernel': attn, 'bias': biases[0]}
-    tree['mlp_out'] = {'kernel': mlp, 'bias': biases[1]}
-  else:
-    kernel = np.concatenate([attn, mlp], axis=1)
-    tree['out_proj'] = {'kernel': kernel, 'bias': sum(biases)}
-  return tree
+    return tree | {'attn_out': attn, 'mlp_out': mlp}
+  kernel = np.concatenate([attn['kernel'], mlp['kernel']], axis=1)
+  bias = attn['bias'] + mlp['bias']
+  return tree | {'out_proj': {'kernel': kernel, 'bias': bias}}

@@ -28,34 +28,24 @@ def text(case: str) -> str:
   """The golden file's content, from shapes alone."""
   import jax
 
-  from vit22b_jax import tasks
+  from vit22b_jax.plan import planner
   from vit22b_jax.runtime import sharding
 
   name, overrides = CASES[case]
   config = importlib.import_module(f'configs.{name}').get_config()
   config.update_from_flattened_dict(overrides)
   config.data.dir = '/nowhere'  # sizes as they are known
-  task_type = tasks.TASKS[config.task]
-  data = task_type.dataset_info(config)
-  names = list(data.names)
-  task = task_type(config, sharding.make_mesh(**MESH), names, data)
+  task = planner.make_task(config, sharding.make_mesh(**MESH))
   lines = collections.Counter()
   state = task.abstract_state.to_dict()
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    place = '/'.join(map(_key, path))
+    place = jax.tree_util.keystr(path, simple=True, separator='/')
     place = re.sub(r'(?<=block_)\d+|(?<=gen_)[ab]+|(?<=disc_)[ab]', '*', place)
     place = re.sub('(?<=/)(mu|nu)(?=/)', 'moment', place)
     spec = list(leaf.sharding.spec) + [None] * leaf.ndim
     split = ', '.join(map(_axis, spec[: leaf.ndim])) or 'whole'
     lines[f'{place} {list(leaf.shape)}: {split}'] += 1
   return ''.join(f'{count:3} {line}\n' for line, count in lines.items())
-
-
-def _key(entry) -> str:
-  for attribute in ('key', 'name', 'idx'):
-    if hasattr(entry, attribute):
-      return str(getattr(entry, attribute))
-  raise AssertionError(entry)
 
 
 def _axis(axis) -> str:

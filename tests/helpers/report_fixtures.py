@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,82 +14,41 @@ from vit22b_jax import config
 from vit22b_jax.config import ConfigDict
 
 CLASSES = [
-  'airplane',
-  'automobile',
-  'bird',
-  'cat',
-  'deer',
-  'dog',
-  'frog',
-  'horse',
-  'ship',
-  'truck',
+  *('airplane', 'automobile', 'bird', 'cat', 'deer'),
+  *('dog', 'frog', 'horse', 'ship', 'truck'),
 ]
-COLUMNS = [
-  'loss',
-  'max_logit',
-  'max_abs_grad',
-  'grad_norm',
-  'clipped_grad_norm',
-  'update_norm',
-  'param_norm',
-]
+COLUMNS = (
+  *('loss', 'max_logit', 'max_abs_grad', 'grad_norm', 'clipped_grad_norm'),
+  *('update_norm', 'param_norm'),
+)
 STATISTICS = ('attn_logit_max', 'attn_entropy', 'residual_rms', 'grad_norm')
 
 
 def _config(defaults: ConfigDict, choices: dict[str, Any]) -> dict[str, Any]:
-  defaults.update(choices)
+  defaults.update_from_flattened_dict(choices)
   return json.loads(config.to_json(defaults))
 
 
 CONFIG = _config(
   common.classification(),
   {
-    'seed': 0,
-    'task': 'classification',
-    'batch_size': 128,
     'duration': '20 epochs',
-    'init_from': '',
-    'data': {
-      'name': 'cifar10',
-      'image_size': 32,
-      'augment': 'paper',
-    },
-    'model': {
-      'block': 'vit22b',
-      'variant': 'Ti',
-      'patch_size': 4,
-      'dtype': 'float32',
-    },
-    'optim': {'name': 'adamw', 'learning_rate': 5e-4, 'clip_norm': 10.0},
-    'diagnostics': {'per_layer': True, 'on_explosion': 'record'},
+    'model.variant': 'Ti',
+    'model.dtype': 'float32',
+    'diagnostics.per_layer': True,
   },
 )
 TRANSLATION = _config(
   common.translation(),
   {
-    'seed': 0,
-    'task': 'translation',
-    'batch_size': 1,
     'duration': '40 epochs',
-    'data': {'name': 'fruit', 'image_size': 64, 'pairing': 'unpaired'},
-    'model': {
-      'generator': 'vitunet',
-      'block': 'released_vit',
-      'variant': 'Ti',
-      'patch_size': 8,
-      'resample': 'space',
-      'blocks': 9,
-    },
-    'discriminator': {'name': 'patchgan70'},
-    'optim': {'name': 'adam', 'learning_rate': 2e-4, 'pool_size': 50},
-    'fid': {
-      'weights': 'random:0',
-      'tap': 2048,
-      'resize': 'clean',
-      'quantize': 'round',
-      'num': 'all',
-    },
+    'data.name': 'fruit',
+    'data.image_size': 64,
+    'model.variant': 'Ti',
+    'model.patch_size': 8,
+    'model.resample': 'space',
+    'model.blocks': 9,
+    'fid.weights': 'random:0',
   },
 )
 VERSIONS = {
@@ -152,43 +112,37 @@ def make(
   return path
 
 
-def write_lines(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+def write_lines(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def _metrics(
   rng: np.random.Generator, steps: int, classes: int
-) -> list[dict[str, Any]]:
-  rows = []
+) -> Iterator[dict[str, Any]]:
   for step in range(50, steps + 1, 50):
     part = 1 - np.exp(-2.5 * step / steps)
     noise = 1 + 0.04 * rng.standard_normal()
-    rows.append(
-      {
-        'step': step,
-        'epoch': step / 350,
-        'train/loss': np.log(classes) * (1 - 0.75 * part) * noise,
-        'train/top1': min(0.1 + 0.72 * part * noise, 1.0),
-        'train/learning_rate': 5e-4
-        * 0.5 ** sum(step > steps * p for p in (0.3, 0.6, 0.9)),
-        'perf/images_per_second': 640 * noise,
-        'perf/mfu': 0.31,
-        'perf/input_wait_fraction': 0.004,
-      }
-    )
+    yield {
+      'step': step,
+      'epoch': step / 350,
+      'train/loss': np.log(classes) * (1 - 0.75 * part) * noise,
+      'train/top1': min(0.1 + 0.72 * part * noise, 1.0),
+      'train/learning_rate': 5e-4
+      * 0.5 ** sum(step > steps * p for p in (0.3, 0.6, 0.9)),
+      'perf/images_per_second': 640 * noise,
+      'perf/mfu': 0.31,
+      'perf/input_wait_fraction': 0.004,
+    }
     if step % 350 == 0:
       late = max(part - 0.7, 0)
-      rows.append(
-        {
-          'step': step,
-          'epoch': step / 350,
-          'val/loss': np.log(classes) * (1 - 0.6 * part + 1.1 * late) * noise,
-          'val/top1': 0.1 + 0.55 * part * noise,
-          'val/top5': 0.5 + 0.46 * part,
-          'val/auroc': 0.5 + 0.43 * part,
-        }
-      )
-  return rows
+      yield {
+        'step': step,
+        'epoch': step / 350,
+        'val/loss': np.log(classes) * (1 - 0.6 * part + 1.1 * late) * noise,
+        'val/top1': 0.1 + 0.55 * part * noise,
+        'val/top5': 0.5 + 0.46 * part,
+        'val/auroc': 0.5 + 0.43 * part,
+      }
 
 
 def _diagnostics(
@@ -217,7 +171,7 @@ def _diagnostics(
     wave(0.05),
     wave(80.0, 0.4, 0.001),
   ]
-  names = list(COLUMNS)
+  names = ['step', *COLUMNS]
   for statistic, level in zip(STATISTICS, (4.0, 3.5, 1.2, 0.5), strict=True):
     for layer in range(depth):
       names.append(f'{statistic}/{layer:02d}')
@@ -227,17 +181,10 @@ def _diagnostics(
       elif layer >= 3:
         values = values * growth ** (1.5 / (layer - 2))
       columns.append(values)
-  table = np.stack([step, *columns], 1)
   with np.errstate(over='ignore'):
-    table = table.astype(np.float32)
-  np.savetxt(
-    path / 'diagnostics.csv',
-    table,
-    '%.6g',
-    ',',
-    header=','.join(['step', *names]),
-    comments='',
-  )
+    table = np.stack([step, *columns], 1).astype(np.float32)
+  file, header = path / 'diagnostics.csv', ','.join(names)
+  np.savetxt(file, table, '%.6g', ',', header=header, comments='')
 
 
 def events(explode_at: int) -> list[dict[str, Any]]:
@@ -301,20 +248,17 @@ def _evaluation(
     last=looked[0],
     rollout=looked[1],
   )
-  (path / 'eval.json').write_text(
-    json.dumps(
-      {
-        'split': 'test',
-        'num_examples': 10_000,
-        'loss': 1.1234,
-        'top1': 0.6312,
-        'top5': 0.9641,
-        'auroc': 0.9377,
-        'step': steps,
-        'weights': 'params',
-      }
-    )
-  )
+  result = {
+    'split': 'test',
+    'num_examples': 10_000,
+    'loss': 1.1234,
+    'top1': 0.6312,
+    'top5': 0.9641,
+    'auroc': 0.9377,
+    'step': steps,
+    'weights': 'params',
+  }
+  (path / 'eval.json').write_text(json.dumps(result))
 
 
 def make_translation(
@@ -378,39 +322,35 @@ def discs(part: float, pixels: int, images: int, direction: str) -> np.ndarray:
 
 def _translation_metrics(
   rng: np.random.Generator, steps: int
-) -> list[dict[str, Any]]:
-  rows = []
+) -> Iterator[dict[str, Any]]:
   for step in range(50, steps + 1, 50):
     fall = np.exp(-3 * step / steps)
 
     def near(level, falls=0.0, fall=fall):
       return level * (1 + falls * fall) * (1 + 0.08 * rng.standard_normal())
 
-    rows.append(
-      {
-        'step': step,
-        'epoch': step / 100,
-        'train/loss': near(4.0, 3.0),
-        'train/gan_a2b': near(0.45),
-        'train/gan_b2a': near(0.38),
-        'train/cycle_a': near(0.06, 6.0),
-        'train/cycle_b': near(0.05, 5.0),
-        'train/idt_a': near(0.05, 5.0),
-        'train/idt_b': near(0.04, 5.0),
-        'train/disc_a': near(0.18),
-        'train/disc_b': near(0.21),
-        'train/learning_rate': 2e-4 * min(1, 2 - 2 * step / steps),
-        'perf/images_per_second': near(7.5),
-        'perf/mfu': 0.2,
-      }
-    )
+    yield {
+      'step': step,
+      'epoch': step / 100,
+      'train/loss': near(4.0, 3.0),
+      'train/gan_a2b': near(0.45),
+      'train/gan_b2a': near(0.38),
+      'train/cycle_a': near(0.06, 6.0),
+      'train/cycle_b': near(0.05, 5.0),
+      'train/idt_a': near(0.05, 5.0),
+      'train/idt_b': near(0.04, 5.0),
+      'train/disc_a': near(0.18),
+      'train/disc_b': near(0.21),
+      'train/learning_rate': 2e-4 * min(1, 2 - 2 * step / steps),
+      'perf/images_per_second': near(7.5),
+      'perf/mfu': 0.2,
+    }
     if step % 400 == 0:
       there, back = near(40.0, 6.0), near(30.0, 5.0)
       values = {'fid': (there + back) / 2, 'fid_a2b': there, 'fid_b2a': back}
       values |= {k.replace('fid', 'kid'): v / 2_000 for k, v in values.items()}
       named = {f'val/{k}': v for k, v in values.items()}
-      rows.append({'step': step, 'epoch': step / 100, **named})
-  return rows
+      yield {'step': step, 'epoch': step / 100, **named}
 
 
 def _distances(steps: int, weights: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Blocks: golden parity, layouts, fields apart from each other, gradients."""
 
-import dataclasses
 import functools
 import statistics
 
@@ -13,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from tests.helpers import golden_params
 from vit22b_jax import errors
-from vit22b_jax.models import blocks, kernels, layers
+from vit22b_jax.models import blocks, kernels, layers, vit
 
 # Primes where a grouping by head allows them: batch, tokens, heads.
 B, L, N, K, J = 2, 11, 3, 7, 5
@@ -26,16 +25,10 @@ def relative(actual, expected):
 
 def make(preset, *, width=N * K, num_heads=N, mlp_dim=N * J, **overrides):
   """One block of a preset, with overrides."""
-  names = {f.name for f in dataclasses.fields(layers.Transformer)}
-  fields = dataclasses.asdict(blocks.PRESETS[preset])
-  form, init_kind = fields['form'], fields['init']
-  fields = {k: v for k, v in fields.items() if k in names} | overrides
-  return blocks.FORMS[form](
-    width=width,
-    num_heads=num_heads,
-    mlp_dim=mlp_dim,
-    **{'init_kind': init_kind, **fields},
-  )
+  model = vit.build(preset, num_classes=1, patch_size=1)
+  sizes = {'width': width, 'num_heads': num_heads, 'mlp_dim': mlp_dim}
+  fields = model.shared_fields() | sizes | overrides
+  return blocks.FORMS[model.form](**fields)
 
 
 def tokens(key=0, shape=(B, L, N * K)):
@@ -43,9 +36,13 @@ def tokens(key=0, shape=(B, L, N * K)):
 
 
 def test_presets_are_the_designed_rows():
+  models = {
+    name: vit.build(name, num_classes=1, patch_size=1)
+    for name in blocks.PRESETS
+  }
   rows = {
     name: (p.form, p.pre_norm, p.qk_norm, p.norm_scale, p.norm_bias, p.eps)
-    for name, p in blocks.PRESETS.items()
+    for name, p in models.items()
   }
   assert rows == {
     'vit': ('sequential', True, False, True, True, 1e-6),
@@ -57,7 +54,7 @@ def test_presets_are_the_designed_rows():
   }
   others = {
     name: (p.mlp_norm, p.sum_norm, p.qkv_bias, p.softmax_scale, p.final_norm)
-    for name, p in blocks.PRESETS.items()
+    for name, p in models.items()
   }
   assert others == {
     'vit': (False, False, True, 'head', True),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.helpers import golden_generators, golden_params, quick
-from vit22b_jax import errors
 from vit22b_jax.models import patchgan
 
 
@@ -105,19 +104,6 @@ def test_half_precision_keeps_float32_at_both_ends(name):
 
 
 @pytest.mark.parametrize(
-  ('build', 'message'),
-  [
-    ({'name': 'patchgan'}, "Did you mean 'patchgan70'"),
-    ({'dtype': 'half'}, "model.dtype='half' is not one of"),
-    ({'precision': 'high'}, "model.precision='high' is not one of"),
-  ],
-)
-def test_mistakes_are_named(build, message):
-  with pytest.raises(errors.UserError, match=message):
-    patchgan.build(**build)
-
-
-@pytest.mark.parametrize(
   ('name', 'side'), [('patchgan70', 24), ('released', 2)]
 )
 def test_smallest_images(name, side):
@@ -128,5 +114,4 @@ def test_smallest_images(name, side):
     return jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0]
 
   assert scores(side).shape[1] == 1
-  with pytest.raises(errors.UserError, match=f'{side - 1} x {2 * side - 2}'):
-    scores(side - 1)
+  assert scores(side - 1).shape[1] == 0

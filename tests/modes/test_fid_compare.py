@@ -254,9 +254,10 @@ def test_features_are_cached_until_anything_changes(folder, cache, monkeypatch):
   'a, message',
   [
     ('', r'--config\.a= is missing.*a folder of images'),
-    ('missing', r"'missing' does not exist; expected a folder"),
+    ('missing', r"no folder 'missing'; expected a folder"),
     ('tfds:cifar10', r"expected 'tfds:NAME:SPLIT'"),
     ('missing.npz', 'no statistics file missing.npz'),
+    ('http://x/y', 'local disks and gs:// alone'),
   ],
 )
 def test_names_of_nothing(a, message, folder):

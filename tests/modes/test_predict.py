@@ -93,6 +93,7 @@ def test_mistakes(tmp_path):
       r'no readable image:\n  bad.png could not be read \(no',
     ),
     (tmp_path / 'missing', 1, 'missing is not a folder of images and not a f'),
+    ('s3://b/photos', 1, 'local disks and gs:// alone'),
     (tmp_path, 0, 'top_k=0: expected 1 to 3'),
     (tmp_path, 4, 'top_k=4: expected 1 to 3'),
   ):

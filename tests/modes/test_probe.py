@@ -239,9 +239,7 @@ def test_a_probe_is_written_and_goes_on(
   other.diagnostics.max_logit = 50.0
   with pytest.raises(errors.UserError, match='max_logit: 4000'):
     probe.run(other, tmp_path, mesh, minutes=5)
-  with pytest.raises(errors.UserError, match='minutes=nan'):
-    probe.run(config, tmp_path, mesh, minutes=float('nan'))
-  with lock.held(tmp_path), pytest.raises(errors.UserError, match='process'):
+  with lock.held(tmp_path), pytest.raises(errors.UserError, match='in use'):
     probe.run(config, tmp_path, mesh, minutes=5)
   for key in ('last_loss', 'exploded'):
     broken = json.loads(json.dumps(record))

@@ -264,9 +264,17 @@ def test_results_within_the_input_folder_are_not_translated_again(
   tmp_path, run
 ):
   save(tmp_path / 'x.png', (16, 16))
-  for _ in range(2):
-    done = run(Task('resnet'), tmp_path)
-    assert done.files == ['x.png']
+  link = tmp_path.with_name(f'{tmp_path.name}_link')
+  link.symlink_to(tmp_path)
+  for given in (tmp_path, tmp_path, link, tmp_path / 'translated_a2b/..'):
+    assert run(Task('resnet'), given).files == ['x.png']
+  save(tmp_path / 'sub/y.png', (16, 16))
+  assert run(Task('resnet'), tmp_path).files == ['sub/y.png', 'x.png']
+  made = tmp_path / 'translated_a2b'
+  for given in (made, made / 'sub'):
+    with pytest.raises(errors.UserError, match='no readable image'):
+      run(Task('resnet'), given)
+  assert (made / 'sub/y.png').exists()
 
 
 def test_a_folder_holds_what_the_last_call_made(tmp_path, run, out):

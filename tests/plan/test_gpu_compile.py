@@ -37,13 +37,8 @@ FORWARD, BACKWARD = '"__cudnn$fmhaSoftmax"', '"__cudnn$fmhaSoftmaxBackward"'
 
 def changed(config, **keys):
   """A config with other values, by keys with __ in place of dots."""
-  with config.unlocked():
-    for key, value in keys.items():
-      *sections, name = key.split('__')
-      section = config
-      for part in sections:
-        section = section[part]
-      section[name] = value
+  keys = {key.replace('__', '.'): value for key, value in keys.items()}
+  config.update_from_flattened_dict(keys)
   return config
 
 

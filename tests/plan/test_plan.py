@@ -38,8 +38,8 @@ def test_prediction_by_hand():
       roofline.Operation(flops=100, passes=1, bytes=30, count=1),  # 1 s, 3 s
     ],
     collectives=[
-      collectives.Collective('all-gather', 20, (0, 1, 2, 3), ('fsdp',), 2, ''),
-      collectives.Collective('all-reduce', 10, (0, 1), ('data',), 1, ''),
+      collectives.Collective('all-gather', 20, (0, 1, 2, 3), ('fsdp',), 2),
+      collectives.Collective('all-reduce', 10, (0, 1), ('data',), 1),
     ],
     recomputed_flops=0,
   )
@@ -244,8 +244,7 @@ def test_out_of_memory_is_read_from_the_compilers_words():
 
 def test_a_mesh_that_does_not_match_is_refused():
   config = digits_vit22b_ti.get_config('tiny')
-  with config.unlocked():
-    config.mesh.data = 3
+  config.mesh.data = 3
   with pytest.raises(errors.UserError, match='does not suit 8 devices'):
     planner.plan(config, topologies.find('local'))
 
@@ -271,8 +270,7 @@ def test_search_takes_the_fastest_that_fits():
     }
 
   config = vit22b_22b.get_config('tiny')
-  with config.unlocked():
-    config.batch_size = 64
+  config.batch_size = 64
   best, tried = search.fastest(config, 8, fake)
   assert best['config']['model']['remat'] == 'hidden'
   assert best['config']['optim']['accumulate'] == 2
@@ -293,8 +291,7 @@ def test_search_from_the_command_line(monkeypatch, tmp_path, capsys):
     search, 'meshes', lambda config, n: [{'data': 1, 'fsdp': 8, 'tensor': 1}]
   )
   config = digits_vit22b_ti.get_config('tiny')
-  with config.unlocked():
-    config.batch_size = 1024
+  config.batch_size = 1024
   assert plan.run(config, str(tmp_path), 'local', search=True) == 0
   found = json.loads((tmp_path / plan.PLAN).read_text())
   assert found['largest_batch_size'] == 1024
@@ -381,9 +378,8 @@ class TestTpu:
 
   def test_too_large_says_by_how_much(self):
     config = imagenet_vit22b_l.get_config()
-    with config.unlocked():
-      config.batch_size = 32_768
-      config.optim.accumulate = 1
+    config.batch_size = 32_768
+    config.optim.accumulate = 1
     found = planner.plan(config, topologies.find('v5e:2x4'))
     assert not found['fits']
     assert found['hbm_bytes_per_device'] > found['hbm_usable_bytes']
@@ -393,8 +389,7 @@ class TestTpu:
 def three_layers(*, scan):
   """The recipe of the full size with three narrow blocks."""
   config = vit22b_22b.get_config('tiny')
-  with config.unlocked():
-    config.model.depth = 3
-    config.model.scan_layers = scan
-    config.optim.accumulate = 1
+  config.model.depth = 3
+  config.model.scan_layers = scan
+  config.optim.accumulate = 1
   return config

@@ -12,8 +12,10 @@ import pytest
 from absl import flags
 from scipy import stats
 
+from configs import fid
 from tests.helpers import chromium, report_fixtures
 from vit22b_jax import cli, errors, report
+from vit22b_jax import config as config_lib
 from vit22b_jax.report import (
   charts,
   comparison,
@@ -539,13 +541,25 @@ def test_titles_that_disagree_keep_what_they_share():
 # --- Which runs ------------------------------------------------------------
 
 
+def test_runs_of_a_task_without_a_report_are_refused(tmp_path):
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+    text = config_lib.to_json(fid.get_config())
+    (tmp_path / name / 'config.json').write_text(text)
+  with pytest.raises(errors.UserError, match="'fid', of which no report"):
+    report.compare([tmp_path / 'a', tmp_path / 'b'], tmp_path / 'page.html')
+  assert not (tmp_path / 'page.html').exists()
+
+
 def test_patterns_leave_out_what_is_no_run_and_runs_come_once(seeds, tmp_path):
   (tmp_path / 'comparison.html').write_text('')
   (tmp_path / 'vit_other').mkdir()
   (tmp_path / 'vit_of_another_program').mkdir()
   other = tmp_path / 'vit_of_another_program' / 'config.json'
   other.write_text('{"architectures": ["ViT"]}')
+  (tmp_path / 'link').symlink_to(seeds[2])
   entries = [f'{tmp_path}/vit_*', f'{seeds[0]}/', os.path.relpath(seeds[1])]
+  entries.append(f'{tmp_path}/link')
   found = [run.path for run in selection.read(entries)]
   assert [str(path) for path in found] == [str(path) for path in seeds[:3]]
 
@@ -560,6 +574,8 @@ def test_patterns_leave_out_what_is_no_run_and_runs_come_once(seeds, tmp_path):
     (['{}/a', '{}/empty'], r'empty is not a workdir: it has no config\.json'),
     (['{}'], r'It holds runs, though: give ".*/\*"'),
     (['{}/x*'], 'no folder there holds a run'),
+    (['{}/a', 's3://b/a'], 'local disks and gs:// alone'),
+    (['{}/a', 'http://b/*'], 'local disks and gs:// alone'),
     (['{}/a', '{}/damaged'], 'damaged'),
     (
       ['{}/a', '{}/foreign'],
@@ -616,13 +632,19 @@ def test_command_line(seeds, tmp_path, capsys):
   twice = [f'--workdirs={tmp_path}/vit_*', f'--workdirs={tmp_path}/vit22b*']
   assert call('--mode=report', *twice, f'--workdir={folder}') == 0
   assert '6 runs in 2 groups' in (folder / 'comparison.html').read_text()
+  odd = seeds[0].rename(tmp_path / 'rate=1,decay=0')
+  for text in (f'"{odd}", {seeds[1]}', f'{seeds[1]}\n{seeds[2]}'):  # of `ls`
+    text = f'--workdirs={text}'
+    assert call('--mode=report', text, f'--workdir={folder}') == 0
   assert call(wanted) == 2
-  assert 'add --mode=report' in capsys.readouterr().err
+  assert 'is of --mode=report' in capsys.readouterr().err
 
 
 def test_unwritable_output(seeds, tmp_path):
   with pytest.raises(errors.UserError, match='Could not'):
     report.compare(seeds, seeds[0] / 'config.json' / 'comparison.html')
+  with pytest.raises(errors.UserError, match='gs:// alone'):
+    report.compare(seeds, 'http://x/comparison.html')
 
 
 # --- In a browser ----------------------------------------------------------

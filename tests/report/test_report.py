@@ -136,16 +136,18 @@ def test_half_written_last_lines_are_dropped(tmp_path):
   assert 'Step 100' in report.write(path).read_text()
 
 
-def test_blank_columns_before_a_resume_are_not_drawn(tmp_path):
+def test_a_step_without_a_finite_value_of_any_layer_is_drawn(tmp_path):
+  """Gradients may overflow while the loss is still finite."""
   (tmp_path / 'config.json').write_text(json.dumps(report_fixtures.CONFIG))
   (tmp_path / 'diagnostics.csv').write_text(
-    'step,loss,grad_norm/00,grad_norm/01\n0,1,,\n1,1,,\n2,1,5,6\n3,1,7,8\n'
+    'step,loss,grad_norm/00,grad_norm/01\n1,1,5,6\n2,1,inf,nan\n3,1,7,8\n'
   )
+  steps, values = runs.read(tmp_path).layers('grad_norm')
+  np.testing.assert_array_equal(steps, [1, 2, 3])
+  np.testing.assert_array_equal(values, [[5, np.inf, 7], [6, np.nan, 8]])
   (figure,) = heatmaps.layers(runs.read(tmp_path)).values()
-  assert figure['data'][0]['x'] == [2, 3]
-  np.testing.assert_allclose(
-    figure['data'][0]['z'], np.log10([[5, 7], [6, 8]]), rtol=1e-4
-  )
+  assert figure['data'][0]['x'] == [1, 2, 3]
+  assert [row[1] for row in figure['data'][0]['z']] == [None, None]
 
 
 def test_non_finite_values_reach_the_page_as_text(tmp_path):
@@ -460,6 +462,13 @@ def test_markdown_table(whole, tmp_path):
     '| whole | cifar10 | vit22b | Ti | 700 | 0.631 | 0.964 | 0.938 | 1.123 |'
   )
   assert lines[3].endswith('| 100 | – | – | – | – |')
+  evaluation = json.loads((whole / 'eval.json').read_text())
+  text = json.dumps(evaluation | {'data': 'folder:other'})
+  shutil.copytree(whole, tmp_path / 'other')
+  (tmp_path / 'other' / 'eval.json').write_text(text)
+  assert '| other | folder:other | vit22b |' in report.markdown_table(
+    [tmp_path / 'other']
+  )
 
 
 def test_ended_early(whole):

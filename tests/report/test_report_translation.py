@@ -222,6 +222,14 @@ def test_domain_names_can_not_inject_html(tmp_path):
   assert _figures(html)
 
 
+def test_domains_of_one_name_have_both_their_directions(tmp_path):
+  run = report_fixtures.make_translation(
+    tmp_path / 'run', steps=400, every=400, names=('face', 'face')
+  )
+  seen = _text(report.write(run).read_text())
+  assert 'a → b generator FID' in seen and 'b → a generator FID' in seen
+
+
 def test_gradient_norms_of_networks_are_lines_not_layers(tmp_path):
   config = json.dumps(report_fixtures.TRANSLATION)
   (tmp_path / 'config.json').write_text(config)

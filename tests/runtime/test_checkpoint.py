@@ -242,6 +242,19 @@ def test_no_damage_of_any_file_is_more_than_a_warning(tmp_path):
   assert used.count(1) > len(used) / 3  # else nothing was damaged
 
 
+def test_a_damaged_time_of_another_checkpoint_is_not_read(tmp_path):
+  manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
+  for step in (1, 2):
+    _save(manager, step)
+  manager.close()
+  _damage(tmp_path / 'checkpoints' / '2', 'remove_part')
+  (tmp_path / 'checkpoints' / '1' / '_CHECKPOINT_METADATA').write_text('[]')
+  manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
+  assert manager.restore(_abstract(_state())).step == 1
+  _save(manager, 2)
+  manager.close()
+
+
 @pytest.mark.parametrize('missing', ['checksums', 'shapes', 'format'])
 def test_a_json_object_without_its_checksums_is_damaged(
   tmp_path, missing, caplog

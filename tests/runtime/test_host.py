@@ -61,6 +61,25 @@ def test_memory_is_kept_for_cpus_alone(platform, monkeypatch):
   assert len(kept) == (platform == 'cpu' and sys.platform == 'linux')
 
 
+@pytest.mark.parametrize(
+  ('platform', 'given', 'taken'),
+  [
+    ('cuda', {}, '0.94'),
+    ('cuda', {'XLA_CLIENT_MEM_FRACTION': '.5'}, '.5'),
+    ('cuda', {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.5'}, None),
+    ('cpu', {}, None),
+  ],
+)
+def test_a_gpu_gives_the_memory_that_plans_count_on(
+  platform, given, taken, monkeypatch
+):
+  environment = {'JAX_PLATFORMS': platform, **given}
+  monkeypatch.setattr(host.os, 'environ', environment)
+  monkeypatch.setattr(host, 'keep_freed_memory', lambda: None)
+  host.prepare()
+  assert environment.get('XLA_CLIENT_MEM_FRACTION') == taken
+
+
 def test_a_platform_that_is_not_there_is_one_message(monkeypatch):
   def default_backend():
     raise RuntimeError("Unable to initialize backend 'cuda': no.\nMore.")

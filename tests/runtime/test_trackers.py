@@ -101,6 +101,12 @@ def test_weights_and_biases_gets_the_same(tmp_path, wandb):
   (_, options), *rest = wandb
   assert options['project'] == 'vits' and options['name'] == 'run'
   assert options['config'] == {'seed': 1, 'optim.b1': 0.9}
+  others = []
+  for name in ('run', 'other'):
+    del wandb[:]
+    run(workdir.Workdir(tmp_path / name, wandb='vits'))
+    others.append(wandb[0][1]['id'])
+  assert others[0] == options['id'] != others[1]
   row = {'diagnostics/max_logit': 5.0, 'diagnostics/grad_norm': 0.5}
   assert rest == [
     ('log', 2, {'train/loss': 1.5} | row),

@@ -73,9 +73,11 @@ def _close(a, b, **tolerance):
 
 
 def test_accumulated_equals_whole_batches(data):
-  whole, rows = _steps(_task(data), 3)
-  parts, other = _steps(_task(data, **{'optim.accumulate': 4}), 3)
-  for name in ('loss', 'grad_norm', 'max_logit', 'train/top1'):
+  layers = {'diagnostics.per_layer': True}
+  whole, rows = _steps(_task(data, **layers), 3)
+  parts, other = _steps(_task(data, **layers, **{'optim.accumulate': 4}), 3)
+  named = [name for name in rows[0] if name.startswith('residual_rms')]
+  for name in ('loss', 'grad_norm', 'max_logit', 'train/top1', *named):
     np.testing.assert_allclose(
       [row[name] for row in rows], [row[name] for row in other], rtol=2e-5
     )
@@ -177,7 +179,7 @@ def test_images_of_several_classes_are_scored_by_average_precision(
   np.testing.assert_allclose(result['loss'], binary.sum(1).mean(), rtol=1e-5)
   with np.load(tmp_path / 'predictions.npz') as found:
     np.testing.assert_array_equal(found['targets'], labels)
-  found = dict(task.evaluator.validate(variables))
+  found = task.evaluator.validate(variables)
   assert found.keys() == {'loss', 'map'}
   best = evaluate.score(task.evaluator, {'val/map': 0.5, 'val/loss': 2.0})
   assert best == (0.5, -2.0)
@@ -191,15 +193,25 @@ def test_batch_norm_refuses_to_see_parts_of_a_batch():
     classification.Classification.validate_config(config)
 
 
+def test_rare_classes_are_made_up_for_once():
+  config = digits_vit22b_ti.get_config('tiny')
+  config.data.sampling = config.loss.class_weights = 'balanced'
+  with pytest.raises(errors.UserError, match='do it twice: choose one'):
+    classification.Classification.validate_config(config)
+
+
 def test_average_of_weights_is_the_recurrence(data):
-  task = _task(data, **{'optim.ema': 0.75, 'optim.learning_rate': 0.1})
+  """Its decay grows to the config's: (1 + n) / (10 + n) at most in step n."""
+  task = _task(data, **{'optim.ema': 0.2, 'optim.learning_rate': 0.1})
   state, batches = task.init_state(), task.train_batches()
   expected = jax.tree.map(np.array, state.params)
-  for _ in range(3):
+  for decay in (1 / 10, 2 / 11, 0.2):
     with sharding.mesh_context(task.mesh):
       state, _ = task.train_step(state, next(batches))
     expected = jax.tree.map(
-      lambda e, p: 0.75 * e + 0.25 * np.asarray(p), expected, state.params
+      lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p),
+      expected,
+      state.params,
     )
   batches.close()
   _close(state.ema, expected, rtol=1e-6, atol=1e-7)

@@ -24,6 +24,7 @@ from vit22b_jax.tasks import (
   fid_evaluator,
 )
 from vit22b_jax.training import losses
+from vit22b_jax.weights import initial
 
 SIZE = 16
 FOUR = set(cyclegan_update.NETWORKS)
@@ -541,23 +542,21 @@ def test_distances_count_what_entered_them_and_look_up_real_images(
 ):
   monkeypatch.setenv('VIT22B_JAX_CACHE', str(tmp_path))
   looked_at = []
-  original = evaluators.eval_batches
+  original = evaluators.Evaluator.batches
 
-  def batches(split, *args):
+  def batches(self, split):
     looked_at.append(split)
-    return original(split, *args)
+    return original(self, split)
 
-  monkeypatch.setattr(evaluators, 'eval_batches', batches)
+  monkeypatch.setattr(evaluators.Evaluator, 'batches', batches)
 
   def measured(task):
     found = fid_evaluator.FidEvaluator(
-      task.config.fid,
+      task.config,
       task.mesh,
       task.data,
       lambda _, images, __: 255 - images,
-      lambda: {},
-      batch_size=8,
-      workers=0,
+      dict,
     )
     return found.distances({}, 'val')
 
@@ -577,13 +576,11 @@ def test_distances_count_what_entered_them_and_look_up_real_images(
 def test_any_number_of_devices_shares_an_evaluation(data, data_ways, fsdp):
   mesh = _mesh(data_ways, fsdp)
   found = fid_evaluator.FidEvaluator(
-    small_config().fid,
+    small_config(**{'eval.batch_size': 2}),
     mesh,
     data,
     lambda _, images, __: images,
-    lambda: {},
-    batch_size=2,
-    workers=0,
+    dict,
   )
   assert found.batch_size == data_ways * fsdp
   made = list(found.made({}, 'b2a', 'val'))
@@ -596,19 +593,16 @@ def test_translations_of_pairs_are_compared_with_the_other_image(data):
   """Each image counts once, whatever the padding of the last batch."""
   real = {domain: getattr(data.train, domain) for domain in 'ab'}
   pairs = catalog.Pair(*(real[d].subset(np.arange(11)) for d in 'ab'))
-  config = small_config()
   evaluator = fid_evaluator.FidEvaluator(
-    config.fid,
+    small_config(
+      **{'eval.batch_size': 4, 'eval.fid': False, 'data.pairing': 'paired'}
+    ),
     _mesh(),
     catalog.Dataset(pairs, pairs, pairs, ('dark', 'bright')),
     lambda _, images, direction: (
       255.0 - images if direction == 'a2b' else 0.0 * images
     ),
     dict,
-    enabled=False,
-    paired=True,
-    batch_size=4,
-    workers=0,
   )
   found = evaluator.test({}, Folder())
   a, b = (x.gather(np.arange(11))['image'] * 1.0 for x in (pairs.a, pairs.b))
@@ -629,7 +623,7 @@ def test_translations_of_pairs_are_compared_with_the_other_image(data):
 def test_validation_measures_both_directions(task_of, data):
   task = task_of()
   variables, _ = task.variables(task.init_state().to_dict())
-  values = dict(task.evaluator.validate(variables))
+  values = task.evaluator.validate(variables)
   # Three images of domain a are too few to rank checkpoints by.
   assert values.pop('num_images') == 3
   row = {'val/fid': 1.0, 'val/num_images': 3}
@@ -694,7 +688,6 @@ def test_weights_that_were_named_must_be_there(data, monkeypatch):
     ('discriminator.name', 'x', r"discriminator\.name='x'"),
     ('model.generator', 'x', r"model\.generator='x'"),
     ('loss.gan', 'vanilla', 'probabilities'),
-    ('init_from', 'x.npz', 'workdir of another translation'),
     ('data.image_size', 18, 'multiple of 4'),
     ('discriminator.name', 'patchgan70', 'of 24 pixels at least'),
     ('loss.lambda_paired', 100.0, r"set data\.pairing='paired'"),
@@ -707,7 +700,15 @@ def test_what_does_not_fit_is_refused_before_data_are_read(key, value, message):
     cyclegan.CycleGAN.validate_config(config)
 
 
-def test_discriminators_are_those_of_patchgan():
-  assert cyclegan_update.build_networks(
-    small_config()
-  ).discriminator == patchgan.build('released', 'float32', 'default')
+def test_a_start_that_is_no_translation_is_refused_before_data_are_read():
+  with pytest.raises(errors.UserError, match='workdir of another translation'):
+    initial.validate('x.npz', 'translation')
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'used'), [('auto', 'float32'), ('bfloat16', 'bfloat16')]
+)
+def test_discriminators_are_those_of_patchgan(dtype, used):
+  config = small_config(**{'model.dtype': dtype})
+  found = cyclegan_update.build_networks(config).discriminator
+  assert found == patchgan.build('released', dtype=used, precision='default')

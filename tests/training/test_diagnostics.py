@@ -197,6 +197,11 @@ def test_zscore_by_hand():
   np.testing.assert_allclose(z, 1.0, rtol=1e-3)
 
 
+def moved(history, names, step, values):
+  signals = dict(zip(names, values.tolist(), strict=True))
+  return explain.first_to_move(history, signals, step)
+
+
 def test_explain_names_what_moved_first_and_where():
   rows = _calm(100)
   rows[93:, 3] *= 30.0  # block_01's gradient first
@@ -205,27 +210,27 @@ def test_explain_names_what_moved_first_and_where():
   history = np.full((60, 4), np.nan, np.float32)
   for step in range(100):
     history[step % 60] = rows[step]
-  found = explain.first_to_move(history, NAMES, 99, rows[99])
+  found = moved(history, NAMES, 99, rows[99])
   assert found == {'moved_first': 'grad_norm/01', 'layer': 'block_01'}
   named = [name.replace('/01', '/disc_a') for name in NAMES]
-  other = explain.first_to_move(history, named, 99, rows[99])
+  other = moved(history, named, 99, rows[99])
   assert other == {'moved_first': 'grad_norm/disc_a', 'layer': 'disc_a'}
   # The window may have moved on by a step: the answer stays.
   history[100 % 60] = 7e7
-  assert explain.first_to_move(history, NAMES, 99, rows[99]) == found
+  assert moved(history, NAMES, 99, rows[99]) == found
 
 
 def test_explain_copes_with_nothing_and_with_nan():
   history = np.full((60, 4), np.nan, np.float32)
   rows = _calm(40)
   nothing = {'moved_first': None, 'layer': None}
-  assert explain.first_to_move(history, NAMES, 0, rows[0]) == nothing
+  assert moved(history, NAMES, 0, rows[0]) == nothing
   history[:39] = rows[:39]
-  assert explain.first_to_move(history, NAMES, 39, rows[39]) == nothing
+  assert moved(history, NAMES, 39, rows[39]) == nothing
   history[20] = np.nan  # a step that overflowed
   broken = rows[39].copy()
   broken[2] = np.nan
-  found = explain.first_to_move(history, NAMES, 39, broken)
+  found = moved(history, NAMES, 39, broken)
   assert found == {'moved_first': 'grad_norm/00', 'layer': 'block_00'}
 
 

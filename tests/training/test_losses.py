@@ -18,7 +18,7 @@ def test_softmax_equals_the_golden_cross_entropy(golden):
   np.testing.assert_allclose(got.mean(), data['cross_entropy'], rtol=1e-6)
 
 
-@pytest.mark.parametrize('kind', losses.KINDS)
+@pytest.mark.parametrize('kind', ('softmax', 'sigmoid'))
 def test_probabilities_in_the_place_of_labels(kind):
   """Cross entropy is linear in its targets, smoothed ones included."""
   rng = np.random.default_rng(0)

@@ -486,7 +486,7 @@ def test_timm_arguments_are_those_of_the_peer():
   }
 
 
-def timm_model(block, pool):
+def timm_model(block, pool, **more):
   """timm's counterpart of `build`, by the words of `weights.timm`."""
   for name in ('torch', 'timm'):
     if importlib.util.find_spec(name) is None:
@@ -502,7 +502,7 @@ def timm_model(block, pool):
   if pool == 'mean':
     fields |= {'class_token': False, 'global_pool': 'avg'}
     fields |= {'fc_norm': False, 'final_norm': True}
-  return peer.VisionTransformer(**fields).eval()
+  return peer.VisionTransformer(**fields, **more).eval()
 
 
 def timm_logits(model, images):
@@ -545,10 +545,28 @@ def test_exported_weights_give_the_same_function_in_timm(
   block, pos_embedding, pool, tmp_path
 ):
   theirs = timm_model(block, pool)
+  model = build(block, pool=pool, pos_embedding=pos_embedding)
+  assert_same_in_timm(model, theirs, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('norm', ['layer', 'rms'])
+def test_exported_norms_are_those_that_are_named(norm, tmp_path):
+  model = build('vit22b', norm=norm, eps=0.01)
+  name, eps = timm_format.norm_layer(model).values()
+  pytest.importorskip('timm')
+  from timm import layers
+
+  norm_layer = functools.partial(getattr(layers, name), eps=eps)
+  theirs = timm_model('vit22b', 'cls', norm_layer=norm_layer)
+  assert_same_in_timm(model, theirs, tmp_path)
+
+
+def assert_same_in_timm(model, theirs, folder):
   import torch
 
-  model = build(block, pool=pool, pos_embedding=pos_embedding)
-  path = tmp_path / 'ours.safetensors'
+  path = folder / 'ours.safetensors'
   timm_format.write(path, model, random_params(model), {}, SIZE)
   state = safetensors.numpy.load_file(path)
   theirs.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
@@ -568,9 +586,9 @@ def test_weights_of_a_run_fit_however_its_blocks_lie(tmp_path, scanned):
   manager.save(3, {'params': jax.device_put(there)}, data=None, meta={})
   manager.close()
   model = build(scan_layers=not scanned)
-  new = jax.device_put(zeros(model))
+  new = {'params': jax.device_put(zeros(model)), 'batch_stats': {}}
   found = initial.load(tmp_path, model, new, names, SIZE)
-  assert_equal(stacking.unstack(found), stacking.unstack(there))
-  new['final_norm']['scale'] = jnp.zeros(25)
+  assert_equal(stacking.unstack(found['params']), stacking.unstack(there))
+  new['params']['final_norm']['scale'] = jnp.zeros(25)
   with pytest.raises(errors.UserError, match='other networks'):
     initial.load(tmp_path, model, new, names, SIZE)

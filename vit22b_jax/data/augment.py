@@ -23,8 +23,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from vit22b_jax.data import crops, randaugment
 
-# "RandomHorizontalFlip(0.33), RandomVerticalFlip(0.33)"
-_PAPER = {'flip_horizontal': 0.33, 'flip_vertical': 0.33}
 _CROP = {'crop_padding': -1}  # An eighth of the side: 4 at 32 px.
 _STANDARD = {**_CROP, 'flip_horizontal': 0.5}
 
@@ -32,7 +30,8 @@ _STANDARD = {**_CROP, 'flip_horizontal': 0.5}
 # `crop` is for images that a mirror makes another thing, such as digits.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
   'none': {},
-  'paper': _PAPER,
+  # "RandomHorizontalFlip(0.33), RandomVerticalFlip(0.33)"
+  'paper': {'flip_horizontal': 0.33, 'flip_vertical': 0.33},
   'crop': _CROP,
   'standard': _STANDARD,
   'randaugment': {**_STANDARD, 'randaugment_layers': 2},
@@ -84,18 +83,15 @@ def apply(
   key: PRNGKeyArray, images: UInt8[Array, 'B h w C'], recipe: Recipe
 ) -> UInt8[Array, 'B H W C']:
   """Crops, mirrors and distorts images at random, at least `image_size`."""
+  layers, magnitude = recipe.randaugment_layers, recipe.randaugment_magnitude
 
   def one(key, image):
     # Keys are split only where two stages draw: runs resume in their draws.
-    distort = None
-    if recipe.randaugment_layers:
-      key, distort = jax.random.split(key)
+    if not layers:
+      return _flipped(*_cropped(key, image, recipe), recipe)
+    key, distort = jax.random.split(key)
     image = _flipped(*_cropped(key, image, recipe), recipe)
-    if distort is None:
-      return image
-    return randaugment.apply(
-      distort, image, recipe.randaugment_layers, recipe.randaugment_magnitude
-    )
+    return randaugment.apply(distort, image, layers, magnitude)
 
   return jax.vmap(one)(jax.random.split(key, len(images)), images)
 
@@ -263,10 +259,8 @@ def _cut_box(
   half_height = (height * ratio).astype(jnp.int32) // 2
   half_width = (width * ratio).astype(jnp.int32) // 2
   row, column = jax.random.randint(key, (2,), 0, jnp.array(size))
-  top, left = (
-    jnp.maximum(row - half_height, 0),
-    jnp.maximum(column - half_width, 0),
-  )
+  top = jnp.maximum(row - half_height, 0)
+  left = jnp.maximum(column - half_width, 0)
   bottom = jnp.minimum(row + half_height, height)
   right = jnp.minimum(column + half_width, width)
   return top, left, bottom - top, right - left

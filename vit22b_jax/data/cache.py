@@ -83,20 +83,19 @@ def read(path: pathlib.Path) -> tuple[Arrays, Any] | None:
 
 def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
   """Writes a folder that `read` understands; warns when the disk won't."""
-  temporary = None
+  checksums = {name: _checksum(array) for name, array in arrays.items()}
+  text = json.dumps([checksums, meta]).encode()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix='tmp-', dir=path.parent))
-    for name, array in arrays.items():
-      with open(temporary / f'{name}.npy', 'wb', buffering=0) as file:
-        np.save(file, array)
+    with tempfile.TemporaryDirectory(prefix='tmp-', dir=path.parent) as new:
+      for name, array in arrays.items():
+        with open(f'{new}/{name}.npy', 'wb', buffering=0) as file:
+          np.save(file, array)
+          os.fsync(file.fileno())
+      with open(f'{new}/meta.json', 'wb', buffering=0) as file:
+        file.write(b'%d\n%b' % (zlib.crc32(text), text))
         os.fsync(file.fileno())
-    checksums = {name: _checksum(array) for name, array in arrays.items()}
-    text = json.dumps([checksums, meta]).encode()
-    with open(temporary / 'meta.json', 'wb', buffering=0) as file:
-      file.write(b'%d\n%b' % (zlib.crc32(text), text))
-      os.fsync(file.fileno())
-    temporary.rename(path)
+      os.rename(new, path)
     for stale in path.parent.glob(path.name.rpartition('-')[0] + '-*'):
       if stale != path:  # The source has changed since.
         shutil.rmtree(stale, ignore_errors=True)
@@ -104,8 +103,6 @@ def write(path: pathlib.Path, arrays: Arrays, meta: Any) -> None:
     # Another process may have been faster; that is as good.
     if not path.exists():
       logging.warning('decoded images are not cached in %s: %s', path, error)
-    if temporary:
-      shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _checksum(array: Shaped[np.ndarray, '...']) -> list[Any]:

@@ -29,22 +29,14 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """The parts of a data set, Pairs for image translation.
-
-  Attributes:
-    val: its own validation part, or one held out of the training set.
-    test: for the final evaluation alone; None when there is no labeled one.
-    names: one for each label, or those of domain a and b.
-    fingerprint: counts and hashes of names and sizes; see `fingerprint.py`.
-    multi_label: whether labels are vectors of 0 and 1, float32 [N, K].
-  """
+  """The parts of a data set, Pairs for image translation."""
 
   train: splits.Split | Pair
-  val: splits.Split | Pair
-  test: splits.Split | Pair | None
-  names: tuple[str, ...]
+  val: splits.Split | Pair  # its own, or one held out of the training set
+  test: splits.Split | Pair | None  # None when there is no labeled one
+  names: tuple[str, ...]  # one for each label, or those of domain a and b
   fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  multi_label: bool = False
+  multi_label: bool = False  # labels are vectors of 0 and 1, float32 [N, K]
 
 
 Found = dict[str, encoded.Records]
@@ -98,9 +90,9 @@ def validate_domains(name: str, counts: Mapping[str, int]) -> None:
     missing = [split for split in (a, b) if split not in counts]
     if len(missing) == 1 or 'trainA' in missing:
       raise errors.UserError(
-        f'{name!r} has no {" and no ".join(missing)}, only '
-        f'{", ".join(counts) or "nothing of it"}; expected trainA and trainB, '
-        'optional testA and testB.'
+        f'{name!r} has no {" and no ".join(missing)} (found: '
+        f'{", ".join(counts) or "none"}); expected trainA and trainB, optional '
+        'testA and testB.'
       )
   for split in filter(counts.__contains__, folders.DOMAINS):
     least = LEAST + split.startswith('train')

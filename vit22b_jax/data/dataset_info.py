@@ -23,7 +23,7 @@ from vit22b_jax.data.readers import folders
 KNOWN = {
   'cifar10': ({'train': 50_000, 'test': 10_000}, 10),
   'cifar100': ({'train': 50_000, 'test': 10_000}, 100),
-  'imagenet2012': ({'train': 1_281_167, 'validation': 50_000}, 1000),
+  'imagenet2012': ({'train': 1_281_167, 'val': 50_000}, 1000),
 } | {
   f'cycle_gan/{name}': (dict(zip(folders.DOMAINS, counts, strict=True)), 2)
   for name, counts in (
@@ -53,14 +53,13 @@ def of_classes(
       f'{name!r} has no train split, only {", ".join(counts)}; choose another '
       'data.name.'
     )
-  val = [counts[s] for s in encoded.SPLIT_NAMES['val'] if s in counts]
-  train, val = (
-    (counts['train'], *val) if val else _held_out(counts['train'], val_fraction)
+  if 'val' not in counts:
+    train, val = _held_out(counts['train'], val_fraction)
+    counts = {**counts, 'train': train, 'val': val}
+  train, val, test = (
+    range(counts[s]) if s in counts else None for s in encoded.SPLIT_NAMES
   )
-  test = range(counts['test']) if 'test' in counts else None
-  return catalog.Dataset(
-    range(train), range(val), test, names, multi_label=several
-  )
+  return catalog.Dataset(train, val, test, names, multi_label=several)
 
 
 def of_domains(

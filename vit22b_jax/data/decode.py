@@ -17,7 +17,6 @@ from PIL import Image
 
 # Pillow opens these too, but has no decoder for them; EPS starts Ghostscript.
 _LEFT_OUT = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MCIDAS', 'MPEG', 'WMF'}
-_WHITE = (255, 255, 255, 255)
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # Orientations that swap width and height.
 _TURNS = {
@@ -136,7 +135,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = _from_range(values, 1 if values.max() <= 1 else 255)
   if image.has_transparency_data:
     image = image.convert('RGBA')
-    background = Image.new('RGBA', image.size, _WHITE)
+    background = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(background, image)
   return image if image.mode == 'RGB' else image.convert('RGB')
 

@@ -1,6 +1,7 @@
 """Host batches -> the devices of a mesh, some ahead of their use."""
 
 import collections
+import itertools
 import time
 
 import grain
@@ -56,10 +57,7 @@ class DeviceIterator(grain.DatasetIterator):
 
   def __next__(self) -> dict[str, Shaped[Array, 'G ...']]:
     start = time.perf_counter()
-    while len(self._sent) < _AHEAD:
-      batch = next(self._parent, None)
-      if batch is None:
-        break
+    for batch in itertools.islice(self._parent, _AHEAD - len(self._sent)):
       placed = place(batch, self._sharding)
       self._sent.append((placed, self._parent.get_state()))
     if not self._sent:
@@ -69,11 +67,9 @@ class DeviceIterator(grain.DatasetIterator):
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """Returns the position: how many batches have been yielded."""
     return dict(self._state)
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Continues from a position of `get_state`."""
     self._sent.clear()
     self._parent.set_state(state)
     self._state = dict(state)

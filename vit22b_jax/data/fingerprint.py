@@ -33,15 +33,13 @@ def of(
     listing = part.listing()
     if part.multi_label:
       marks[split] = _mark(len(part), [listing, part.labels().tolist()])
-      continue
-    if not names or len(listing) != len(part):
+    elif not names or len(listing) != len(part):
       marks[split] = _mark(len(part), listing)
-      continue
-    labels = part.labels()
-    for label in np.unique(labels).tolist():
-      rows = np.flatnonzero(labels == label)
-      some = [listing[row] for row in rows]
-      marks[f'{split}/{names[label]}'] = _mark(len(rows), some)
+    else:
+      labels = part.labels()
+      for label in np.unique(labels).tolist():
+        some = [listing[row] for row in np.flatnonzero(labels == label)]
+        marks[f'{split}/{names[label]}'] = _mark(len(some), some)
   for name, rows in held_out.items():
     marks[f'{name} (held out)'] = _mark(len(rows), rows.tolist())
   return marks

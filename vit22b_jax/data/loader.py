@@ -12,7 +12,6 @@ random access.
 
 import dataclasses
 import functools
-import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,11 +71,9 @@ def load_classes(
     for split, part in found.items()
   }
   if stored:
-    files = {split: part.identity() for split, part in found.items()}
-    path = cache.folder(
-      f'{name}-{stored}px', found['train'].place, [names, files]
+    opened = _in_memory(
+      name, f'{name}-{stored}px', found, names, opened, unreadable, image_size
     )
-    opened = _in_memory(name, path, opened, unreadable, image_size)
     if unreadable.names and not found['train'].multi_label:
       _validate_classes(name, found, opened, names)
   else:
@@ -232,15 +229,9 @@ def _domains_in_memory(
   unreadable: splits.Unreadable,
 ) -> dict[str, splits.ArraySplit]:
   """Decodes parts of domains; `kind` names what else their pixels depend on."""
-  path = cache.folder(
-    f'{name.removeprefix("folder:")}-{kind}',
-    found['trainA'].place,
-    [
-      [part.indices.tolist() for part in fixed.values()],
-      {split: part.identity() for split, part in found.items()},
-    ],
-  )
-  kept = _in_memory(name, path, fixed, unreadable)
+  title = f'{name.removeprefix("folder:")}-{kind}'
+  indices = [part.indices.tolist() for part in fixed.values()]
+  kept = _in_memory(name, title, found, indices, fixed, unreadable)
   for key, split in kept.items():
     least = 1 if key.startswith('train') else catalog.LEAST
     catalog.validate_count(name, f'{key} (readable)', len(split), least)
@@ -249,26 +240,31 @@ def _domains_in_memory(
 
 def _in_memory(
   name: str,
-  path: pathlib.Path,
+  title: str,
+  found: catalog.Found,
+  choices: Any,
   parts: Mapping[str, splits.LazySplit],
   unreadable: splits.Unreadable,
   image_size: int | None = None,
 ) -> dict[str, splits.ArraySplit]:
   """Decodes splits, without corrupt images, or finds them in the cache.
 
-  `path` is of `cache.folder`; records have the side `image_size` where images
-  are stored smaller.
+  `title` and `choices` are what `parts` depend on beside the files of `found`;
+  records have the side `image_size` where images are stored smaller.
   """
-  found = cache.read(path)
-  if found is None:
+  files = {split: part.identity() for split, part in found.items()}
+  place = next(iter(found.values())).place
+  path = cache.folder(title, place, [choices, files])
+  kept = cache.read(path)
+  if kept is None:
     if sum(part.num_bytes for part in parts.values()) > _WORTH_SAYING:
       count = sum(map(len, parts.values()))
       logging.info(
         'decoding %d images of %s, to be kept in %s', count, name, path
       )
-    found = _decode_all(parts)
-    cache.write(path, *found)
-  arrays, corrupt = found
+    kept = _decode_all(parts)
+    cache.write(path, *kept)
+  arrays, corrupt = kept
   unreadable.add(corrupt)
   opened = {}
   for key, part in parts.items():

@@ -46,13 +46,9 @@ class BatchIterator(grain.DatasetIterator):
   """Yields batches of a split; Grain's checkpoint handlers take it.
 
   The state is {'next_index': number of batches yielded}: it doesn't depend on
-  workers, threads or how far they have read ahead.
-
-  Args:
-    split: where records come from.
-    batches: by position, what to gather (-1 is padding).
-    workers: processes that decode a lazy split; 0 uses threads.
-    keep_mask: whether batches have a 'mask' and an 'index'.
+  workers, threads or how far they have read ahead. `batches` are what to gather
+  by position (-1 is padding); a lazy split is decoded by so many processes
+  (`workers`; 0 uses threads), and `keep_mask` adds 'mask' and 'index'.
   """
 
   def __init__(
@@ -88,11 +84,9 @@ class BatchIterator(grain.DatasetIterator):
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """Returns the position: how many batches have been yielded."""
     return {'next_index': self._position}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Continues from a position of `get_state`."""
     self._stop()
     self._position = int(state['next_index'])
 
@@ -151,7 +145,7 @@ def train_iterator(
     split: records to train on.
     batch_size: images of a step, over all processes.
     seed: of the order.
-    sampling: `data.sampling`.
+    sampling: 'shuffle' or 'balanced'.
     workers: processes that decode a lazy split; 0 uses threads.
     rows: of each batch, that this process makes; all by default.
 
@@ -257,11 +251,9 @@ class PairIterator(grain.DatasetIterator):
     return {'a': next(a)['image'], 'b': next(b)['image']}
 
   def get_state(self) -> dict[str, int]:
-    """Returns the position: how many batches have been yielded."""
     return self._parents[0].get_state()
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Continues from a position of `get_state`."""
     for domain in self._parents:
       domain.set_state(state)
 

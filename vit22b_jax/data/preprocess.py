@@ -64,7 +64,6 @@ def sizes(images: encoded.Records, resize: Resize) -> list[Size | None]:
   Raises:
     UserError: images that don't hold the crop.
   """
-  crop = (resize.crop, resize.crop)
   if resize.mode == 'resize_and_crop':
     return [(resize.load, resize.load)] * len(images)
   found, wrong = [], []
@@ -72,26 +71,20 @@ def sizes(images: encoded.Records, resize: Resize) -> list[Size | None]:
     if isinstance(size, decode.CorruptImage):
       found.append(None)
       continue
-    resized = resize(size)
-    found.append(resized)
-    if min(resized) < resize.crop or (
-      resize.mode == 'none' and resized != crop
-    ):
+    found.append(resize(size))
+    sides = {*found[-1], resize.crop}
+    if min(sides) < resize.crop or (resize.mode == 'none' and len(sides) > 1):
       wrong.append(f'  {images.name(row)} ({size[0]}x{size[1]})')
   if wrong:
-    raise errors.UserError(_too_small(wrong, resize))
+    shown = '\n'.join(wrong[:10] + ['  ...'] * (len(wrong) > 10))
+    what = {
+      'crop': 'smaller than the crop',
+      'scale_width': f'lower than the crop once {resize.load} wide',
+      'none': 'of another size',
+    }[resize.mode]
+    raise errors.UserError(
+      f'{len(wrong)} image(s) are {what}, data.image_size={resize.crop} '
+      f'(height x width), and data.preprocess={resize.mode}:\n{shown}\nChoose '
+      'another image_size, or --config.data.preprocess=resize_and_crop.'
+    )
   return found
-
-
-def _too_small(wrong: list[str], resize: Resize) -> str:
-  shown = '\n'.join(wrong[:10] + ['  ...'] * (len(wrong) > 10))
-  what = {
-    'crop': 'smaller than the crop',
-    'scale_width': f'lower than the crop once {resize.load} wide',
-    'none': 'of another size',
-  }[resize.mode]
-  return (
-    f'{len(wrong)} image(s) are {what}, data.image_size={resize.crop} (height '
-    f'x width), and data.preprocess={resize.mode}:\n{shown}\nChoose another '
-    'image_size, or --config.data.preprocess=resize_and_crop.'
-  )

@@ -15,8 +15,6 @@ Pixels = UInt8[Array, 'H W 3']
 Index = Int[Array, '']  # into OPERATIONS
 Level = Float[Array, '']  # strength
 
-_MAX = 10
-
 OPERATIONS = (
   # Geometric.
   'rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y',
@@ -34,7 +32,7 @@ def apply(
   for layer in jax.random.split(key, layers):
     choose, sign = jax.random.split(layer)
     operation = jax.random.randint(choose, (), 0, len(OPERATIONS))
-    level = jnp.where(jax.random.bernoulli(sign), 1.0, -1.0) * magnitude / _MAX
+    level = jnp.where(jax.random.bernoulli(sign), 1.0, -1.0) * magnitude / 10
     image = operate(operation, level, image)
   return image
 

@@ -251,12 +251,8 @@ def hold_out(
     records, at the least `least`.
 
   Raises:
-    UserError: the fraction isn't in (0, 1), or leaves nothing to hold out.
+    UserError: there is nothing to hold out.
   """
-  if not 0 < fraction < 1:
-    raise errors.UserError(
-      f'data.val_fraction={fraction}: expected a share between 0 and 1.'
-    )
   if labels.ndim > 1:
     labels = np.zeros(len(labels), int)
   if least > 1:

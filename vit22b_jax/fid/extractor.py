@@ -28,7 +28,6 @@ from vit22b_jax.models import inception
 from vit22b_jax.runtime import console
 
 TAPS = tuple(int(tap) for tap in inception.TAPS if tap.isdigit())
-QUANTIZE = ('round', 'truncate', 'none')
 
 # {'image': [B, H, W, 3] or B images [h, w, 3] of any sizes, 'mask': [B]}
 Batch = Mapping[str, Any]

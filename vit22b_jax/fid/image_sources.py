@@ -77,7 +77,7 @@ def find(
 def _folder(spec: str) -> encoded.Records:
   path = epath.Path(spec).expanduser()
   if not spec or not path.is_dir():
-    raise errors.UserError(f'{spec!r} does not exist; expected {FORMS}.')
+    raise errors.UserError(f'there is no folder {spec!r}; expected {FORMS}.')
   if (path / 'checkpoints').is_dir():
     raise errors.UserError(
       f'{spec!r} is the folder of a run: name the generator as well, '

@@ -29,8 +29,6 @@ MODES = ('tf1', 'torch', 'clean')
 # Inception takes (x - 128)/128 of what is resized and multiplied by this.
 INPUT_SCALES = {'torch': 256 / 255}
 
-_BICUBIC = -0.5  # Pillow's coefficient (OpenCV and PyTorch have -0.75)
-
 
 def batch(
   images: Float[Array, 'B H W 3'], mode: str
@@ -71,7 +69,7 @@ def matrix(length: int, mode: str) -> Float[np.ndarray, '299 n']:
 
 def _bicubic(x: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
   """Computes Keys' kernel, https://doi.org/10.1109/TASSP.1981.1163711."""
-  a = _BICUBIC
+  a = -0.5  # in Pillow; OpenCV and PyTorch have -0.75
   near = ((a + 2) * x - (a + 3)) * x**2 + 1
   far = ((x - 5) * x + 8) * x * a - 4 * a
   return np.where(x < 1, near, np.where(x < 2, far, 0))

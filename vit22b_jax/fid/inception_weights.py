@@ -13,7 +13,6 @@ FIDs are comparable for the public weights alone; for any others
 
 import hashlib
 import http.client
-import os
 import re
 import urllib.request
 import uuid
@@ -88,7 +87,8 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
     )
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   # https://pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url
-  promised = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)
+  # Digits alone, as in inception-20151205.pth, are a date.
+  promised = re.search(r'-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$', path.name)
   if promised and not digest.startswith(promised[1]):
     raise errors.UserError(
       f'{path} is damaged: its SHA-256 is {digest}, and its name promises '
@@ -204,7 +204,7 @@ def fetch() -> epath.Path:
     temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.part')
     try:
       temporary.write_bytes(data)
-      os.replace(temporary, path)  # whole or not at all
+      temporary.replace(path)  # whole or not at all
     finally:
       temporary.unlink(missing_ok=True)
     return path

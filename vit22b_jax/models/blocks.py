@@ -1,7 +1,7 @@
 """Transformer blocks: sequential (ViT) and parallel (ViT-22B), by fields.
 
-A named block is a row of `PRESETS`; every property of a row is a field that can
-be set apart from the others. n is a norm:
+A named block is a row of `PRESETS`, the fields in which it differs from
+`vit22b`; each can be set apart from the others. n is a norm:
 
     vit                 x + Attn(n x), then x + MLP(n x)
     vit22b              y = n x;  x + Attn(y) + MLP(y)
@@ -10,17 +10,11 @@ be set apart from the others. n is a norm:
     released            x + n(Attn(x) + MLP(x)), as they released it
     released_unnormed   x + Attn(x) + MLP(x)
 
-    >>> ours, theirs = PRESETS['vit22b'], PRESETS['released']
-    >>> ours.pre_norm, ours.qk_norm, ours.sum_norm
-    (True, True, False)
-    >>> theirs.pre_norm, theirs.qk_norm, theirs.sum_norm
-    (False, True, True)
-
 Sources: "Deeper Inside Deep ViT", section 3.1; ViT, arXiv:2010.11929, section
 3.1; ViT-22B, arXiv:2302.05442, section 2.
 """
 
-import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,62 +27,31 @@ Tokens = Float[Array, 'B L D']
 Stats = dict[str, Array]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
-  """The properties of a named block, and the head its authors put on it."""
-
-  form: str = 'parallel'
-  fused_output: bool = True  # one output projection, so one output bias
-  pre_norm: bool = True
-  qk_norm: bool = True
-  mlp_norm: bool = False
-  sum_norm: bool = False
-  norm: str = 'layer'
-  norm_scale: bool = True
-  norm_bias: bool = False
-  eps: float = 1e-6
-  qkv_bias: bool = False
-  softmax_scale: str = 'head'
-  final_norm: bool = True
-  head: str = 'linear'
-  init: str = 'vit'
-
-
-_VIT = Preset(
-  form='sequential',
-  fused_output=False,
-  qk_norm=False,
-  norm_bias=True,
-  qkv_bias=True,
-)
-_RELEASED = Preset(
-  fused_output=False,
-  pre_norm=False,
-  sum_norm=True,
-  norm_scale=False,
-  eps=1e-5,
-  softmax_scale='width',
-  final_norm=False,
-  head='mlp_bn',
-  init='torch',
-)
-PRESETS = {
+_VIT = {
+  'form': 'sequential',
+  'fused_output': False,
+  'qk_norm': False,
+  'norm_bias': True,
+  'qkv_bias': True,
+}
+# What the authors' code has in all of its blocks.
+_RELEASED = {
+  'fused_output': False,
+  'eps': 1e-5,
+  'qkv_bias': False,
+  'softmax_scale': 'width',
+  'final_norm': False,
+  'head': 'mlp',
+  'init': 'torch',
+}
+_UNNORMED = {**_RELEASED, 'pre_norm': False, 'norm_scale': False}
+PRESETS: dict[str, dict[str, Any]] = {
   'vit': _VIT,
-  'vit22b': Preset(),
-  'vit22b_mlp_norm': Preset(mlp_norm=True),
-  'released_vit': dataclasses.replace(
-    _VIT,
-    eps=1e-5,
-    qkv_bias=False,
-    softmax_scale='width',
-    final_norm=False,
-    head='mlp',
-    init='torch',
-  ),
-  'released': _RELEASED,
-  'released_unnormed': dataclasses.replace(
-    _RELEASED, sum_norm=False, head='mlp'
-  ),
+  'vit22b': {},
+  'vit22b_mlp_norm': {'mlp_norm': True},
+  'released_vit': {**_VIT, **_RELEASED},
+  'released': {**_UNNORMED, 'sum_norm': True, 'head': 'mlp_bn'},
+  'released_unnormed': _UNNORMED,
 }
 
 

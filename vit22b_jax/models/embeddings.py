@@ -9,12 +9,8 @@ from jaxtyping import Array, Float
 from vit22b_jax import errors
 from vit22b_jax.models import axes, inits, kernels
 
-POSITIONS = ('learned', 'sincos')
 
-
-def sincos_2d(
-  height: int, width: int, dim: int, temperature: float = 10_000.0
-) -> Float[np.ndarray, 'L D']:
+def sincos_2d(height: int, width: int, dim: int) -> Float[np.ndarray, 'L D']:
   """Fixed positions of a grid: sines and cosines of column, then of row.
 
   As in MoCo-v3 (arXiv:2104.02057, section 4.2) and big_vision's
@@ -30,10 +26,10 @@ def sincos_2d(
   """
   if dim % 4 or dim < 8:
     raise errors.UserError(
-      f"pos_embedding='sincos' needs a width of 8 or more that 4 divides, not "
-      f"{dim}: change the width or use 'learned'."
+      f'model.width={dim} is not a multiple of 4 from 8, which fixed positions '
+      "(model.pos_embedding='sincos', model.resample='space') are made of."
     )
-  omega = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
+  omega = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4 - 1))
   rows, columns = np.mgrid[:height, :width].reshape(2, -1, 1) * omega
   waves = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
   return np.concatenate(waves, axis=1).astype(np.float32)
@@ -47,9 +43,7 @@ def fixed_positions(
 
 
 def resample_positions(
-  positions: Float[Array, 'L D'],
-  old: tuple[int, int],
-  new: tuple[int, int],
+  positions: Float[Array, 'L D'], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Array, 'M D']:
   """Resamples positions of `old` rows and columns of patches to `new` ones.
 

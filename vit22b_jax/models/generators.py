@@ -10,23 +10,14 @@ model = generators.build(config.model.to_dict(), image_size=256)
 13086083
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
 
 from vit22b_jax import errors, rules
-from vit22b_jax.models import (
-  blocks,
-  resnet_generator,
-  vit,
-  vitunet,
-  vitunet_spatial,
-)
+from vit22b_jax.models import resnet_generator, vit, vitunet, vitunet_spatial
 
 RESNET = ('blocks', 'width', 'dtype', 'precision')
-# Fields of a classifier that a generator lacks.
-_CLASSIFIER = {'form', 'fused_output', 'final_norm', 'head'}
 _RESAMPLING = {
   'channels': vitunet.ViTUnet,
   'space': vitunet_spatial.SpatialViTUnet,
@@ -50,28 +41,25 @@ def build_vitunet(
     image_size: side of a square image in pixels, or height and width.
     patch_size: side of a patch in pixels.
     resample: what stages resample: 'channels' (released) or 'space'.
-    **overrides: any field of `blocks.Preset` that concerns blocks, of a
-      variant, and `dropout`, `attention`, `dtype`, `precision`. None stands
-      for the default.
+    **overrides: any field of a `Transformer`; `init` sets `init_kind`. None
+      stands for the default.
 
   Raises:
     UserError: for unknown names and values, for impossible combinations, and
       for shapes that don't divide as the architecture has it.
   """
   rules.validate_fields('model', {'resample': resample}, 'translation')
-  preset = {field.name for field in dataclasses.fields(blocks.Preset)}
-  known = (preset - _CLASSIFIER) | vit.VARIANTS['S'].keys()
-  known |= {'dropout', 'attention', 'dtype', 'precision'}
-  for name in overrides:
-    errors.validate_choice('model key', name, sorted(known))
   # A classifier of the same fields, for its checks of each and of all.
   like = vit.build(
     block, variant, num_classes=1, patch_size=patch_size, **overrides
   )
+  shared = like.shared_fields()
+  for name in overrides:
+    errors.validate_choice('model key', name, ['depth', 'init', *shared])
   if isinstance(image_size, int):
     image_size = (image_size, image_size)
   model = _RESAMPLING[resample](
-    **like.shared_fields(),
+    **shared,
     image_size=tuple(image_size),
     patch_size=patch_size,
     form=like.form,
@@ -88,17 +76,16 @@ def build(
 
   Args:
     model_section: `generator` ('vitunet' or 'resnet') and the arguments of
-      `build_vitunet` or the fields RESNET; None stands for the default.
+      `build_vitunet` or the fields RESNET; None stands for the default,
+      dtype='auto' for float32, as in `vit.build`.
     image_size: side of a square image in pixels, or height and width.
 
   Raises:
-    UserError: for unknown names and values, for what only the other generator
-      reads, and for shapes that don't fit the generator.
+    UserError: as `build_vitunet`, for what only the other generator reads, and
+      for sizes that a ResNet doesn't halve.
   """
   fields = {k: v for k, v in model_section.items() if v is not None}
-  generator = fields.pop('generator')
-  rules.validate_fields('model', {'generator': generator}, 'translation')
-  if generator == 'vitunet':
+  if fields.pop('generator') == 'vitunet':
     if 'blocks' in fields:
       raise errors.UserError(
         f'model.blocks={fields["blocks"]} is for a ResNet only: a ViTUnet has '
@@ -112,7 +99,6 @@ def build(
       'the word resnet, which leaves them out, as in '
       '--config=configs/translation_folder.py:resnet, or set them to None.'
     )
-  rules.validate_fields('model', fields, 'translation')
   if fields.get('dtype') == 'auto':
     fields['dtype'] = 'float32'
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size

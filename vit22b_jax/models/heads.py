@@ -44,9 +44,6 @@ class BatchNorm(nn.Module):
   https://pytorch.org/docs/stable/generated/torch.nn.BatchNorm1d.html
   """
 
-  momentum: float = 0.1
-  eps: float = 1e-5
-
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B F'], train: bool
@@ -64,9 +61,9 @@ class BatchNorm(nn.Module):
       now, spread = x.mean(axis=0), x.var(axis=0)
       if self.is_mutable_collection('batch_stats'):
         unbiased = spread * (size / max(size - 1, 1))
-        mean.value += self.momentum * (now - mean.value)
-        var.value += self.momentum * (unbiased - var.value)
-    return (x - now) / jnp.sqrt(spread + self.eps) * scale + bias
+        mean.value += 0.1 * (now - mean.value)
+        var.value += 0.1 * (unbiased - var.value)
+    return (x - now) / jnp.sqrt(spread + 1e-5) * scale + bias
 
 
 class Head(nn.Module):

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-KINDS = ('vit', 'torch')
 Initializer = initializers.Initializer
 POSITIONS = {'vit': initializers.normal(0.02), 'torch': initializers.normal(1)}
 CLASS_TOKEN = {'vit': initializers.zeros, 'torch': initializers.normal(1)}

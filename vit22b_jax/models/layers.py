@@ -75,25 +75,25 @@ class Norm(nn.Module):
 
 
 class Transformer(nn.Module, kw_only=True):
-  """The fields that blocks, and models made of blocks, have in common."""
+  """The fields of blocks and models made of them; by default `vit22b`'s."""
 
   width: int  # D
   num_heads: int  # N, a divisor of D
   mlp_dim: int  # F, hidden units of the MLP; N divides it in a parallel block
   # One output projection of attention and MLP, with one bias, unless a norm is
   # on the MLP.
-  fused_output: bool
-  pre_norm: bool  # normalize the residual stream before the branches,
-  qk_norm: bool  # queries and keys of each head,
-  mlp_norm: bool  # the MLP's output,
-  sum_norm: bool  # the sum of both branches (parallel blocks only)
-  norm: str  # 'layer' or 'rms'
-  norm_scale: bool  # norms have a learned scale
-  norm_bias: bool  # and bias
-  eps: float  # of the norms
-  qkv_bias: bool
-  softmax_scale: str  # divide by the root of the 'head' dimension or 'width'
-  init_kind: str  # 'vit' or 'torch', see `inits`
+  fused_output: bool = True
+  pre_norm: bool = True  # normalize the residual stream before the branches,
+  qk_norm: bool = True  # queries and keys of each head,
+  mlp_norm: bool = False  # the MLP's output,
+  sum_norm: bool = False  # the sum of both branches (parallel blocks only)
+  norm: str = 'layer'  # or 'rms'
+  norm_scale: bool = True  # norms have a learned scale
+  norm_bias: bool = False  # and bias
+  eps: float = 1e-6  # of the norms
+  qkv_bias: bool = False
+  softmax_scale: str = 'head'  # divide by the root of head_dim, or of 'width'
+  init_kind: str = 'vit'  # or 'torch', see `inits`
   dropout: float = 0.0  # of the MLP's hidden units and each branch's output
   attention: str = 'auto'  # or 'xla', 'cudnn', see `kernels.takes_cudnn`
   # Of products and the residual stream; parameters, norms, softmax and logits

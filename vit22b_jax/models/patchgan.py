@@ -19,7 +19,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax import errors, rules
 from vit22b_jax.models import convolutions, kernels
 
 
@@ -62,25 +61,14 @@ class PatchGAN(nn.Module, kw_only=True):
   """4x4 convolutions, each but the last with its norm and a leaky ReLU."""
 
   preset: Preset
-  dtype: str = 'float32'
+  dtype: str = 'float32'  # of convolutions; parameters, norms, scores: float32
   precision: str = 'highest'
 
   @nn.compact
   def __call__(
     self, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B H2 W2 1']:
-    """Scores patches of images in [-1, 1]; higher is more real.
-
-    Raises:
-      UserError: when the image is too small for a score.
-    """
-    height, width = images.shape[1:3]
-    if min(height, width) < self.preset.smallest:
-      raise errors.UserError(
-        f'images of {height} x {width} pixels are too small for this '
-        f'discriminator, which needs {self.preset.smallest} x '
-        f'{self.preset.smallest}: set data.image_size accordingly.'
-      )
+    """Scores patches of images in [-1, 1]; higher is more real."""
     conv = functools.partial(
       convolutions.Conv,
       kernel_size=4,
@@ -99,19 +87,6 @@ class PatchGAN(nn.Module, kw_only=True):
     return nn.sigmoid(x) if p.sigmoid else x
 
 
-def build(
-  name: str = 'patchgan70',
-  dtype: str = 'float32',
-  precision: str = 'highest',
-) -> PatchGAN:
-  """Returns a discriminator of PRESETS.
-
-  Its convolutions are in `dtype`; parameters, norms and scores are float32.
-
-  Raises:
-    UserError: for unknown names and values.
-  """
-  rules.validate_fields('discriminator', {'name': name}, 'translation')
-  rules.validate_fields('model', {'dtype': dtype, 'precision': precision})
-  dtype = 'float32' if dtype == 'auto' else dtype
-  return PatchGAN(preset=PRESETS[name], dtype=dtype, precision=precision)
+def build(name: str, **fields: str) -> PatchGAN:
+  """Returns a discriminator of PRESETS; `fields`: `dtype`, `precision`."""
+  return PatchGAN(preset=PRESETS[name], **fields)

@@ -9,7 +9,6 @@ gathered again (https://docs.jax.dev/en/latest/gradient-checkpointing.html).
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,10 +37,7 @@ REMAT = {
   'full': (),
 }
 
-
-def named(x: Any, name: str) -> Any:
-  """Returns the array, or a tree of them, under a name that REMAT knows."""
-  return ad_checkpoint.checkpoint_name(x, name)
+named = ad_checkpoint.checkpoint_name  # (arrays, a name that REMAT knows)
 
 
 def policy(remat: str) -> Callable[..., bool]:

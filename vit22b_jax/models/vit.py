@@ -48,12 +48,12 @@ VARIANTS = {
 class ViT(layers.Transformer, kw_only=True):
   """A classifier of images: patches, positions, blocks, pool, head."""
 
-  form: str  # 'sequential' or 'parallel' blocks
+  form: str = 'parallel'  # or 'sequential' blocks
   depth: int  # number of blocks
   num_classes: int  # C; 0 for no head: features [B, D] in place of logits
   patch_size: int  # side of a patch in pixels
-  final_norm: bool  # normalizes the last block's output
-  head: str  # 'linear', 'mlp' or 'mlp_bn'
+  final_norm: bool = True  # normalizes the last block's output
+  head: str = 'linear'  # or 'mlp', 'mlp_bn'
   head_bias: float | None = None  # the logits' first bias, for `init_kind`'s
   pool: str = 'cls'  # a class token, 'mean' over patches or 'map' (attention)
   pos_embedding: str = 'learned'  # or 'sincos'
@@ -173,49 +173,45 @@ class ViT(layers.Transformer, kw_only=True):
     return block(x, train, capture, rates)
 
 
-def _validate(fields: dict[str, Any]) -> None:
-  """Judges each field by its key's rule, then how fields fit together."""
-  rules.validate_fields('model', fields)
-  names = ('num_classes', 'width', 'num_heads', 'mlp_dim')
-  num_classes, width, num_heads, mlp_dim = (fields[name] for name in names)
-  parallel = fields['form'] == 'parallel'
-  dtype = fields.get('dtype', 'float32')
-  cudnn = kernels.cudnn.supports(dtype, width // num_heads)
+def _validate(m: ViT) -> None:
+  """Judges how a model's fields fit together."""
+  parallel = m.form == 'parallel'
+  cudnn = kernels.cudnn.supports(m.dtype, m.head_dim)
   for broken, message in (
     (
-      not isinstance(num_classes, int) or num_classes < 0,
-      f'num_classes={num_classes!r} must be a whole number of at least 0.',
+      not isinstance(m.num_classes, int) or m.num_classes < 0,
+      f'num_classes={m.num_classes!r} must be a whole number of at least 0.',
     ),
     (
-      width % num_heads,
-      f'model.width={width} is not a multiple of model.num_heads={num_heads}.',
+      m.width % m.num_heads,
+      f'model.width={m.width} is not a multiple of model.num_heads='
+      f'{m.num_heads}.',
     ),
     (
-      parallel and mlp_dim % num_heads,
-      f'model.mlp_dim={mlp_dim} is not a multiple of model.num_heads='
-      f'{num_heads}: a parallel block groups its MLP by head.',
+      parallel and m.mlp_dim % m.num_heads,
+      f'model.mlp_dim={m.mlp_dim} is not a multiple of model.num_heads='
+      f'{m.num_heads}: a parallel block groups its MLP by head.',
     ),
     (
-      fields['sum_norm'] and not parallel,
+      m.sum_norm and not parallel,
       'model.sum_norm=True normalizes the sum of two parallel branches, which '
       'a sequential block does not have: choose a parallel block, e.g. '
       "model.block='vit22b'.",
     ),
     (
-      fields['norm'] == 'rms' and fields['norm_bias'],
+      m.norm == 'rms' and m.norm_bias,
       "model.norm='rms' has no bias: set model.norm_bias=False.",
     ),
     (
-      fields.get('attention') == 'cudnn' and not cudnn,
-      f"model.attention='cudnn' takes {kernels.cudnn.RULE}, not {dtype} with "
-      f"{width // num_heads}: set model.dtype='bfloat16', or leave it to "
-      "'auto'.",
+      m.attention == 'cudnn' and not cudnn,
+      f"model.attention='cudnn' takes {kernels.cudnn.RULE}, not {m.dtype} with "
+      f"{m.head_dim}: set model.dtype='bfloat16', or leave it to 'auto'.",
     ),
   ):
     if broken:
       raise errors.UserError(message)
-  if fields.get('pos_embedding') == 'sincos':
-    embeddings.sincos_2d(1, 1, width)
+  if m.pos_embedding == 'sincos':
+    embeddings.sincos_2d(1, 1, m.width)
 
 
 def build(
@@ -233,29 +229,28 @@ def build(
     variant: a key of `VARIANTS`.
     num_classes: C; 0 for a model without a head.
     patch_size: side of a patch in pixels.
-    **overrides: any field of `blocks.Preset` but `form` and `fused_output`, of
-      a variant, and `head_bias`, `pool`, `pos_embedding`, `dropout`,
-      `stochastic_depth`, `attention`, `dtype`, `precision`, `remat`,
-      `scan_layers`. None stands for the default, as does dtype='auto', which
-      a task resolves for its devices.
+    **overrides: any field of `ViT` but `form` and `fused_output`; `init` sets
+      `init_kind`. None stands for the default, as does dtype='auto', which a
+      task resolves for its devices.
 
   Raises:
     UserError: for unknown names and values, and for impossible combinations.
   """
   rules.validate_fields('model', {'block': block, 'variant': variant})
+  fixed = {'form', 'fused_output', 'init_kind', 'name', 'parent'}
+  known = {'init', *(f.name for f in dataclasses.fields(ViT))} - fixed
+  for name in overrides:
+    errors.validate_choice('model key', name, sorted(known))
   fields = {
-    **dataclasses.asdict(PRESETS[block]),
+    **PRESETS[block],
     **VARIANTS[variant],
+    **{k: v for k, v in overrides.items() if v is not None},
     'num_classes': num_classes,
     'patch_size': patch_size,
   }
-  fixed = {'form', 'fused_output', 'init_kind', 'name', 'parent'}
-  known = {*fields, *(f.name for f in dataclasses.fields(ViT))} - fixed
-  for name in overrides:
-    errors.validate_choice('model key', name, sorted(known))
-  fields.update({k: v for k, v in overrides.items() if v is not None})
+  rules.validate_fields('model', fields)
   if fields.get('dtype') == 'auto':
     fields['dtype'] = 'float32'
-  _validate(fields)
-  fields['init_kind'] = fields.pop('init')
-  return ViT(**fields)
+  model = ViT(init_kind=fields.pop('init', 'vit'), **fields)
+  _validate(model)
+  return model

@@ -29,11 +29,6 @@ def double(x: Maps) -> Maps:
   return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def pixel_norm_relu(x: Maps) -> Maps:
-  """Normalizes each pixel's channels, without learned terms; then ReLU."""
-  return nn.relu(kernels.norm(x, None, None, 1e-5, True))
-
-
 class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
   """A U-net of transformer blocks in a U-net of convolutions.
 
@@ -67,11 +62,7 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
         f'model.patch_size={self.patch_size} is not a power of two from 2, as '
         "model.resample='space' halves images until a pixel stands for a patch."
       )
-    if self.width % 4 or self.width < 8:
-      raise errors.UserError(
-        f'model.width={self.width} is not a multiple of 4 from 8, which '
-        "positions are made of with model.resample='space'."
-      )
+    embeddings.sincos_2d(1, 1, self.width)
 
   @nn.compact
   def __call__(
@@ -161,5 +152,6 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
       features = skip.shape[-1]
       x = double(self.linear(f'narrow_{i}', x, features, _CHANNELS, bias=False))
       x = jnp.concatenate([skip, x], axis=-1)
-      x = pixel_norm_relu(self._conv(features, f'join_{i}')(x))
+      x = self._conv(features, f'join_{i}')(x)
+      x = nn.relu(kernels.norm(x, None, None, 1e-5, True))
     return self._conv(3, 'to_pixels')(x).astype(jnp.float32)

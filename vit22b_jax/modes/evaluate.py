@@ -116,17 +116,28 @@ def restore(
   return found.step, *task.variables(found.state)
 
 
+def chosen_step(task: base.Task, path: epath.PathLike) -> int | None:
+  """Returns the step of the checkpoint that another run is used with.
+
+  None stands for its newest, and for what is no workdir.
+  """
+  path, step = epath.Path(path).expanduser(), None
+  config = runs.find_config(path) if path.is_dir() else None
+  if config is not None and config.eval.checkpoint == 'best':
+    known = scores(task.evaluator, path)
+    manager = checkpoint.Manager(path, scores=known, read_only=True)
+    step = manager.best_step()
+    manager.close()
+  return distributed.broadcast_json(step)
+
+
 def finish(
-  task: base.Task,
-  manager: checkpoint.Manager,
-  folder: workdir.Workdir,
-  poll: evaluators.Poll = evaluators.ignore,
+  task: base.Task, manager: checkpoint.Manager, folder: workdir.Workdir
 ) -> dict[str, Any]:
   """Evaluates on the test part; returns what it writes into eval.json.
 
-  That is what the evaluator's `test` gives, and `step weights checkpoint`, with
-  `checkpoint_note` if no best one can be chosen. `poll` is called between
-  batches, and may raise to leave the evaluation.
+  That is what the evaluator's `test` gives, and `data step weights checkpoint`,
+  with `checkpoint_note` if the best one can't be used.
   """
   which, note = task.config.eval.checkpoint, {}
   steps = {'best': manager.best_step(), 'last': manager.latest_step()}
@@ -139,13 +150,18 @@ def finish(
       note = {'checkpoint_note': text}
       console.say(f'No checkpoint is the best: the last one is used. {text}')
   step, variables, kind = restore(task, manager, which)
+  used = which if step == steps[which] else f'another than the {which}'
+  if used == 'best' and not manager.is_best(step):
+    used = 'another than the best'
+    text = 'The best validation is of a step whose checkpoint is gone.'
+    note = {'checkpoint_note': text}
+    console.say(f'The best checkpoint that is left is used. {text}')
   content = {
-    **task.evaluator.test(variables, folder, poll),
+    **task.evaluator.test(variables, folder),
+    'data': task.config.data.name,
     'step': step,
     'weights': kind,
-    'checkpoint': which
-    if step == steps[which]
-    else f'another than the {which}',
+    'checkpoint': used,
     **note,
   }
   folder.write_json(workdir.EVAL, content)

@@ -13,7 +13,6 @@ from vit22b_jax.runtime import workdir
 from vit22b_jax.tasks import classification
 from vit22b_jax.weights import timm
 
-WEIGHTS = 'model.safetensors'
 DESCRIPTION = 'model.json'
 
 
@@ -27,14 +26,15 @@ def run(
   central crop), `eval_crop` (the share of `load_size` that is resized to
   `image_size` instead of that crop, or null), `mean` and `std` (of RGB in
   [0, 1]), `model` (the arguments of `vit22b_jax.create`), and `timm` (those of
-  timm's `VisionTransformer`, its `block_fn` by name, and the oldest version).
+  timm's `VisionTransformer`, `block_fn` and `norm_layer` by name, the norms'
+  `eps`, and the oldest version).
   The header of model.safetensors holds the same text.
 
   Raises:
     UserError: timm has no such model.
   """
   text = json.dumps(describe(task), indent=2) + '\n'
-  path = folder.path / WEIGHTS
+  path = folder.path / 'model.safetensors'
   timm.write(
     path,
     task.model,
@@ -64,6 +64,7 @@ def describe(task: classification.Classification) -> dict[str, Any]:
     'timm': {
       **timm.arguments(task.model, data.image_size),
       'block_fn': 'Block' if sequential else 'ParallelScalingBlock',
+      **timm.norm_layer(task.model),
       'version': f'>={timm.VERSION}',
     },
   }

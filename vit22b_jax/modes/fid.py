@@ -25,7 +25,6 @@ from vit22b_jax.fid import (
 from vit22b_jax.runtime import console, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 
-RESULT = 'fid.json'
 KEYS = (
   *('fid', 'kid', 'kid_stderr', 'tap', 'resize', 'quantize', 'num_a', 'num_b'),
   *('weights_sha256', 'calibrated', 'fid_infinity', 'seconds'),
@@ -81,7 +80,7 @@ def run(
     for side in _SIDES if config.save_statistics else ():
       content = statistics.to_bytes(found[side], made_by[side])
       folder.write_bytes(f'{side}.npz', content)
-    folder.write_json(RESULT, result)
+    folder.write_json('fid.json', result)
   return result
 
 
@@ -128,6 +127,7 @@ def _open(
       f'--config.{side}= is missing: the set of images to compare, '
       f'{image_sources.FORMS}.'
     )
+  workdir_lib.validate_place(spec)
   if not spec.endswith('.npz'):
     return image_sources.find(
       spec, dir=config.dir, open_generator=open_generator

@@ -5,6 +5,7 @@ images = inputs.decoded(folder, names, decode.resized, notes := [])
 """
 
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epath
 from vit22b_jax import errors
 from vit22b_jax.data import decode, files
 from vit22b_jax.data.readers import walk
+from vit22b_jax.runtime import workdir
 
 
 def find(
@@ -27,6 +29,7 @@ def find(
   Raises:
     UserError: there is no such folder or file.
   """
+  workdir.validate_place(given)
   path = epath.Path(given)
   if files.is_file(path):
     return path.parent, [path.name]
@@ -34,11 +37,11 @@ def find(
     raise errors.UserError(
       f'--input={given} is not a folder of images and not a file.'
     )
-  return path, [
-    os.fspath(file.relative_to(path))
-    for file in walk.find_images(path)
-    if leave_out not in file.parents
-  ]
+  names = [os.fspath(file.relative_to(path)) for file in walk.find_images(path)]
+  if leave_out is None:
+    return path, names
+  root, left = (pathlib.Path(x).resolve() for x in (path, leave_out))
+  return path, [name for name in names if left not in (root / name).parents]
 
 
 def decoded(

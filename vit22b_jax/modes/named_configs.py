@@ -57,12 +57,13 @@ def resolve(argv: list[str]) -> list[str]:
   for i, argument in enumerate(argv):
     flag, _, spec = argument.partition('=')
     if flag not in ('--config', '-config'):
-      before = argv[i - 1] if i else ''
-      flag, spec = '', argument if before in ('--config', '-config') else ''
+      follows = i and argv[i - 1] in ('--config', '-config')
+      spec = argument if follows else ''
     path, colon, words = spec.partition(':')
     name = path.removeprefix('configs/').removesuffix('.py')
     if name in known and not pathlib.Path(path).is_file():
-      argument = f'{flag}{"=" * bool(flag)}{folder() / name}.py{colon}{words}'
+      start = argument.removesuffix(spec)
+      argument = f'{start}{folder() / name}.py{colon}{words}'
     resolved.append(argument)
   return resolved
 
@@ -142,30 +143,22 @@ def suggest_key(name: str, known: Iterable[str], prefix: str = '') -> str:
 def comments(task: str) -> dict[str, str]:
   """Returns the comment of each key of a task, as configs/common.py has it."""
   text = (folder() / 'common.py').read_text()
-  tree = ast.parse(text)
+  tree, lines = ast.parse(text), text.splitlines()
   functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
-  root = {'fid': 'comparison'}.get(task, task)
-  return dict(_comments_of(root, functions, text.splitlines(), ''))
 
+  def assigned(name: str, prefix: str = '') -> Iterator[tuple[str, str]]:
+    for node in functions[name].body:
+      key = ''
+      if isinstance(node, ast.Assign):
+        key = ast.unparse(node.targets[0]).partition('.')[2]
+      value = getattr(node, 'value', None)
+      called = getattr(getattr(value, 'func', None), 'id', None)
+      if called in functions:  # a section
+        yield from assigned(called, f'{prefix}{key}.' if key else prefix)
+      elif key and (text := _comment_at(node, lines)):
+        yield prefix + key, text
 
-def _comments_of(
-  name: str,
-  functions: dict[str, ast.FunctionDef],
-  lines: list[str],
-  prefix: str,
-) -> Iterator[tuple[str, str]]:
-  """Yields key and comment of a function's assignments, sections included."""
-  for node in functions[name].body:
-    key = ''
-    if isinstance(node, ast.Assign):
-      key = ast.unparse(node.targets[0]).partition('.')[2]
-    value = getattr(node, 'value', None)
-    called = getattr(getattr(value, 'func', None), 'id', None)
-    if called in functions:
-      inner = f'{prefix}{key}.' if key else prefix
-      yield from _comments_of(called, functions, lines, inner)
-    elif key and (text := _comment_at(node, lines)):
-      yield prefix + key, text
+  return dict(assigned({'fid': 'comparison'}.get(task, task)))
 
 
 def _comment_at(node: ast.stmt, lines: list[str]) -> str:

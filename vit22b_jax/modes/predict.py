@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8
 
 from vit22b_jax import errors
 from vit22b_jax.data import decode
@@ -48,7 +47,7 @@ def run(
     UserError: there is no readable image, or `top_k` isn't between 1 and the
       number of classes.
   """
-  names = task.names
+  names, size = task.names, task.evaluator.batch_size
   if not 1 <= top_k <= len(names):
     raise errors.UserError(
       f'--top_k={top_k}: expected 1 to {len(names)}, the number of classes.'
@@ -62,28 +61,18 @@ def run(
   out = io.StringIO()
   writer = csv.writer(out, lineterminator='\n')
   writer.writerow(['file', 'class', 'probability'])
-  while batch := list(itertools.islice(images, task.evaluator.batch_size)):
-    for file, row in zip(*_classified(task, variables, batch), strict=False):
+  while batch := list(itertools.islice(images, size)):
+    padded = np.stack([image for _, image in batch])
+    padded = np.pad(padded, ((0, size - len(batch)), *((0, 0),) * 3))
+    placed = jax.device_put(padded, sharding.batch_sharding(task.mesh))
+    probabilities = np.asarray(task.evaluator.predict(variables, placed))
+    for (file, _), row in zip(batch, probabilities, strict=False):
       for i in np.argsort(-row, kind='stable')[:top_k]:
         cells = _cell(file, './'), _cell(names[i], "'")
         writer.writerow([*cells, f'{row[i]:.6f}'])
   if len(notes) == len(files):
     raise inputs.no_image(given, notes)
   return out.getvalue(), notes
-
-
-def _classified(
-  task: classification.Classification,
-  variables: Any,
-  batch: list[tuple[str, UInt8[np.ndarray, 'S S 3']]],
-) -> tuple[list[str], Float[np.ndarray, 'B C']]:
-  """Returns names and probabilities; rows after the last name are padding."""
-  files, images = zip(*batch, strict=True)
-  images = np.stack(images)
-  spare = task.evaluator.batch_size - len(images)
-  images = np.pad(images, ((0, spare), *((0, 0),) * 3))
-  placed = jax.device_put(images, sharding.batch_sharding(task.mesh))
-  return files, np.asarray(task.evaluator.predict(variables, placed))
 
 
 def _cell(text: str, mark: str) -> str:

@@ -27,6 +27,7 @@ from vit22b_jax.report import page, probe_page
 from vit22b_jax.runtime import console, formats, lock, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import classification
+from vit22b_jax.weights import initial
 
 STEPS = 150  # of a trial: the early explosions of Figure 1 came within 62
 LATE_STEPS = 450  # of the check for late explosions
@@ -34,7 +35,7 @@ RATIO = 2**0.5  # neighboring rates of a finished search
 LOWEST, HIGHEST = 1e-8, 1e2
 # Keys that a resumed run may change, and that a trial's outcome depends on.
 _DECISIVE = (
-  *('duration', 'init_from', 'data.name'),
+  *('duration', 'data.name'),
   *('diagnostics.max_logit', 'diagnostics.max_abs_grad'),
 )
 
@@ -69,10 +70,10 @@ def run(
     )
   if jax.process_count() > 1:
     raise errors.UserError('--mode=probe runs in one process: start only one.')
-  if not minutes >= 0:  # nan passes a flag's bounds
-    raise errors.UserError(f'--minutes={minutes} must be at least 0.')
   folder = workdir_lib.Workdir(workdir)
   with lock.held(folder.path):
+    if config.init_from:
+      initial.validate(config.init_from, config.task)
     record = _open(folder, config)
     data = classification.Classification.load_data(config)
     deadline = time.monotonic() + 60 * minutes
@@ -271,11 +272,9 @@ def advice(record: dict[str, Any]) -> str:
 
 def table(record: dict[str, Any]) -> str:
   """Returns a line for each program that was searched."""
-  return '\n'.join(
-    f'{row["switch"]:28}{row["stable"]:>12}{row["explodes"]:>12}'
-    f'{row["times"]:>8}  {row["first"]}'
-    for row in (probe_page.TITLES, *probe_page.rows(record))
-  )
+  form = '{:28}{:>12}{:>12}{:>8}  {}'.format
+  rows = probe_page.TITLES, *probe_page.rows(record)
+  return '\n'.join(form(*row) for row in rows)
 
 
 def _open(folder: workdir_lib.Workdir, config: ConfigDict) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from vit22b_jax.runtime import (
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
 from vit22b_jax.training import optim
+from vit22b_jax.weights import initial
 
 
 @dataclasses.dataclass
@@ -77,6 +78,8 @@ def open_run(
   profiling.Window.parse(config.profile)
   folder = open_workdir(config, path)
   stack.enter_context(lock.held(folder.path))
+  if config.init_from and not has_steps(folder):
+    initial.validate(config.init_from, config.task)
   task = make_task(config, mesh, folder)
   stack.callback(evaluate.write_report, folder)
   stack.callback(folder.close)
@@ -142,9 +145,7 @@ def open_workdir(
     wandb=config.log.wandb,
     writer=jax.process_index() == 0,
   )
-  distributed.validate_shared(
-    folder.path, lambda name: folder.write_bytes(name, b'')
-  )
+  distributed.validate_shared(folder.path)
   old = runs.find_config(path) if has_steps(folder) else None
   if old is None:
     return folder
@@ -234,10 +235,11 @@ def write_description(task: base.Task, folder: workdir_lib.Workdir) -> None:
   devices = [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
   shapes = jax.tree.leaves(task.abstract_weights['params'])
   parameters = sum(math.prod(x.shape) for x in shapes)
-  folder.write_json(
-    workdir_lib.VERSIONS,
-    {**workdir_lib.versions(devices), 'parameters': parameters},
-  )
+  versions = workdir_lib.versions(devices) | {'parameters': parameters}
+  if '--config=' not in (versions['command'] or ''):  # resumed by its workdir
+    old = workdir_lib.read_json(folder.path, workdir_lib.VERSIONS, dict) or {}
+    versions['command'] = old.get('command') or versions['command']
+  folder.write_json(workdir_lib.VERSIONS, versions)
 
 
 def restore(r: Run) -> base.State:
@@ -246,7 +248,8 @@ def restore(r: Run) -> base.State:
   The newest checkpoint comes before `init_from`, and that before the seed.
 
   Raises:
-    UserError: the checkpoints are another run's, or none can be read.
+    UserError: the checkpoints are another run's, none can be read, or those of
+      a finished run are gone.
   """
   task, config, path = r.task, r.task.config, r.folder.path
   found = r.manager.restore(
@@ -254,6 +257,13 @@ def restore(r: Run) -> base.State:
     data=r.batches,
     check=lambda meta: config_lib.compare(meta['config'], config, path),
   )
+  is_finished = has_steps(r.folder) and (path / workdir_lib.EVAL).exists()
+  if found is None and is_finished:
+    raise errors.UserError(
+      f'{path} holds a finished run whose checkpoints are gone, and training '
+      'would begin anew over its results: give another --workdir, or move the '
+      'folder.'
+    )
   r.folder.truncate(found.step if found else 0)
   if found is None or found.step < task.total_steps:
     r.folder.forget_evaluation()
@@ -262,8 +272,10 @@ def restore(r: Run) -> base.State:
     if not config.init_from:
       console.say(f'Starting from scratch, seed {config.seed}.')
       return state
-    console.say(f'Starting from the weights of {config.init_from}.')
-    return task.with_pretrained(state, config.init_from)
+    step = evaluate.chosen_step(task, config.init_from)
+    where = f', step {step}' if step else ''
+    console.say(f'Starting from the weights of {config.init_from}{where}.')
+    return task.with_pretrained(state, config.init_from, step)
   r.recorder.interval = records.Interval(**found.meta['progress'])
   known = distributed.broadcast_json(
     [*evaluate.scores(task.evaluator, path).items()]

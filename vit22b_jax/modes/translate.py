@@ -10,11 +10,9 @@ not last; what it made is brought to the size of the original. Transparency is
 kept: a generator sees it over white, and the PNG has it as the original had.
 """
 
-import base64
 import collections
 import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -28,7 +26,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vit22b_jax.data import decode
-from vit22b_jax.data import files as files_lib
 from vit22b_jax.data.readers import walk
 from vit22b_jax.models import generators, vitunet, vitunet_spatial
 from vit22b_jax.modes import inputs
@@ -98,10 +95,8 @@ def run(
     UserError: there is no such folder, it holds no readable image, or results
       can't be written.
   """
-  source, target = map(
-    _absolute, (given, workdir.path / f'translated_{direction}')
-  )
-  folder, names = inputs.find(source, leave_out=target)
+  target = workdir.path / f'translated_{direction}'
+  folder, names = inputs.find(given, leave_out=target)
   pngs, earlier = output_names(names), _earlier(target)
   if names:  # said before they are made: a call may be cut off
     listed = sorted(earlier | set(pngs.values()))
@@ -119,7 +114,10 @@ def run(
     raise inputs.no_image(given, notes)
   # Batches are of images of one size; results are in the order of the names.
   files = [pngs[name] for name in names if name in made]
-  _remove(target, earlier.difference(files), notes)
+  if stale := earlier.difference(files):
+    for name in stale:
+      (target / name).unlink(missing_ok=True)
+    notes.append(f'{len(stale)} images of an earlier call were removed.')
   workdir.write_json(f'{target.name}/{FILES}', sorted(files))
   page = _page(
     domains=task.names if direction == 'a2b' else task.names[::-1],
@@ -132,23 +130,10 @@ def run(
   return Done(files, notes, target / PAGE)
 
 
-def _remove(target: epath.Path, stale: set[str], notes: list[str]) -> None:
-  """Removes what an earlier call made and this one didn't, and says so."""
-  for name in stale:
-    (target / name).unlink(missing_ok=True)
-  if stale:
-    notes.append(f'{len(stale)} images of an earlier call were removed.')
-
-
 def _page(**fields: Any) -> bytes:
   """Returns index.html, whose template says what its fields are."""
   template = page_lib.environment().get_template('pairs.html')
   return template.render(**fields).encode(errors='backslashreplace')
-
-
-def _absolute(path: epath.PathLike) -> epath.Path:
-  path = epath.Path(path)
-  return path if files_lib.is_remote(path) else path.resolve()
 
 
 # --- Names -----------------------------------------------------------------
@@ -323,7 +308,5 @@ def _bordered(image: Pixels, size: Size) -> Pixels:
 
 def _thumbnail(image: Translation) -> str:
   """Returns a data URL of the image, shrunk to what the page shows."""
-  small, out = decode.to_rgb(Image.fromarray(image)), io.BytesIO()
-  small.thumbnail((_PAGE_PIXELS, _PAGE_PIXELS), Image.Resampling.BICUBIC)
-  small.save(out, 'JPEG', quality=88)
-  return f'data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}'
+  rgb = decode.to_rgb(Image.fromarray(image))
+  return samples.data_url(np.asarray(rgb), _PAGE_PIXELS, 'jpeg', quality=88)

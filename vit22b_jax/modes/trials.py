@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import sharding
 from vit22b_jax.tasks import classification
 from vit22b_jax.training import explain
@@ -81,7 +82,10 @@ class Program:
     self._task.use_optimizer(optax.chain(self._task.tx, rate))
     self._fresh = self._task.init_state()
     if config.init_from:
-      self._fresh = self._task.with_pretrained(self._fresh, config.init_from)
+      step = evaluate.chosen_step(self._task, config.init_from)
+      self._fresh = self._task.with_pretrained(
+        self._fresh, config.init_from, step
+      )
 
   def trial(self, rate: float, steps: int, stop: bool) -> Trial:
     """Trains from the start at one rate.
@@ -99,7 +103,9 @@ class Program:
     """
     task, rows, beyond = self._task, [], []
     found = {'exploded': None, 'moved_first': None, 'layer': None}
-    state = self._start(rate)
+    state = jax.tree.map(jnp.copy, self._fresh)  # steps donate it
+    opt_state = optax.tree.set(state.opt_state, step_size=jnp.float32(rate))
+    state = state.replace(opt_state=opt_state)
     with contextlib.closing(task.train_batches()) as batches:
       for batch in itertools.islice(batches, steps):
         with sharding.mesh_context(task.mesh):
@@ -125,13 +131,6 @@ class Program:
       **{key: [_number(row[key]) for row in rows] for key in _CURVES},
     }
 
-  def _start(self, rate: float) -> Any:
-    """Returns the state before the first step at a rate."""
-    state = jax.tree.map(jnp.copy, self._fresh)  # steps donate it
-    rate = jnp.asarray(rate, jnp.float32)
-    opt_state = optax.tree.set(state.opt_state, step_size=rate)
-    return state.replace(opt_state=opt_state)
-
   def _is_beyond(self, row: dict[str, float]) -> bool:
     """Tells whether a step is past the thresholds, or its loss isn't finite.
 
@@ -148,13 +147,9 @@ class Program:
 
   def _explain(self, state: Any, row: dict[str, float]) -> dict[str, Any]:
     """Names the signal that moved first, and the layer."""
-    names = self._task.scalars.signals
-    return explain.first_to_move(
-      np.asarray(state.monitor.history),
-      names,
-      int(state.step) - 1,
-      np.array([row[name] for name in names]),
-    )
+    signals = {name: row[name] for name in self._task.scalars.signals}
+    history, before = state.monitor.history, int(state.step) - 1
+    return explain.first_to_move(history, signals, before)
 
 
 def _count_overflows(rows: list[dict[str, float]]) -> int:

@@ -29,14 +29,10 @@ def run(
   search: bool,
   efficiency: float = 1.0,
 ) -> int:
-  """Plans a config, or looks for the fastest way to run it.
+  """Plans a config on hardware by name, into the folder `path`.
 
-  Args:
-    config: the run's configuration.
-    path: the folder for plan.json.
-    topology: hardware by name, see `topologies`.
-    search: whether to vary mesh, rematerialization and microbatches.
-    efficiency: see `planner.plan`.
+  `search` looks for the fastest way to run it: over mesh, rematerialization and
+  microbatches. `efficiency` is that of `planner.plan`.
 
   Returns:
     The process's exit code, 0: that a run doesn't fit is an answer.
@@ -66,7 +62,7 @@ def _searched(
     console.say(rendering.line(found))
     return found
 
-  found, tried = search_lib.fastest(config, hardware.size, make)
+  found, tried = search_lib.fastest(config, len(hardware.devices), make)
   if found is None:
     found = min(tried, key=lambda plan: plan['hbm_bytes_per_device'])
   else:

@@ -12,16 +12,6 @@ import numpy as np
 
 from vit22b_jax.plan import costs, hlo
 
-# Of the bytes V that a group gathers or reduces, each device of a ring passes
-# V (n - 1) / n on; of an all-reduce twice that. Chan et al. 2007,
-# doi:10.1002/cpe.1206, section 4.
-_PASSES = {
-  'all-gather': 1,
-  'reduce-scatter': 1,
-  'all-reduce': 2,
-  'all-to-all': 1,
-  'collective-broadcast': 1,
-}
 _ORDER = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
 
 
@@ -33,29 +23,31 @@ class Collective:
   one device sends in a permutation.
   """
 
-  kind: str  # a key of _PASSES, or 'collective-permute'
+  kind: str  # the opcode, such as 'all-gather'
   bytes: int
   group: tuple[int, ...]  # positions, in the mesh, of devices that take part
   axes: tuple[str, ...]  # of the mesh, that they lie along
   count: int  # executions in a step
-  op_name: str  # which line of the traced program it comes from
 
   @property
   def wire_bytes(self) -> float:
-    """Returns bytes that a device sends in one execution, in a ring."""
+    """Returns bytes that a device sends in one execution, in a ring of n.
+
+    Of what is gathered or reduced it passes (n - 1) / n on; of an all-reduce
+    twice that. Chan et al. 2007, doi:10.1002/cpe.1206, section 4.
+    """
     if self.kind == 'collective-permute':
       return self.bytes
     n = len(self.group)
-    return _PASSES[self.kind] * self.bytes * (n - 1) / n
+    passes = 2 if self.kind == 'all-reduce' else 1
+    return passes * self.bytes * (n - 1) / n
 
 
 def find(module: hlo.Module, mesh_shape: dict[str, int]) -> list[Collective]:
   """Returns the collectives between several devices that a step executes.
 
-  Args:
-    module: the compiled program.
-    mesh_shape: sizes of the mesh axes by name, in the mesh's order, which is
-      also that of the program's devices.
+  `mesh_shape` has the sizes of the mesh axes by name, in the mesh's order,
+  which is also that of the program's devices.
   """
   found, seen = [], set()
   for name, i, count in hlo.executed(module, inside_fusions=True):
@@ -71,7 +63,7 @@ def find(module: hlo.Module, mesh_shape: dict[str, int]) -> list[Collective]:
     seen.add(key)
     kind, size = _kind_and_bytes(name, i, len(group))
     axes = _axes(group, mesh_shape)
-    found.append(Collective(kind, size, group, axes, count, i.op_name))
+    found.append(Collective(kind, size, group, axes, count))
   return found
 
 

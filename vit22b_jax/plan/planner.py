@@ -8,6 +8,7 @@ diagnostics, on the config's mesh. Nothing is computed and no data are read.
 """
 
 import collections
+import dataclasses
 import functools
 import math
 import re
@@ -58,7 +59,7 @@ def plan(
   task.validate_sharding()
   found = {
     'topology': topology.name,
-    'devices': topology.size,
+    'devices': mesh.size,
     'chip': topology.chip.name,
     'batch_size': config.batch_size,
     'peak_flops': topology.chip.flops,
@@ -72,7 +73,7 @@ def plan(
       x.size for x in jax.tree.leaves(task.abstract_weights['params'])
     ),
     'model_flops_per_device': (
-      task.flops_per_image * config.batch_size / topology.size
+      task.flops_per_image * config.batch_size / mesh.size
     ),
     'memory': _state_bytes(task),
   }
@@ -196,11 +197,7 @@ def _costs(
     'predicted_step_seconds_overlap': time_.overlap,
     'predicted_mfu_no_overlap': flops / (peak * time_.no_overlap),
     'predicted_mfu_overlap': flops / (peak * time_.overlap),
-    'predicted_seconds': {
-      'matmul': time_.matmul,
-      'memory': time_.memory,
-      'communication': time_.communication,
-    },
+    'predicted_seconds': dataclasses.asdict(time_),
     'predicted_images_per_second': found['batch_size'] / time_.no_overlap,
     'predicted_chip_hours': time_.no_overlap * hours,
     'predicted_chip_hours_overlap': time_.overlap * hours,

@@ -20,14 +20,18 @@ def render(plan: dict[str, Any]) -> str:
   """Returns the content of plan.json in words."""
   mesh = ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items())
   config = plan['config']
-  head = [
+  lines = [
     f'{plan["topology"]}: {plan["devices"]} x {plan["chip"]}, mesh {mesh}',
     f'{plan["parameters"]:,} parameters, batch {plan["batch_size"]:,} in '
     f'{config.get("optim", {}).get("accumulate", 1)} part(s), remat '
     f'{config["model"].get("remat", "none")}',
+    '',
+    *_memory(plan),
+    '',
+    *_arithmetic(plan),
+    *_prediction(plan),
   ]
-  tail = [*_arithmetic(plan), *_prediction(plan)]
-  return '\n'.join([*head, '', *_memory(plan), '', *tail])
+  return '\n'.join(lines)
 
 
 def line(plan: dict[str, Any]) -> str:
@@ -100,24 +104,21 @@ def _memory(plan) -> list[str]:
 
 
 def _arithmetic(plan) -> list[str]:
-  model, hardware = (
-    plan[f'{kind}_flops_per_device'] for kind in ('model', 'hardware')
-  )
+  hardware = plan['hardware_flops_per_device']
   if hardware is None:
     return []
   again = plan['recomputed_flops_per_device'] / hardware
-  lines = [
+  return [
     'A step on a device:',
-    f'  model FLOPs                 {model:12.4g}',
+    f'  model FLOPs                 {plan["model_flops_per_device"]:12.4g}',
     f'  hardware FLOPs              {hardware:12.4g}  ({again:.1%} recomputed)',
     f'  memory traffic              {gib(plan["memory_traffic_bytes"]):>12}',
-  ]
-  for row in plan['collectives']:
-    lines.append(
+    *(
       f'  {row["kind"]} over {row["axes"]}: {row["count"]:,} of '
       f'{gib(row["bytes"])} in all, {gib(row["wire_bytes"])} sent'
-    )
-  return lines
+      for row in plan['collectives']
+    ),
+  ]
 
 
 def _prediction(plan) -> list[str]:

@@ -99,13 +99,10 @@ def predict(
   bandwidth_of: Callable[[tuple[int, ...]], float],
   efficiency: float = 1.0,
 ) -> Prediction:
-  """Predicts the seconds of a step.
+  """Predicts the seconds of a step from its work on one device.
 
-  Args:
-    work: of a step on one device.
-    chip: the device.
-    bandwidth_of: bytes/s of a group of devices, by positions in the mesh.
-    efficiency: part of the peak that products reach, in (0, 1].
+  `bandwidth_of` gives the bytes/s of a group of devices, by positions in the
+  mesh; `efficiency`, in (0, 1], is the part of the peak that products reach.
   """
   matmul = memory = 0.0
   for o in work.operations:

@@ -31,10 +31,7 @@ def fastest(
 ) -> tuple[Plan | None, list[Plan]]:
   """Returns the plan with the shortest step that fits, and all plans.
 
-  Args:
-    config: the run's configuration; its batch stays as it is.
-    devices: their number.
-    make: plans a config on them.
+  `make` plans a config for so many devices; the batch stays as it is.
 
   Raises:
     UserError: nothing could be planned at all, with the last reason.
@@ -55,7 +52,7 @@ def fastest(
         break
       if plan['fits'] and plan['config']['optim']['accumulate'] == 1:
         break
-  if not tried and reason is not None:
+  if not tried:
     raise reason
 
   def seconds(plan):  # those without a prediction come last

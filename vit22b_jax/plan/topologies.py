@@ -22,6 +22,11 @@ from vit22b_jax.plan import gpu_targets
 from vit22b_jax.runtime import chips, flops
 
 LOCAL = 'local'
+_KNOWN = (
+  'v4:XxYxZ, v5p:XxYxZ, v5e:XxY, v6e:XxY (TPU slices by their chips, such as '
+  f'v4:8x8x16 or v5e:2x4), {":N, ".join(gpu_targets.CARDS)}:N (GPUs, such as '
+  'h100:8), local (the devices at hand)'
+)
 # Without tuning on a card, XLA's Triton products end in "Couldn't find output
 # tile sizes"; cuBLAS, which a tuned program mostly calls, takes any shape.
 _GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
@@ -46,21 +51,6 @@ class Topology:
   shape: tuple[int, ...]  # a TPU slice's axes, or (GPUs,)
   devices: Sequence[jax.Device]  # what jax compiles for
 
-  @property
-  def size(self) -> int:
-    """Number of devices."""
-    return math.prod(self.shape)
-
-
-def examples() -> str:
-  """Returns the names that `find` knows, for messages."""
-  gpus = ', '.join(f'{name}:N' for name in gpu_targets.CARDS)
-  return (
-    'v4:XxYxZ, v5p:XxYxZ, v5e:XxY, v6e:XxY (TPU slices by their chips, such as '
-    f'v4:8x8x16 or v5e:2x4), {gpus} (GPUs, such as h100:8), local (the devices '
-    'at hand)'
-  )
-
 
 def find(name: str) -> Topology:
   """Returns the hardware of that name.
@@ -75,7 +65,7 @@ def find(name: str) -> Topology:
   axis = '[1-9][0-9]{0,5}'
   if chip is None or not re.fullmatch(f'{axis}(x{axis})*', sizes):
     raise errors.UserError(
-      f'--topology={name} is not known. Known: {examples()}.'
+      f'--topology={name} is not known. Known: {_KNOWN}.'
       + errors.did_you_mean(kind, [c.name for c in chips.CHIPS if c.is_planned])
     )
   shape = tuple(int(size) for size in sizes.split('x'))
@@ -114,7 +104,7 @@ def _tpu_devices(
     raise errors.UserError(
       f'--topology={name}: libtpu does not know such a slice '
       f'({str(error).splitlines()[0]}). Axes are even numbers of chips '
-      f'(2x2 are a board), or all 1: {examples()}.'
+      f'(2x2 are a board), or all 1: {_KNOWN}.'
     ) from error
 
 
@@ -182,16 +172,11 @@ def bandwidth(
 ) -> float:
   """Returns the bytes/s that a device sends to the next of its group.
 
-  A ring along one axis of a torus uses both directions of its links; along
-  several at once, as a ring algorithm is run for each, those of all. An axis
-  that doesn't close to a ring counts one direction
-  (jax-ml.github.io/scaling-book/sharding). Between nodes of GPUs, the members
-  of a node share what has to leave it.
-
-  Args:
-    topology: the hardware.
-    mesh: of the devices.
-    group: positions in the mesh of those that take part.
+  `group` holds positions in the mesh. A ring along one axis of a torus uses
+  both directions of its links; along several at once, as a ring algorithm is
+  run for each, those of all. An axis that doesn't close to a ring counts one
+  direction (jax-ml.github.io/scaling-book/sharding). Between nodes of GPUs, the
+  members of a node share what has to leave it.
   """
   chip, devices = topology.chip, mesh.devices.ravel()
   if chip.network_bandwidth:

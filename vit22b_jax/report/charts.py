@@ -6,11 +6,11 @@ https://jfly.uni-koeln.de/color/); after the last one, dashes change.
 
 import itertools
 import re
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from vit22b_jax.report import downsample, groups, summary, traces
 from vit22b_jax.runtime import runs
@@ -29,14 +29,13 @@ _NORMS = {
 }
 _UNIFIED = 6  # lines that one label can list
 _SHOT_UP = 20  # times as high as the line below it: cut off
-_PLAIN = types.MappingProxyType({'tickformat': '~g'})
 
 
 class Curves(NamedTuple):
   """Lines that share a chart: name, key of metrics.jsonl and color of each."""
 
   lines: list[tuple[str, str, str]]
-  axis: Mapping[str, Any] = _PLAIN  # the vertical one of Plotly
+  axis: Mapping[str, Any] = {'tickformat': '~g'}  # the vertical one of Plotly
 
 
 # From 0, or Plotly shows one unit around a rate that never changes.
@@ -53,8 +52,7 @@ def learning_curves(
   figures = {}
   for title, curves in wanted.items():
     lines = [(name, run.metric(key), c) for name, key, c in curves.lines]
-    drawn = [trace for one in lines for trace in traces.with_crosses(*one)]
-    if drawn:
+    if drawn := [t for one in lines for t in traces.with_crosses(*one)]:
       figures[title] = figure(drawn, dict(curves.axis), run.onset)
   return figures
 
@@ -62,12 +60,10 @@ def learning_curves(
 def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
   """Returns Figure 1 of the paper, and the norms around an update, by step.
 
-  Args:
-    run: the files of a workdir.
-    largest: the task's name of its largest logit.
+  `largest` is the task's name of its largest logit.
   """
   table, figures = run.diagnostics, {}
-  for column, title in _judged(largest).items():
+  for column, title in judged(largest).items():
     if column in table:
       name, series = title.lower(), (table['step'], table[column])
       line = traces.line(name, series, '$train', 1.4, capped=True)
@@ -76,9 +72,8 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
       drawn += traces.event_markers(run.events, series)
       figures[title] = figure(drawn, {'tickformat': ',~r'}, run.onset)
       if run.onset:
-        steps = table['step']
-        part = (run.onset['step'] - steps[0]) / max(np.ptp(steps), 1)
-        figures[title]['layout']['annotations'] = [_label(run.onset, part)]
+        label = _label(run.onset, table['step'])
+        figures[title]['layout']['annotations'] = [label]
   networks = [c for c in table if re.fullmatch(r'grad_norm/[a-z]\w*', c)]
   named = {c: c.removeprefix('grad_norm/') for c in networks}
   charts = {'Norms': _NORMS, 'Gradient norm of each network': named}
@@ -98,7 +93,7 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
   return figures
 
 
-def _judged(largest: str) -> dict[str, str]:
+def judged(largest: str) -> dict[str, str]:
   """Returns columns of diagnostics.csv with the titles of their charts."""
   return {'max_logit': largest, 'max_abs_grad': 'Largest absolute gradient'}
 
@@ -125,10 +120,7 @@ def group_curves(
   points = max(_ALL_POINTS // len(found) // 3, 40)
   figures = {}
   for title, key, axis in wanted:
-    drawn = [
-      trace for group in found for trace in _group(group, key, epochs, points)
-    ]
-    if drawn:
+    if drawn := [t for g in found for t in _group(g, key, epochs, points)]:
       figures[title] = _shared_figure(drawn, dict(axis), epochs)
       _cut(figures[title])
   return figures
@@ -141,7 +133,7 @@ def group_stability(
   members = [(g.number, member) for g in found for member in g.members]
   points = max(_ALL_POINTS // len(members) // 3, 60)
   figures = {}
-  for column, title in _judged(largest).items():
+  for column, title in judged(largest).items():
     chosen = [
       (number, member, (table['step'], table[column]))
       for number, member in members
@@ -300,12 +292,15 @@ def _cut(figure: Figure) -> None:
   figure['layout']['annotations'] = [note]
 
 
-def _label(event: dict[str, Any], part: float) -> dict[str, Any]:
-  """Returns a label beside the line at `part` of the axis."""
+def _label(
+  event: dict[str, Any], steps: Float[np.ndarray, 'rows']
+) -> dict[str, Any]:
+  """Returns a label beside an event's line, on the side with more room."""
   where = f', {summary.place(event)}' if event['layer'] else ''
   moved = event['moved_first']
   what = f'<br>{moved} moved first' if moved else ''
-  side = 'left' if part < 0.5 else 'right'
+  late = event['step'] - steps[0] > np.ptp(steps) / 2
+  side = 'right' if late else 'left'
   return {
     'text': f'step {event["step"]:,}{where}{what}',
     'x': event['step'],

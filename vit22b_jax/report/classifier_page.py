@@ -40,17 +40,16 @@ _YES = 0.5  # probability from which on a class of several is predicted
 _FIVE = 6  # classes from which on top-5 tells something
 # Parts of the way from guessing to no error: above, a model has learned.
 _LEARNED, _GUESSED = 0.25, 0.02
-# Key, name, format, meaning and interval (by predictions) of headline numbers.
+# Key, name, format and meaning of headline numbers.
 _SCORES = (
-  ('top1', 'top-1', summary.percent, 'first choice is right', None),
-  ('top5', 'top-5', summary.percent, 'among the first five', None),
-  ('map', 'mAP', summary.percent, 'average precision, mean of classes', None),
-  (
-    *('auroc', 'AUROC', '{:.4f}'.format, 'macro, one against rest'),
-    scores.auroc_interval,
-  ),
-  ('loss', 'loss', '{:.4g}'.format, 'nats', scores.loss_interval),
+  ('top1', 'top-1', summary.percent, 'first choice is right'),
+  ('top5', 'top-5', summary.percent, 'among the first five'),
+  ('map', 'mAP', summary.percent, 'average precision, mean of classes'),
+  ('auroc', 'AUROC', '{:.4f}'.format, 'macro, one against rest'),
+  ('loss', 'loss', '{:.4g}'.format, 'nats'),
 )
+# Intervals that all predictions tell.
+_INTERVALS = {'auroc': scores.auroc_interval, 'loss': scores.loss_interval}
 _PERCENT = {'tickformat': '.0%', 'rangemode': 'tozero'}
 
 
@@ -71,12 +70,12 @@ def facts(run: runs.Run) -> list[summary.Fact]:
   split, count = ev['split'].capitalize(), ev['num_examples']
   whole = _whole(run)
   found = []
-  for key, label, form, meaning, interval in _SCORES:
+  for key, label, form, meaning in _SCORES:
     if not _shows(run, key):
       continue
     ends = intervals.wilson(ev[key], count) if key in ('top1', 'top5') else None
-    if interval and whole:
-      ends = interval(*whole)
+    if whole and key in _INTERVALS:
+      ends = _INTERVALS[key](*whole)
     if ends:
       meaning += f'; 95 % interval {form(ends.low)} to {form(ends.high)}'
     found.append(summary.Fact(f'{split} {label}', form(ev[key]), meaning))
@@ -135,13 +134,10 @@ def _by_class(run: runs.Run, names: list[str]) -> dict[str, tuple]:
   counts, targets = map(run.predictions.get, ('confusion', 'targets'))
   if targets is not None and len(names):
     chosen = run.predictions['probabilities'] >= _YES
-    right, both = (
-      (chosen & (targets > 0)).sum(0),
-      (targets.sum(0), chosen.sum(0)),
-    )
+    right = (chosen & (targets > 0)).sum(0)
+    found = scores.by_class(right, targets.sum(0), chosen.sum(0))
     average = run.evaluation.get('average_precision', ())
-    lines = zip(scores.by_class(right, *both), average, strict=False)
-    lines = [(*line, value) for line, value in lines]
+    lines = [(*x, value) for x, value in zip(found, average, strict=False)]
   elif counts is not None and len(counts) == len(names):
     lines = scores.by_class(counts.diagonal(), counts.sum(1), counts.sum(0))
   else:
@@ -156,7 +152,7 @@ def rows(run: runs.Run) -> list[list[str]]:
     f'{run.evaluation[key]:.3f}' if _shows(run, key) else '–'
     for key in ('top1', 'top5', 'auroc', 'loss')
   ]
-  name, data, steps = run.name, run.config['data']['name'], run.last_step
+  name, data, steps = run.name, run.evaluated_data, run.last_step
   return [[name, data, model['block'], model['variant'], f'{steps:,}', *values]]
 
 
@@ -173,8 +169,8 @@ def measures(run: runs.Run) -> list[summary.Measure]:
 
 def eval_protocol(run: runs.Run) -> str:
   """Returns which images the final evaluation is of."""
-  ev, data = run.evaluation, run.config['data']
-  return f'{ev["split"]} part of {data["name"]}, {ev["num_examples"]:,} images'
+  ev, name = run.evaluation, run.evaluated_data
+  return f'{ev["split"]} part of {name}, {ev["num_examples"]:,} images'
 
 
 def learning(run: runs.Run) -> summary.Verdict:

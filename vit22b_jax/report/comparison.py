@@ -23,19 +23,12 @@ from vit22b_jax.report import (
   selection,
   summary,
   task_pages,
-  traces,
   translation_page,
 )
 from vit22b_jax.runtime import runs, workdir
 
-_EVENTS = 8  # rows of a run's table of events
 _NAMED = 4  # runs that a verdict names
-_FILES = (
-  workdir.METRICS,
-  workdir.DIAGNOSTICS,
-  workdir.EVAL,
-  workdir.VERSIONS,
-)
+_FILES = (workdir.METRICS, workdir.DIAGNOSTICS, workdir.EVAL, workdir.VERSIONS)
 
 
 def compare(
@@ -50,6 +43,7 @@ def compare(
   Raises:
     errors.UserError: see `selection.read`; or `output` can't be written.
   """
+  workdir.validate_place(output)
   several, path = selection.read(workdirs), epath.Path(output)
   html = _render(several, path.parent)
   try:
@@ -85,17 +79,13 @@ def _render(several: list[runs.Run], folder: epath.Path) -> str:
 
 
 def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
-  """Returns a part's values; empty parts stand for missing records.
-
-  Args:
-    found: groups of one task.
-    folder: where the page goes.
-  """
+  """Returns the values of a task's part; empty ones are missing records."""
   members = [member for group in found for member in group.members]
   several = [member.run for member in members]
   pages = task_pages.for_task(several[0])
   wanted = results.measures(several)
   shown = wanted, results.validated_by(several)
+  measured = [any(results.values(m, group) for m in wanted) for group in found]
   return {
     'verdicts': _verdicts(found),
     'groups': found,
@@ -104,9 +94,7 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
     'member_rows': [
       [results.row([member], g, *shown) for member in g.members] for g in found
     ],
-    'baseline': next(
-      (n for n, g in enumerate(found) if results.is_measured(wanted, g)), 0
-    ),
+    'baseline': measured.index(True) if True in measured else 0,
     'measures': [measure.label for measure in wanted],
     'is_evaluated': any(group.evaluated for group in found),
     'are_alone': any(measure.is_part for measure in wanted)
@@ -128,7 +116,6 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
     'curves': charts.group_curves(found, wanted_curves(several)),
     'stability': charts.group_stability(found, pages.WORDS.largest),
     'largest': pages.WORDS.largest.lower(),
-    'cap': traces.CAP,
     'samples': show_samples(members) if pages is translation_page else None,
     'runs': [
       [_run(member, folder) for member in group.members] for group in found
@@ -255,8 +242,7 @@ def _run(member: groups.Member, folder: epath.Path) -> dict[str, Any]:
     'verdicts': page.verdicts(run),
     'link': _link(run.path / 'report.html', folder),
     'missing': [f for f in _FILES if not (run.path / f).exists()],
-    'events': run.events[:_EVENTS],
-    'num_events': len(run.events),
+    'events': run.events,
   }
 
 

@@ -90,11 +90,7 @@ def from_runs(several: list[runs.Run]) -> list[Group]:
 
 
 def name_runs(several: list[runs.Run]) -> list[Member]:
-  """Names runs by their folders, with parent folders where names repeat.
-
-  Args:
-    several: runs of absolute paths.
-  """
+  """Names runs by their folders, with parent folders where names repeat."""
   names, paths = [], [run.path.parts for run in several]
   for parts in paths:
     ends = [parts[-length:] for length in range(1, len(parts) + 1)]

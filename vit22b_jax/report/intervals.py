@@ -45,10 +45,9 @@ def welch(
   finite, or neither has any spread.
   """
   difference = float(np.mean(other) - np.mean(base))
-  few = min(len(base), len(other)) < 2
-  if few or not (_spread(base) or _spread(other)):
-    return difference, None
-  if not np.isfinite([*base, *other]).all():
+  several = min(len(base), len(other)) > 1
+  finite = np.isfinite([*base, *other]).all()
+  if not (several and finite and (_spread(base) or _spread(other))):
     return difference, None
   test = scipy.stats.ttest_ind(other, base, equal_var=False)
   return difference, _interval(test.confidence_interval())

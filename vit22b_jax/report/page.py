@@ -5,6 +5,7 @@ security policy forbids every request: it works from disk, mail and buckets.
 """
 
 import base64
+import contextlib
 import functools
 import gzip
 import re
@@ -18,8 +19,6 @@ from etils import epath
 from vit22b_jax import errors, rules
 from vit22b_jax.report import charts, probe_page, summary, task_pages, traces
 from vit22b_jax.runtime import runs
-
-_EVENTS = 50  # rows of the table of events
 
 
 def write(
@@ -70,13 +69,11 @@ def save(path: epath.Path, html: str) -> None:
   """
   new = path.with_name(f'{path.name}.new')
   try:
-    try:
-      new.write_bytes(html.encode(errors='backslashreplace'))
-      new.replace(path)
-    except OSError:
-      new.unlink(missing_ok=True)
-      raise
+    new.write_bytes(html.encode(errors='backslashreplace'))
+    new.replace(path)
   except OSError as error:
+    with contextlib.suppress(OSError):
+      new.unlink(missing_ok=True)
     raise errors.UserError(
       f'Could not write the report {path}: {error}. Free some space or choose'
       ' another place.'
@@ -100,6 +97,7 @@ def environment() -> jinja2.Environment:
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
+  found.globals['cap'] = traces.CAP
   found.filters |= {
     'place': summary.place,
     'details': summary.details,
@@ -130,9 +128,7 @@ def _content(run: runs.Run) -> dict[str, Any]:
     'curves': charts.learning_curves(run, pages.curves(run)),
     'stability': charts.stability(run, pages.WORDS.largest),
     'largest': pages.WORDS.largest.lower(),
-    'cap': traces.CAP,
-    'events': run.events[:_EVENTS],
-    'num_events': len(run.events),
+    'events': run.events,
     'probe': probe_page.content(run.probe) if run.probe else None,
     'command': run.versions.get('command'),
     'config': _texts(run.choices),

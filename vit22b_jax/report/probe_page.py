@@ -9,37 +9,27 @@ import numpy as np
 
 from vit22b_jax.report import charts, traces
 
-TITLES = {
-  'switch': 'switch',
-  'stable': 'stable at',
-  'explodes': 'explodes at',
-  'times': 'times',
-  'first': 'first to move',
-}
+TITLES = ('switch', 'stable at', 'explodes at', 'times', 'first to move')
 _RATES = 6  # lines of a chart, the highest
-_CURVES = {
-  'max_logit': 'Largest logit',
-  'max_abs_grad': 'Largest absolute gradient',
-}
 
 
 def content(record: dict[str, Any]) -> dict[str, Any]:
   """Returns the values of template/probe_section.html for a probe.json."""
-  curves = {title: _curves(record, key) for key, title in _CURVES.items()}
+  titles = charts.judged('Largest logit')
+  curves = {title: _curves(record, key) for key, title in titles.items()}
   return {
     'advice': record['advice'],
     'titles': TITLES,
     'rows': rows(record),
-    'cap': traces.CAP,
     'curves': {title: figure for title, figure in curves.items() if figure},
   }
 
 
-def rows(record: dict[str, Any]) -> list[dict[str, str]]:
+def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
   """Returns a line for each program that a probe.json says was searched.
 
-  Each has the keys of TITLES; the last names what moved first in the trial at
-  the lowest exploding rate.
+  Each has the columns of TITLES; the last names what moved first in the trial
+  at the lowest exploding rate.
   """
   found = record['switches']
   base = found.get('', {}).get('explodes_at')
@@ -49,15 +39,14 @@ def rows(record: dict[str, Any]) -> list[dict[str, str]]:
     low, high = bounds['stable_at'], bounds['explodes_at']
     trial = trials.get((switch, high), {})
     moved = [trial.get('moved_first'), trial.get('layer')]
-    lines.append(
-      {
-        'switch': f'{switch}={bounds["value"]!r}' if switch else 'unchanged',
-        'stable': f'{low:.3g}' if low else '-',
-        'explodes': f'{high:.3g}' if high else '-',
-        'times': f'{high / base:.3g}' if high and base else '-',
-        'first': ', '.join(filter(None, moved)) or '-',
-      }
+    shown = (
+      f'{switch}={bounds["value"]!r}' if switch else 'unchanged',
+      f'{low:.3g}' if low else '-',
+      f'{high:.3g}' if high else '-',
+      f'{high / base:.3g}' if high and base else '-',
+      ', '.join(filter(None, moved)) or '-',
     )
+    lines.append(shown)
   return lines
 
 

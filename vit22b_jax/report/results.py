@@ -4,6 +4,7 @@ Means over seeds have intervals of Student's t, differences Welch's; where one
 seed stands alone, a part of right answers has Wilson's, of the test set alone.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -116,21 +117,14 @@ def values(measure: summary.Measure, group: groups.Group) -> list[float]:
   return [measure.scale * run.evaluation[measure.key] for run in found]
 
 
-def is_measured(wanted: Sequence[summary.Measure], group: groups.Group) -> bool:
-  """Tells whether a group has any of the wanted numbers."""
-  return any(values(measure, group) for measure in wanted)
-
-
 def ranked(
   measure: summary.Measure, found: Iterable[groups.Group]
 ) -> list[tuple[float, groups.Group]]:
   """Returns evaluated groups with their means, best first; NaN comes last."""
   means = [(float(np.mean(values(measure, g))), g) for g in found]
-  worst = -np.inf
   return sorted(
     means,
-    key=lambda one: np.nan_to_num(measure.sign * one[0], nan=worst),
-    reverse=True,
+    key=lambda one: np.nan_to_num(-measure.sign * one[0], nan=np.inf),
   )
 
 
@@ -216,13 +210,10 @@ def _range(numbers: Sequence[float], form) -> Cell:
 def _events(several: list[runs.Run]) -> Cell:
   if not any(run.events or run.diagnostics for run in several):
     return Cell('–', 'not recorded')
-  kinds = [event['kind'] for run in several for event in run.events]
-  words = {'explosion': 'explosion', 'non_finite': 'not finite'}
-  words['transient'] = 'transient'
-  count = {kind: kinds.count(kind) for kind in words}
+  count = collections.Counter(e['kind'] for run in several for e in run.events)
   serious = count['explosion'] + count['non_finite']
-  if count['explosion'] > 1:
-    words['explosion'] = 'explosions'
+  words = {'explosion': 'explosion' + 's' * (count['explosion'] > 1)}
+  words |= {'non_finite': 'not finite', 'transient': 'transient'}
   said = [f'{count[k]:,} {word}' for k, word in words.items() if count[k]]
   text = said.pop(0) if serious else 'none'
   if serious and len(several) > 1:

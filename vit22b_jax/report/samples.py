@@ -54,13 +54,15 @@ def grid(
 
 def png(image: UInt8[np.ndarray, 'H W 3']) -> bytes:
   """Returns the image as an RGB PNG file."""
-  return _encode(Image.fromarray(np.asarray(image)), 'PNG')
+  return _encode(Image.fromarray(np.asarray(image)), 'png')
 
 
-def data_url(image: UInt8[np.ndarray, 'H W 3'], side: int) -> str:
-  """Returns the image as PNG in a data URL, at most `side` pixels a side."""
+def data_url(
+  image: UInt8[np.ndarray, 'H W 3'], side: int, kind: str = 'png', **options
+) -> str:
+  """Returns the image in a data URL, at most `side` pixels a side."""
   small = _shrunk(image, side)
-  return _picture(small, _encode(small, 'PNG'), 'png').source
+  return _picture(small, _encode(small, kind, **options), kind).source
 
 
 def write(
@@ -69,14 +71,7 @@ def write(
   step: int,
   rows: Sequence[UInt8[np.ndarray, 'N H W 3']],
 ) -> None:
-  """Writes NAME_STEP.png, the step with eight digits; trackers get it too.
-
-  Args:
-    folder: of the run.
-    name: such as 'samples/a2b'.
-    step: steps done.
-    rows: see `grid`.
-  """
+  """Writes a `grid` of rows as NAME_STEP.png; trackers get it too."""
   picture = grid(rows)
   folder.write_bytes(f'{name}_{step:08d}.png', png(picture))
   folder.image(name, step, picture)
@@ -156,7 +151,7 @@ def _shrunk(grid: Pixels, pixels: int) -> Image.Image:
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
   # Colors in full resolution: small images have no pixel to spare.
-  return _encode(image, 'JPEG', quality=quality, subsampling=0)
+  return _encode(image, 'jpeg', quality=quality, subsampling=0)
 
 
 def _encode(image: Image.Image, kind: str, **options) -> bytes:

@@ -8,7 +8,6 @@ from etils import epath
 
 from vit22b_jax import errors
 from vit22b_jax.data import files
-from vit22b_jax.report import task_pages
 from vit22b_jax.runtime import formats, runs, workdir
 
 
@@ -21,7 +20,7 @@ def read(workdirs: Iterable[epath.PathLike]) -> list[runs.Run]:
 
   Raises:
     errors.UserError: fewer than two runs, a folder that isn't a workdir, a
-      pattern that matches none, or a run of an unknown task.
+      pattern that matches none, or storage other than disks and `gs://`.
   """
   places = {}
   for entry in workdirs:
@@ -29,7 +28,7 @@ def read(workdirs: Iterable[epath.PathLike]) -> list[runs.Run]:
       # Two names of a folder are one run; buckets have no links.
       remote = files.is_remote(path)
       found = path if remote else epath.Path(os.path.abspath(path))
-      places.setdefault(found if remote else found.resolve(), found)
+      places.setdefault(path if remote else os.path.realpath(path), found)
   if not places:
     raise errors.UserError(
       '--mode=report needs --workdirs=RUN,RUN,... of two runs or more, such as'
@@ -41,16 +40,14 @@ def read(workdirs: Iterable[epath.PathLike]) -> list[runs.Run]:
       f'{path} is the only run: give two or more to compare. Its own page is'
       f' {path / "report.html"}.'
     )
-  several = [runs.read(path) for path in places.values()]
-  for run in several:
-    task_pages.for_task(run)  # refuses tasks without a report
-  return several
+  return [runs.read(path) for path in places.values()]
 
 
 def _matches(entry: str) -> list[epath.Path]:
   """Returns the workdirs that a folder or a pattern stands for."""
   if not entry:
     return []
+  workdir.validate_place(entry)
   path = epath.Path(entry)
   if not any(sign in entry for sign in '*?[') or path.exists():
     _validate_workdir(path)

@@ -53,11 +53,8 @@ def facts(run: runs.Run, words: Words) -> list[Fact]:
   found = [Fact('Steps', f'{run.last_step:,}', batch)]
   seconds, rate = throughput(run)
   if rate:
-    time, note = (
-      durations.in_words(seconds),
-      'training steps, without validation',
-    )
-    found.append(Fact('Training time', time, note))
+    note = 'training steps, without validation'
+    found.append(Fact('Training time', durations.in_words(seconds), note))
     found.append(Fact(words.rate, rate_text(rate), 'median'))
   _, mfu = run.metric('perf/mfu')
   if np.isfinite(mfu).any():

@@ -30,8 +30,8 @@ _DISTANCES = {'fid': 'FID', 'kid': 'KID', 'paired_l1': 'L1 to the pairs'}
 
 
 def domain(run: runs.Run, letter: str) -> str:
-  """Returns the name of domain 'a' or 'b'."""
-  return run.names['ab'.index(letter)] if len(run.names) == 2 else letter
+  """Returns the name of domain 'a' or 'b'; the letter if both have one name."""
+  return run.names['ab'.index(letter)] if len(set(run.names)) == 2 else letter
 
 
 def arrow(run: runs.Run, direction: str) -> str:
@@ -88,19 +88,18 @@ def learning(run: runs.Run) -> summary.Verdict:
   question, word = 'Did it learn?', calibration(run)
   noted = f' ({word})' if word else ''
   ev = run.evaluation
-  found = [ev.get(f'fid_{d}') for d in DIRECTIONS]
-  if None not in found:
-    parts = [
-      fid / (ev.get(f'identity_fid_{d}') or np.nan)
-      for fid, d in zip(found, DIRECTIONS, strict=True)
-    ]
+  found = {d: ev.get(f'fid_{d}') for d in DIRECTIONS}
+  if None not in found.values():
+    parts = {
+      d: fid / (ev.get(f'identity_fid_{d}') or np.nan)
+      for d, fid in found.items()
+    }
     said = ', '.join(
-      f'{arrow(run, d)}: {summary.percent(part)}'
-      for d, part in zip(DIRECTIONS, parts, strict=True)
+      f'{arrow(run, d)}: {summary.percent(part)}' for d, part in parts.items()
     )
     detail = f'{said} of the FID that untranslated images have.'
-    answer = f'FID {" / ".join(map(number, found))}{noted}'
-    mood = 'good' if all(part < 1 for part in parts) else 'bad'
+    answer = f'FID {" / ".join(map(number, found.values()))}{noted}'
+    mood = 'good' if all(part < 1 for part in parts.values()) else 'bad'
     return summary.Verdict(question, answer, detail, mood)
   steps, fid = run.metric('val/fid')
   if not len(steps):
@@ -136,9 +135,8 @@ def curves(run: runs.Run) -> dict[str, charts.Curves]:
   noted = f', {word}' if (word := calibration(run)) else ''
 
   def pair(names, *keys):
-    return charts.Curves(
-      list(zip(names, keys, ('$train', '$val'), strict=True))
-    )
+    colors = '$train', '$val'
+    return charts.Curves([*zip(names, keys, colors, strict=True)])
 
   def distances(name):
     found = pair(ways, *(f'val/{name}_{d}' for d in DIRECTIONS))
@@ -226,16 +224,16 @@ def measures(run: runs.Run) -> list[summary.Measure]:
 
 def eval_protocol(run: runs.Run) -> str:
   """Returns the images of the distances, and the settings behind them."""
-  ev, data = run.evaluation, run.config['data']
+  ev, size = run.evaluation, run.config['data']['image_size']
   return (
-    f'{ev["split"]} part of {data["name"]} at {data["image_size"]} px,'
+    f'{ev["split"]} part of {run.evaluated_data} at {size} px,'
     f' {ev["num_a"]:,} + {ev["num_b"]:,} images, {conditions(run)}'
   )
 
 
 def rows(run: runs.Run) -> list[list[str]]:
   """Returns the cells of TABLE, a line for each direction."""
-  ev, name = run.evaluation, run.config['data']['name']
+  ev, name = run.evaluation, run.evaluated_data
   counts = f'{ev["num_a"]:,} + {ev["num_b"]:,} images, ' if ev else ''
   measured = f'{counts}{conditions(run)}'
   keys = ('fid', 'identity_fid', 'untrained_fid', 'kid', 'identity_kid')

@@ -32,8 +32,9 @@ from vit22b_jax.models import stacking
 from vit22b_jax.runtime import checksums, distributed
 
 FORMAT = 1
-_FOLDER = 'checkpoints'
-_DAMAGED = 'checkpoints_damaged'
+
+# Looks at a checkpoint's JSON object.
+Check = Callable[[dict[str, Any]], None]
 
 
 class Restored(NamedTuple):
@@ -68,7 +69,6 @@ class _KeepBest(checkpoint_managers.PreservationPolicy):
   count: int
 
   def should_preserve(self, checkpoints, *, context):
-    del context
     steps = [info.step for info in checkpoints]
     best = _best(steps, self.scores, self.count)
     return [step in best for step in steps]
@@ -96,7 +96,7 @@ class Manager:
     read_only: bool = False,
   ):
     self.workdir = epath.Path(workdir)
-    self._path = self.workdir / _FOLDER
+    self._path = self.workdir / 'checkpoints'
     if not files.is_remote(self._path):
       if os.path.lexists(self._path) and not os.path.isdir(self._path):
         raise errors.UserError(
@@ -128,6 +128,11 @@ class Manager:
   def best_step(self) -> int | None:
     """Returns the saved step with the best score; None without a score."""
     return next(iter(_best(self._manager.all_steps(), self._scores, 1)), None)
+
+  def is_best(self, step: int) -> bool:
+    """Returns whether no validated step, saved or not, has a better score."""
+    best = max(self._scores.values(), default=None)
+    return self._scores.get(step) == best
 
   def save(
     self,
@@ -203,7 +208,7 @@ class Manager:
     *,
     data: grain.DatasetIterator | None = None,
     step: int | None = None,
-    check: Callable[[dict[str, Any]], None] = lambda meta: None,
+    check: Check = lambda meta: None,
   ) -> Restored | None:
     """Restores the newest checkpoint that is whole; None if there is none.
 
@@ -251,10 +256,7 @@ class Manager:
     return None
 
   def _restore_one(
-    self,
-    step: int,
-    abstract_state: Any,
-    check: Callable[[dict[str, Any]], None],
+    self, step: int, abstract_state: Any, check: Check
   ) -> Restored:
     """Restores one checkpoint, in all processes or in none.
 
@@ -287,10 +289,7 @@ class Manager:
     return Restored(step, state, meta)
 
   def _read(
-    self,
-    step: int,
-    abstract_state: Any,
-    check: Callable[[dict[str, Any]], None],
+    self, step: int, abstract_state: Any, check: Check
   ) -> tuple[Any, dict[str, Any]]:
     """Reads a checkpoint's state and JSON object.
 
@@ -348,16 +347,15 @@ class Manager:
 
   def _put_aside(self, steps: Iterable[int]) -> None:
     """Moves checkpoints away, so that their steps can be saved again."""
-    folder = self.workdir / _DAMAGED
+    folder = self.workdir / 'checkpoints_damaged'
     for step in steps if jax.process_index() == 0 else ():
-      folder.mkdir(parents=True, exist_ok=True)
+      folder.mkdir(exist_ok=True)
       target = folder / str(step)
-      if target.exists():
-        target.rmtree()
+      target.rmtree(missing_ok=True)
       (self._path / str(step)).rename(target)
     multihost_utils.sync_global_devices('put aside')
     self._manager.close()
-    self._open()
+    self._open()  # Orbax's reload() would read times
 
   def close(self) -> None:
     """Finishes what is being saved, and lets go of the folder."""

@@ -32,21 +32,19 @@ def checksum(x: Shaped[Array, '...']) -> UInt32[Array, '']:
   return jnp.sum((2 * index + 1) * bits, dtype=jnp.uint32)
 
 
-@jax.jit
-def _checksums(state: Any) -> list[UInt32[Array, '']]:
-  return [checksum(x) for x in jax.tree.leaves(state)]
+_checksums = jax.jit(lambda state: jax.tree.map(checksum, state))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
   """Returns a tree's leaves by name, as "['params']['kernel']"."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  leaves = jax.tree.leaves_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def of_arrays(state: Any) -> dict[str, int]:
   """Returns the checksum of each array of a tree, by its name."""
   sums = jax.device_get(_checksums(state))
-  return {k: int(v) for k, v in zip(named_leaves(state), sums, strict=True)}
+  return {name: int(x) for name, x in named_leaves(sums).items()}
 
 
 def of_json(value: dict[str, Any]) -> int:

@@ -25,29 +25,18 @@ GPUS_PER_NODE = 8  # whose links are `link_bandwidth`
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Describes one jax device of a kind.
+  """Describes one jax device of a kind."""
 
-  Attributes:
-    name: as it is typed, such as 'v5e' or 'h100'.
-    kind: a part of jax's `device_kind`; '$' where nothing may follow.
-    flops: peak FLOP/s of dense matrix products in bfloat16 (V100 and T4:
-      float16).
-    hbm_bytes: memory of a device.
-    hbm_bandwidth: of that memory, bytes/s.
-    link_bandwidth: of one link of a TPU's torus, or of a GPU to its node's
-      switch; bytes/s in one direction. 0 where a run can't be planned.
-    network_bandwidth: of a GPU to other nodes, bytes/s in one direction.
-    torus: axes of a TPU slice; 0 for GPUs.
-  """
-
-  name: str
-  kind: str
-  flops: float
+  name: str  # as it is typed, such as 'v5e' or 'h100'
+  kind: str  # a part of jax's `device_kind`; '$' where nothing may follow
+  flops: float  # peak of dense bfloat16 products (V100, T4: float16), FLOP/s
   hbm_bytes: float = 0
-  hbm_bandwidth: float = 0
+  hbm_bandwidth: float = 0  # bytes/s
+  # Of one link of a TPU's torus, or of a GPU to its node's switch; bytes/s in
+  # one direction. 0 where a run can't be planned.
   link_bandwidth: float = 0
-  network_bandwidth: float = 0
-  torus: int = 0
+  network_bandwidth: float = 0  # of a GPU to other nodes, likewise
+  torus: int = 0  # axes of a TPU slice; 0 for GPUs
 
   @property
   def is_planned(self) -> bool:

@@ -42,37 +42,35 @@ def hush_others() -> None:
 def parameter_table(params: Mapping[str, Any]) -> str:
   """Returns a table of arrays; one block stands for all, which are alike.
 
-  Several networks have a row each. (clu.parameter_overview's table has a row
-  for every array: 300 of them for a ViT-L.)
-
-  Args:
-    params: arrays (or their shapes), nested, with blocks named `block_00`, ...
+  `params` are arrays (or their shapes), nested, with blocks named `block_00`,
+  ...; several networks have a row each. (clu.parameter_overview's table has a
+  row for every array: 300 of them for a ViT-L.)
   """
   arrays = traverse_util.flatten_dict(params, sep='/')
   blocks = sorted(name for name in params if _BLOCK.match(f'{name}/'))
   rows = []
   for name, array in arrays.items():
-    size, times = math.prod(array.shape), ''
+    times = ''
     if _BLOCK.match(name):
       if not name.startswith(f'{blocks[0]}/'):
         continue
       name, times = _BLOCK.sub('block/', name), f'{len(blocks)} x '
-    rows.append((name, str(list(array.shape)), f'{times}{size:,}'))
+    rows.append((name, str(list(array.shape)), f'{times}{_size(array):,}'))
   if len(rows) > _MOST_ROWS:
-    rows = [_summed(name, tree) for name, tree in params.items()]
+    rows = [
+      (name, f'{len(jax.tree.leaves(tree))} arrays', f'{_size(tree):,}')
+      for name, tree in params.items()
+    ]
   widths = [max(len(row[i]) for row in rows) for i in range(3)]
   lines = [
     f'  {name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}'
     for name, shape, size in rows
   ]
-  total = sum(math.prod(array.shape) for array in arrays.values())
-  return '\n'.join([*lines, f'  {total:,} parameters'])
+  return '\n'.join([*lines, f'  {_size(params):,} parameters'])
 
 
-def _summed(name: str, tree: Any) -> tuple[str, str, str]:
-  leaves = jax.tree.leaves(tree)
-  size = sum(math.prod(array.shape) for array in leaves)
-  return name, f'{len(leaves)} arrays', f'{size:,}'
+def _size(tree: Any) -> int:
+  return sum(math.prod(array.shape) for array in jax.tree.leaves(tree))
 
 
 class Progress:

@@ -27,7 +27,6 @@ from vit22b_jax import errors
 from vit22b_jax.runtime import host
 
 MODES = ('train', 'eval')  # modes that several processes can share
-HEARTBEAT_SECONDS = 30  # until a silent process counts as lost
 _LEAVE_SECONDS = 10  # in which others may meet the same error
 _SEEN_SECONDS = 10  # that a network disk may take to show a new file
 
@@ -37,7 +36,7 @@ def initialize(
   num_processes: int | None = None,
   process_id: int | None = None,
   *,
-  heartbeat_seconds: int = HEARTBEAT_SECONDS,
+  heartbeat_seconds: int = 30,
   mode: str = 'train',
 ) -> None:
   """Joins the other processes; does nothing for a process on its own.
@@ -64,6 +63,11 @@ def initialize(
       raise errors.UserError(
         f'--mode={mode} takes one process: leave {", ".join(given)} out '
         f'({" and ".join(MODES)} take several).'
+      )
+    if _tasks() > 1:
+      raise errors.UserError(
+        f'--mode={mode} takes one process, and the launcher started '
+        f'{_tasks()}: start one (srun -n 1).'
       )
     return
   if given:
@@ -194,16 +198,16 @@ def run_on_process_zero_first(function: Callable[[], Any]) -> Any:
   return result if jax.process_index() == 0 else function()
 
 
-def validate_shared(path: epath.Path, write: Callable[[str], None]) -> None:
+def validate_shared(path: epath.Path) -> None:
   """Raises UserError unless all processes see what process 0 writes at `path`.
 
-  All raise it, and it names those that don't. `write` writes an empty file of a
-  name there, on process 0.
+  All raise it, and it names those that don't.
   """
   if jax.process_count() == 1:
     return
   name = broadcast_json(f'.seen_by_all_{os.getpid()}_{time.time_ns()}')
-  write(name)
+  if jax.process_index() == 0:
+    (path / name).write_text('')
   multihost_utils.sync_global_devices('written')
   end = time.monotonic() + _SEEN_SECONDS
   while not (path / name).exists() and time.monotonic() < end:

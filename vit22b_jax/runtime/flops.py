@@ -16,7 +16,7 @@ gradient's second pass count as time, not as work.
 
 import functools
 import math
-import time
+import timeit
 
 import flax.linen as nn
 import jax
@@ -60,10 +60,7 @@ def image_flops(module: nn.Module, image_size: tuple[int, int]) -> float:
   Those of its convolutions, two for each product of a weight and a pixel (a
   transposed one's pixels are its input's), and of its blocks, as in
   `training_flops`. A formulation that needs fewer counts as a faster one.
-
-  Args:
-    module: takes images [B, H, W, 3].
-    image_size: H and W in pixels.
+  The module takes images [B, H, W, 3]; `image_size` is H and W.
   """
   counted = []
 
@@ -107,12 +104,9 @@ def peak(device: jax.Device) -> float:
   if chip is not None:
     return chip.flops
   a = jax.device_put(jnp.ones((_PROBE_SIZE, _PROBE_SIZE)), device)
-  product = jax.jit(jnp.matmul)
-  product(a, a).block_until_ready()
-  seconds = []
-  for _ in range(_PROBE_REPEATS):
-    start = time.perf_counter()
-    product(a, a).block_until_ready()
-    seconds.append(time.perf_counter() - start)
+  product = jax.jit(jnp.matmul).lower(a, a).compile()
+  seconds = timeit.repeat(
+    lambda: product(a, a).block_until_ready(), number=1, repeat=_PROBE_REPEATS
+  )
   sharing = jax.local_device_count() if device.platform == 'cpu' else 1
   return 2.0 * _PROBE_SIZE**3 / min(seconds) / sharing

@@ -43,17 +43,11 @@ _FAULTS = (
 
 
 class Fields(NamedTuple):
-  """Keys of a JSON object, with the types of their values.
-
-  Attributes:
-    required: must be there.
-    optional: may be missing or None.
-    others: type of all other values, which may be None; None allows any.
-  """
+  """Keys of a JSON object, with the types of their values."""
 
   required: Mapping[str, type] = {}
-  optional: Mapping[str, type] = {}
-  others: type | None = None
+  optional: Mapping[str, type] = {}  # may be missing or None
+  others: type | None = None  # of all other values, or None; None allows any
 
 
 def strict(content: Any) -> Any:
@@ -126,8 +120,7 @@ def read_rows(path: epath.Path, fields: Fields) -> list[dict[str, Any]]:
 def read_table(path: epath.Path) -> dict[str, Float[np.ndarray, 'rows']]:
   """Returns the columns of a .csv file, rows by their steps; {} without rows.
 
-  The first column is `step`. A blank field, of a column that a resumed run
-  switched on, is NaN. Leaves out a last line that a crash cut off.
+  The first column is `step`. Leaves out a last line that a crash cut off.
 
   Raises:
     errors.UserError: the header or a row is damaged.
@@ -145,7 +138,7 @@ def read_table(path: epath.Path) -> dict[str, Float[np.ndarray, 'rows']]:
       cells = text.decode().split(',')
       if len(cells) != len(header):
         raise ValueError(f'{len(cells)} fields, expected {len(header)}')
-      rows.append([float(cell) if cell else math.nan for cell in cells])
+      rows.append([float(cell) for cell in cells])
       if not (0 <= rows[-1][0] <= _LARGEST and rows[-1][0].is_integer()):
         raise ValueError(f'step {cells[0]}, expected {_WORDS[int]}')
   table = np.array(rows)

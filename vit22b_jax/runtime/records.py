@@ -23,33 +23,20 @@ from vit22b_jax.training import diagnostics, explain
 
 @dataclasses.dataclass
 class Interval:
-  """Sums up the steps since the last row of metrics; saved with checkpoints.
-
-  Attributes:
-    sums: of the training scalars.
-    rows: how many steps they are the sums of.
-    seconds: time spent in the loop so far, since the first start of the run.
-  """
+  """Sums up the steps since the last row of metrics; saved with checkpoints."""
 
   sums: dict[str, float] = dataclasses.field(default_factory=dict)
-  rows: int = 0
-  seconds: float = 0.0
+  rows: int = 0  # how many steps they are the sums of
+  seconds: float = 0.0  # spent in the loop, since the first start of the run
 
 
 class Pending(NamedTuple):
-  """Holds a step whose scalars nobody has read, with what it was made of.
-
-  Attributes:
-    step: its number.
-    scalars: on the devices, which may still compute them.
-    batch: what it was trained on.
-    position: of the batches, before it.
-  """
+  """Holds a step whose scalars nobody has read, with what it was made of."""
 
   step: int
-  scalars: Float[Array, 'M']
+  scalars: Float[Array, 'M']  # on the devices, which may still compute them
   batch: dict[str, Array]
-  position: dict[str, Any]
+  position: dict[str, Any]  # of the batches, before it
 
 
 class Recorder:
@@ -67,8 +54,6 @@ class Recorder:
     self.interval = Interval()
     self._last: dict[str, float] = {}
     self._start: float | None = None
-
-  # --- Clock ---------------------------------------------------------------
 
   def start_clock(self, waited: float) -> None:
     """Measures speed from now on; steps `waited` so long for data before."""
@@ -92,8 +77,6 @@ class Recorder:
     steps = self.interval.rows - self._first
     return steps * self._task.config.batch_size / seconds
 
-  # --- Rows ----------------------------------------------------------------
-
   def row(self, pending: Pending) -> dict[str, float]:
     """Adds a row to diagnostics.csv, of a step that has ended; returns it."""
     names = self._task.scalars
@@ -105,7 +88,7 @@ class Recorder:
     return row
 
   def count(self, row: dict[str, float]) -> str:
-    """Adds an applied step to the interval; returns the progress line."""
+    """Adds a step, applied or not, to the interval; returns the progress."""
     interval = self.interval
     for name in ('loss', *self._task.scalars.logged):
       interval.sums[name] = interval.sums.get(name, 0.0) + row[name]
@@ -114,11 +97,9 @@ class Recorder:
     return f'loss {row["loss"]:.3f}{self._images()}'
 
   def log(self, step: int, waited: float) -> str:
-    """Adds a row of means to metrics.jsonl; returns it in words.
+    """Adds a row of means up to `step` to metrics.jsonl; returns it in words.
 
-    Args:
-      step: the last one of the interval; the next one starts.
-      waited: seconds that steps waited for data so far, in all.
+    Steps `waited` so many seconds for data so far, in all.
     """
     task, interval = self._task, self.interval
     mean = {k: v / interval.rows for k, v in interval.sums.items()}
@@ -160,19 +141,11 @@ class Recorder:
   ) -> None:
     """Writes a line of events.jsonl: when, how far, what moved first, where.
 
-    Args:
-      step: when.
-      row: its scalars by name.
-      monitor: after the step, with the window before it.
-      message: what follows from it.
+    `row` are the step's scalars; `monitor` has the window before it, and
+    `message` says what follows.
     """
-    names = self._task.scalars.signals
-    found = explain.first_to_move(
-      np.asarray(monitor.history),
-      names,
-      step - 1,
-      np.array([row[name] for name in names]),
-    )
+    signals = {name: row[name] for name in self._task.scalars.signals}
+    found = explain.first_to_move(monitor.history, signals, step - 1)
     settings = self._task.config.diagnostics
     kind = 'explosion'
     if not row['verdict/finite']:

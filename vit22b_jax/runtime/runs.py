@@ -35,7 +35,8 @@ _EVALUATED = {'split': str, 'step': int, 'weights': str}
 _EVAL = {
   'classification': formats.Fields(
     _EVALUATED | {'num_examples': int},
-    dict.fromkeys(('loss', 'top1', 'top5', 'auroc', 'map'), float),
+    {'data': str}
+    | dict.fromkeys(('loss', 'top1', 'top5', 'auroc', 'map'), float),
   ),
   'translation': formats.Fields(
     _EVALUATED | {'num_a': int, 'num_b': int},
@@ -45,7 +46,7 @@ _EVAL = {
       for measure in ('fid', 'kid', 'kid_stderr', 'paired_l1')
       for direction in ('', '_a2b', '_b2a')
     }
-    | {'weights_sha256': str, 'calibrated': bool},
+    | {'weights_sha256': str, 'calibrated': bool, 'data': str},
   ),
 }
 _PROBE = formats.Fields(
@@ -78,37 +79,21 @@ _MAPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The files of a run. Empty containers stand for missing files.
-
-  Attributes:
-    path: the workdir.
-    config: raw choices, nested as in the config file.
-    versions: package, libraries and devices of the last start.
-    metrics: rows of metrics.jsonl, by step.
-    diagnostics: column name -> [rows]; 'step' is one of them.
-    events: rows of events.jsonl, by step.
-    evaluation: eval.json, the final evaluation.
-    predictions: arrays of predictions.npz.
-    attention: arrays of attention.npz.
-    probe: probe.json, of a probe in the same folder.
-    names: of the classes or the two domains, from classes.json.
-    samples: direction -> step -> its grid of sample images, a PNG file.
-    damaged: messages about files that were left out, see `read`.
-  """
+  """The files of a run. Empty containers stand for missing files."""
 
   path: epath.Path
-  config: dict[str, Any]
-  versions: dict[str, Any]
-  metrics: list[dict[str, Any]]
-  diagnostics: dict[str, Float[np.ndarray, 'rows']]
-  events: list[dict[str, Any]]
-  evaluation: dict[str, Any]
+  config: dict[str, Any]  # raw choices, nested as in the config file
+  versions: dict[str, Any]  # package, libraries, devices of the last start
+  metrics: list[dict[str, Any]]  # rows by step
+  diagnostics: dict[str, Float[np.ndarray, 'rows']]  # by column, with 'step'
+  events: list[dict[str, Any]]  # rows by step
+  evaluation: dict[str, Any]  # the final one
   predictions: dict[str, np.ndarray]
   attention: dict[str, np.ndarray]
-  probe: dict[str, Any]
-  names: list[str]
-  samples: dict[str, dict[int, epath.Path]]
-  damaged: list[str]
+  probe: dict[str, Any]  # of a probe in the same folder
+  names: list[str]  # of the classes or the two domains
+  samples: dict[str, dict[int, epath.Path]]  # direction -> step -> grid, a PNG
+  damaged: list[str]  # messages about files that were left out, see `read`
 
   @property
   def name(self) -> str:
@@ -129,29 +114,25 @@ class Run:
   def layers(
     self, statistic: str
   ) -> tuple[Int[np.ndarray, 'rows'], Float[np.ndarray, 'depth rows']] | None:
-    """Returns steps and values of diagnostics `statistic/00`, `.../01`, ...
-
-    Leaves out the blank rows from before the statistic was switched on. NaNs of
-    a broken step come with a loss that isn't finite, and stay. None when no row
-    is left.
-    """
+    """Returns steps and values of `statistic/00`, ...; None without them."""
     # Layer numbers are zero-padded, so names sort as layers do.
     pattern = re.compile(rf'{statistic}/\d+')
     names = sorted(filter(pattern.fullmatch, self.diagnostics))
     if not names:
       return None
     values = np.stack([self.diagnostics[name] for name in names])
-    kept = np.isfinite(values).any(0)
-    kept |= ~np.isfinite(self.diagnostics.get('loss', np.zeros(len(kept))))
-    if not kept.any():
-      return None
-    return self.diagnostics['step'][kept].astype(np.int64), values[:, kept]
+    return self.diagnostics['step'].astype(np.int64), values
 
   @property
   def onset(self) -> dict[str, Any] | None:
     """The first event that is more than a start-up transient."""
     serious = [e for e in self.events if e['kind'] != 'transient']
     return serious[0] if serious else None
+
+  @property
+  def evaluated_data(self) -> str:
+    """The data set of the final evaluation; else that of the training."""
+    return self.evaluation.get('data', self.config['data']['name'])
 
   @property
   def last_step(self) -> int:
@@ -238,10 +219,12 @@ def read_probe(path: epath.PathLike) -> dict[str, Any] | None:
 
 def _read_probe(path: epath.Path) -> dict[str, Any] | None:
   record = formats.read_json(path, _PROBE)
+  if record is None:
+    return None
   with formats.judging(path):
-    for bounds in record['switches'].values() if record else ():
+    for bounds in record['switches'].values():
       formats.validate(bounds, _BOUNDS)
-    for trial in record['trials'].values() if record else ():
+    for trial in record['trials'].values():
       formats.validate(trial, _TRIAL)
       for key in ('max_logit', 'max_abs_grad'):  # None is not finite
         np.asarray(trial[key], float).reshape(-1)
@@ -282,9 +265,7 @@ def find_config(path: epath.PathLike) -> ConfigDict | None:
 def describe_weights(chosen: str, sha256: str | None) -> str:
   """Names Inception's weights for people: drawn ones by seed, else by digest.
 
-  Args:
-    chosen: the key `fid.weights`.
-    sha256: of the weights, where known.
+  `chosen` is the key `fid.weights`; `sha256` is of the weights, where known.
   """
   if chosen.startswith('random:'):
     return f'random Inception weights, seed {chosen.removeprefix("random:")}'
@@ -292,19 +273,20 @@ def describe_weights(chosen: str, sha256: str | None) -> str:
   return f'weights {known}'
 
 
-def _read_evaluation(path: epath.Path, fields: formats.Fields) -> Any:
-  found = formats.read_json(path, fields)
+def _read_evaluation(
+  path: epath.Path, fields: formats.Fields
+) -> dict[str, Any]:
+  found = formats.read_json(path, fields) or {}
   with formats.judging(path):
     for key in ('top1', 'top5', 'auroc', 'map'):
-      value = (found or {}).get(key)
+      value = found.get(key)
       if value is not None and (value < 0 or value > 1):
         raise ValueError(f'{key!r} is {value}, expected a part from 0 to 1')
-    if precision := (found or {}).get('average_precision'):
+    if precision := found.get('average_precision'):
       # A class without an image has none: JSON has 'nan' or null there.
-      values = [
+      found['average_precision'] = [
         math.nan if value is None else float(value) for value in precision
       ]
-      found['average_precision'] = values
   return found
 
 
@@ -314,11 +296,9 @@ def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
   if 'images' in arrays and 'image_rows' not in arrays:
     # Files of old runs hold their sample images alone.
     arrays['image_rows'] = np.arange(len(arrays['images']))
+  limits = {'image_rows': count, 'labels': len(arrays.get('class_names', ()))}
   with formats.judging(path):
-    for name, limit in (
-      ('image_rows', count),
-      ('labels', len(arrays.get('class_names', ()))),
-    ):
+    for name, limit in limits.items():
       found = arrays.get(name, np.zeros(0))
       if ((found < 0) | (found >= limit)).any():
         raise ValueError(f'array {name!r} has values outside 0 to {limit - 1}')

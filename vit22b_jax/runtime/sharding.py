@@ -50,33 +50,23 @@ RULES = (
 )
 
 
-def mesh_shape(
-  preset: str,
-  count: int,
-  *,
-  data: int | None = None,
-  fsdp: int | None = None,
-  tensor: int | None = None,
-) -> dict[str, int]:
+def mesh_shape(preset: str, count: int, **given: int | None) -> dict[str, int]:
   """Returns the sizes of the mesh axes, in order, for `count` devices.
 
-  The given sizes override those of `preset`, a key of PRESETS. One axis at most
-  may be -1, which takes the devices that the others leave.
+  The given sizes of `data`, `fsdp` and `tensor` override those of `preset`, a
+  key of PRESETS. One axis at most may be -1, which takes the devices that the
+  others leave.
 
   Raises:
-    UserError: an unknown preset, or the product isn't the number of devices.
+    UserError: several are -1, or the product isn't the number of devices.
   """
-  errors.validate_choice('sharding', preset, PRESETS)
-  given = {DATA: data, FSDP: fsdp, TENSOR: tensor}
-  given = {axis: size for axis, size in given.items() if size is not None}
-  shape = PRESETS[preset] | given
+  chosen = {axis: size for axis, size in given.items() if size is not None}
+  shape = PRESETS[preset] | chosen
   asked = ', '.join(f'mesh.{axis}={size}' for axis, size in shape.items())
   asked = f'sharding={preset!r} with {asked}'
   sizes = list(shape.values())
-  if any(n != -1 and n < 1 for n in sizes) or sizes.count(-1) > 1:
-    raise errors.UserError(
-      f'{asked}: each must be a positive number, and one at most -1 (the rest).'
-    )
+  if sizes.count(-1) > 1:
+    raise errors.UserError(f'{asked}: one at most may be -1 (the rest).')
   others = -math.prod(sizes)
   shape = {a: count // others if n == -1 else n for a, n in shape.items()}
   if math.prod(shape.values()) != count:
@@ -136,13 +126,8 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
   An axis that its mesh axis doesn't divide stays whole (10 classes or 3 heads
   on 2 devices): correct, at a cost in memory; see `find_unsharded`.
 
-  Args:
-    boxed: a tree whose leaves are arrays or `nn.LogicallyPartitioned` boxes,
-      as `jax.eval_shape(model.init, ...)` returns it.
-    mesh: the mesh that the axes map to.
-
-  Returns:
-    The unboxed tree's structure with a NamedSharding for each leaf.
+  The leaves of `boxed` are arrays or `nn.LogicallyPartitioned` boxes, as
+  `jax.eval_shape(model.init, ...)` returns them; each becomes a NamedSharding.
   """
 
   def param_sharding(leaf):

@@ -8,9 +8,9 @@ Both are conveniences: one that fails says so in a warning and ends nothing.
 """
 
 import functools
-import hashlib
 import io
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 Calls = dict[str, Callable[..., None]]
 _SHOWN = 32  # sample images of a classifier
 _SIDE = 96  # pixels of each
+_WANDB_ID = 'wandb_id.txt'  # whose run a workdir is
 
 
 class Trackers:
@@ -65,14 +66,15 @@ class Trackers:
   ) -> None:
     self._put('image', name, step, image)
 
-  def predictions(self, name: str, step: int, archive: bytes) -> None:
+  def predictions(self, name: str, step: int, path: epath.Path) -> None:
     """Shows images of a predictions.npz, and what they were taken for.
 
     Images of several classes each have no short word, and aren't shown.
     """
-    found = np.load(io.BytesIO(archive))
-    if self._open and 'labels' in found:
-      self.image(name, step, _picture(found))
+    if self._open and path.exists():
+      found = np.load(io.BytesIO(path.read_bytes()))
+      if 'labels' in found:
+        self.image(name, step, _picture(found))
 
   def close(self) -> None:
     """Waits until everything is written."""
@@ -140,11 +142,13 @@ class Trackers:
   def _open_wandb(self, project: str) -> Calls:
     import wandb
 
-    path = os.path.abspath(self._path)
+    folder = epath.Path(self._path)
+    if not (file := folder / _WANDB_ID).exists():
+      file.write_text(secrets.token_hex(8))
     run = wandb.init(
       project=project,
-      name=os.path.basename(path),
-      id=hashlib.sha256(path.encode()).hexdigest()[:16],
+      name=os.path.basename(os.path.abspath(folder)),
+      id=file.read_text(),
       resume='allow',
       config=self.choices,
     )

@@ -11,7 +11,6 @@ remote disk). Never imports jax.
 """
 
 import contextlib
-import functools
 import importlib.metadata
 import json
 import math
@@ -60,8 +59,10 @@ def validate_place(path: epath.PathLike) -> None:
 
 
 def read_json(
-  workdir: epath.PathLike, name: str, fields: formats.Fields | None = None
-) -> Any | None:
+  workdir: epath.PathLike,
+  name: str,
+  fields: formats.Fields | type | None = None,
+) -> Any:
   """Returns the content of a JSON file of a run, or None where there's none.
 
   Raises:
@@ -154,14 +155,18 @@ class Workdir:
     self._writer = writer
     if not writer:
       return
-    _validate_writable(self.path)
+    validate_place(self.path)
+    with explaining(self.path):
+      self.path.mkdir(parents=True, exist_ok=True)
+      probe = self.path / f'.probe_{os.getpid()}'
+      probe.write_text('x')
+      probe.unlink()
     self._files = {
       name: GrowingFile(self.path / name)
       for name in (METRICS, DIAGNOSTICS, EVENTS)
     }
     self._has_columns = False
     self._peaks: dict[str, float] = {}
-    self._predictions = b''
     self._trackers = trackers.Trackers(
       self.path, tensorboard=tensorboard, wandb=wandb
     )
@@ -170,15 +175,13 @@ class Workdir:
     text = json.dumps(formats.strict(content), indent=2, allow_nan=False)
     self.write_bytes(name, f'{text}\n'.encode())
     if name == EVAL and self._writer and 'step' in content:
-      split, step = content['split'], content['step']
-      numbers = {k: v for k, v in content.items() if isinstance(v, float)}
-      self._trackers.scalars(
-        step, {f'{split}/{key}': value for key, value in numbers.items()}
-      )
-      if self._predictions:
-        self._trackers.predictions(
-          f'{split}/predictions', step, self._predictions
-        )
+      split, step = f'{content["split"]}/', content['step']
+      numbers = {
+        split + k: v for k, v in content.items() if isinstance(v, float)
+      }
+      self._trackers.scalars(step, numbers)
+      name = f'{split}predictions'
+      self._trackers.predictions(name, step, self.path / PREDICTIONS)
 
   def write_bytes(self, name: str, content: bytes) -> None:
     """Writes a whole file, in one atomic step where the file system can."""
@@ -188,8 +191,6 @@ class Workdir:
       _write(self.path / name, content)
     if name == CONFIG:
       self._trackers.choices = rules.flatten(json.loads(content))
-    elif name == PREDICTIONS:
-      self._predictions = content
 
   def metrics(self, step: int, row: dict[str, float]) -> None:
     """Adds a row to metrics.jsonl and to what trackers get."""
@@ -275,7 +276,6 @@ def _truncate(file: GrowingFile, step: int) -> None:
 
 
 def _write(path: epath.Path, content: bytes) -> None:
-  """Writes a whole file, in one atomic step where the file system can."""
   if files.is_remote(path):
     path.write_bytes(content)
     return
@@ -303,16 +303,6 @@ def explaining(path: epath.Path) -> Iterator[None]:
     ) from error
 
 
-def _validate_writable(path: epath.Path) -> None:
-  validate_place(path)
-  with explaining(path):
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / f'.probe_{os.getpid()}'
-    probe.write_text('x')
-    probe.unlink()
-
-
-@functools.cache
 def _git_commit() -> str | None:
   """Returns the checkout's commit, '-dirty' where files differ, or None."""
   command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']

@@ -4,7 +4,7 @@ task = Classification(config, mesh, names, data)
 state = task.init_state()                           # sharded over the mesh
 with sharding.mesh_context(task.mesh):
   state, scalars = task.train_step(state, batch)    # jitted, state donated
-values = dict(task.evaluator.validate(task.variables(state.to_dict())[0]))
+values = task.evaluator.validate(task.variables(state.to_dict())[0])
 """
 
 import abc
@@ -78,8 +78,9 @@ class Task(abc.ABC):
     model: the linen module; of a translation, the generator.
     scalars: names of what a step returns.
     evaluator: measures weights on the parts of the data that aren't trained on.
-    logical_param_shapes: of the weights, with the logical names of their axes.
+    variable_shapes: of the models, boxed with the logical names of their axes.
     param_shardings: of the weights; gradients and moments have the same.
+    abstract_params: shapes, types and shardings of the weights.
     abstract_state: shapes, types and shardings of the state.
     train_step: jitted (state, batch) -> (state, scalars [M]), to be called
       under `sharding.mesh_context(mesh)`; the state is donated. The scalars are
@@ -108,9 +109,10 @@ class Task(abc.ABC):
     sharding.validate_batch_size(config.batch_size, mesh)
     with sharding.mesh_context(mesh):
       self.variable_shapes = jax.eval_shape(lambda: self.init_variables(0))
-    self.logical_param_shapes = self.variable_shapes['params']
-    self.param_shardings = sharding.param_shardings(
-      self.logical_param_shapes, mesh
+    boxed = self.variable_shapes['params']
+    self.param_shardings = sharding.param_shardings(boxed, mesh)
+    self.abstract_params = jax.tree.map(
+      abstract, nn.unbox(boxed), self.param_shardings
     )
     if data is None:
       return
@@ -159,7 +161,7 @@ class Task(abc.ABC):
       UserError: more of them than `mesh.max_replicated` allows.
     """
     return sharding.validate_unsharded(
-      self.logical_param_shapes, self.mesh, self.config.mesh.max_replicated
+      self.variable_shapes['params'], self.mesh, self.config.mesh.max_replicated
     )
 
   # --- Data ----------------------------------------------------------------
@@ -251,8 +253,13 @@ class Task(abc.ABC):
     }
 
   @abc.abstractmethod
-  def with_pretrained(self, state: State, path: str) -> State:
-    """Returns the state with the weights that `init_from` names."""
+  def with_pretrained(
+    self, state: State, path: str, step: int | None = None
+  ) -> State:
+    """Returns the state with the weights that `init_from` names.
+
+    `step` is that of another run's checkpoint; None for its newest.
+    """
 
   @property
   @abc.abstractmethod

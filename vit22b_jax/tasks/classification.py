@@ -89,21 +89,13 @@ class Classification(base.Task):
       self.images_at_once(config), mesh, 'batch_size / optim.accumulate'
     )
     self.evaluator = evaluators.ClassificationEvaluator(
-      self._logits,
-      config.loss.kind,
-      mesh,
-      data,
-      self.names,
-      class_token=self.model.pool == 'cls',
-      batch_size=config.eval.batch_size or config.batch_size,
-      workers=config.data.workers,
+      config, mesh, data, self.names, self._logits
     )
 
   # --- Data ----------------------------------------------------------------
 
   @staticmethod
   def validate_config(config: ConfigDict) -> None:
-    """Judges the model, the images and `init_from` before data are read."""
     size, patch = config.data.image_size, config.model.patch_size
     if (config.data.load_size or size) < size:
       raise errors.UserError(
@@ -126,12 +118,14 @@ class Classification(base.Task):
         "model.head='mlp_bn': batch norm's statistics are those of the whole "
         "batch, which accumulation never sees. Use 1, or model.head='mlp'."
       )
-    if config.init_from:
-      initial.validate(config.init_from, 'classification')
+    if (config.data.sampling, config.loss.class_weights) == ('balanced',) * 2:
+      raise errors.UserError(
+        "data.sampling='balanced' and loss.class_weights='balanced' each make "
+        'up for rare classes, so that both do it twice: choose one.'
+      )
 
   @staticmethod
   def images_at_once(config: ConfigDict) -> int:
-    """Returns the images of a part of a batch, see `optim.accumulate`."""
     return config.batch_size // config.optim.accumulate
 
   @staticmethod
@@ -147,7 +141,6 @@ class Classification(base.Task):
 
   @staticmethod
   def dataset_info(config: ConfigDict) -> catalog.Dataset:
-    """Returns sizes and classes of that data set, without an image."""
     data = config.data
     return dataset_info.of_classes(
       data.name, dir=data.dir, val_fraction=data.val_fraction
@@ -158,7 +151,6 @@ class Classification(base.Task):
     return pipeline.steps_per_epoch(self.data.train, self.config.batch_size)
 
   def host_batches(self, rows: Int[np.ndarray, ' b']) -> pipeline.BatchIterator:
-    """Iterates without end over those rows of the training batches."""
     return pipeline.train_iterator(
       self.data.train,
       batch_size=self.config.batch_size,
@@ -170,7 +162,6 @@ class Classification(base.Task):
 
   @property
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes, types and shardings of a training batch."""
     count, data = self.config.batch_size, self.config.data
     side = data.load_size or data.image_size
     images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8)
@@ -183,20 +174,17 @@ class Classification(base.Task):
 
   @property
   def flops_per_image(self) -> float:
-    """Returns the model FLOPs of a training step for one image; see `flops`."""
     work = flops.classifier_flops(self.model, self.config.data.image_size)
     return work / 3 if self.config.optim.freeze == 'backbone' else work
 
   # --- State ---------------------------------------------------------------
 
   def init_variables(self, seed: int) -> dict[str, Any]:
-    """Draws the model's variables, boxed. Traced."""
     key, _ = jax.random.split(jax.random.key(seed))
     size = self.config.data.image_size
     return self.model.init(key, jnp.zeros((1, size, size, 3)))
 
   def new_state(self, variables: dict[str, Any], seed: int) -> State:
-    """Returns the state before the first step. Traced."""
     _, key = jax.random.split(jax.random.key(seed))
     params = variables['params']
     return State(
@@ -215,24 +203,27 @@ class Classification(base.Task):
     ema = None if shapes.ema is None else params
     return {'ema': ema, 'opt_state': opt_state}
 
-  def with_pretrained(self, state: State, path: str) -> State:
+  def with_pretrained(
+    self, state: State, path: str, step: int | None = None
+  ) -> State:
     """Returns the state with the weights of a file or of another run."""
+    weights = {'params': state.params, 'batch_stats': state.batch_stats}
     size = self.config.data.image_size
-    params = initial.load(path, self.model, state.params, self.names, size)
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema=ema)
+    found = initial.load(path, self.model, weights, self.names, size, step)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, found['params'])
+    return state.replace(ema=ema, **found)
 
   @property
   def abstract_weights(self) -> dict[str, Any]:
-    """Returns the part of a state that `variables` needs; without any data."""
     whole = sharding.replicated(self.mesh)
-    shapes = nn.unbox(self.variable_shapes)
-    params = jax.tree.map(base.abstract, shapes['params'], self.param_shardings)
-    batch_stats = jax.tree.map(
-      lambda x: base.abstract(x, whole), shapes.get('batch_stats', {})
-    )
-    ema = params if self.config.optim.ema else None
-    return {'params': params, 'batch_stats': batch_stats, 'ema': ema}
+    batch_stats = nn.unbox(self.variable_shapes).get('batch_stats', {})
+    return {
+      'params': self.abstract_params,
+      'batch_stats': jax.tree.map(
+        lambda x: base.abstract(x, whole), batch_stats
+      ),
+      'ema': self.abstract_params if self.config.optim.ema else None,
+    }
 
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Returns what the model applies: averaged weights where there are any."""
@@ -260,7 +251,9 @@ class Classification(base.Task):
       found.grads, state.opt_state, state.params
     )
     params = jax.tree.map(jnp.add, state.params, updates)
-    decay = config.optim.ema
+    # Less at first, or short runs would keep much of their random beginning; as
+    # num_updates does in TensorFlow's ExponentialMovingAverage.
+    decay = jnp.minimum(config.optim.ema, (1 + state.step) / (10 + state.step))
     ema = state.ema and jax.tree.map(
       lambda e, p: decay * e + (1 - decay) * p, state.ema, params
     )

@@ -85,16 +85,11 @@ class CycleGAN(base.Task):
     )
     super().__init__(config, shared, names, data)
     self.evaluator = fid_evaluator.FidEvaluator(
-      config.fid,
+      config,
       self.mesh,
       data,
       self._translated,
       lambda: self.variables({'params': self._draw_params()})[0],
-      enabled=config.eval.fid,
-      paired=config.data.pairing == 'paired',
-      # As many as Inception takes at once: it would pad smaller batches.
-      batch_size=config.eval.batch_size or config.fid.batch_size,
-      workers=config.data.workers,
     )
     self._generate = jax.jit(self._apply)  # one program for both directions
     self._rounded = jax.jit(
@@ -104,12 +99,7 @@ class CycleGAN(base.Task):
 
   # --- Data ----------------------------------------------------------------
 
-  @staticmethod
-  def validate_config(config: ConfigDict) -> None:
-    """Raises UserError for networks, losses or `init_from` that don't fit."""
-    update.validate_networks(config)
-    if config.init_from:
-      initial.validate(config.init_from, 'translation')
+  validate_config = staticmethod(update.validate_networks)
 
   @staticmethod
   def load_data(config: ConfigDict) -> catalog.Dataset:
@@ -126,7 +116,6 @@ class CycleGAN(base.Task):
 
   @staticmethod
   def dataset_info(config: ConfigDict) -> catalog.Dataset:
-    """Returns sizes and names of those domains, without an image."""
     data = config.data
     return dataset_info.of_domains(
       data.name,
@@ -142,7 +131,6 @@ class CycleGAN(base.Task):
     )
 
   def host_batches(self, rows: Int[np.ndarray, ' b']) -> pipeline.PairIterator:
-    """Iterates without end over those rows of the training batches."""
     return pipeline.pair_iterator(
       self.data.train,
       batch_size=self.config.batch_size,
@@ -189,7 +177,6 @@ class CycleGAN(base.Task):
     return module.init(key, jnp.zeros((1, size, size, 3)))['params']
 
   def new_state(self, variables: dict[str, Any], seed: int) -> State:
-    """Returns the state before the first step. Traced."""
     params, size = variables['params'], self.config.data.image_size
     return State(
       **self.common_state(params, _init_keys(seed)['step']),
@@ -221,7 +208,6 @@ class CycleGAN(base.Task):
     return params
 
   def init_state(self) -> State:
-    """Makes a new state from the config's seed, each array where it lives."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     variables = {'params': self._draw_params()}
     with sharding.mesh_context(self.mesh):
@@ -248,19 +234,16 @@ class CycleGAN(base.Task):
       'pools': pools.shardings(shapes.pools, self.mesh),
     }
 
-  def with_pretrained(self, state: State, path: str) -> State:
-    """Returns the state with the networks of another run's last checkpoint."""
-    params = initial.restore_params(
-      path, self.abstract_state.params, 'translation'
-    )
-    return state.replace(params=params)
+  def with_pretrained(
+    self, state: State, path: str, step: int | None = None
+  ) -> State:
+    """Returns the state with the networks of another run."""
+    wanted = {'params': self.abstract_params}
+    return state.replace(**initial.restore(path, wanted, 'translation', step))
 
   @property
   def abstract_weights(self) -> dict[str, Any]:
-    """Returns the generators' part of a state, which `variables` needs."""
-    shapes = nn.unbox(self.logical_param_shapes)
-    params = jax.tree.map(base.abstract, shapes, self.param_shardings)
-    return {'params': update.pick(params, update.GENERATORS)}
+    return {'params': update.pick(self.abstract_params, update.GENERATORS)}
 
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Returns the generators' parameters by name, and 'params'."""

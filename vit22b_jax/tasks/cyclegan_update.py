@@ -43,12 +43,11 @@ Scalars = dict[str, Float[Array, '']]
 
 def build_networks(config: ConfigDict) -> 'Networks':
   """Builds the networks and losses that a config describes."""
-  model = config.model
-  return Networks(
-    generators.build(dict(model), config.data.image_size),
-    patchgan.build(config.discriminator.name, model.dtype, model.precision),
-    **config.loss,
+  model = generators.build(dict(config.model), config.data.image_size)
+  discriminator = patchgan.build(
+    config.discriminator.name, dtype=model.dtype, precision=model.precision
   )
+  return Networks(model, discriminator, **config.loss)
 
 
 def validate_networks(config: ConfigDict) -> None:
@@ -101,19 +100,14 @@ class Networks:
   @property
   def terms(self) -> dict[str, float]:
     """Returns the weight of each term of the losses, which are means."""
-    identity = self.lambda_identity * self.lambda_cycle
-    return {
-      **dict.fromkeys(('gan_a2b', 'gan_b2a'), 1.0),
-      **dict.fromkeys(('cycle_a', 'cycle_b'), self.lambda_cycle),
-      **dict.fromkeys(
-        ('idt_a', 'idt_b') if self.lambda_identity else (), identity
-      ),
-      **dict.fromkeys(
-        ('paired_a', 'paired_b') if self.lambda_paired else (),
-        self.lambda_paired,
-      ),
-      **dict.fromkeys(DISCRIMINATORS, self.discriminator_factor),
-    }
+    cycle, factor = self.lambda_cycle, self.discriminator_factor
+    weights = dict(gan_a2b=1.0, gan_b2a=1.0, cycle_a=cycle, cycle_b=cycle)
+    if self.lambda_identity:
+      identity = self.lambda_identity * cycle
+      weights |= dict(idt_a=identity, idt_b=identity)
+    if paired := self.lambda_paired:
+      weights |= dict(paired_a=paired, paired_b=paired)
+    return weights | dict(disc_a=factor, disc_b=factor)
 
   def training_flops(self, image_size: int) -> float:
     """Returns the model FLOPs of a step for one image of each domain.
@@ -131,12 +125,7 @@ class Networks:
   def generate(
     self, generators: dict[str, Any], real: Images, key: PRNGKeyArray
   ) -> Images:
-    """Makes all images that a step needs of the generators.
-
-    Args:
-      generators: parameters by name.
-      real: batches `a` and `b`.
-      key: of dropout.
+    """Makes all images that a step needs; `generators` are their parameters.
 
     Returns:
       `fake_b` (of a) and `fake_a`; `rec_a` and `rec_b`, the way back; with an
@@ -164,12 +153,7 @@ class Networks:
   def generator_loss(
     self, made: Images, discriminators: dict[str, Any], real: Images
   ) -> tuple[Float[Array, ''], Scalars]:
-    """Computes the loss that both generators minimize.
-
-    Args:
-      made: as `generate` gives them.
-      discriminators: parameters by name; constants here.
-      real: batches `a` and `b`.
+    """Computes the loss that both generators minimize, of what they `made`.
 
     Returns:
       The loss, and the terms by name with `max_score`, the largest absolute
@@ -197,13 +181,7 @@ class Networks:
   ) -> tuple[Float[Array, ''], Scalars]:
     """Computes the loss that both discriminators minimize.
 
-    Args:
-      discriminators: parameters by name.
-      real: batches `a` and `b`.
-      shown: fakes of `a` and `b`, new or from a pool; constants here.
-
-    Returns:
-      The loss, and the terms by name with `max_score`.
+    `shown` are fakes, new or from a pool. Returns as `generator_loss`.
     """
     terms, scores = {}, []
     for domain, images in real.items():
@@ -261,7 +239,7 @@ def cyclegan_update(
     tx: the rule of both optimizers.
     real: batches `a` and `b` in [-1, 1].
     key: of dropout and the pools.
-    order: what is updated first, generators or discriminators.
+    order: what is updated first, 'generators' or 'discriminators'.
     mesh: where the batch lives.
   """
   opt_state, shown, new_pools = {}, {}, {}
@@ -306,10 +284,9 @@ def _scaled_grad(
   scale: Float[Array, ''] | float,
   *args: Any,
 ) -> tuple[Any, Scalars]:
-  """Differentiates scale x loss by the first argument.
+  """Returns the gradient of scale x loss for the first argument, and scalars.
 
-  Returns:
-    The gradient, and the scalars of `loss_fn` with the unscaled `loss`.
+  They are those of `loss_fn`, with the unscaled `loss`.
   """
 
   def scaled(*args):

@@ -1,7 +1,7 @@
 """Measures trained weights on the parts of a data set: names and values.
 
-evaluator = ClassificationEvaluator(logits, 'softmax', mesh, data, ...)
-dict(evaluator.validate(variables))      # loss top1 top5 auroc, of val
+evaluator = ClassificationEvaluator(config, mesh, data, names, logits)
+evaluator.validate(variables)            # loss top1 top5 auroc, of val
 result = evaluator.test(variables, run)  # the content of eval.json
 evaluator.summary(result)                # in words
 """
@@ -10,12 +10,13 @@ import abc
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from ml_collections import ConfigDict
 
 from vit22b_jax.data import catalog, devices, pipeline, splits
 from vit22b_jax.runtime import sharding
@@ -27,22 +28,18 @@ _LOOKED = 4  # errors, and right images, with attention maps
 _SAMPLES = 48  # images kept with their predictions, drawn at random
 _PICTURE_BYTES = 16_000_000  # of errors' images kept, the worst ones
 
-Poll = Callable[[], None]
 # {'image': [B, H, W, 3] in [0, 255], 'mask': [B]}
 Batches = Iterator[dict[str, Shaped[Array, 'B ...']]]
-
-
-def ignore() -> None:
-  """Polls nothing: nobody asks to leave the evaluation."""
 
 
 class Evaluator(abc.ABC):
   """Evaluates one task.
 
-  Variables are the models', as the task's `variables` gives them. Each `poll`
-  is called between batches, and may raise to leave the evaluation.
+  Variables are the models', as the task's `variables` gives them.
 
   Attributes:
+    batch_size: images of a batch, over all processes.
+    poll: called between batches; may raise to leave the evaluation.
     best_metrics: the first that a row of metrics.jsonl has ranks checkpoints.
     best_mode: 'max' or 'min'.
     note: what has to be said with the values of `validate`.
@@ -56,8 +53,16 @@ class Evaluator(abc.ABC):
   missing: str = ''
   min_images: int = 1
 
-  def __init__(self, data: Any | None):
-    self.data = data
+  def __init__(
+    self,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    data: catalog.Dataset | None,
+    batch_size: int,
+  ):
+    self.data, self._mesh, self.batch_size = data, mesh, batch_size
+    self._workers = config.data.workers
+    self.poll: Callable[[], None] = lambda: None
 
   def prepare(self) -> None:  # noqa: B027 (most need nothing)
     """Gets what evaluations need, or raises UserError, before any training."""
@@ -67,18 +72,27 @@ class Evaluator(abc.ABC):
     """Returns the part for the end: 'test', or 'val' where there is none."""
     return 'val' if self.data.test is None else 'test'
 
+  def batches(self, split: splits.Split) -> Batches:
+    """Yields each image of a split once, on the devices; padding at the end."""
+    placement = sharding.batch_sharding(self._mesh)
+    batches = pipeline.eval_batches(
+      split,
+      batch_size=self.batch_size,
+      workers=self._workers,
+      rows=devices.local_rows(placement, self.batch_size),
+    )
+    for batch in batches:
+      placed = devices.place(batch, placement)
+      self.poll()
+      yield placed
+
   @abc.abstractmethod
-  def validate(
-    self, variables: dict[str, Any], poll: Poll = ignore
-  ) -> Iterable[tuple[str, float]]:
-    """Yields names and values of the validation part."""
+  def validate(self, variables: dict[str, Any]) -> dict[str, float]:
+    """Measures the validation part."""
 
   @abc.abstractmethod
   def test(
-    self,
-    variables: dict[str, Any],
-    run: workdir_lib.Workdir,
-    poll: Poll = ignore,
+    self, variables: dict[str, Any], run: workdir_lib.Workdir
   ) -> dict[str, Any]:
     """Returns the content of eval.json: of the `last_part`, its `split`.
 
@@ -110,7 +124,6 @@ class Predictions:
 
   @property
   def multi_label(self) -> bool:
-    """Returns whether images may be of several classes, or of none."""
     return self.labels.ndim == 2
 
   @property
@@ -149,15 +162,11 @@ class ClassificationEvaluator(Evaluator):
   """Measures a classifier; every image counts once.
 
   Args:
-    logits: (variables, images uint8 [B, H, W, 3]) -> float32 [B, C]; with
-      `capture=True` also what `ViT` captures.
-    kind: of the loss, see `losses.cross_entropy`.
     mesh: over which batches are split.
     data: the data set; None to predict alone.
     names: of the classes.
-    class_token: whether the model has one.
-    batch_size: images of a batch, over all processes.
-    workers: processes that decode.
+    logits: (variables, images uint8 [B, H, W, 3]) -> float32 [B, C]; with
+      `capture=True` also what `ViT` captures.
   """
 
   best_metrics = 'val/map', 'val/top1'
@@ -165,20 +174,16 @@ class ClassificationEvaluator(Evaluator):
 
   def __init__(
     self,
-    logits: Callable[..., Any],
-    kind: str,
+    config: ConfigDict,
     mesh: jax.sharding.Mesh,
     data: catalog.Dataset | None,
     names: list[str],
-    *,
-    class_token: bool,
-    batch_size: int,
-    workers: int,
+    logits: Callable[..., Any],
   ):
-    super().__init__(data)
+    batch_size = config.eval.batch_size or config.batch_size
+    super().__init__(config, mesh, data, batch_size)
     sharding.validate_batch_size(batch_size, mesh, 'eval.batch_size')
-    self._mesh, self._names = mesh, names
-    self.batch_size, self._workers = batch_size, workers
+    self._names, kind = names, config.loss.kind
 
     def step(variables, batch):
       found, labels = logits(variables, batch['image']), batch['label']
@@ -202,6 +207,7 @@ class ClassificationEvaluator(Evaluator):
 
     def maps(variables, images):
       inside = logits(variables, images, capture=True)[1]
+      class_token = config.model.pool == 'cls'
       return attention.maps(inside['attn_map'], class_token=class_token)
 
     self._maps = jax.jit(maps, out_shardings=whole)
@@ -214,14 +220,11 @@ class ClassificationEvaluator(Evaluator):
       return self._probabilities(variables, images)
 
   def evaluate(
-    self, variables: dict[str, Any], split: splits.Split, poll: Poll = ignore
+    self, variables: dict[str, Any], split: splits.Split
   ) -> Predictions:
     """Computes loss and scores over every image of a split, once."""
     kept = []
-    for batch in eval_batches(
-      split, self._mesh, self.batch_size, self._workers
-    ):
-      poll()
+    for batch in self.batches(split):
       with sharding.mesh_context(self._mesh):
         found = jax.device_get(self._step(variables, batch))
       mask = found.pop('mask') > 0
@@ -231,19 +234,14 @@ class ClassificationEvaluator(Evaluator):
     values = metrics.scores(**whole)
     return Predictions(values, whole['probabilities'], whole['labels'], indices)
 
-  def validate(
-    self, variables: dict[str, Any], poll: Poll = ignore
-  ) -> Iterable[tuple[str, float]]:
-    """Yields the `Predictions.values` of the validation part but for two."""
-    found = self.evaluate(variables, self.data.val, poll).values
+  def validate(self, variables: dict[str, Any]) -> dict[str, float]:
+    """Returns the `Predictions.values` of the validation part but for two."""
+    found = self.evaluate(variables, self.data.val).values
     aside = ('num_examples', 'average_precision')
-    return ((k, v) for k, v in found.items() if k not in aside)
+    return {k: v for k, v in found.items() if k not in aside}
 
   def test(
-    self,
-    variables: dict[str, Any],
-    run: workdir_lib.Workdir,
-    poll: Poll = ignore,
+    self, variables: dict[str, Any], run: workdir_lib.Workdir
   ) -> dict[str, Any]:
     """Evaluates the `last_part`; writes predictions.npz and attention.npz.
 
@@ -251,21 +249,17 @@ class ClassificationEvaluator(Evaluator):
       `split` and `Predictions.values`.
     """
     split = getattr(self.data, self.last_part)
-    found = self.evaluate(variables, split, poll)
+    found = self.evaluate(variables, split)
     run.write_bytes(workdir_lib.PREDICTIONS, self._archive(split, found))
-    looked = self._look(variables, split, found, poll)
+    looked = self._look(variables, split, found)
     run.write_bytes(workdir_lib.ATTENTION, looked)
     return {'split': self.last_part, **found.values}
 
   def _archive(self, split: splits.Split, found: Predictions) -> bytes:
-    """Makes predictions.npz, what the report judges a classifier by.
+    """Makes predictions.npz, as vit22b_jax/README.md describes it.
 
-    Returns:
-      An npz file of `labels` [N], `probabilities` [N, C] and `indices` [N],
-      places in the split, of every image; `confusion` int64 [C, C], true class
-      by predicted class; `class_names` [C]; and `images` uint8 [M, H, W, 3] of
-      some, with their `image_rows` [M] among the N. Where images may be of
-      several classes, `targets` [N, C] instead of `labels` and `confusion`.
+    Where images may be of several classes, it has `targets` uint8 [N, C] in
+    place of `labels` and `confusion` (true class by predicted class).
     """
     if found.multi_label:
       true = {'targets': found.labels.astype(np.uint8)}
@@ -286,18 +280,9 @@ class ClassificationEvaluator(Evaluator):
     )
 
   def _look(
-    self,
-    variables: dict[str, Any],
-    split: splits.Split,
-    found: Predictions,
-    poll: Poll,
+    self, variables: dict[str, Any], split: splits.Split, found: Predictions
   ) -> bytes:
-    """Makes attention.npz: of the surest errors and the least sure others.
-
-    Returns:
-      An npz file of `images` uint8 [M, H, W, 3], their `indices` in the split,
-      names `true` and `predicted` [M], and the `attention.maps` [M, h, w].
-    """
+    """Makes attention.npz, as vit22b_jax/README.md describes it."""
     order = found.worst_first()
     rows = list(dict.fromkeys([*order[:_LOOKED], *order[-_LOOKED:]]))
     images = [split[int(place)]['image'] for place in found.indices[rows]]
@@ -305,7 +290,7 @@ class ClassificationEvaluator(Evaluator):
     ways = sharding.batch_ways(self._mesh)
     seen = []
     for image in images:
-      poll()
+      self.poll()
       with sharding.mesh_context(self._mesh):
         copies = np.repeat(image[None], ways, axis=0)
         seen.append(jax.device_get(self._maps(variables, copies)))
@@ -340,18 +325,3 @@ def _npz(**arrays: np.ndarray) -> bytes:
   out = io.BytesIO()
   np.savez_compressed(out, **arrays)
   return out.getvalue()
-
-
-def eval_batches(
-  split: splits.Split, mesh: jax.sharding.Mesh, batch_size: int, workers: int
-) -> Batches:
-  """Yields every image of a split, once, on the devices; padding at the end."""
-  placement = sharding.batch_sharding(mesh)
-  batches = pipeline.eval_batches(
-    split,
-    batch_size=batch_size,
-    workers=workers,
-    rows=devices.local_rows(placement, batch_size),
-  )
-  for batch in batches:
-    yield devices.place(batch, placement)

@@ -1,12 +1,13 @@
 """Measures image translations by FID and KID, by direction and in the mean.
 
-evaluator = FidEvaluator(config.fid, mesh, data, translate, untrained, ...)
-dict(evaluator.validate(variables))      # fid kid fid_a2b fid_b2a ..., of val
+evaluator = FidEvaluator(config, mesh, data, translate, untrained)
+evaluator.validate(variables)            # fid kid fid_a2b fid_b2a ..., of val
 result = evaluator.test(variables, run)  # the content of eval.json
 """
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,16 +35,10 @@ class FidEvaluator(evaluators.Evaluator):
   images of the same part of domain b.
 
   Args:
-    section: the config's `fid` section.
     mesh: devices that share the work.
     data: the two domains; None to translate alone.
     translate: (variables, images uint8, direction) -> float images in [0, 255].
     untrained: gives the variables that the run starts from.
-    enabled: whether distances are measured.
-    paired: whether the images of the two domains are pairs.
-    batch_size: images that are translated at once, over all processes; is
-      rounded up to a multiple of the devices that share them.
-    workers: processes that decode.
   """
 
   best_metrics = ('val/fid',)
@@ -52,24 +47,19 @@ class FidEvaluator(evaluators.Evaluator):
 
   def __init__(
     self,
-    section: ConfigDict,
+    config: ConfigDict,
     mesh: jax.sharding.Mesh,
     data: catalog.Dataset | None,
     translate: Callable[[Any, Array, str], Array],
     untrained: Callable[[], dict[str, Any]],
-    *,
-    enabled: bool = True,
-    paired: bool = False,
-    batch_size: int,
-    workers: int,
   ):
-    super().__init__(data)
-    self._section, self._mesh = section, mesh
+    # As many as Inception takes at once: it would pad smaller batches.
+    batch_size = config.eval.batch_size or config.fid.batch_size
+    super().__init__(config, mesh, data, sharding.round_up(batch_size, mesh))
+    self._section = config.fid
+    self._paired = config.data.pairing == 'paired'
     self._translate, self._untrained = translate, untrained
-    self._paired, self._workers = paired, workers
-    self.batch_size = sharding.round_up(batch_size, mesh)
-    self.missing = '' if enabled else 'eval.fid=False'
-    self._extractor: fid.Extractor | None = None
+    self.missing = '' if config.eval.fid else 'eval.fid=False'
     self._real: dict[tuple[str, str], fid.Statistics] = {}
 
   def prepare(self) -> None:
@@ -80,7 +70,7 @@ class FidEvaluator(evaluators.Evaluator):
     """
     try:
       if not self.missing:
-        self._load_weights()
+        _ = self._extractor
     except errors.UserError as error:
       if self._section.weights:
         raise
@@ -92,11 +82,10 @@ class FidEvaluator(evaluators.Evaluator):
         error,
       )
 
-  def _load_weights(self) -> None:
-    if self._extractor is None:
-      self._extractor = fid.Extractor(
-        fid.Settings.of(self._section), self._section.batch_size, self._mesh
-      )
+  @functools.cached_property
+  def _extractor(self) -> fid.Extractor:
+    settings = fid.Settings.of(self._section)
+    return fid.Extractor(settings, self._section.batch_size, self._mesh)
 
   @property
   def note(self) -> str:
@@ -104,23 +93,16 @@ class FidEvaluator(evaluators.Evaluator):
     return '' if self._extractor.calibrated else ' (uncalibrated)'
 
   def made(
-    self,
-    variables: dict[str, Any],
-    direction: str,
-    part: str | None = None,
-    poll: evaluators.Poll = evaluators.ignore,
+    self, variables: dict[str, Any], direction: str, part: str | None = None
   ) -> evaluators.Batches:
     """Yields what a generator makes of `last_part` or another, in [0, 255]."""
     source, _ = image_sources.DIRECTIONS[direction]
-    for batch in self._batches(part or self.last_part, source, poll):
+    for batch in self._batches(part or self.last_part, source):
       images = self._translate(variables, batch['image'], direction)
       yield {'image': images, 'mask': batch['mask']}
 
   def distances(
-    self,
-    variables: dict[str, Any] | None,
-    part: str,
-    poll: evaluators.Poll = evaluators.ignore,
+    self, variables: dict[str, Any] | None, part: str
   ) -> dict[str, float]:
     """Measures what generators make of a part; None changes nothing.
 
@@ -129,15 +111,13 @@ class FidEvaluator(evaluators.Evaluator):
       `kid_stderr_b2a`; means of the two directions without one's name; `num_a
       num_b`, the images of each domain that entered the distances.
     """
-    self._load_weights()
-    values = {}
+    extractor, values = self._extractor, {}
     for direction, (source, target) in image_sources.DIRECTIONS.items():
-      real = self._statistics_of_real(part, target, poll)
+      real = self._statistics_of_real(part, target)
       if variables is None:
-        made = self._statistics_of_real(part, source, poll)
+        made = self._statistics_of_real(part, source)
       else:
-        images = self.made(variables, direction, part, poll)
-        made = self._extractor.statistics(images)
+        made = extractor.statistics(self.made(variables, direction, part))
       found = distances.measure(
         made,
         real,
@@ -150,12 +130,7 @@ class FidEvaluator(evaluators.Evaluator):
       values[f'num_{target}'] = found['num_b']
     return {name: _mean(values, name) for name in ('fid', 'kid')} | values
 
-  def paired_l1(
-    self,
-    variables: dict[str, Any],
-    part: str,
-    poll: evaluators.Poll = evaluators.ignore,
-  ) -> dict[str, float]:
+  def paired_l1(self, variables: dict[str, Any], part: str) -> dict[str, float]:
     """Computes mean |translation - other image of its pair|, in [-1, 1].
 
     Returns:
@@ -164,35 +139,33 @@ class FidEvaluator(evaluators.Evaluator):
     compare = jax.jit(_l1_sums, out_shardings=sharding.replicated(self._mesh))
     values = {}
     for direction, (_, target) in image_sources.DIRECTIONS.items():
-      made = self.made(variables, direction, part, poll)
-      real = self._batches(part, target, poll)
+      made = self.made(variables, direction, part)
+      real = self._batches(part, target)
       pairs = zip(made, real, strict=True)
       total, count = sum(np.asarray(compare(*pair)) for pair in pairs)
       values[f'paired_l1_{direction}'] = float(total / count)
     return {'paired_l1': _mean(values, 'paired_l1')} | values
 
-  def validate(
-    self, variables: dict[str, Any], poll: evaluators.Poll = evaluators.ignore
-  ) -> Iterable[tuple[str, float]]:
-    """Yields `fid kid` of the val part, by direction and in the mean.
+  def validate(self, variables: dict[str, Any]) -> dict[str, float]:
+    """Returns `fid kid` of the val part, by direction and in the mean.
 
     Of pairs, `paired_l1` too. Where images are too few to rank checkpoints,
     `num_images` says so.
     """
-    for name, value in self.distances(variables, 'val', poll).items():
-      if name.startswith(('fid', 'kid')) and 'stderr' not in name:
-        yield name, value
+    values = {
+      name: value
+      for name, value in self.distances(variables, 'val').items()
+      if name.startswith(('fid', 'kid')) and 'stderr' not in name
+    }
     if self._paired:
-      yield from self.paired_l1(variables, 'val', poll).items()
+      values |= self.paired_l1(variables, 'val')
     images = min(len(self.data.val.a), len(self.data.val.b))
     if images < self.min_images:
-      yield 'num_images', images
+      values['num_images'] = images
+    return values
 
   def test(
-    self,
-    variables: dict[str, Any],
-    run: workdir_lib.Workdir,
-    poll: evaluators.Poll = evaluators.ignore,
+    self, variables: dict[str, Any], run: workdir_lib.Workdir
   ) -> dict[str, Any]:
     """Evaluates on the test part, or on val where there is none.
 
@@ -208,13 +181,13 @@ class FidEvaluator(evaluators.Evaluator):
     pair = getattr(self.data, part)
     result = {'split': part, 'num_a': len(pair.a), 'num_b': len(pair.b)}
     if self._paired:
-      result |= self.paired_l1(variables, part, poll)
+      result |= self.paired_l1(variables, part)
     if self.missing:
       return result | {'not_computed': self.missing}
     measured = {
-      '': self.distances(variables, part, poll),
-      'identity_': self.distances(None, part, poll),
-      'untrained_': self.distances(self._untrained(), part, poll),
+      '': self.distances(variables, part),
+      'identity_': self.distances(None, part),
+      'untrained_': self.distances(self._untrained(), part),
     }
     result |= {key: measured[''].pop(key) for key in ('num_a', 'num_b')}
     for prefix, found in measured.items():
@@ -249,27 +222,15 @@ class FidEvaluator(evaluators.Evaluator):
       ]
     return '\n'.join(lines)
 
-  def _batches(
-    self, part: str, domain: str, poll: evaluators.Poll
-  ) -> evaluators.Batches:
-    """Yields every image of a domain's part, once, on the devices."""
-    split = getattr(getattr(self.data, part), domain)
-    for batch in evaluators.eval_batches(
-      split, self._mesh, self.batch_size, self._workers
-    ):
-      poll()
-      yield batch
+  def _batches(self, part: str, domain: str) -> evaluators.Batches:
+    return self.batches(getattr(getattr(self.data, part), domain))
 
-  def _statistics_of_real(
-    self, part: str, domain: str, poll: evaluators.Poll
-  ) -> fid.Statistics:
+  def _statistics_of_real(self, part: str, domain: str) -> fid.Statistics:
     """Returns those of the images themselves, which are computed once."""
     if (part, domain) not in self._real:
       identity = _identity(getattr(getattr(self.data, part), domain))
       self._real[part, domain] = self._extractor.cached_statistics(
-        str(identity),
-        identity,
-        lambda: self._batches(part, domain, poll),
+        str(identity), identity, lambda: self._batches(part, domain)
       )
     return self._real[part, domain]
 

@@ -195,7 +195,7 @@ def observe(
   Args:
     monitor: the memory before the step.
     signals: this step's values, JUDGED first.
-    loss: this step's loss.
+    loss: this step's.
     step: the number of steps done before this one.
     overflow: float16 gradients overflowed, which the loss scale's search is
       expected to meet: the step is not applied, and not judged either.

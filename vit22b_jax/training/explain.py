@@ -1,22 +1,19 @@
 """Finds, on the host, where an explosion or a non-finite value began.
 
-found = explain.first_to_move(history, names, step, values)
+found = explain.first_to_move(history, signals, step)
 layer = explain.first_nonfinite(captured, layer_grads, layers)
 """
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 _MOVED = 6.0  # robust z-scores from a signal's usual range
 
 
 def first_to_move(
-  history: Float[np.ndarray, 'W S'],
-  names: list[str],
-  step: int,
-  values: Float[np.ndarray, 'S'],
+  history: Float[ArrayLike, 'W S'], signals: dict[str, float], step: int
 ) -> dict[str, str | None]:
   """Finds which signal moved first, and in which layer, at an onset.
 
@@ -26,20 +23,21 @@ def first_to_move(
 
   Args:
     history: the monitor's window, at most a step after the onset.
-    names: of the signals: `QUANTITY/NN` of block NN, or `QUANTITY/NAME`.
+    signals: at the onset: `QUANTITY/NN` of block NN, or `QUANTITY/NAME`.
     step: steps done before the onset.
-    values: the signals at the onset.
 
   Returns:
     `moved_first`: a signal's name, and `layer`: the first layer (`block_NN` or
     NAME) affected or None when none stands out.
   """
-  window = history.shape[0]
+  history, names = np.asarray(history), list(signals)
+  window = len(history)
   slots = [s % window for s in range(max(step - window + 2, 0), step)]
   before = history[slots]
   before = before[~np.isnan(before).any(axis=1)]  # no slots still empty
   if not len(before):
     return {'moved_first': None, 'layer': None}
+  values = np.array([*signals.values()])
   rows = np.concatenate([before, np.nan_to_num(values, nan=np.inf)[None]])
   half = max(len(before) // 2, 1)
   logs = np.log(np.maximum(np.abs(rows), np.finfo(np.float32).tiny))

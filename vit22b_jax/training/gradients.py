@@ -40,10 +40,8 @@ def of_batch(
 
   Args:
     loss_fn: (params, batch_stats, part) -> (loss, (batch_stats, aux)).
-    params: what to differentiate for.
     batch_stats: batch norm's running statistics.
-    parts: of the batch, as `split` gives them.
-    count: how many parts.
+    parts: `count` of them, as `split` gives them.
     scale: dynamic loss scale for float16 (Micikevicius et al. 2018).
     shardings: of the parameters. Each part's gradients are split like them at
       once, so that no device holds, or sums, more than its own.
@@ -51,16 +49,11 @@ def of_batch(
 
   def one(carry, part):
     batch_stats, scale, grads, loss, finite = carry
-
-    def of_params(params):
-      return loss_fn(params, batch_stats, part)
-
+    args = params, batch_stats, part
     if scale is None:
-      found, new = jax.value_and_grad(of_params, has_aux=True)(params)
+      found, new = jax.value_and_grad(loss_fn, has_aux=True)(*args)
     else:
-      scale, ok, found, new = scale.value_and_grad(of_params, has_aux=True)(
-        params
-      )
+      scale, ok, found, new = scale.value_and_grad(loss_fn, has_aux=True)(*args)
       finite &= ok
     value, (batch_stats, aux) = found
     new = jax.lax.with_sharding_constraint(new, shardings)
@@ -76,12 +69,19 @@ def of_batch(
     )
     carry = (*carry[:2], zeros, *carry[3:])
     carry, aux = jax.lax.scan(one, carry, parts)
-    means = {k for k in aux if k.startswith('train/') or 'entropy' in k}
-    aux = {k: v.mean(0) if k in means else v.max(0) for k, v in aux.items()}
+    aux = {name: _of_parts(name, values) for name, values in aux.items()}
   batch_stats, scale, grads, loss, finite = carry
   grads = jax.tree.map(lambda g: g / count, grads)
   overflow = ~finite & jnp.isfinite(loss)
   return Gradients(grads, loss / count, batch_stats, aux, scale, overflow)
+
+
+def _of_parts(name: str, values: Float[Array, 'count']) -> Float[Array, '']:
+  """Returns a scalar of a batch from those of its parts."""
+  if name.startswith('residual_rms'):
+    return jnp.sqrt(jnp.square(values).mean())
+  is_mean = name.startswith('train/') or 'entropy' in name
+  return values.mean() if is_mean else values.max()
 
 
 def split(images: Array, labels: Array, key: PRNGKeyArray, count: int) -> Any:

@@ -28,9 +28,6 @@ from jaxtyping import Array, Float, Int
 
 from vit22b_jax import errors
 
-KINDS = ('softmax', 'sigmoid')  # of `loss.kind`
-GANS = ('lsgan', 'vanilla')  # of `loss.gan`
-
 
 def cross_entropy(
   logits: Float[Array, 'B C'],

@@ -6,7 +6,8 @@
 
 The rules agree with PyTorch's of the same name, which the paper's code uses:
 AdamW decays weights apart from the gradient, the others add the decay to the
-gradient. Clipping comes first, on the gradient as it is.
+gradient. Clipping comes first, on the gradient as it is. Adagrad's eps alone
+differs: optax adds its square under the root, PyTorch adds it to the root.
 """
 
 import functools
@@ -28,9 +29,8 @@ MULTISTEP = (0.3, 0.6, 0.9)
 # `rsqrt` is the schedule of that name in big_vision's `utils.py`, from the
 # authors of ViT-22B: https://github.com/google-research/big_vision. Its time
 # scale there is 10k steps, which is also the warm-up's length in ViT-22B
-# (arXiv:2302.05442, section 4.1): hence T below. The part over which the rate
-# falls to 0 is that paper's last 30k of 177k steps; these lengths, unlike the
-# formula, were not compared with the paper's text again.
+# (arXiv:2302.05442, section 4.1). That the rate falls to 0 over the last 30k of
+# that paper's 177k steps was not compared with its text again.
 RSQRT_COOLDOWN = 0.17
 RSQRT_TIMESCALE = 10_000
 
@@ -190,7 +190,6 @@ def _rule(section: Mapping[str, Any]) -> optax.GradientTransformation:
   if name == 'sgd':
     return optax.trace(decay=section['momentum'])
   if name == 'adagrad':
-    # PyTorch adds eps to the root, optax its argument to what is under it.
     return optax.scale_by_rss(
       initial_accumulator_value=0.0, eps=section['eps'] ** 2
     )

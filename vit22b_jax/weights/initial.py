@@ -1,20 +1,23 @@
 """Loads the weights that a run starts from: `init_from`.
 
 initial.validate(path, 'classification')              # before data are read
-params = initial.load(path, model, params, names, image_size)
-params = initial.restore_params(path, abstract_params, 'translation')
+weights = initial.load(path, model, weights, names, image_size)
+weights = initial.restore(path, {'params': shapes}, 'translation', step)
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vit22b_jax import errors
 from vit22b_jax.config import ConfigDict
 from vit22b_jax.models import stacking, vit
-from vit22b_jax.runtime import checkpoint, checksums, runs, sharding
+from vit22b_jax.runtime import checkpoint, checksums, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.weights import pretrained
 
@@ -43,59 +46,65 @@ def _config_of(path: epath.PathLike, task: str) -> ConfigDict:
 def load(
   path: epath.PathLike,
   model: vit.ViT,
-  params: dict[str, Any],
+  weights: dict[str, Any],
   names: Sequence[str],
   image_size: int,
+  step: int | None = None,
 ) -> dict[str, Any]:
   """Returns a classifier's weights of a file or of another run.
 
-  They are placed as `params`, its new ones, which are sharded over a mesh. The
-  head stays new where the other run has another number of classes.
+  They are placed as `weights`, its new `params` and `batch_stats`, which are
+  sharded over a mesh. The head stays new where the other run has other classes,
+  and so do batch norm's statistics, which are the head's.
 
   Args:
     path: a file, see `pretrained.load_pretrained`, or a workdir.
-    model: the classifier.
-    params: its new weights.
-    names: its classes.
-    image_size: of its images, in pixels.
+    model: a classifier of `names` and of images of `image_size` pixels.
+    step: of the other run's checkpoint; None for its newest.
 
   Raises:
     UserError: the weights are of another model.
   """
   path = epath.Path(path).expanduser()
-  shardings = jax.tree.map(lambda x: x.sharding, params)
+  params = weights['params']
   if path.is_dir():
     wanted = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      params,
-      shardings,
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      {key: value for key, value in weights.items() if value},
     )
     others = workdir_lib.read_json(path, workdir_lib.CLASSES)
-    if len(others or ()) != len(names):
-      wanted.pop('head', None)
-    return params | restore_params(path, wanted, 'classification')
+    if others != list(names):
+      logging.info('The head begins anew: %s has other classes.', path)
+      wanted = {'params': dict(wanted['params'])}
+      wanted['params'].pop('head', None)
+    found = restore(path, wanted, 'classification', step)
+    return weights | found | {'params': params | found['params']}
   # Each process reads the file, and needs the new head whole.
-  mesh = jax.tree.leaves(shardings)[0].mesh
-  whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
-  found = pretrained.load_pretrained(
-    path, model, jax.device_get(whole), image_size
+  whole = multihost_utils.process_allgather(params, tiled=True)
+  found = pretrained.load_pretrained(path, model, whole, image_size)
+  found = jax.tree.map(
+    lambda x, p: jax.device_put(x.astype(p.dtype), p.sharding), found, params
   )
-  found = jax.tree.map(lambda x, p: x.astype(p.dtype), found, params)
-  return jax.device_put(found, shardings)
+  return weights | {'params': found}
 
 
-def restore_params(path: epath.PathLike, params: Any, task: str) -> Any:
-  """Restores the weights of a run's newest checkpoint, averaged if it has such.
+def restore(
+  path: epath.PathLike, wanted: dict[str, Any], task: str, step: int | None
+) -> dict[str, Any]:
+  """Restores weights of a run's checkpoint, averaged ones if it has such.
 
-  `params` are the shapes, types and shardings of those that are wanted; `task`
-  is that of both runs.
+  Args:
+    path: the run's workdir.
+    wanted: shapes, types and shardings of `params` and others of a state.
+    task: that of both runs.
+    step: of the checkpoint; None for the newest.
 
   Raises:
     UserError: it has no checkpoint, or those of other networks.
   """
   path = epath.Path(path).expanduser()
   kind = 'ema' if _config_of(path, task).optim.get('ema') else 'params'
-  wanted = {kind: params}
+  wanted = {kind if k == 'params' else k: v for k, v in wanted.items()}
 
   def validate_shapes(meta):
     there = meta['shapes']
@@ -109,10 +118,9 @@ def restore_params(path: epath.PathLike, params: Any, task: str) -> Any:
       )
 
   manager = checkpoint.Manager(path, scores={}, read_only=True)
-  try:
-    found = manager.restore(wanted, check=validate_shapes)
-  finally:
-    manager.close()
+  with contextlib.closing(manager):
+    found = manager.restore(wanted, step=step, check=validate_shapes)
   if found is None:
     raise errors.UserError(f'init_from={path} has no checkpoint.')
-  return found.state[kind]
+  params = found.state.pop(kind)
+  return {'params': params, **found.state}

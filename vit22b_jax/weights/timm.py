@@ -237,6 +237,15 @@ def arguments(model: vit.ViT, image_size: int) -> dict[str, Any]:
   }
 
 
+def norm_layer(model: vit.ViT) -> dict[str, Any]:
+  """Returns the name in `timm.layers` of a model's norm, and its eps.
+
+  timm's own default is a LayerNorm with an eps of 1e-6, as the presets have it.
+  """
+  name = {'layer': 'LayerNorm', 'rms': 'RmsNorm'}[model.norm]
+  return {'norm_layer': name, 'eps': model.eps}
+
+
 def write(
   path: epath.PathLike,
   model: vit.ViT,

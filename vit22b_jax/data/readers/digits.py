@@ -13,13 +13,12 @@ from jaxtyping import Int, Int32, UInt8
 from vit22b_jax.data import encoded, splits
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
-_TEST_FRACTION = 0.2
 
 
 def find() -> dict[str, encoded.Embedded]:
   """Opens the train (1,438) and test (359) parts."""
   labels = _load()[1]
-  parts = splits.hold_out(labels, _TEST_FRACTION, seed=0)
+  parts = splits.hold_out(labels, 0.2, seed=0)
   return {
     split: encoded.Embedded(
       f'digits {split}', '1', labels[rows], functools.partial(_digit, rows)

@@ -12,6 +12,7 @@ Images may lie deeper in it; what counts as an image says `walk`. PATH may be a
 
 import collections
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -23,8 +24,15 @@ from vit22b_jax.data import decode, encoded
 from vit22b_jax.data.readers import tables
 from vit22b_jax.data.readers import walk as walk_lib
 
+# Names that people give to parts of a set; ours are `encoded.SPLIT_NAMES`.
+_SPLIT_LIKE = re.compile(
+  'train(ing)?|val(id(ation)?)?|test(ing)?|eval', re.IGNORECASE
+)
 DOMAINS = ('trainA', 'trainB', 'testA', 'testB')
-_LAYOUT = 'expected PATH/train/CLASS/* with images, optional val and test'
+_LAYOUT = (
+  'expected PATH/train/CLASS/* with images, optional val and test, or '
+  'PATH/CLASS/* alone'
+)
 _PAIRS_LAYOUT = (
   'expected PATH/trainA/* and PATH/trainB/* with images of equal names, or '
   'PATH/train/* with both of a pair side by side; optional testA and testB, or '
@@ -107,7 +115,10 @@ def _images(
   found = {name: _files(root, walk.images(folders[name])) for name in there}
   for name, images in found.items():
     if not len(images):
-      raise errors.UserError(f'no image in folder {folders[name]}; {layout}.')
+      aside = walk.left_aside(root)
+      raise errors.UserError(
+        f'no image in folder {folders[name]}; {aside or layout}.'
+      )
   walk.log(root)
   return found
 
@@ -158,7 +169,8 @@ def _files(
 def _open(path: str, layout: str) -> epath.Path:
   root = epath.Path(path).expanduser()
   if not path or not root.is_dir():
-    raise errors.UserError(f'data folder {path!r} does not exist; {layout}.')
+    place = '' if root.is_absolute() else f' in {os.getcwd()}'
+    raise errors.UserError(f'there is no folder {path!r}{place}; {layout}.')
   return root
 
 
@@ -183,6 +195,11 @@ def _splits(root: epath.Path) -> dict[str, epath.Path]:
     raise errors.UserError(
       f'no train folder in {str(root)!r} ({shown[:200] or "no folder"}); '
       f'{_LAYOUT}.'
+    )
+  elif len(alike := [*filter(_SPLIT_LIKE.fullmatch, folders)]) > 1:
+    raise errors.UserError(
+      f'no train folder in {str(root)!r}, whose folders {", ".join(alike)} '
+      'look like parts of a data set: rename them to train, val and test.'
     )
   else:
     logging.warning(
@@ -242,7 +259,10 @@ def _labeled(
       )
     found = walk.images(folder)
     if not found:
-      raise errors.UserError(f'no image in class folder {folder}.')
+      aside = walk.left_aside(root)
+      raise errors.UserError(
+        f'no image in class folder {folder}{"; " * bool(aside)}{aside}.'
+      )
     images += found
     labels += [class_names.index(folder.name)] * len(found)
   return _files(root, images, np.array(labels, np.int32))

@@ -70,13 +70,17 @@ class Walk:
     self._seen.add(real)
     return True
 
-  def log(self, place: epath.Path) -> None:
-    """Logs how many files of which kind were left aside, if any."""
+  def left_aside(self, place: epath.Path) -> str:
+    """Returns how many files of which kind were left aside; '' for none."""
     text = ', '.join(f'{n} {what}' for what, n in self.ignored.items())
     if {'.heic', '.heif'} & {what.lower() for what in self.ignored}:
       text += '. Convert HEIC images to JPEG or PNG (pillow-heif reads them)'
-    if text:
-      logging.warning(errors.printable(f'left aside in {place}: {text}'))
+    return text and f'left aside in {place}: {text}'
+
+  def log(self, place: epath.Path) -> None:
+    """Logs what was left aside, if anything."""
+    if text := self.left_aside(place):
+      logging.warning(errors.printable(text))
 
 
 def find_images(folder: epath.Path) -> list[epath.Path]:

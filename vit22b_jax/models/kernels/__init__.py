@@ -19,9 +19,13 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from vit22b_jax import errors
+from vit22b_jax.models import axes, remat
 from vit22b_jax.models.kernels import cpu, cudnn, reference
 
 VARIABLE = 'VIT22B_JAX_KERNELS'
@@ -76,12 +80,44 @@ linear = _dispatched(reference.linear)
 project_out = _dispatched(reference.project_out)
 conv = _dispatched(reference.conv)
 instance_norm = _dispatched(reference.instance_norm)
-gather_for_compute = _dispatched(reference.gather_for_compute)
-materialize = _dispatched(reference.materialize)
-block_input = _dispatched(reference.block_input)
-checkpoint_policy = _dispatched(reference.checkpoint_policy)
-run_once_options = _dispatched(reference.run_once_options)
 # One formula suits all backends.
 gelu = reference.gelu
 attention = reference.attention
 conv_transpose = reference.conv_transpose
+
+
+def materialize(x: Any) -> Any:
+  """Returns arrays that a CPU must not recompute within whatever reads them."""
+  return cpu.materialize(x) if active() is cpu else x
+
+
+def gather_for_compute(
+  x: Float[Array, '*S'], names: tuple[str | None, ...], dtype: DTypeLike
+) -> Float[Array, '*S']:
+  """Returns a parameter for products, by `remat`; on a CPU as it is."""
+  return x if active() is cpu else remat.gather_for_compute(x, names, dtype)
+
+
+def block_input(x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
+  """Marks the tokens that a block's projections read, without a pre-norm.
+
+  Not on a CPU: a mark changes the order in which gradients add up.
+  """
+  if active() is cpu:
+    return x
+  x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
+  return remat.named(x, remat.INPUT)
+
+
+def checkpoint_policy(name: str) -> Callable[..., bool] | None:
+  """Returns the policy of a key of `remat.REMAT`; None stores everything."""
+  keeps_all = name == 'none' and active() is cpu  # nothing is gathered there
+  return None if keeps_all else remat.policy(name)
+
+
+def run_once_options() -> dict[str, int] | None:
+  """Returns jit's `compiler_options` for a program that runs once.
+
+  LLVM's optimizations take a CPU longer than the program.
+  """
+  return {'xla_backend_optimization_level': 0} if active() is cpu else None

@@ -4,18 +4,15 @@ Two habits of the compiler are worked around. It fuses elementwise arithmetic
 into whatever reads the result, so that a GELU's gradient was computed for each
 of three products (84 ms in place of 2): `materialize` makes it an array first.
 And it transposes the wider operand of a weight's gradient, where either will
-do. A CPU's products cast weights for themselves, and no weights are gathered.
+do. A CPU's products cast weights for themselves.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit22b_jax.models import remat
 from vit22b_jax.models.kernels import cpu_convolutions, reference
 from vit22b_jax.models.kernels.reference import Heads, Rows, Vector
 
@@ -116,26 +113,3 @@ def project_out(
 def _project_units(h, kernel, bias, precision):
   h = h.reshape(*h.shape[:2], -1)
   return linear(h, kernel.reshape(-1, kernel.shape[-1]), bias, precision)
-
-
-def gather_for_compute(
-  x: Float[Array, '*S'], names: tuple[str | None, ...], dtype: DTypeLike
-) -> Float[Array, '*S']:
-  """Returns the parameter as it is: products cast it, and nothing moves."""
-  del names, dtype
-  return x
-
-
-def block_input(x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
-  """Returns x unmarked: a mark changes the order in which gradients add up."""
-  return x
-
-
-def checkpoint_policy(name: str) -> Callable[..., bool] | None:
-  """Returns None for 'none': without gathered weights, everything is kept."""
-  return None if name == 'none' else remat.policy(name)
-
-
-def run_once_options() -> dict[str, int] | None:
-  """Leaves out LLVM's optimizations, which take longer than the program."""
-  return {'xla_backend_optimization_level': 0}

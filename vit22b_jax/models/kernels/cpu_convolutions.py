@@ -12,7 +12,6 @@ in float32 and rounded.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +29,8 @@ _FEW = 4  # outputs; an image has 3, scores 1
 # Channels and tiles from which on Winograd's products outweigh its sums.
 _CHANNELS, _TILES = 32, 16
 
-
-def materialize(x: Any) -> Any:
-  """Makes arrays of what XLA would compute within whatever reads them."""
-  return jax.lax.optimization_barrier(x)
+# Makes arrays of what XLA would compute within whatever reads them.
+materialize = jax.lax.optimization_barrier
 
 
 def conv(
@@ -290,10 +287,10 @@ def _reflect_backward(pad, saved, g):
 _reflect.defvjp(_reflect_forward, _reflect_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def instance_norm(x: Maps, eps: float = 1e-5) -> Maps:
+@jax.custom_vjp
+def instance_norm(x: Maps) -> Maps:
   """Computes `reference.instance_norm`; keeps x and two numbers a channel."""
-  return _norm_forward(x, eps)[0]
+  return _norm_forward(x)[0]
 
 
 def _mean(x: Float[Array, 'B H W C']) -> Float[Array, 'B 1 1 C']:
@@ -308,18 +305,17 @@ def _mean(x: Float[Array, 'B H W C']) -> Float[Array, 'B 1 1 C']:
   return materialize(total / (h * w)).reshape(b, 1, 1, c)
 
 
-def _norm_forward(x, eps):
+def _norm_forward(x):
   x = materialize(x)
   y = x.astype(jnp.float32)
   mean = _mean(y)
   y -= mean
-  root = jax.lax.rsqrt(_mean(jnp.square(y)) + eps)
+  root = jax.lax.rsqrt(_mean(jnp.square(y)) + reference.INSTANCE_EPS)
   return (y * root).astype(x.dtype), (x, mean, root)
 
 
-def _norm_backward(eps, saved, g):
+def _norm_backward(saved, g):
   """Computes (g - mean(g) - y mean(g y)) root, with y the normalized x."""
-  del eps
   x, mean, root, g = materialize((*saved, g))
   y = (x.astype(jnp.float32) - mean) * root
   h = g.astype(jnp.float32)

@@ -4,15 +4,12 @@ The docstrings here hold for `cpu` too; `kernels` explains the letters.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit22b_jax.models import axes, remat
+from vit22b_jax.models import remat
 
 Rows = Float[Array, '*B D']
 Heads = Float[Array, 'B N L K']
@@ -20,7 +17,7 @@ Map = Float[Array, 'B N L M']
 Vector = Float[Array, ' D'] | None
 Maps = Float[Array, 'B H W C']
 
-gather_for_compute = remat.gather_for_compute
+INSTANCE_EPS = 1e-5  # of instance norms
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
@@ -182,34 +179,15 @@ def conv_transpose(
   )
 
 
-def instance_norm(x: Maps, eps: float = 1e-5) -> Maps:
-  """Computes (x - mean) / sqrt(variance + eps) over each channel's H W.
+def instance_norm(x: Maps) -> Maps:
+  """Computes (x - mean) / sqrt(variance + 1e-5) over each channel's H W.
 
   In float32; no learned scale, no running statistics; biased variance.
   https://pytorch.org/docs/stable/generated/torch.nn.InstanceNorm2d.html
   """
   y = x.astype(jnp.float32)
   y -= y.mean(axis=(1, 2), keepdims=True)
-  y *= jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2), keepdims=True) + eps)
+  y *= jax.lax.rsqrt(
+    jnp.square(y).mean(axis=(1, 2), keepdims=True) + INSTANCE_EPS
+  )
   return y.astype(x.dtype)
-
-
-def materialize(x: Any) -> Any:
-  """Returns arrays that a CPU must not recompute within whatever reads them."""
-  return x
-
-
-def block_input(x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
-  """Marks the tokens that a block's projections read, without a pre-norm."""
-  x = nn.with_logical_constraint(x, (axes.BATCH, axes.LENGTH, None))
-  return remat.named(x, remat.INPUT)
-
-
-def checkpoint_policy(name: str) -> Callable[..., bool] | None:
-  """Returns the policy of a key of `remat.REMAT`; None stores everything."""
-  return remat.policy(name)
-
-
-def run_once_options() -> dict[str, int] | None:
-  """Returns jit's `compiler_options` for a program that runs once."""
-  return None
