@@ -20,7 +20,7 @@ _ANSWER = '<!-- answer -->'  # where an experiment's page tells its numbers
 # What stands above the tables of a scale on an experiment's page.
 PAGES = {
   'cpu': '',
-  'real': '**The whole lossless sets** (`--scale=real`)\n\n',
+  'real': '**Real images, larger budgets** (`--scale=real`)\n\n',
 }
 # Tables that commands wrote: (file under experiments/, what stands above it).
 BLOCKINESS = (

@@ -71,6 +71,7 @@ EXPERIMENT = runner.Experiment(
   measure=table2.EXPERIMENT.measure,
   render=render,
   runs_of=table2.EXPERIMENT.name,
+  scales=table2.EXPERIMENT.scales,
 )
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ EXPERIMENT = runner.Experiment(
   cells=cells.cells,
   measure=measure.measure,
   render=render,
+  scales=('cpu', 'real', 'full'),
 )
 
 if __name__ == '__main__':
