@@ -6,6 +6,7 @@ groups.differences(groups.from_runs(several))
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -145,23 +146,20 @@ def own_splits(several: list[runs.Run]) -> bool:
 
 def band(series: list[runs.Series]) -> Band:
   """Returns mean and range where every run has a finite value."""
-  finite = [{s: v for s, v in _pairs(one) if np.isfinite(v)} for one in series]
-  steps = sorted(set.intersection(*map(set, finite)))
-  values = np.array([[run[s] for s in steps] for run in finite])
-  low, high = values.min(0), values.max(0)
-  return Band(np.array(steps, np.int64), values.mean(0), low, high)
-
-
-def _pairs(series: runs.Series) -> list[tuple[int, float]]:
-  return list(zip(*(column.tolist() for column in series), strict=True))
+  finite = [(s[np.isfinite(v)], v[np.isfinite(v)]) for s, v in series]
+  steps = functools.reduce(np.intersect1d, (s for s, _ in finite))
+  values = np.array([v[np.searchsorted(s, steps)] for s, v in finite])
+  return Band(steps, values.mean(0), values.min(0), values.max(0))
 
 
 def _same_rates(one: runs.Run, other: runs.Run) -> bool:
-  key = 'train/learning_rate'
-  first, second = dict(_pairs(one.metric(key))), dict(_pairs(other.metric(key)))
-  rates = [(first[step], second[step]) for step in first.keys() & second.keys()]
-  rates = np.array(rates).reshape(-1, 2).T
-  return np.allclose(*rates, rtol=1e-3, atol=0, equal_nan=True)
+  (steps, rates), (other_steps, other_rates) = (
+    run.metric('train/learning_rate') for run in (one, other)
+  )
+  _, at, other_at = np.intersect1d(steps, other_steps, return_indices=True)
+  return np.allclose(
+    rates[at], other_rates[other_at], rtol=1e-3, atol=0, equal_nan=True
+  )
 
 
 def _differing(configs: list[dict[str, Any]]) -> list[str]:
