@@ -105,7 +105,8 @@ def difference(a: list[Row], b: list[Row], metric: str) -> str:
   value, interval = intervals.welch(second, first)
   if interval is None:
     return f'{value:+.3f} (too few seeds)'
-  return f'{value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]'
+  low, high = interval
+  return f'{value:+.3f} [{low:+.3f}, {high:+.3f}]'
 
 
 def known(rows: list[Row], metric: str) -> list[float]:

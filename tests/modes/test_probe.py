@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import digits_vit22b_ti
 from vit22b_jax import errors
 from vit22b_jax.modes import probe, trials
-from vit22b_jax.report import page
-from vit22b_jax.runtime import lock, sharding
+from vit22b_jax.runtime import lock, runs, sharding
 from vit22b_jax.tasks import classification
 from vit22b_jax.training import diagnostics
 from vit22b_jax.weights import timm
@@ -250,4 +250,4 @@ def test_a_probe_is_written_and_goes_on(
       probe.run(config, tmp_path, mesh, minutes=5)
   (tmp_path / 'probe.json').write_text('{"trials": 3}')
   with pytest.raises(errors.UserError, match=r'probe.json is damaged'):
-    page.write_probe(tmp_path)
+    runs.read_probe(epath.Path(tmp_path) / 'probe.json')

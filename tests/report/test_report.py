@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.helpers import chromium, report_fixtures
 from vit22b_jax import durations, errors, report
@@ -351,7 +352,7 @@ def test_a_probe_in_the_same_folder_has_a_section(tmp_path):
   *_, logits, _ = _figures(html)
   assert [line['name'] for line in logits['data']] == ['0.001', '0.004']
   assert logits['data'][1]['y'] == [3.0, traces.CAP]
-  alone = page.write_probe(run)
+  alone = page.write_probe(epath.Path(run), runs.read(run).probe)
   assert alone.name == 'probe.html'
   assert len(_figures(alone.read_text())) == 2
 

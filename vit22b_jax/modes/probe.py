@@ -92,7 +92,7 @@ def run(
       )
   if record['switches']:
     console.say(f'{table(record)}\n{record["advice"]}')
-    console.say(f'Page: {page.write_probe(folder.path)}')
+    console.say(f'Page: {page.write_probe(folder.path, record)}')
   return 0
 
 
@@ -284,7 +284,7 @@ def _open(folder: workdir_lib.Workdir, config: ConfigDict) -> dict[str, Any]:
     UserError: it can't be read, or is of another config.
   """
   mine = json.loads(config_lib.to_json(config))
-  record = runs.read_probe(folder.path)
+  record = runs.read_probe(folder.path / workdir_lib.PROBE)
   if record is None:
     return {'config': mine, 'trials': {}, 'switches': {}, 'advice': ''}
   changes = config_lib.compare(record['config'], mine, folder.path)

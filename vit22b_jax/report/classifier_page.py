@@ -1,6 +1,5 @@
 """Gives the report of a classifier its parts; see `task_pages`."""
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ _PICTURES = 1_500_000  # bytes of all images on the page
 _SHOWN = 48  # errors at first; the others are one click away
 _CONFUSIONS = 12  # rows of the table of confused classes
 _RIGHT = 24  # images that are right, for comparison
-_YES = 0.5  # probability from which on a class of several is predicted
 _FIVE = 6  # classes from which on top-5 tells something
 # Parts of the way from guessing to no error: above, a model has learned.
 _LEARNED, _GUESSED = 0.25, 0.02
@@ -77,7 +75,8 @@ def facts(run: runs.Run) -> list[summary.Fact]:
     if whole and key in _INTERVALS:
       ends = _INTERVALS[key](*whole)
     if ends:
-      meaning += f'; 95 % interval {form(ends.low)} to {form(ends.high)}'
+      low, high = map(form, ends)
+      meaning += f'; 95 % interval {low} to {high}'
     found.append(summary.Fact(f'{split} {label}', form(ev[key]), meaning))
   if whole:
     error = summary.percent(scores.calibration(*whole).error)
@@ -106,42 +105,52 @@ def curves(run: runs.Run) -> dict[str, charts.Curves]:
 
 def content(run: runs.Run) -> dict[str, Any]:
   """Returns the template's values beside the parts of every run."""
-  predictions, ev = run.predictions, run.evaluation
-  names = [str(name) for name in predictions.get('class_names', run.names)]
-  counts = predictions.get('confusion')
-  known = counts is not None and len(counts) == len(names) > 0
-  drawn = known and len(names) <= heatmaps.MATRIX_CLASSES
-  whole = _whole(run)
-  found = scores.calibration(*whole) if whole else None
   return {
     'layers': heatmaps.layers(run),
-    'confusion': heatmaps.confusion(counts, names) if drawn else None,
-    'classes': _by_class(run, names),
-    'confused': scores.confused(counts, names, _CONFUSIONS) if known else [],
-    'calibration': heatmaps.reliability(found) if found else None,
-    'calibration_error': found.error if found else None,
-    'shown': _SHOWN,
-    'split': ev.get('split', ''),
-    'num_tested': ev.get('num_examples'),
     'looked': _looked(run),
     'class_token': run.choices.get('model.pool') in (None, 'cls'),
-    **_images(run, names),
+    'predicted': _predicted(run) if run.predictions else None,
   }
 
 
-def _by_class(run: runs.Run, names: list[str]) -> dict[str, tuple]:
-  """Returns images, precision, recall and, of several labels, its average."""
-  counts, targets = map(run.predictions.get, ('confusion', 'targets'))
-  if targets is not None and len(names):
-    chosen = run.predictions['probabilities'] >= _YES
-    right = (chosen & (targets > 0)).sum(0)
-    found = scores.by_class(right, targets.sum(0), chosen.sum(0))
-    average = run.evaluation.get('average_precision', ())
-    lines = [(*x, value) for x, value in zip(found, average, strict=False)]
-  elif counts is not None and len(counts) == len(names):
+def _predicted(run: runs.Run) -> dict[str, Any]:
+  """Returns the template's values that predictions.npz gives."""
+  arrays, whole = run.predictions, _whole(run)
+  labels = arrays['targets' if 'targets' in arrays else 'labels']
+  found = scores.Predictions(
+    run.evaluation, arrays['probabilities'], labels, arrays['indices']
+  )
+  names, counts = arrays['class_names'].tolist(), arrays.get('confusion')
+  shown = {
+    **_images(arrays, found, names),
+    'shown': _SHOWN,
+    'classes': _by_class(found, counts, names),
+    'calibration': scores.calibration(*whole) if whole else None,
+    'confusion': None,
+    'confused': [],
+  }
+  if whole:
+    shown['reliability'] = heatmaps.reliability(shown['calibration'])
+  if counts is not None:  # one label each
+    shown['confused'] = scores.confused(counts, names, _CONFUSIONS)
+    if len(names) <= heatmaps.MATRIX_CLASSES:
+      shown['confusion'] = heatmaps.confusion(counts, names)
+  return shown
+
+
+def _by_class(
+  found: scores.Predictions,
+  counts: Int[np.ndarray, 'C C'] | None,
+  names: list[str],
+) -> dict[str, tuple]:
+  """Returns images, precision and recall, and of several labels its average."""
+  if counts is not None:
     lines = scores.by_class(counts.diagonal(), counts.sum(1), counts.sum(0))
   else:
-    return {}
+    right = (found.chosen & (found.labels > 0)).sum(0)
+    lines = scores.by_class(right, found.labels.sum(0), found.chosen.sum(0))
+    average = found.values.get('average_precision', ())
+    lines = [(*x, value) for x, value in zip(lines, average, strict=False)]
   return dict(zip(names, lines, strict=False))
 
 
@@ -254,63 +263,53 @@ def _whole(
   return (run.predictions['probabilities'], labels) if whole else None
 
 
-def _images(run: runs.Run, names: list[str]) -> dict[str, Any]:
+def _images(
+  arrays: dict[str, np.ndarray], found: scores.Predictions, names: list[str]
+) -> dict[str, Any]:
   """Returns errors, worst first, and some images that are right.
 
   Errors beyond the pictures that a page can hold have their places in the part.
   """
-  found = run.predictions
-  labels, targets = found.get('labels'), found.get('targets')
-  chances = found.get('probabilities', np.zeros((0, 0)))
-  if not names or not chances.size or (labels is None and targets is None):
-    return {'errors': [], 'right': [], 'num_errors': 0, 'num_predictions': 0}
-  if targets is None:
-    correct, sure = chances.argmax(1) == labels, chances.max(1)
-  else:
-    correct = ((chances >= _YES) == (targets > 0)).all(1)
-    sure = np.abs(chances - targets).max(1)
-  order = np.lexsort((-sure, correct))
-  wrong = int((~correct).sum())
-  pictures = _pictures(found, order)
-  places = found.get('indices', np.arange(len(chances)))
+  order, wrong = found.worst_first(), int((~found.right).sum())
+  pictures = _pictures(arrays, order)
 
-  def listed(flags):
-    return ', '.join(itertools.compress(names, flags)) or 'none'
-
-  def card(row):
-    sources = [pictures[row]] if row in pictures else []
-    common = {'place': int(places[row]), 'sources': sources}
-    if targets is not None:
-      said = listed(targets[row]), listed(chances[row] >= _YES)
-      return common | dict(zip(('true', 'predicted'), said, strict=True))
-    true, chosen = labels[row], chances[row].argmax()
-    return common | {
-      'true': names[true],
-      'predicted': names[chosen],
-      'probability': round(float(chances[row, chosen]), 3),
-      'probability_true': round(float(chances[row, true]), 3),
+  def card(row, true, predicted):
+    chances = {}
+    if not found.multi_label:
+      of_all = found.probabilities[row]
+      both = {'': of_all.max(), '_true': of_all[found.labels[row]]}
+      chances = {f'probability{k}': round(float(v), 3) for k, v in both.items()}
+    return chances | {
+      'place': int(found.indices[row]),
+      'sources': [pictures[row]] if row in pictures else [],
+      'true': true,
+      'predicted': predicted,
     }
+
+  def cards(rows):
+    named = found.names(rows, names)
+    return list(map(card, rows, *(named[k].tolist() for k in named)))
 
   errors, right = order[:wrong].tolist(), order[wrong:][::-1].tolist()
   return {
-    'errors': [card(row) for row in errors],
-    'right': [card(row) for row in right if row in pictures][:_RIGHT],
+    'errors': cards(errors),
+    'right': cards([row for row in right if row in pictures][:_RIGHT]),
     'num_errors': wrong,
-    'num_predictions': len(chances),
+    'num_predictions': len(order),
   }
 
 
 def _pictures(
-  predictions: dict[str, np.ndarray], order: Int[np.ndarray, 'N']
+  arrays: dict[str, np.ndarray], order: Int[np.ndarray, 'N']
 ) -> dict[int, str]:
   """Returns rows with images as data URLs, as many as the page can hold."""
-  rows = predictions.get('image_rows', np.zeros(0, int)).tolist()
+  rows = arrays['image_rows'].tolist()
   kept = {row: number for number, row in enumerate(rows)}
   ordered = [row for row in order.tolist() if row in kept]
   right = ordered[::-1][:_RIGHT]  # the last ones are right, if any is
   found, size = {}, 0
   for row in dict.fromkeys([*right, *ordered]):
-    source = samples.data_url(predictions['images'][kept[row]], _PIXELS)
+    source = samples.data_url(arrays['images'][kept[row]], _PIXELS)
     size += len(source)
     if size > _PICTURES and len(found) > _RIGHT:
       break

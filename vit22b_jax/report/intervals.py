@@ -6,26 +6,18 @@ welch([.81, .83], [.85, .86])     # of the difference of two means
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import scipy  # loads scipy.stats once it is used
 
-
-class Interval(NamedTuple):
-  low: float
-  high: float
-
-  @property
-  def excludes_zero(self) -> bool:
-    return self.low > 0 or self.high < 0
+Interval = tuple[float, float]  # low, high
 
 
 def student(values: Sequence[float]) -> Interval | None:
   """Returns the interval of a mean; None where no spread is to judge by."""
   if not _spread(values):
     return None
-  return _interval(scipy.stats.ttest_1samp(values, 0).confidence_interval())
+  return scipy.stats.ttest_1samp(values, 0).confidence_interval()
 
 
 def wilson(part: float, count: int) -> Interval | None:
@@ -33,7 +25,7 @@ def wilson(part: float, count: int) -> Interval | None:
   if not (0 <= part <= 1 and count):
     return None
   test = scipy.stats.binomtest(round(part * count), count)
-  return _interval(test.proportion_ci(method='wilson'))
+  return test.proportion_ci(method='wilson')
 
 
 def welch(
@@ -50,11 +42,7 @@ def welch(
   if not (several and finite and (_spread(base) or _spread(other))):
     return difference, None
   test = scipy.stats.ttest_ind(other, base, equal_var=False)
-  return difference, _interval(test.confidence_interval())
-
-
-def _interval(found: Sequence[float]) -> Interval:
-  return Interval(*map(float, found))
+  return difference, test.confidence_interval()
 
 
 def _spread(values: Sequence[float]) -> bool:

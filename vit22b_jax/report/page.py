@@ -40,16 +40,12 @@ def write(
   return path
 
 
-def write_probe(workdir: epath.PathLike) -> epath.Path:
-  """Writes probe.html beside a probe.json, and returns its path.
+def write_probe(folder: epath.Path, record: dict[str, Any]) -> epath.Path:
+  """Writes probe.html of the content of a probe.json, and returns its path.
 
   Raises:
-    errors.UserError: there is no probe.json, or the page can't be written.
+    errors.UserError: the page can't be written.
   """
-  folder = epath.Path(workdir)
-  record = runs.read_probe(folder)
-  if record is None:
-    raise errors.UserError(f'{folder} has no probe.json: run --mode=probe.')
   path, name = folder / 'probe.html', errors.printable(folder.name)
   content = {'name': name, 'summary': '', 'probe': probe_page.content(record)}
   save(path, render('probe.html', **content))
@@ -120,17 +116,15 @@ def _content(run: runs.Run) -> dict[str, Any]:
   """Returns the template's values; empty parts stand for missing records."""
   pages = task_pages.for_task(run)
   return {
+    'run': run,
     'name': run.name,
     'summary': pages.describe(run),
-    'damaged': run.damaged,
     'verdicts': verdicts(run),
     'facts': [*pages.facts(run), *summary.facts(run, pages.WORDS)],
     'curves': charts.learning_curves(run, pages.curves(run)),
     'stability': charts.stability(run, pages.WORDS.largest),
     'largest': pages.WORDS.largest.lower(),
-    'events': run.events,
     'probe': probe_page.content(run.probe) if run.probe else None,
-    'command': run.versions.get('command'),
     'config': _texts(run.choices),
     'versions': _texts(rules.flatten(run.versions)),
     **pages.content(run),

@@ -1,6 +1,6 @@
 """Gives a probe its part of a page: advice, rates by switch, curves of trials.
 
-probe_page.content(runs.read_probe('runs/x'))
+probe_page.content(runs.read('runs/x').probe)
 """
 
 from typing import Any

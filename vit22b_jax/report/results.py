@@ -104,7 +104,8 @@ def difference(
     return Cell(text, _why_none(before, after), change)
   ends = [f'{end:{measure.form}}' for end in interval]
   said = _signed(_unbroken(f'[{", ".join(ends)}]'))
-  if not interval.excludes_zero:
+  low, high = interval
+  if not (low > 0 or high < 0):
     return Cell(text, f'{said} includes 0', change)
   better = change * measure.sign > 0
   word, mood = ('better', 'good') if better else ('worse', 'bad')
@@ -184,7 +185,7 @@ def _score(measure: summary.Measure, several: list[runs.Run]) -> Cell:
       low, high = (f'{measure.scale * v:{measure.form}}' for v in found)
       note = f'test set: {_unbroken(f"{low} to {high}")}'
   elif found := intervals.student(scaled):
-    note = _unbroken(f'± {mean - found.low:{measure.form}}')
+    note = _unbroken(f'± {mean - found[0]:{measure.form}}')
   return Cell(_signed(f'{mean:{measure.form}}'), _signed(note), mean)
 
 

@@ -1,15 +1,77 @@
 """Computes what predictions tell: classes, confusions, calibration, errors."""
 
+import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vit22b_jax.report import intervals
 
 BINS = 15  # of confidence
 _LARGE = 20_000_000  # probabilities, above which AUROC has no interval
+_YES = 0.5  # probability from which on a class of several is predicted
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """Holds what a classifier gives for a split.
+
+  Attributes:
+    values: see `metrics.scores`.
+    probabilities: see `losses.probabilities`.
+    labels: the true classes, in the same order; where an image may have
+      several, 1 for each of them.
+    indices: the images' places in the split; those that can't be read are
+      missing.
+  """
+
+  values: dict[str, Any]
+  probabilities: Float[np.ndarray, 'n C']
+  labels: Int[np.ndarray, ' n'] | Float[np.ndarray, 'n C']
+  indices: Int[np.ndarray, ' n']
+
+  @property
+  def multi_label(self) -> bool:
+    return self.labels.ndim == 2
+
+  @property
+  def chosen(self) -> Bool[np.ndarray, 'n C']:
+    """Returns the classes that are predicted where there may be several."""
+    return self.probabilities >= _YES
+
+  @property
+  def right(self) -> Bool[np.ndarray, ' n']:
+    """Returns which images have all and no other than their classes."""
+    if self.multi_label:
+      return (self.chosen == (self.labels > 0)).all(1)
+    return self.probabilities.argmax(1) == self.labels
+
+  def worst_first(self) -> Int[np.ndarray, ' n']:
+    """Returns rows: errors first, each kind by confidence."""
+    sure = self.probabilities.max(1)
+    if self.multi_label:
+      sure = np.abs(self.probabilities - self.labels).max(1)
+    return np.lexsort((-sure, self.right))
+
+  def names(self, rows: list[int], names: list[str]) -> dict[str, np.ndarray]:
+    """Returns the `true` and the `predicted` classes of rows by name."""
+    if not self.multi_label:
+      true, found = self.labels[rows], self.probabilities[rows].argmax(1)
+      return {
+        'true': np.array(names)[true],
+        'predicted': np.array(names)[found],
+      }
+
+    def listed(flags):
+      return ', '.join(itertools.compress(names, flags)) or 'none'
+
+    both = {'true': self.labels > 0, 'predicted': self.chosen}
+    return {
+      k: np.array([listed(v[row]) for row in rows]) for k, v in both.items()
+    }
 
 
 class Calibration(NamedTuple):
@@ -108,4 +170,4 @@ def auroc_interval(
     parts += (above - area) / np.where(positive, ones, zeros) / classes
     total += area / classes
   half = scipy.stats.norm.ppf(0.975) * np.sqrt(np.square(parts).sum())
-  return intervals.Interval(float(total - half), float(min(total + half, 1)))
+  return total - half, min(total + half, 1)

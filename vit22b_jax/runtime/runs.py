@@ -191,7 +191,7 @@ def read(path: epath.PathLike, *, lenient: bool = False) -> Run:
     ),
     predictions=side(_read_predictions, workdir.PREDICTIONS, empty={}),
     attention=side(_read_attention, workdir.ATTENTION, empty={}),
-    probe=side(_read_probe, workdir.PROBE, empty={}),
+    probe=side(read_probe, workdir.PROBE, empty={}),
     names=[errors.printable(name) for name in names],
     samples=_find_samples(path / workdir.SAMPLES),
     damaged=damaged,
@@ -208,16 +208,12 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
   return formats.read_rows(path, formats.Fields(others=float))
 
 
-def read_probe(path: epath.PathLike) -> dict[str, Any] | None:
-  """Returns the content of a folder's probe.json; None without one.
+def read_probe(path: epath.Path) -> dict[str, Any] | None:
+  """Returns the content of a probe.json; None where there is no such file.
 
   Raises:
     errors.UserError: the file is damaged.
   """
-  return _read_probe(epath.Path(path) / workdir.PROBE)
-
-
-def _read_probe(path: epath.Path) -> dict[str, Any] | None:
   record = formats.read_json(path, _PROBE)
   if record is None:
     return None
@@ -292,34 +288,45 @@ def _read_evaluation(
 
 def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
   arrays = formats.read_arrays(path, _ARRAYS)
-  count = len(arrays.get('probabilities', ()))
-  if 'images' in arrays and 'image_rows' not in arrays:
-    # Files of old runs hold their sample images alone.
-    arrays['image_rows'] = np.arange(len(arrays['images']))
-  limits = {'image_rows': count, 'labels': len(arrays.get('class_names', ()))}
+  if not arrays:
+    return {}
+  true = {'targets'} if 'targets' in arrays else {'labels', 'confusion'}
   with formats.judging(path):
-    for name, limit in limits.items():
+    _validate_whole(arrays, {'images', 'probabilities', 'class_names', *true})
+    count, classes = arrays['probabilities'].shape
+    # Files of old runs hold their sample images alone, and no places.
+    arrays.setdefault('image_rows', np.arange(len(arrays['images'])))
+    arrays.setdefault('indices', np.arange(count))
+    for name, limit in (('image_rows', count), ('labels', classes)):
       found = arrays.get(name, np.zeros(0))
       if ((found < 0) | (found >= limit)).any():
         raise ValueError(f'array {name!r} has values outside 0 to {limit - 1}')
-  return _printable(arrays, 'class_names')
+  return _printable(arrays)
 
 
 def _read_attention(path: epath.Path) -> dict[str, np.ndarray]:
   arrays = formats.read_arrays(path, _MAPS)
   with formats.judging(path):
-    if arrays and (missing := _MAPS.keys() - arrays.keys()):
-      raise ValueError(f'array {min(missing)!r} is missing')
-  return _printable(arrays, 'true', 'predicted')
+    if arrays:
+      _validate_whole(arrays, {*_MAPS})
+  return _printable(arrays)
 
 
-def _printable(
-  arrays: dict[str, np.ndarray], *names: str
-) -> dict[str, np.ndarray]:
-  """Returns the arrays, the texts of those named fit to be printed."""
-  for name in arrays.keys() & {*names}:
-    arrays[name] = np.array([*map(errors.printable, arrays[name])], 'U')
-  return arrays
+def _validate_whole(arrays: dict[str, np.ndarray], names: set[str]) -> None:
+  if missing := names - arrays.keys():
+    raise ValueError(f'array {min(missing)!r} is missing')
+  if not all(arrays[name].size for name in names):
+    raise ValueError('an array is empty')
+
+
+def _printable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the arrays, their texts fit to be printed."""
+  return {
+    name: np.array([*map(errors.printable, array)], 'U')
+    if array.dtype.kind == 'U'
+    else array
+    for name, array in arrays.items()
+  }
 
 
 def _find_samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:

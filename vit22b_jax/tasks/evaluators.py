@@ -7,18 +7,17 @@ evaluator.summary(result)                # in words
 """
 
 import abc
-import dataclasses
 import io
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from vit22b_jax.data import catalog, devices, pipeline, splits
+from vit22b_jax.report import scores
 from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import attention
@@ -105,59 +104,6 @@ class Evaluator(abc.ABC):
     """Returns the content of eval.json in words."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-  """Holds what a classifier gives for a split.
-
-  Attributes:
-    values: see `metrics.scores`.
-    probabilities: see `losses.probabilities`.
-    labels: the true classes, in the same order.
-    indices: the images' places in the split; those that can't be read are
-      missing.
-  """
-
-  values: dict[str, Any]
-  probabilities: Float[np.ndarray, 'n C']
-  labels: Int[np.ndarray, ' n'] | Float[np.ndarray, 'n C']
-  indices: Int[np.ndarray, ' n']
-
-  @property
-  def multi_label(self) -> bool:
-    return self.labels.ndim == 2
-
-  @property
-  def right(self) -> Bool[np.ndarray, ' n']:
-    """Returns which images have all and no other than their classes."""
-    if self.multi_label:
-      return ((self.probabilities >= 0.5) == (self.labels > 0)).all(1)
-    return self.probabilities.argmax(1) == self.labels
-
-  def worst_first(self) -> Int[np.ndarray, ' n']:
-    """Returns rows: errors first, each kind by confidence."""
-    sure = self.probabilities.max(1)
-    if self.multi_label:
-      sure = np.abs(self.probabilities - self.labels).max(1)
-    return np.lexsort((-sure, self.right))
-
-  def names(self, rows: list[int], names: list[str]) -> dict[str, np.ndarray]:
-    """Returns the `true` and the `predicted` classes of rows by name."""
-    if not self.multi_label:
-      true, found = self.labels[rows], self.probabilities[rows].argmax(1)
-      return {
-        'true': np.array(names)[true],
-        'predicted': np.array(names)[found],
-      }
-
-    def listed(flags):
-      return ', '.join(itertools.compress(names, flags)) or 'none'
-
-    both = {'true': self.labels > 0, 'predicted': self.probabilities >= 0.5}
-    return {
-      k: np.array([listed(v[row]) for row in rows]) for k, v in both.items()
-    }
-
-
 class ClassificationEvaluator(Evaluator):
   """Measures a classifier; every image counts once.
 
@@ -221,7 +167,7 @@ class ClassificationEvaluator(Evaluator):
 
   def evaluate(
     self, variables: dict[str, Any], split: splits.Split
-  ) -> Predictions:
+  ) -> scores.Predictions:
     """Computes loss and scores over every image of a split, once."""
     kept = []
     for batch in self.batches(split):
@@ -232,10 +178,12 @@ class ClassificationEvaluator(Evaluator):
     whole = {k: np.concatenate([part[k] for part in kept]) for k in kept[0]}
     indices = whole.pop('indices')
     values = metrics.scores(**whole)
-    return Predictions(values, whole['probabilities'], whole['labels'], indices)
+    return scores.Predictions(
+      values, whole['probabilities'], whole['labels'], indices
+    )
 
   def validate(self, variables: dict[str, Any]) -> dict[str, float]:
-    """Returns the `Predictions.values` of the validation part but for two."""
+    """Returns the `values` of the validation part but for two of them."""
     found = self.evaluate(variables, self.data.val).values
     aside = ('num_examples', 'average_precision')
     return {k: v for k, v in found.items() if k not in aside}
@@ -246,7 +194,7 @@ class ClassificationEvaluator(Evaluator):
     """Evaluates the `last_part`; writes predictions.npz and attention.npz.
 
     Returns:
-      `split` and `Predictions.values`.
+      `split` and the `values` of `scores.Predictions`.
     """
     split = getattr(self.data, self.last_part)
     found = self.evaluate(variables, split)
@@ -255,7 +203,7 @@ class ClassificationEvaluator(Evaluator):
     run.write_bytes(workdir_lib.ATTENTION, looked)
     return {'split': self.last_part, **found.values}
 
-  def _archive(self, split: splits.Split, found: Predictions) -> bytes:
+  def _archive(self, split: splits.Split, found: scores.Predictions) -> bytes:
     """Makes predictions.npz, as vit22b_jax/README.md describes it.
 
     Where images may be of several classes, it has `targets` uint8 [N, C] in
@@ -280,7 +228,10 @@ class ClassificationEvaluator(Evaluator):
     )
 
   def _look(
-    self, variables: dict[str, Any], split: splits.Split, found: Predictions
+    self,
+    variables: dict[str, Any],
+    split: splits.Split,
+    found: scores.Predictions,
   ) -> bytes:
     """Makes attention.npz, as vit22b_jax/README.md describes it."""
     order = found.worst_first()
@@ -314,7 +265,7 @@ class ClassificationEvaluator(Evaluator):
     )
 
 
-def _pictured(found: Predictions, most: int) -> Int[np.ndarray, 'M']:
+def _pictured(found: scores.Predictions, most: int) -> Int[np.ndarray, 'M']:
   """Returns rows of a random sample and of the `most` confident errors."""
   count, wrong = len(found.right), (~found.right).sum()
   sample = np.random.default_rng(0).permutation(count)[:_SAMPLES]
