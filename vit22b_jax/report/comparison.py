@@ -4,6 +4,7 @@ Runs that differ in their seeds alone form a group; see `groups`. Each task has
 a part of the page.
 """
 
+import functools
 import os
 import urllib.parse
 from collections.abc import Iterable
@@ -84,28 +85,18 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
   several = [member.run for member in members]
   pages = task_pages.for_task(several[0])
   wanted = results.measures(several)
-  shown = wanted, results.validated_by(several)
   measured = [any(results.values(m, group) for m in wanted) for group in found]
   return {
     'verdicts': _verdicts(found),
     'groups': found,
-    'columns': results.columns(*shown),
-    'rows': [results.row(g.members, g, *shown) for g in found],
-    'member_rows': [
-      [results.row([member], g, *shown) for member in g.members] for g in found
-    ],
+    'results': results,
+    'pages': pages,
+    'wanted': wanted,
+    'validated': results.validated_by(several),
     'baseline': measured.index(True) if True in measured else 0,
-    'measures': [measure.label for measure in wanted],
     'is_evaluated': any(group.evaluated for group in found),
     'are_alone': any(measure.is_part for measure in wanted)
     and any(len(group.evaluated) == 1 for group in found),
-    'differences': [
-      [
-        [results.difference(measure, base, other) for measure in wanted]
-        for other in found
-      ]
-      for base in found
-    ],
     'protocols': results.protocols(found),
     'own_splits': groups.own_splits(several),
     'histories': groups.other_histories(found),
@@ -115,11 +106,10 @@ def _content(found: list[groups.Group], folder: epath.Path) -> dict[str, Any]:
     'epochs': charts.by_epoch(several),
     'curves': charts.group_curves(found, wanted_curves(several)),
     'stability': charts.group_stability(found, pages.WORDS.largest),
-    'largest': pages.WORDS.largest.lower(),
     'samples': show_samples(members) if pages is translation_page else None,
-    'runs': [
-      [_run(member, folder) for member in group.members] for group in found
-    ],
+    'verdicts_of': page.verdicts,
+    'missing_of': _missing,
+    'link_of': functools.partial(_link, folder),
   }
 
 
@@ -212,7 +202,7 @@ def show_samples(members: list[groups.Member]) -> dict[str, Any]:
     (m, translation_page.pictures(m.run, over_time=False)) for m in members
   ]
   shown = [(m, step, both) for m, one in read for step, both in one.items()]
-  small = samples.film([grid for _, _, both in shown for grid in both])
+  film = samples.film([both for _, _, both in shown])
   directions: dict[str, list[dict[str, Any]]] = {}
   for place, direction in enumerate(
     translation_page.DIRECTIONS if shown else ()
@@ -222,32 +212,22 @@ def show_samples(members: list[groups.Member]) -> dict[str, Any]:
       {
         'member': member,
         'step': step,
-        'picture': picture,
+        'picture': pictures[place],
         **translation_page.directions(member.run)[place],
       }
-      for (member, step, _), picture in zip(shown, small[place::2], strict=True)
+      for (member, step, _), pictures in zip(shown, film, strict=True)
     ]
   missing = [member.name for member, one in read if not one]
   return {'directions': directions, 'missing': missing}
 
 
-def _run(member: groups.Member, folder: epath.Path) -> dict[str, Any]:
-  """Returns a run's own short section."""
-  run = member.run
-  pages = task_pages.for_task(run)
-  return {
-    'member': member,
-    'summary': pages.describe(run),
-    'protocol': pages.eval_protocol(run) if run.evaluation else '',
-    'verdicts': page.verdicts(run),
-    'link': _link(run.path / 'report.html', folder),
-    'missing': [f for f in _FILES if not (run.path / f).exists()],
-    'events': run.events,
-  }
+def _missing(run: runs.Run) -> list[str]:
+  return [name for name in _FILES if not (run.path / name).exists()]
 
 
-def _link(target: epath.Path, folder: epath.Path) -> str:
-  """Returns a relative link to a file near the page; '' where none leads."""
+def _link(folder: epath.Path, run: runs.Run) -> str:
+  """Returns a link from a page's folder to a run's own; '' where none leads."""
+  target = run.path / 'report.html'
   remote = {files.is_remote(target), files.is_remote(folder)}
   apart = True in remote and target.parts[:3] != folder.parts[:3]
   if not target.exists() or len(remote) > 1 or apart:

@@ -117,13 +117,13 @@ def _content(run: runs.Run) -> dict[str, Any]:
   pages = task_pages.for_task(run)
   return {
     'run': run,
+    'pages': pages,
     'name': run.name,
     'summary': pages.describe(run),
     'verdicts': verdicts(run),
     'facts': [*pages.facts(run), *summary.facts(run, pages.WORDS)],
     'curves': charts.learning_curves(run, pages.curves(run)),
     'stability': charts.stability(run, pages.WORDS.largest),
-    'largest': pages.WORDS.largest.lower(),
     'probe': probe_page.content(run.probe) if run.probe else None,
     'config': _texts(run.choices),
     'versions': _texts(rules.flatten(run.versions)),

@@ -25,7 +25,7 @@ _STEPS = 12  # grids on the page, at most
 _SHOWN_TIMES = 4  # a difference from the real images, to be seen at all
 _FILM_PIXELS = 768  # longest side of a grid of the film
 _PIXELS = 1280  # longest side of a grid that stands alone
-_FILM_BYTES = 3_000_000  # of all grids of the film
+_FILM_SIZE = 4_000_000  # of all grids of the film, as data URLs
 _QUALITIES = (92, 85, 75, 60, 45, 30)  # JPEG; the first that fits is taken
 
 Pixels = UInt8[np.ndarray, 'h w 3']
@@ -61,8 +61,7 @@ def data_url(
   image: UInt8[np.ndarray, 'H W 3'], side: int, kind: str = 'png', **options
 ) -> str:
   """Returns the image in a data URL, at most `side` pixels a side."""
-  small = _shrunk(image, side)
-  return _picture(small, _encode(small, kind, **options), kind).source
+  return _picture(_shrunk(image, side), kind, **options).source
 
 
 def write(
@@ -107,14 +106,14 @@ def is_wide(grid: Pixels) -> bool:
   return grid.shape[1] > 2 * grid.shape[0]
 
 
-def film(grids: list[Pixels]) -> list[Picture]:
-  """Returns grids at the best quality that keeps the page small."""
-  images = [_shrunk(grid, _FILM_PIXELS) for grid in grids]
+def film(frames: Iterable[list[Pixels]]) -> list[list[Picture]]:
+  """Returns frames of grids at the best quality that keeps the page small."""
+  images = [[_shrunk(grid, _FILM_PIXELS) for grid in grids] for grids in frames]
   for quality in _QUALITIES:
-    encoded = [_jpeg(image, quality) for image in images]
-    if sum(map(len, encoded)) <= _FILM_BYTES:
+    found = [[_jpeg(image, quality) for image in grids] for grids in images]
+    if sum(len(one.source) for grids in found for one in grids) <= _FILM_SIZE:
       break
-  return list(map(_picture, images, encoded))
+  return found
 
 
 def reconstruction(grid: Pixels) -> Picture:
@@ -122,8 +121,8 @@ def reconstruction(grid: Pixels) -> Picture:
   off = np.minimum(_SHOWN_TIMES * _lost(grid), 255).astype(np.uint8)
   off[:, ~_columns(grid)] = 255
   white = np.full((GAP, *off.shape[1:]), 255, np.uint8)
-  image = _shrunk(np.concatenate([grid, white, off]), _PIXELS)
-  return _picture(image, _jpeg(image, _QUALITIES[1]))
+  image = np.concatenate([grid, white, off])
+  return _jpeg(_shrunk(image, _PIXELS), _QUALITIES[1])
 
 
 def deviation(grid: Pixels) -> float:
@@ -149,17 +148,17 @@ def _shrunk(grid: Pixels, pixels: int) -> Image.Image:
   return image
 
 
-def _jpeg(image: Image.Image, quality: int) -> bytes:
+def _jpeg(image: Image.Image, quality: int) -> Picture:
   # Colors in full resolution: small images have no pixel to spare.
-  return _encode(image, 'jpeg', quality=quality, subsampling=0)
+  return _picture(image, 'jpeg', quality=quality, subsampling=0)
+
+
+def _picture(image: Image.Image, kind: str, **options) -> Picture:
+  data = base64.b64encode(_encode(image, kind, **options)).decode()
+  return Picture(f'data:image/{kind};base64,{data}', *image.size)
 
 
 def _encode(image: Image.Image, kind: str, **options) -> bytes:
   stream = io.BytesIO()
   image.save(stream, kind, **options)
   return stream.getvalue()
-
-
-def _picture(image: Image.Image, data: bytes, kind: str = 'jpeg') -> Picture:
-  source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
-  return Picture(source, *image.size)

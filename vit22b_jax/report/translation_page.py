@@ -162,7 +162,6 @@ def content(run: runs.Run) -> dict[str, Any]:
   """Returns the template's values beside the parts of every run."""
   ev, word = run.evaluation, calibration(run)
   shown = pictures(run, over_time=True)
-  small = samples.film([grid for both in shown.values() for grid in both])
   step = samples.evaluated_step(run, shown) if shown else None
   return {
     'scores': {
@@ -175,9 +174,7 @@ def content(run: runs.Run) -> dict[str, Any]:
     'num_images': {domain(run, x): ev[f'num_{x}'] for x in 'ab' if ev},
     'directions': directions(run),
     'wide': any(samples.is_wide(both[0]) for both in shown.values()),
-    'film': dict(
-      zip(shown, zip(small[::2], small[1::2], strict=True), strict=True)
-    ),
+    'film': dict(zip(shown, samples.film(shown.values()), strict=True)),
     'returns_step': step,
     'returns': [
       (samples.reconstruction(grid), summary.percent(samples.deviation(grid)))
