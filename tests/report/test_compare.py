@@ -22,7 +22,6 @@ from vit22b_jax.report import (
   groups,
   intervals,
   results,
-  selection,
   task_pages,
 )
 from vit22b_jax.runtime import runs
@@ -560,7 +559,7 @@ def test_patterns_leave_out_what_is_no_run_and_runs_come_once(seeds, tmp_path):
   (tmp_path / 'link').symlink_to(seeds[2])
   entries = [f'{tmp_path}/vit_*', f'{seeds[0]}/', os.path.relpath(seeds[1])]
   entries.append(f'{tmp_path}/link')
-  found = [run.path for run in selection.read(entries)]
+  found = [run.path for run in comparison.read_runs(entries)]
   assert [str(path) for path in found] == [str(path) for path in seeds[:3]]
 
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors
 from vit22b_jax.modes import trials
-from vit22b_jax.report import page, probe_page
+from vit22b_jax.report import page
 from vit22b_jax.runtime import console, formats, lock, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import classification
@@ -273,7 +273,7 @@ def advice(record: dict[str, Any]) -> str:
 def table(record: dict[str, Any]) -> str:
   """Returns a line for each program that was searched."""
   form = '{:28}{:>12}{:>12}{:>8}  {}'.format
-  rows = probe_page.TITLES, *probe_page.rows(record)
+  rows = page.PROBE_TITLES, *page.probe_rows(record)
   return '\n'.join(form(*row) for row in rows)
 
 

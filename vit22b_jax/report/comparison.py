@@ -6,6 +6,7 @@ a part of the page.
 
 import functools
 import os
+import re
 import urllib.parse
 from collections.abc import Iterable
 from typing import Any
@@ -21,12 +22,11 @@ from vit22b_jax.report import (
   page,
   results,
   samples,
-  selection,
   summary,
   task_pages,
   translation_page,
 )
-from vit22b_jax.runtime import runs, workdir
+from vit22b_jax.runtime import formats, runs, workdir
 
 _NAMED = 4  # runs that a verdict names
 _FILES = (workdir.METRICS, workdir.DIAGNOSTICS, workdir.EVAL, workdir.VERSIONS)
@@ -38,14 +38,14 @@ def compare(
   """Writes the page that compares runs, and returns its path.
 
   Args:
-    workdirs: see `selection.read`. The group of the first is the baseline.
+    workdirs: see `read_runs`. The group of the first is the baseline.
     output: where the page goes; its folder is made when missing.
 
   Raises:
-    errors.UserError: see `selection.read`; or `output` can't be written.
+    errors.UserError: see `read_runs`; or `output` can't be written.
   """
   workdir.validate_place(output)
-  several, path = selection.read(workdirs), epath.Path(output)
+  several, path = read_runs(workdirs), epath.Path(output)
   html = _render(several, path.parent)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,82 @@ def compare(
     raise errors.UserError(f'Could not make {path.parent}: {error}.') from error
   page.save(path, html)
   return path
+
+
+def read_runs(workdirs: Iterable[epath.PathLike]) -> list[runs.Run]:
+  """Reads runs that can be compared, each once, in the order given.
+
+  Args:
+    workdirs: folders, local or remote; * ? and [] match as in a shell, and
+      leave out what isn't a workdir.
+
+  Raises:
+    errors.UserError: fewer than two runs, a folder that isn't a workdir, a
+      pattern that matches none, or storage other than disks and `gs://`.
+  """
+  places = {}
+  for entry in workdirs:
+    for path in _matches(os.path.expanduser(str(entry).strip())):
+      # Two names of a folder are one run; buckets have no links.
+      remote = files.is_remote(path)
+      found = path if remote else epath.Path(os.path.abspath(path))
+      places.setdefault(path if remote else os.path.realpath(path), found)
+  if not places:
+    raise errors.UserError(
+      '--mode=report needs --workdirs=RUN,RUN,... of two runs or more, such as'
+      ' --workdirs=runs/a,runs/b or "--workdirs=runs/*".'
+    )
+  if len(places) == 1:
+    (path,) = places.values()
+    raise errors.UserError(
+      f'{path} is the only run: give two or more to compare. Its own page is'
+      f' {path / "report.html"}.'
+    )
+  return [runs.read(path) for path in places.values()]
+
+
+def _matches(entry: str) -> list[epath.Path]:
+  """Returns the workdirs that a folder or a pattern stands for."""
+  if not entry:
+    return []
+  workdir.validate_place(entry)
+  path = epath.Path(entry)
+  if not any(sign in entry for sign in '*?[') or path.exists():
+    _validate_workdir(path)
+    return [path]
+  root = re.match(r'\w+://[^/]*/|/|', entry)[0]
+  found = epath.Path(root or '.').glob(entry.removeprefix(root))
+  found = sorted(path for path in found if _is_run(path))
+  if not found:
+    raise errors.UserError(
+      f'--workdirs={entry}: no folder there holds a run (a {workdir.CONFIG}).'
+    )
+  return found
+
+
+def _is_run(path: epath.Path) -> bool:
+  """Returns whether a config.json is a run's, and not another program's.
+
+  A damaged one counts: it is told of when it is read.
+  """
+  try:
+    config = formats.read_json(path / workdir.CONFIG)
+    return isinstance(config, dict) and 'task' in config
+  except errors.UserError:
+    return True
+
+
+def _validate_workdir(path: epath.Path) -> None:
+  if (path / workdir.CONFIG).exists():
+    return
+  if not path.exists():
+    raise errors.UserError(f'--workdirs: there is no folder {path}.')
+  hint = 'Give the folder that a run wrote.'
+  if path.is_dir() and any(_is_run(p) for p in path.iterdir()):
+    hint = f'It holds runs, though: give "{path}/*".'
+  raise errors.UserError(
+    f'{path} is not a workdir: it has no {workdir.CONFIG}. {hint}'
+  )
 
 
 def _render(several: list[runs.Run], folder: epath.Path) -> str:

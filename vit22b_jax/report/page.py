@@ -1,6 +1,6 @@
-"""Writes the page of a run: `write(workdir)`, one file that needs no network.
+"""Writes the page of a run, or of a probe: one file that needs no network.
 
-The page carries Plotly compressed (2 MB in place of 5), and its content
+A page carries Plotly compressed (2 MB in place of 5), and its content
 security policy forbids every request: it works from disk, mail and buckets.
 """
 
@@ -13,12 +13,18 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import numpy as np
 from absl import logging
 from etils import epath
 
 from vit22b_jax import errors, rules
-from vit22b_jax.report import charts, probe_page, summary, task_pages, traces
+from vit22b_jax.report import charts, summary, task_pages, traces
 from vit22b_jax.runtime import runs
+
+PROBE_TITLES = (
+  *('switch', 'stable at', 'explodes at', 'times', 'first to move'),
+)
+_RATES = 6  # lines of a probe's chart, the highest
 
 
 def write(
@@ -47,9 +53,34 @@ def write_probe(folder: epath.Path, record: dict[str, Any]) -> epath.Path:
     errors.UserError: the page can't be written.
   """
   path, name = folder / 'probe.html', errors.printable(folder.name)
-  content = {'name': name, 'summary': '', 'probe': probe_page.content(record)}
+  content = {'name': name, 'summary': '', 'probe': _probe(record)}
   save(path, render('probe.html', **content))
   return path
+
+
+def probe_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+  """Returns a line for each program that a probe.json says was searched.
+
+  Each has the columns of PROBE_TITLES; the last names what moved first in the
+  trial at the lowest exploding rate.
+  """
+  found = record['switches']
+  base = found.get('', {}).get('explodes_at')
+  trials = {(t['switch'], t['rate']): t for t in record['trials'].values()}
+  lines = []
+  for switch, bounds in found.items():
+    low, high = bounds['stable_at'], bounds['explodes_at']
+    trial = trials.get((switch, high), {})
+    moved = [trial.get('moved_first'), trial.get('layer')]
+    shown = (
+      f'{switch}={bounds["value"]!r}' if switch else 'unchanged',
+      f'{low:.3g}' if low else '-',
+      f'{high:.3g}' if high else '-',
+      f'{high / base:.3g}' if high and base else '-',
+      ', '.join(filter(None, moved)) or '-',
+    )
+    lines.append(shown)
+  return lines
 
 
 def render(template: str, **content: Any) -> str:
@@ -124,11 +155,37 @@ def _content(run: runs.Run) -> dict[str, Any]:
     'facts': [*pages.facts(run), *summary.facts(run, pages.WORDS)],
     'curves': charts.learning_curves(run, pages.curves(run)),
     'stability': charts.stability(run, pages.WORDS.largest),
-    'probe': probe_page.content(run.probe) if run.probe else None,
+    'probe': _probe(run.probe) if run.probe else None,
     'config': _texts(run.choices),
     'versions': _texts(rules.flatten(run.versions)),
     **pages.content(run),
   }
+
+
+def _probe(record: dict[str, Any]) -> dict[str, Any]:
+  """Returns the values of template/probe_section.html for a probe.json."""
+  titles = charts.judged('Largest logit')
+  curves = {title: _probe_curves(record, key) for key, title in titles.items()}
+  return {
+    'advice': record['advice'],
+    'titles': PROBE_TITLES,
+    'rows': probe_rows(record),
+    'curves': {title: figure for title, figure in curves.items() if figure},
+  }
+
+
+def _probe_curves(record: dict[str, Any], key: str) -> charts.Figure | None:
+  """Draws a signal of the unchanged config's trials by step, a line a rate."""
+  trials = [t for t in record['trials'].values() if not t['switch'] and t[key]]
+  drawn = []
+  trials = sorted(trials, key=lambda t: t['rate'])[-_RATES:]
+  for number, trial in enumerate(trials):
+    values, name = np.asarray(trial[key], float), f'{trial["rate"]:.3g}'
+    series = np.arange(1, len(values) + 1), values
+    color, dash = charts.look(number)
+    drawn.append(traces.line(name, series, color, dash=dash, capped=True))
+  axis = {'type': 'log', 'tickformat': '~g'}
+  return charts.figure(drawn, axis) if drawn else None
 
 
 def _texts(choices: dict[str, Any]) -> dict[str, str]:
