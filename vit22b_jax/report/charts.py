@@ -141,7 +141,7 @@ def group_stability(
     ]
     if chosen:
       drawn = [trace for one in chosen for trace in _run(*one, points)]
-      drawn += traces.cap_line(series for *_, series in chosen)
+      drawn += traces.cap_line([series for *_, series in chosen])
       figures[title] = _shared_figure(drawn, {'tickformat': ',~r'}, False)
   return figures
 

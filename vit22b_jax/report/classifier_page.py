@@ -274,21 +274,21 @@ def _images(
   pictures = _pictures(arrays, order)
 
   def card(row, true, predicted):
-    chances = {}
-    if not found.multi_label:
-      of_all = found.probabilities[row]
-      both = {'': of_all.max(), '_true': of_all[found.labels[row]]}
-      chances = {f'probability{k}': round(float(v), 3) for k, v in both.items()}
-    return chances | {
+    shown = {
       'place': int(found.indices[row]),
       'sources': [pictures[row]] if row in pictures else [],
       'true': true,
       'predicted': predicted,
     }
+    if not found.multi_label:
+      chances = found.probabilities[row]
+      shown['probability'] = round(float(chances.max()), 3)
+      shown['probability_true'] = round(float(chances[found.labels[row]]), 3)
+    return shown
 
   def cards(rows):
     named = found.names(rows, names)
-    return list(map(card, rows, *(named[k].tolist() for k in named)))
+    return [card(*one) for one in zip(rows, *named.values(), strict=True)]
 
   errors, right = order[:wrong].tolist(), order[wrong:][::-1].tolist()
   return {

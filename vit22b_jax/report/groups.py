@@ -45,11 +45,7 @@ class Group:
   number: int  # its place on the page
   name: str  # unlike that of any other group
   members: list[Member]  # in the order given
-
-  @property
-  def choices(self) -> dict[str, Any]:
-    """Returns key -> value of their configs, without NON_COMPARED_KEYS."""
-    return _choices(self.members[0].run)
+  choices: dict[str, Any]  # by key, without NON_COMPARED_KEYS
 
   @property
   def evaluated(self) -> list[Member]:
@@ -81,13 +77,18 @@ class Band(NamedTuple):
 
 def from_runs(several: list[runs.Run]) -> list[Group]:
   """Returns the groups, in the order of their first runs."""
-  members: dict[str, list[Member]] = {}
+  alike: dict[str, list[Member]] = {}
   for member in name_runs(several):
-    key = json.dumps(_choices(member.run), sort_keys=True)
-    members.setdefault(key, []).append(member)
-  names = _make_unique([_common_name(found) for found in members.values()])
-  pairs = enumerate(zip(names, members.values(), strict=True))
-  return [Group(number, name, found) for number, (name, found) in pairs]
+    chosen = _set_keys(member.run)
+    chosen = {k: v for k, v in chosen.items() if not _is_not_compared(k)}
+    alike.setdefault(json.dumps(chosen, sort_keys=True), []).append(member)
+  names = _make_unique([_common_name(members) for members in alike.values()])
+  return [
+    Group(number, name, members, json.loads(choices))
+    for number, (name, (choices, members)) in enumerate(
+      zip(names, alike.items(), strict=True)
+    )
+  ]
 
 
 def name_runs(several: list[runs.Run]) -> list[Member]:
@@ -176,10 +177,6 @@ def _set_keys(run: runs.Run) -> dict[str, Any]:
   So a key that came later than a run changes nothing while it isn't set.
   """
   return {k: value for k, value in run.choices.items() if value is not None}
-
-
-def _choices(run: runs.Run) -> dict[str, Any]:
-  return {k: v for k, v in _set_keys(run).items() if not _is_not_compared(k)}
 
 
 def _is_not_compared(key: str) -> bool:

@@ -60,9 +60,8 @@ def facts(run: runs.Run, words: Words) -> list[Fact]:
   if np.isfinite(mfu).any():
     part = percent(float(np.nanmedian(mfu)))
     found.append(Fact('FLOPs utilization', part, 'of the model, median'))
-  if 'parameters' in run.versions:
-    size = si(run.versions['parameters'])
-    found.append(Fact('Parameters', size, words.parameters))
+  if parameters := run.versions.get('parameters'):
+    found.append(Fact('Parameters', si(parameters), words.parameters))
   return found
 
 

@@ -4,7 +4,6 @@ Colors are names such as '$train' that page.js replaces by the values of the
 page's light or dark theme.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -66,9 +65,8 @@ def with_crosses(name: str, series: runs.Series, color: str) -> list[Trace]:
   return [line(name, series, color), *crosses(name, series)]
 
 
-def cap_line(several: Iterable[runs.Series]) -> list[Trace]:
+def cap_line(several: list[runs.Series]) -> list[Trace]:
   """Returns a line at CAP over all the steps, if anything is cut there."""
-  several = [(s, v) for s, v in several if len(s)]
   if not any((v[np.isfinite(v)] > CAP).any() for _, v in several):
     return []
   ends = min(s[0] for s, _ in several), max(s[-1] for s, _ in several)

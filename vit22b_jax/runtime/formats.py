@@ -151,6 +151,8 @@ def read_arrays(
 ) -> dict[str, np.ndarray]:
   """Returns the arrays of an .npz file; {} where there is no such file.
 
+  Its texts are fit to be printed.
+
   Args:
     path: of the file.
     shapes: name -> (kind, axes): kinds are those of numpy's dtypes, such as
@@ -177,6 +179,8 @@ def read_arrays(
       ]
       if list(array.shape) != wanted or array.ndim != len(axes.split()):
         raise ValueError(f'of shape {array.shape}, expected {axes!r}')
+    if array.dtype.kind == 'U':
+      arrays[name] = np.array([*map(errors.printable, array)], 'U')
   return arrays
 
 

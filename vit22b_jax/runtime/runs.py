@@ -301,7 +301,7 @@ def _read_predictions(path: epath.Path) -> dict[str, np.ndarray]:
       found = arrays.get(name, np.zeros(0))
       if ((found < 0) | (found >= limit)).any():
         raise ValueError(f'array {name!r} has values outside 0 to {limit - 1}')
-  return _printable(arrays)
+  return arrays
 
 
 def _read_attention(path: epath.Path) -> dict[str, np.ndarray]:
@@ -309,7 +309,7 @@ def _read_attention(path: epath.Path) -> dict[str, np.ndarray]:
   with formats.judging(path):
     if arrays:
       _validate_whole(arrays, {*_MAPS})
-  return _printable(arrays)
+  return arrays
 
 
 def _validate_whole(arrays: dict[str, np.ndarray], names: set[str]) -> None:
@@ -317,16 +317,6 @@ def _validate_whole(arrays: dict[str, np.ndarray], names: set[str]) -> None:
     raise ValueError(f'array {min(missing)!r} is missing')
   if not all(arrays[name].size for name in names):
     raise ValueError('an array is empty')
-
-
-def _printable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns the arrays, their texts fit to be printed."""
-  return {
-    name: np.array([*map(errors.printable, array)], 'U')
-    if array.dtype.kind == 'U'
-    else array
-    for name, array in arrays.items()
-  }
 
 
 def _find_samples(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
