@@ -21,18 +21,14 @@ COLORS = 7  # of groups
 DASHES = ('solid', 'dash', 'dot')
 _ALL_POINTS = 4_000  # of all lines of a comparison's chart, about
 _SEVERAL = ('$val', '$train', '$extra', '$muted')  # colors of a run's chart
-_NORMS = {
-  'clipped_grad_norm': 'clipped gradient',  # seen where it differs from
-  'grad_norm': 'gradient',
-  'update_norm': 'update',
-  'param_norm': 'parameters',
-}
+_NETWORK = r'grad_norm/[a-z]\w*'  # its column of diagnostics.csv
+_NORM_AXIS = {'type': 'log', 'exponentformat': 'power'}
 _UNIFIED = 6  # lines that one label can list
 _SHOT_UP = 20  # times as high as the line below it: cut off
 
 
 class Curves(NamedTuple):
-  """Lines that share a chart: name, key of metrics.jsonl and color of each."""
+  """Lines that share a chart: name, key for `Run.metric` and color of each."""
 
   lines: list[tuple[str, str, str]]
   axis: Mapping[str, Any] = {'tickformat': '~g'}  # the vertical one of Plotly
@@ -43,12 +39,21 @@ LEARNING_RATE = Curves(
   [('learning rate', 'train/learning_rate', '$train')],
   {'tickformat': '.2~e', 'rangemode': 'tozero'},
 )
+_NORMS = Curves(
+  [
+    ('clipped gradient', 'clipped_grad_norm', '$val'),  # where they differ
+    ('gradient', 'grad_norm', '$train'),
+    ('update', 'update_norm', '$extra'),
+    ('parameters', 'param_norm', '$muted'),
+  ],
+  _NORM_AXIS,
+)
 
 
 def learning_curves(
   run: runs.Run, wanted: dict[str, Curves]
 ) -> dict[str, Figure]:
-  """Returns metrics by step, of each chart the lines that were recorded."""
+  """Returns charts by step, with the lines that were recorded."""
   figures = {}
   for title, curves in wanted.items():
     lines = [(name, run.metric(key), c) for name, key, c in curves.lines]
@@ -62,35 +67,24 @@ def stability(run: runs.Run, largest: str) -> dict[str, Figure]:
 
   `largest` is the task's name of its largest logit.
   """
-  table, figures = run.diagnostics, {}
+  figures = {}
   for column, title in judged(largest).items():
-    if column in table:
-      name, series = title.lower(), (table['step'], table[column])
+    name, series = title.lower(), run.metric(column)
+    if len(series[0]):
       line = traces.line(name, series, '$train', 1.4, capped=True)
       drawn = [line | {'showlegend': False}]  # the chart's title says it
       drawn += traces.crosses(name, series) + traces.cap_line([series])
       drawn += traces.event_markers(run.events, series)
       figures[title] = figure(drawn, {'tickformat': ',~r'}, run.onset)
       if run.onset:
-        label = _label(run.onset, table['step'])
+        label = _label(run.onset, series[0])
         figures[title]['layout']['annotations'] = [label]
-  networks = [c for c in table if re.fullmatch(r'grad_norm/[a-z]\w*', c)]
-  named = {c: c.removeprefix('grad_norm/') for c in networks}
-  charts = {'Norms': _NORMS, 'Gradient norm of each network': named}
-  for title, names in charts.items():
-    lines = zip(names.items(), itertools.cycle(_SEVERAL), strict=False)
-    drawn = [
-      trace
-      for (column, name), color in lines
-      if column in table
-      for trace in traces.with_crosses(
-        name, (table['step'], table[column]), color
-      )
-    ]
-    if drawn:
-      axis = {'type': 'log', 'exponentformat': 'power'}
-      figures[title] = figure(drawn, axis, run.onset)
-  return figures
+  networks = [c for c in run.diagnostics if re.fullmatch(_NETWORK, c)]
+  lines = zip(networks, itertools.cycle(_SEVERAL), strict=False)
+  lines = [(c.removeprefix('grad_norm/'), c, color) for c, color in lines]
+  by_network = Curves(lines, _NORM_AXIS)
+  norms = {'Norms': _NORMS, 'Gradient norm of each network': by_network}
+  return figures | learning_curves(run, norms)
 
 
 def judged(largest: str) -> dict[str, str]:

@@ -106,7 +106,9 @@ class Run:
     return rules.flatten(self.config)
 
   def metric(self, key: str) -> Series:
-    """Returns steps and values of the rows that have `key`."""
+    """Returns steps and values of a metric, or of a column of diagnostics."""
+    if key in self.diagnostics:
+      return self.diagnostics['step'].astype(np.int64), self.diagnostics[key]
     rows = [row for row in self.metrics if row.get(key) is not None]
     steps = np.array([row['step'] for row in rows], np.int64)
     return steps, np.array([float(row[key]) for row in rows], np.float64)
