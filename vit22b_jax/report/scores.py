@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer, Num
 
 from vit22b_jax.report import intervals
 
@@ -30,7 +30,7 @@ class Predictions:
 
   values: dict[str, Any]
   probabilities: Float[np.ndarray, 'n C']
-  labels: Int[np.ndarray, ' n'] | Float[np.ndarray, 'n C']
+  labels: Integer[np.ndarray, ' n'] | Num[np.ndarray, 'n C']
   indices: Int[np.ndarray, ' n']
 
   @property

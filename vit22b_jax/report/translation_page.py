@@ -170,8 +170,6 @@ def content(run: runs.Run) -> dict[str, Any]:
     'columns': list(_DISTANCES.values())[: 3 if 'paired_l1' in ev else 2],
     'measured': conditions(run),
     'distances': f'Distances, {word}' if word else 'Distances',
-    'evaluation': ev,
-    'num_images': {domain(run, x): ev[f'num_{x}'] for x in 'ab' if ev},
     'directions': directions(run),
     'wide': any(samples.is_wide(both[0]) for both in shown.values()),
     'film': dict(zip(shown, samples.film(shown.values()), strict=True)),
