@@ -231,7 +231,7 @@ def test_differences_are_said_in_words(seeds):
 def test_one_seed_has_an_interval_of_the_test_set_alone(tmp_path):
   (group,) = groups_of(make(tmp_path / 'a', 0.81))
   (top1, *_) = results.measures([group.members[0].run])
-  cell = results.row(group.members, group, [top1], top1)[1]
+  cell = results.row(group, [top1], top1)[1]
   low, high = intervals.wilson(0.81, 400)
   assert cell.text == '81.00'
   note = f'test set: {100 * low:.2f} to {100 * high:.2f}'
@@ -244,7 +244,7 @@ def test_a_seed_that_ran_twice_counts_once(tmp_path):
   (group,) = groups_of(*paths)
   (top1, *_) = results.measures([m.run for m in group.members])
   assert results.values(top1, group) == pytest.approx([80, 90])
-  (first, *_) = results.row(group.members, group, [top1], top1)
+  (first, *_) = results.row(group, [top1], top1)
   assert first.note == 'seed 0 repeated'
 
 
@@ -256,7 +256,7 @@ def test_a_column_of_validations_holds_one_measure(tmp_path):
   found = groups_of(tmp_path / 'a', tmp_path / 'b')
   validated = results.validated_by([g.members[0].run for g in found])
   at = results.columns([], validated).index(validated.label)
-  cells = [results.row(g.members, g, [], validated)[at] for g in found]
+  cells = [results.row(g, [], validated)[at] for g in found]
   assert validated.key == 'val/top1'
   assert cells[0] != results.NOTHING == cells[1]
 
@@ -417,7 +417,7 @@ def test_what_was_not_recorded_did_not_stay_calm(tmp_path):
   report_fixtures.write_lines(paths[1] / 'events.jsonl', [event])
   (group,) = groups_of(paths[1])
   validated = results.validated_by([group.members[0].run])
-  cells = results.row(group.members, group, [], validated)
+  cells = results.row(group, [], validated)
   events = cells[results.columns([], validated).index('events')]
   assert (events.text, events.mood) == ('1 not finite', 'bad')
 

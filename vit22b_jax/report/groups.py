@@ -48,16 +48,20 @@ class Group:
   choices: dict[str, Any]  # by key, without NON_COMPARED_KEYS
 
   @property
-  def evaluated(self) -> list[Member]:
-    """Returns those with a final evaluation, the first of each seed.
+  def evaluated(self) -> list[runs.Run]:
+    """Returns runs with a final evaluation, the first of each seed.
 
     A seed that ran twice tells nothing new: it gives the same numbers.
     """
-    found: dict[Any, Member] = {}
-    for member in self.members:
-      if member.run.evaluation:
-        found.setdefault(member.run.config.get('seed'), member)
+    found: dict[Any, runs.Run] = {}
+    for run in (member.run for member in self.members):
+      if run.evaluation:
+        found.setdefault(run.config.get('seed'), run)
     return list(found.values())
+
+  def alone(self, member: Member) -> 'Group':
+    """Returns the group as if it had this member only."""
+    return dataclasses.replace(self, members=[member])
 
   @property
   def repeated(self) -> list[Any]:

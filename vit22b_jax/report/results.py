@@ -64,21 +64,18 @@ def columns(
 
 
 def row(
-  members: list[groups.Member],
   group: groups.Group,
   wanted: list[summary.Measure],
   validated: summary.Measure,
 ) -> list[Cell]:
-  """Returns cells of a group's line, or of the line of one of its members."""
-  several = [member.run for member in members]
-  counted = group.evaluated if len(members) > 1 else members
-  tested = [m.run for m in counted if m.run.evaluation]
+  """Returns cells of a group's line."""
+  several = [member.run for member in group.members]
   sizes = [run.versions.get('parameters') for run in several]
   rates = [rate for _, rate in map(summary.throughput, several) if rate]
   rate = float(np.median(rates)) if rates else None
   return [
-    _runs(members, group),
-    *[_score(measure, _having(measure, tested)) for measure in wanted],
+    _runs(group),
+    *[_score(m, _having(m, group.evaluated)) for m in wanted],
     _validation(validated, several),
     _range([run.last_step for run in several], '{:,}'.format),
     _range([size for size in sizes if size is not None], summary.si),
@@ -114,7 +111,7 @@ def difference(
 
 def values(measure: summary.Measure, group: groups.Group) -> list[float]:
   """Returns a value for each seed that was evaluated, and by this measure."""
-  found = _having(measure, [member.run for member in group.evaluated])
+  found = _having(measure, group.evaluated)
   return [measure.scale * run.evaluation[measure.key] for run in found]
 
 
@@ -147,7 +144,7 @@ def _unbroken(text: str) -> str:
 def _protocols(group: groups.Group) -> set[str]:
   """Returns how those runs were measured that have a number."""
   found = set()
-  for run in (member.run for member in group.evaluated):
+  for run in group.evaluated:
     pages = task_pages.for_task(run)
     if any(_having(measure, [run]) for measure in pages.measures(run)):
       found.add(pages.eval_protocol(run))
@@ -161,7 +158,8 @@ def _why_none(before: Sequence[float], after: Sequence[float]) -> str:
   return f'no interval: {"one seed" if one else "seeds agree"}'
 
 
-def _runs(members: list[groups.Member], group: groups.Group) -> Cell:
+def _runs(group: groups.Group) -> Cell:
+  members = group.members
   if len(members) == 1:
     run = members[0].run
     seed = f'seed {run.config.get("seed", "unknown")}'
