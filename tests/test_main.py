@@ -419,7 +419,7 @@ def refused(capsys, *arguments):
     ([CONFIG, '--config.batch_size=12'], '12 is not divisible by the 8 dev'),
     ([CONFIG, '--config.mesh.tensor=3'], 'mesh.tensor=3'),
     ([CONFIG, '--config.batch_size=2000'], '1294 images, fewer than'),
-    ([CONFIG, '--config.data.name=folder:/nowhere'], "there is no folder '/nowhere'"),
+    ([CONFIG, '--config.data.name=folder:/nowhere'], "no folder '/nowhere'"),
     ([CONFIG, '--config.init_from=/nowhere.npz'], 'no such file of weights'),
     ([CONFIG, f'--workdir={__file__}/run'], 'test_main.py/run: Not a dir'),
   ],
