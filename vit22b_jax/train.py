@@ -201,8 +201,8 @@ def save(
     r.manager.save(
       step,
       state.to_dict(),
-      data=r.batches,
       meta={
+        'data': r.batches.get_state(),
         'progress': dataclasses.asdict(r.recorder.interval),
         'config': r.task.config.to_dict(),
       },

@@ -291,7 +291,7 @@ def test_checkpoints_restore_into_the_other_layout(scan, tmp_path):
     saved = jax.jit(lambda: start(models[0]), out_shardings=placed)()
     saved = step(saved)
     manager = checkpoint.Manager(tmp_path, scores={})
-    manager.save(1, saved, data=None, meta={})
+    manager.save(1, saved, meta={})
     manager.wait()
     expected = step(saved)
     abstract, placed, step = make(models[1])

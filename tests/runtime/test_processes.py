@@ -175,7 +175,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(
 ):
   state = {'x': jax.numpy.arange(5.0)}
   manager = checkpoint.Manager(tmp_path, scores={})
-  manager.save(1, state, data=None, meta={})
+  manager.save(1, state, meta={})
   manager.wait()
   monkeypatch.setattr(distributed, 'gather', lambda value: [value, 1])
   with pytest.raises(errors.UserError, match='None of the checkpoints'):

@@ -322,7 +322,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(task_of, tmp_path):
   whole, rows = _steps(task, 6)
   state, first = _steps(task, 3)
   manager = checkpoint.Manager(tmp_path, scores={})
-  manager.save(3, state.to_dict(), data=task.train_batches(), meta={})
+  manager.save(3, state.to_dict(), meta={})
   manager.wait()
   found = manager.restore(task.abstract_state.to_dict())
   weights = manager.restore(task.abstract_weights).state
@@ -351,7 +351,7 @@ def test_starts_from_the_networks_of_another_run(
   task = task_of()
   there, _ = _steps(task, 2)
   manager = checkpoint.Manager(tmp_path, scores={})
-  manager.save(2, there.to_dict(), data=task.train_batches(), meta={})
+  manager.save(2, there.to_dict(), meta={})
   manager.wait()
   manager.close()
   there = jax.device_get(there.params)

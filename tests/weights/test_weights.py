@@ -583,7 +583,7 @@ def test_weights_of_a_run_fit_however_its_blocks_lie(tmp_path, scanned):
   (tmp_path / workdir.CLASSES).write_text(json.dumps(names))
   there = random_params(build(scan_layers=scanned))
   manager = checkpoint.Manager(tmp_path, scores={})
-  manager.save(3, {'params': jax.device_put(there)}, data=None, meta={})
+  manager.save(3, {'params': jax.device_put(there)}, meta={})
   manager.close()
   model = build(scan_layers=not scanned)
   new = {'params': jax.device_put(zeros(model)), 'batch_stats': {}}

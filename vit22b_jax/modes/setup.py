@@ -254,7 +254,6 @@ def restore(r: Run) -> base.State:
   task, config, path = r.task, r.task.config, r.folder.path
   found = r.manager.restore(
     task.abstract_state.to_dict(),
-    data=r.batches,
     check=lambda meta: config_lib.compare(meta['config'], config, path),
   )
   is_finished = has_steps(r.folder) and (path / workdir_lib.EVAL).exists()
@@ -276,6 +275,7 @@ def restore(r: Run) -> base.State:
     where = f', step {step}' if step else ''
     console.say(f'Starting from the weights of {config.init_from}{where}.')
     return task.with_pretrained(state, config.init_from, step)
+  r.batches.set_state(found.meta['data'])
   r.recorder.interval = records.Interval(**found.meta['progress'])
   known = distributed.broadcast_json(
     [*evaluate.scores(task.evaluator, path).items()]

@@ -1,12 +1,12 @@
 """Saves and restores runs: Orbax, plus a checksum for every array.
 
     manager = checkpoint.Manager(workdir, scores=scores, keep=2, keep_best=1)
-    manager.save(step, state, data=iterator, meta={...})
-    found = manager.restore(abstract_state, data=iterator)
+    manager.save(step, state, meta={...})
+    found = manager.restore(abstract_state)
 
 Layout: `WORKDIR/checkpoints/STEP/{state,meta}`: the state's arrays, and a JSON
-object with format version, step, position in the data (Grain's iterator state),
-checksums, config and whatever the loop wants to find again. Orbax restores a
+object with format version, step, checksums and whatever the loop wants to find
+again: its position in the data, the config. Orbax restores a
 flipped byte without noticing, and believes a folder's number; so each array's
 checksum is saved with the step and compared on restore.
 """
@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -134,17 +133,10 @@ class Manager:
     best = max(self._scores.values(), default=None)
     return self._scores.get(step) == best
 
-  def save(
-    self,
-    step: int,
-    state: Any,
-    *,
-    data: grain.DatasetIterator | None,
-    meta: dict[str, Any],
-  ) -> bool:
+  def save(self, step: int, state: Any, *, meta: dict[str, Any]) -> bool:
     """Starts saving; the state may be donated as soon as this returns.
 
-    `data` is an iterator at the position to resume from, `meta` a JSON object.
+    `meta` is a JSON object, to find again.
 
     Returns:
       Whether anything was saved: a step that is there is left as it is.
@@ -158,7 +150,6 @@ class Manager:
     meta = meta | {
       'format': FORMAT,
       'step': step,
-      'data': None if data is None else data.get_state(),
       'shapes': {name: list(x.shape) for name, x in shapes},
       'checksums': checksums.of_arrays(state),
     }
@@ -206,7 +197,6 @@ class Manager:
     self,
     abstract_state: Any,
     *,
-    data: grain.DatasetIterator | None = None,
     step: int | None = None,
     check: Check = lambda meta: None,
   ) -> Restored | None:
@@ -220,7 +210,6 @@ class Manager:
         any number of devices; top-level keys may be left out, as the
         optimizer's are where only the weights matter. Blocks may be stacked
         here and not in the checkpoint, or the other way round.
-      data: an iterator to set to the saved position.
       step: the one to try first, before the newest.
       check: looks at a checkpoint's JSON object before its arrays are read;
         raises UserError for another run's.
@@ -244,8 +233,6 @@ class Manager:
         logging.warning('Checkpoint %d is used instead.', candidate)
         if not self._read_only:
           self._put_aside(damaged)
-      if data is not None:
-        data.set_state(found.meta['data'])
       return found
     if steps:
       raise errors.UserError(
