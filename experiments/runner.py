@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vit22b_jax.runtime import formats
 from vit22b_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -189,7 +190,7 @@ class Sweep:
         f'{run.log.read_text()[-2000:]}\nThe whole log is {run.log}. When the '
         'cause is mended, the same command goes on.'
       )
-    versions = workdir_lib.read_json(workdir, workdir_lib.VERSIONS)
+    versions = formats.read_json(workdir / workdir_lib.VERSIONS)
     versions.pop('command', None)  # `arguments`, and a folder of this machine
     self.rows[cell.name] = {
       'name': cell.name,

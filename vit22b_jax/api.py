@@ -33,7 +33,7 @@ from vit22b_jax.data import augment, decode
 from vit22b_jax.errors import UserError
 from vit22b_jax.models import vit
 from vit22b_jax.modes import evaluate
-from vit22b_jax.runtime import checkpoint, runs, sharding
+from vit22b_jax.runtime import checkpoint, formats, runs, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import base
 from vit22b_jax.training import losses
@@ -285,7 +285,8 @@ def open_run(
   Raises:
     UserError: the folder lacks the names of the classes.
   """
-  names = workdir_lib.read_json(workdir, workdir_lib.CLASSES, list)
+  place = epath.Path(workdir) / workdir_lib.CLASSES
+  names = formats.read_json(place, list)
   if not names:
     raise errors.UserError(
       f'{workdir} has no classes.json with names: its training never began. '

@@ -20,7 +20,7 @@ from experiments.blockiness import blockiness
 from vit22b_jax import api, tasks
 from vit22b_jax.fid import image_sources
 from vit22b_jax.modes import evaluate
-from vit22b_jax.runtime import runs, workdir
+from vit22b_jax.runtime import formats, runs, workdir
 
 HERE = pathlib.Path(__file__).parent
 
@@ -32,7 +32,7 @@ def measure(path: str) -> list[dict]:
   task, manager = api.open_run(path, config, data)
   step, variables, _ = evaluate.restore(task, manager, 'last')
   manager.close()
-  commit = workdir.read_json(path, workdir.VERSIONS)['git_commit']
+  versions = formats.read_json(pathlib.Path(path) / workdir.VERSIONS)
   patch = config.model.patch_size
   rows = []
   for direction, sides in image_sources.DIRECTIONS.items():
@@ -44,7 +44,7 @@ def measure(path: str) -> list[dict]:
         'image_size': config.data.image_size,
         'patch_size': patch,
         'steps': step,
-        'commit': commit,
+        'commit': versions['git_commit'],
         'direction': direction,
         **_both('made', made(task, variables, direction), patch),
         **_both('source', source, patch),

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments import documents, runner
 from experiments.table1_parameters import count, tables
-from vit22b_jax.runtime import workdir as workdir_lib
+from vit22b_jax.runtime import formats
 
 
 def cells(scale: str, rows: runner.Rows) -> list[runner.Cell]:
@@ -23,7 +23,7 @@ def measure(
 ) -> dict[str, Any]:
   """Returns the counts, term by term."""
   del cell, results
-  return workdir_lib.read_json(workdir, count.COUNTS)
+  return formats.read_json(workdir / count.COUNTS)
 
 
 def render(

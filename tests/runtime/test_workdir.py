@@ -11,11 +11,12 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from orbax.checkpoint._src.path import gcs_utils
 
 from tests.helpers import data_fixtures
 from vit22b_jax import api, errors, train
-from vit22b_jax.runtime import workdir
+from vit22b_jax.runtime import formats, workdir
 
 
 @pytest.fixture(params=['local', 'remote'])
@@ -109,8 +110,7 @@ def test_whole_files(place):
   run = workdir.Workdir(address)
   run.write_json('classes.json', ['cat', 'dog'])
   run.write_json('classes.json', ['cat'])
-  assert workdir.read_json(address, 'classes.json') == ['cat']
-  assert workdir.read_json(address, 'other.json') is None
+  assert formats.read_json(epath.Path(address) / 'classes.json') == ['cat']
   assert sorted(path.name for path in folder.iterdir()) == ['classes.json']
 
 

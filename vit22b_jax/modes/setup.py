@@ -209,8 +209,8 @@ def changed_data(
   Raises:
     UserError: the classes differ, which labels count.
   """
-  names = list(data.names)
-  before = workdir_lib.read_json(path, workdir_lib.CLASSES, list)
+  names, path = list(data.names), epath.Path(path)
+  before = formats.read_json(path / workdir_lib.CLASSES, list)
   if config.task == 'classification' and before not in (None, names):
     raise errors.UserError(
       f'The workdir {path} was trained on the {len(before)} classes '
@@ -219,7 +219,7 @@ def changed_data(
       'it was.'
     )
   marks = formats.Fields(others=str)
-  before = workdir_lib.read_json(path, workdir_lib.DATA, marks)
+  before = formats.read_json(path / workdir_lib.DATA, marks)
   if before is None:  # The run is older than the file.
     return ''
   lines = fingerprint.compare(before, data.fingerprint)
@@ -237,7 +237,7 @@ def write_description(task: base.Task, folder: workdir_lib.Workdir) -> None:
   parameters = sum(math.prod(x.shape) for x in shapes)
   versions = workdir_lib.versions(devices) | {'parameters': parameters}
   if '--config=' not in (versions['command'] or ''):  # resumed by its workdir
-    old = workdir_lib.read_json(folder.path, workdir_lib.VERSIONS, dict) or {}
+    old = formats.read_json(folder.path / workdir_lib.VERSIONS, dict) or {}
     versions['command'] = old.get('command') or versions['command']
   folder.write_json(workdir_lib.VERSIONS, versions)
 

@@ -58,19 +58,6 @@ def validate_place(path: epath.PathLike) -> None:
     )
 
 
-def read_json(
-  workdir: epath.PathLike,
-  name: str,
-  fields: formats.Fields | type | None = None,
-) -> Any:
-  """Returns the content of a JSON file of a run, or None where there's none.
-
-  Raises:
-    errors.UserError: the file is damaged; see `formats.read_json`.
-  """
-  return formats.read_json(epath.Path(workdir) / name, fields)
-
-
 class GrowingFile:
   """A text file that gets lines added and keeps those it had.
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from vit22b_jax import errors
 from vit22b_jax.config import ConfigDict
 from vit22b_jax.models import stacking, vit
-from vit22b_jax.runtime import checkpoint, checksums, runs
+from vit22b_jax.runtime import checkpoint, checksums, formats, runs
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.weights import pretrained
 
@@ -72,7 +72,7 @@ def load(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       {key: value for key, value in weights.items() if value},
     )
-    others = workdir_lib.read_json(path, workdir_lib.CLASSES)
+    others = formats.read_json(path / workdir_lib.CLASSES)
     if others != list(names):
       logging.info('The head begins anew: %s has other classes.', path)
       wanted = {'params': dict(wanted['params'])}
