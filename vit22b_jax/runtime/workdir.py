@@ -28,6 +28,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+import vit22b_jax
 from vit22b_jax import errors, rules
 from vit22b_jax.data import files
 from vit22b_jax.runtime import formats, trackers
@@ -304,25 +305,18 @@ def _git_commit() -> str | None:
 
 def versions(devices: list[str]) -> dict[str, Any]:
   """Returns the content of versions.json: software, machine, command."""
-  distributions = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+  libraries = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+  libraries += ('grain', 'numpy')
   return {
-    'package': _version('vit22b_jax'),
+    'package': vit22b_jax.__version__,
     'git_commit': _git_commit(),
-    **{name: _version(name) for name in (*distributions, 'grain', 'numpy')},
+    **{name: importlib.metadata.version(name) for name in libraries},
     'python': platform.python_version(),
     'platform': platform.platform(),
     'cpus': os.cpu_count(),
     'devices': devices,
     'command': _command(sys.argv),
   }
-
-
-def _version(name: str) -> str | None:
-  """Returns a distribution's version; None in a checkout without install."""
-  try:
-    return importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def _command(arguments: list[str]) -> str | None:
