@@ -11,7 +11,6 @@ as it ends, so a stopped probe goes on.
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from typing import Any
@@ -283,7 +282,7 @@ def _open(folder: workdir_lib.Workdir, config: ConfigDict) -> dict[str, Any]:
   Raises:
     UserError: it can't be read, or is of another config.
   """
-  mine = json.loads(config_lib.to_json(config))
+  mine = config.to_dict()
   record = runs.read_probe(folder.path / workdir_lib.PROBE)
   if record is None:
     return {'config': mine, 'trials': {}, 'switches': {}, 'advice': ''}

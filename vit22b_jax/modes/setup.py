@@ -8,8 +8,6 @@ setup.introduce(r.task)
 import collections
 import contextlib
 import dataclasses
-import json
-import math
 import time
 from collections.abc import Callable
 
@@ -115,13 +113,12 @@ def validate_same_config(config: ConfigDict) -> None:
   Raises:
     UserError: in every process, if one of them has another.
   """
-  mine = config_lib.to_json(config)
-  first = distributed.broadcast_json(mine)
-  different = distributed.gather(mine != first)
+  here = rules.flatten(config)
+  there = rules.flatten(distributed.broadcast_json(config.to_dict()))
+  different = distributed.gather(here != there)
   others = [i for i, differs in enumerate(different) if differs]
   if not others:
     return
-  here, there = (rules.flatten(json.loads(text)) for text in (mine, first))
   rows = [k for k in sorted({*here, *there}) if here.get(k) != there.get(k)]
   keys = f': here {", ".join(rows)} differ' if rows else ''
   raise errors.UserError(
@@ -234,7 +231,7 @@ def write_description(task: base.Task, folder: workdir_lib.Workdir) -> None:
   folder.write_json(workdir_lib.DATA, dict(task.data.fingerprint))
   devices = [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
   shapes = jax.tree.leaves(task.abstract_weights['params'])
-  parameters = sum(math.prod(x.shape) for x in shapes)
+  parameters = sum(shape.size for shape in shapes)
   versions = workdir_lib.versions(devices) | {'parameters': parameters}
   if '--config=' not in (versions['command'] or ''):  # resumed by its workdir
     old = formats.read_json(folder.path / workdir_lib.VERSIONS, dict) or {}
