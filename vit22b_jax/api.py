@@ -123,15 +123,16 @@ class Predictor:
     Raises:
       UserError: a file can't be read, or an array isn't of images.
     """
-    return self._in_batches(self._probabilities, images)
+    logits = self._in_batches(self.model, images)
+    return np.asarray(losses.probabilities(logits, self.loss))
 
   def features(self, images: Images) -> Float[np.ndarray, 'B D']:
     """Returns the pooled output of the last block, which the head gets."""
-    return self._in_batches(self._features, images)
+    return self._in_batches(self.model.clone(num_classes=0), images)
 
   def attention(self, images: Images) -> Float[np.ndarray, 'B depth N L L']:
     """Returns attention maps: image, layer, head, query token, key token."""
-    return self._in_batches(self._attention, images)
+    return self._in_batches(self.model, images, maps=True)
 
   def preprocess(self, images: Images) -> Float[np.ndarray, 'B S S 3']:
     """Returns images as the model sees them: square, normalized float32."""
@@ -147,25 +148,9 @@ class Predictor:
       lambda x: augment.eval_images(x[None], self.image_size, self.eval_crop)[0]
     )
 
-  @functools.cached_property
-  def _probabilities(self) -> Callable[..., Array]:
-    return jax.jit(
-      lambda v, x: losses.probabilities(self.model.apply(v, x), self.loss)
-    )
-
-  @functools.cached_property
-  def _features(self) -> Callable[..., Array]:
-    return jax.jit(self.model.clone(num_classes=0).apply)
-
-  @functools.cached_property
-  def _attention(self) -> Callable[..., Array]:
-    def attention(variables, images):
-      _, inside = self.model.apply(variables, images, capture=True)
-      return inside['attn_map'].swapaxes(0, 1)
-
-    return jax.jit(attention)
-
-  def _in_batches(self, function, images: Images) -> np.ndarray:
+  def _in_batches(
+    self, model: vit.ViT, images: Images, maps: bool = False
+  ) -> np.ndarray:
     inputs = self.preprocess(images)
     found = []
     for start in range(0, len(inputs), _BATCH):
@@ -173,8 +158,18 @@ class Predictor:
       # One compiled shape for all batches but those of a single call.
       spare = _BATCH - len(batch) if start else 0
       padded = np.pad(batch, ((0, spare), *((0, 0),) * 3))
-      found.append(np.asarray(function(self.variables, padded))[: len(batch)])
+      outputs = _apply(model, self.variables, padded, maps)
+      found.append(np.asarray(outputs)[: len(batch)])
     return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'maps'))
+def _apply(model: vit.ViT, variables: Any, images: Array, maps: bool) -> Array:
+  """Returns a model's outputs or, with `maps`, its attention maps."""
+  if not maps:
+    return model.apply(variables, images)
+  _, inside = model.apply(variables, images, capture=True)
+  return inside['attn_map'].swapaxes(0, 1)
 
 
 def _load_images(images: Images, side: int) -> UInt8[np.ndarray, 'B S S 3']:
