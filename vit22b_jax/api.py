@@ -296,9 +296,6 @@ def open_run(
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
   """Makes a mesh of today's devices, which need not divide a run's batches."""
-  devices = jax.devices()
-  if jax.process_count() == 1:
-    batch = tasks.TASKS[config.task].images_at_once(config)
-    parts = math.gcd(len(devices), batch, config.eval.batch_size or batch)
-    devices = devices[:parts]
-  return sharding.make_mesh(devices=devices)
+  batch = tasks.TASKS[config.task].images_at_once(config)
+  batch = math.gcd(batch, config.eval.batch_size or batch)
+  return sharding.part_for_batch(sharding.make_mesh(), batch)
