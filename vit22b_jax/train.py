@@ -89,8 +89,9 @@ def fit(r: setup.Run, state: base.State) -> base.State:
     validate(r, state, start)
   if not start:
     task.sample(state, r.folder)
-  window = profiling.Window.parse(config.profile, total)
-  with contextlib.closing(window), console.Progress(total, start) as bar:
+  window = profiling.Window(config.profile, total)
+  bar = console.Progress(total, start)
+  with contextlib.closing(window), contextlib.closing(bar):
     for step in range(start + 1, total + 1):
       if evaluate.out_of_patience(r.scores, patience):
         break

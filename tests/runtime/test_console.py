@@ -1,5 +1,6 @@
 """Tables of parameters: what is alike is told once, and the sum is whole."""
 
+import contextlib
 import sys
 import time
 
@@ -36,7 +37,7 @@ def test_networks_of_many_arrays_are_a_row_each():
 
 def test_the_first_step_is_said_to_compile(capsys, monkeypatch):
   monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
-  with console.Progress(3, 0) as bar:
+  with contextlib.closing(console.Progress(3, 0)) as bar:
     with bar.compiling(first=True):
       said = capsys.readouterr().out
       time.sleep(1.2)

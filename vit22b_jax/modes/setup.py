@@ -73,7 +73,7 @@ def open_run(
   `stack` closes everything, and writes the report.
   """
   validate_same_config(config)
-  profiling.Window.parse(config.profile)
+  profiling.Window(config.profile)
   folder = open_workdir(config, path)
   stack.enter_context(lock.held(folder.path))
   if config.init_from and not has_steps(folder):

@@ -7,7 +7,6 @@ bar.update('loss 2.303, 710 images/s')
 
 import contextlib
 import logging as python_logging
-import math
 import re
 import sys
 import threading
@@ -55,7 +54,7 @@ def parameter_table(params: Mapping[str, Any]) -> str:
       if not name.startswith(f'{blocks[0]}/'):
         continue
       name, times = _BLOCK.sub('block/', name), f'{len(blocks)} x '
-    rows.append((name, str(list(array.shape)), f'{times}{_size(array):,}'))
+    rows.append((name, str(list(array.shape)), f'{times}{array.size:,}'))
   if len(rows) > _MOST_ROWS:
     rows = [
       (name, f'{len(jax.tree.leaves(tree))} arrays', f'{_size(tree):,}')
@@ -70,7 +69,7 @@ def parameter_table(params: Mapping[str, Any]) -> str:
 
 
 def _size(tree: Any) -> int:
-  return sum(math.prod(array.shape) for array in jax.tree.leaves(tree))
+  return sum(array.size for array in jax.tree.leaves(tree))
 
 
 class Progress:
@@ -91,10 +90,7 @@ class Progress:
       bar_format='step {n_fmt}/{total_fmt} |{bar}| {desc}',
     )
 
-  def __enter__(self) -> 'Progress':
-    return self
-
-  def __exit__(self, *_) -> None:
+  def close(self) -> None:
     self._bar.close()
 
   @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """Traces every operation of a window of steps, to see where time goes.
 
-    window = profiling.Window.parse('10-15', total_steps)
+    window = profiling.Window('10-15', total_steps)
     window.before(step, folder)     # around each step
     window.after(step, state)
 
-    >>> window = Window.parse('10-15', total_steps=100)
+    >>> window = Window('10-15', total_steps=100)
     >>> window.first, window.last
     (10, 15)
 
@@ -13,7 +13,6 @@ https://docs.jax.dev/en/latest/profiling.html. (clu's periodic_actions.Profile
 imports TensorFlow, and ends a window before its steps have run.)
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -25,36 +24,34 @@ from vit22b_jax.runtime import console
 FOLDER = 'profile'
 
 
-@dataclasses.dataclass
 class Window:
-  """Steps to trace, into `folder` while they last; none if last < first."""
+  """Steps to trace, into `folder` while they last; none if last < first.
 
-  first: int = 1
-  last: int = 0
-  folder: epath.Path | None = None
+  Args:
+    text: the config's `profile`: 'FIRST-LAST', one step, or '' for none.
+    total_steps: of the run, where known.
 
-  @classmethod
-  def parse(cls, text: str, total_steps: int | None = None) -> 'Window':
-    """Reads the config's `profile`: 'FIRST-LAST', one step, or '' for none.
+  Raises:
+    UserError: no step, or not within the `total_steps`.
+  """
 
-    Raises:
-      UserError: no step, or not within the `total_steps`, where known.
-    """
+  def __init__(self, text: str, total_steps: int | None = None):
+    self.folder: epath.Path | None = None
+    self.first, self.last = 1, 0
     if not text:
-      return cls()
+      return
     start, _, end = text.partition('-')
-    first, last = int(start), int(end or start)
-    if not 1 <= first <= last:
+    self.first, self.last = int(start), int(end or start)
+    if not 1 <= self.first <= self.last:
       raise errors.UserError(
         f'profile={text!r}: expected the first and the last step to trace, as '
         "in profile='10-15', or '' for none. Steps count from 1; the first one "
         'of a start compiles.'
       )
-    if total_steps is not None and last > total_steps:
+    if total_steps is not None and self.last > total_steps:
       raise errors.UserError(
         f'profile={text!r} is not within the {total_steps} steps of the run.'
       )
-    return cls(first, last)
 
   def before(self, step: int, workdir: epath.Path) -> None:
     """Starts tracing on process 0, if `step` is the first to trace."""

@@ -49,12 +49,11 @@ class Trackers:
     self._path = path
     self._open: dict[str, Callable[[], Calls]] = {}
     if tensorboard:
-      self._open['TensorBoard'] = self._open_tensorboard
+      self._open['TensorBoard'] = functools.cache(self._open_tensorboard)
     if wandb:
-      self._open['Weights & Biases'] = functools.partial(
-        self._open_wandb, wandb
+      self._open['Weights & Biases'] = functools.cache(
+        lambda: self._open_wandb(wandb)
       )
-    self._opened: dict[str, Calls] = {}
     self._pool = futures.ThreadPoolExecutor(1)
     self._last: futures.Future | None = None
 
@@ -86,11 +85,9 @@ class Trackers:
       self._last = self._pool.submit(self._call, *call)
 
   def _call(self, kind: str, *arguments: Any) -> None:
-    for name, opener in list(self._open.items()):
+    for name, opened in list(self._open.items()):
       try:
-        if name not in self._opened:
-          self._opened[name] = opener()
-        self._opened[name][kind](*arguments)
+        opened()[kind](*arguments)
       except Exception as error:  # A convenience: a run mustn't end for it.
         reason = str(error).split('\n')[0]
         if getattr(error, 'name', None) == 'tensorflow':
