@@ -233,7 +233,7 @@ def validate_unsharded(boxed: Any, mesh: Mesh, max_replicated: float) -> str:
   found = find_unsharded(boxed, mesh)
   if not found:
     return ''
-  total = sum(math.prod(x.shape) for x in jax.tree.leaves(nn.unbox(boxed)))
+  total = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)))
   share = sum(found.values()) / total
   few = share <= max_replicated
   shown = [*found][: 3 if few else 20]
