@@ -101,7 +101,7 @@ class Program:
       `recovered` (the last steps are in bounds again), `moved_first layer
       last_loss`, and the curves `max_logit` and `max_abs_grad` by step.
     """
-    task, rows, beyond = self._task, [], []
+    task, rows = self._task, []
     found = {'exploded': None, 'moved_first': None, 'layer': None}
     state = jax.tree.map(jnp.copy, self._fresh)  # steps donate it
     opt_state = optax.tree.set(state.opt_state, step_size=jnp.float32(rate))
@@ -112,50 +112,33 @@ class Program:
           state, scalars = task.train_step(state, batch)
         row = dict(zip(task.scalars.all, np.asarray(scalars), strict=True))
         rows.append(row)
-        beyond.append(self._is_beyond(row))
-        if beyond[-1] and not found['exploded']:
+        explodes = row['verdict/onset'] or not row['verdict/finite']
+        if explodes and not found['exploded']:
           found = {'exploded': len(rows), **self._explain(state, row)}
-        if (beyond[-1] and stop) or row['verdict/stopped']:
+        if (explodes and stop) or row['verdict/stopped']:
           break
-    stuck = _count_overflows(rows)
-    if stuck >= _LAST and not found['exploded']:
-      found['exploded'] = len(rows) - stuck + 1
-    recovered = stuck < _LAST and not any(beyond[-_LAST:])
+    # Gradients of float16 may overflow: the loss scale's search meets that,
+    # unless nothing else is left.
+    stopped = int(row['verdict/stopped'])
+    overflows = int(state.monitor.kept) + stopped
+    if overflows >= _LAST and not found['exploded']:
+      found['exploded'] = len(rows) - overflows + 1
+    calm = not stopped and int(state.monitor.calm) >= _LAST
     return {
       'rate': rate,
       'steps': steps,
       'stop': stop,
       **found,
-      'recovered': bool(found['exploded']) and recovered,
+      'recovered': bool(found['exploded']) and calm and overflows < _LAST,
       'last_loss': _number(np.mean([row['loss'] for row in rows[-_LAST:]])),
       **{key: [_number(row[key]) for row in rows] for key in _CURVES},
     }
-
-  def _is_beyond(self, row: dict[str, float]) -> bool:
-    """Tells whether a step is past the thresholds, or its loss isn't finite.
-
-    Gradients of float16 may overflow besides: the loss scale's search meets
-    that, see `_count_overflows`.
-    """
-    limits = self._task.config.diagnostics
-    if not row['verdict/finite'] or not np.isfinite(row['max_abs_grad']):
-      return not row['verdict/finite']
-    return (
-      row['max_abs_logit'] >= limits.max_logit
-      or row['max_abs_grad'] >= limits.max_abs_grad
-    )
 
   def _explain(self, state: Any, row: dict[str, float]) -> dict[str, Any]:
     """Names the signal that moved first, and the layer."""
     signals = {name: row[name] for name in self._task.scalars.signals}
     history, before = state.monitor.history, int(state.step) - 1
     return explain.first_to_move(history, signals, before)
-
-
-def _count_overflows(rows: list[dict[str, float]]) -> int:
-  """Counts the last steps in a row without finite gradients, none applied."""
-  finite = [np.isfinite(row['max_abs_grad']) for row in reversed(rows)]
-  return finite.index(True) if any(finite) else len(finite)
 
 
 def _number(value: float) -> float | None:
