@@ -83,7 +83,8 @@ def fit(r: setup.Run, state: base.State) -> base.State:
   """
   task, config, due = r.task, r.task.config, setup.calendar(r.task)
   start, total = int(state.step), task.total_steps
-  patience, r.saved_at = config.eval.early_stop, time.monotonic()
+  patience, scores = config.eval.early_stop, r.manager.scores
+  r.saved_at = time.monotonic()
   task.evaluator.poll = functools.partial(leave_if_asked, r)
   if start and due(start).evaluate:
     validate(r, state, start)
@@ -93,7 +94,7 @@ def fit(r: setup.Run, state: base.State) -> base.State:
   bar = console.Progress(total, start)
   with contextlib.closing(window), contextlib.closing(bar):
     for step in range(start + 1, total + 1):
-      if evaluate.out_of_patience(r.scores, patience):
+      if evaluate.out_of_patience(scores, patience):
         break
       position, batch = r.batches.get_state(), next(r.batches)
       window.before(step, r.folder.path)
@@ -123,7 +124,7 @@ def fit(r: setup.Run, state: base.State) -> base.State:
         save(r, state, step, wait=True)
         raise preemption.Interrupted(r.watcher.signal.name)
       improved = now.evaluate and validate(r, state, step)
-      if save_now or improved or evaluate.out_of_patience(r.scores, patience):
+      if save_now or improved or evaluate.out_of_patience(scores, patience):
         save(r, state, step)
   return state
 
@@ -215,7 +216,7 @@ def save(
 
 def validate(r: setup.Run, state: base.State, step: int) -> bool:
   """Evaluates the validation part, once a step; returns if it is the best."""
-  if step in r.scores or r.task.evaluator.missing:
+  if step in r.manager.scores or r.task.evaluator.missing:
     return False
   if not r.polls:  # compiling comes next, see `leave_if_asked`
     save(r, state, step, wait=True)
@@ -232,7 +233,7 @@ def validate(r: setup.Run, state: base.State, step: int) -> bool:
     finally:
       r.watcher.started = started
   found = distributed.broadcast_json(found)
-  return evaluate.record(task, r.folder, step, found, r.scores)
+  return evaluate.record(task, r.folder, step, found, r.manager.scores)
 
 
 def leave_if_asked(r: setup.Run) -> None:

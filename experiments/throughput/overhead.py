@@ -117,7 +117,8 @@ def looper(task, steps: int, folder: str, watcher, stack):
     nonlocal state, done
     done += steps
     task.total_steps = done
-    run.scores[done] = 0.0, 0.0  # no validation at what looks like the end
+    # No validation at what looks like the end.
+    run.manager.scores[done] = 0.0, 0.0
     with config.unlocked():
       config.duration = f'{done} steps'
     state = train.fit(run, state)

@@ -42,7 +42,6 @@ class Run:
 
   Attributes:
     batches: endless, at the position of the state.
-    scores: of the validated steps, see `evaluate.scores`.
     saved_at: when the last checkpoint was saved, by `time.monotonic`.
     polls: batches of evaluations so far.
   """
@@ -53,7 +52,6 @@ class Run:
   manager: checkpoint.Manager
   recorder: records.Recorder
   batches: devices.DeviceIterator
-  scores: dict[int, evaluate.Score]
   saved_at: float = 0.0
   polls: int = 0
 
@@ -94,17 +92,16 @@ def open_run_of(
 ) -> Run:
   """Opens checkpoints, rows and batches of a task; `stack` closes them."""
   config = task.config
-  scores: dict[int, evaluate.Score] = {}
   manager = checkpoint.Manager(
     folder.path,
-    scores=scores,
+    scores={},
     keep=config.checkpoint.keep,
     keep_best=config.checkpoint.keep_best,
   )
   stack.callback(manager.close)
   batches = stack.enter_context(contextlib.closing(task.train_batches()))
   recorder = records.Recorder(task, folder)
-  return Run(task, folder, watcher, manager, recorder, batches, scores)
+  return Run(task, folder, watcher, manager, recorder, batches)
 
 
 def validate_same_config(config: ConfigDict) -> None:
@@ -143,11 +140,9 @@ def open_workdir(
     writer=jax.process_index() == 0,
   )
   distributed.validate_shared(folder.path)
-  old = runs.find_config(path) if has_steps(folder) else None
-  if old is None:
-    return folder
-  for key, before, now in config_lib.compare(old, config, folder.path):
-    console.say(f'Changed since the last start: {key}: {before!r} -> {now!r}')
+  if has_steps(folder) and (old := runs.find_config(path)):
+    for key, before, now in config_lib.compare(old, config, folder.path):
+      console.say(f'Changed since the last start: {key}: {before!r} -> {now!r}')
   return folder
 
 
@@ -277,7 +272,7 @@ def restore(r: Run) -> base.State:
   known = distributed.broadcast_json(
     [*evaluate.scores(task.evaluator, path).items()]
   )
-  r.scores.update((step, tuple(score)) for step, score in known)
+  r.manager.scores.update((step, tuple(score)) for step, score in known)
   done, total = found.step, task.total_steps
   text = f'Resuming from checkpoint {done} of {total} steps in {path}.'
   if done > total:

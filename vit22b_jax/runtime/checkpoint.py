@@ -103,7 +103,7 @@ class Manager:
           'a link to nothing: move it elsewhere, or bring the folder back.'
         )
       self._path = self._path.resolve()  # Orbax wants absolute paths
-    self._scores = scores
+    self.scores = scores
     self._read_only = read_only
     self._options = ocp.CheckpointManagerOptions(
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(
@@ -126,12 +126,12 @@ class Manager:
 
   def best_step(self) -> int | None:
     """Returns the saved step with the best score; None without a score."""
-    return next(iter(_best(self._manager.all_steps(), self._scores, 1)), None)
+    return next(iter(_best(self._manager.all_steps(), self.scores, 1)), None)
 
   def is_best(self, step: int) -> bool:
     """Returns whether no validated step, saved or not, has a better score."""
-    best = max(self._scores.values(), default=None)
-    return self._scores.get(step) == best
+    best = max(self.scores.values(), default=None)
+    return self.scores.get(step) == best
 
   def save(self, step: int, state: Any, *, meta: dict[str, Any]) -> bool:
     """Starts saving; the state may be donated as soon as this returns.
