@@ -85,11 +85,21 @@ class GrowingFile:
   def append(self, line: str) -> None:
     self._waiting.append(line + '\n')
 
-  def replace(self, lines: list[str]) -> None:
-    """Makes `lines` the whole content, in one atomic step."""
-    self._waiting.clear()
+  def truncate(self, step: int) -> None:
+    """Drops the lines of later steps, in one atomic step.
+
+    A header without any other line goes too: columns may have changed.
+    """
+    header, kept = [], []
+    for number, line in enumerate(self.lines(), 1):
+      with formats.judging(self.path, f'line {number}'):
+        if line.startswith('step,'):
+          header = [line]
+        elif formats.step_of(line) <= step:
+          kept.append(line)
+    lines = header + kept if kept else []
     content = ''.join(line + '\n' for line in lines).encode()
-    if not self.path.exists() or self.path.read_bytes() != content:
+    if self.path.exists() and self.path.read_bytes() != content:
       _write(self.path, content)
     if self._remote is not None:
       self._remote = content
@@ -225,7 +235,7 @@ class Workdir:
     self._trackers.done = step
     with explaining(self.path):
       for file in self._files.values():
-        _truncate(file, step)
+        file.truncate(step)
       for picture in (self.path / SAMPLES).glob('*.png'):
         number = picture.stem.rpartition('_')[2]
         if number.isdecimal() and int(number) > step:
@@ -249,18 +259,6 @@ class Workdir:
     if self._writer:
       self.flush()
       self._trackers.close()
-
-
-def _truncate(file: GrowingFile, step: int) -> None:
-  header, kept = [], []
-  for number, line in enumerate(file.lines(), 1):
-    with formats.judging(file.path, f'line {number}'):
-      if line.startswith('step,'):
-        header = [line]
-      elif formats.step_of(line) <= step:
-        kept.append(line)
-  if kept or file.path.exists():
-    file.replace(header + kept if kept else [])
 
 
 def _write(path: epath.Path, content: bytes) -> None:
