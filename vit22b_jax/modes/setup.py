@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors, rules, tasks
-from vit22b_jax.data import catalog, devices, fingerprint
+from vit22b_jax.data import catalog, fingerprint, pipeline
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import (
   checkpoint,
@@ -51,7 +51,7 @@ class Run:
   watcher: preemption.Watcher
   manager: checkpoint.Manager
   recorder: records.Recorder
-  batches: devices.DeviceIterator
+  batches: pipeline.DeviceIterator
   saved_at: float = 0.0
   polls: int = 0
 

@@ -6,9 +6,9 @@
 
 Layout: `WORKDIR/checkpoints/STEP/{state,meta}`: the state's arrays, and a JSON
 object with format version, step, checksums and whatever the loop wants to find
-again: its position in the data, the config. Orbax restores a
-flipped byte without noticing, and believes a folder's number; so each array's
-checksum is saved with the step and compared on restore.
+again: its position in the data, the config. Orbax restores a flipped byte
+without noticing, and believes a folder's number; so each array's checksum is
+saved with the step and compared on restore.
 """
 
 import contextlib

@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from ml_collections import ConfigDict
 
 from vit22b_jax import durations
-from vit22b_jax.data import devices
+from vit22b_jax.data import pipeline
 from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import evaluators
@@ -195,14 +194,18 @@ class Task(abc.ABC):
     """Counts the steps in which every training image is seen about once."""
 
   @abc.abstractmethod
-  def host_batches(self, rows: Int[np.ndarray, ' b']) -> grain.DatasetIterator:
-    """Iterates without end over those rows of the training batches."""
+  def host_batches(
+    self, rows: Int[np.ndarray, ' b'], start: int
+  ) -> pipeline.Batches:
+    """Yields those rows of the training batches from a position on."""
 
-  def train_batches(self) -> devices.DeviceIterator:
+  def train_batches(self) -> pipeline.DeviceIterator:
     """Iterates without end over training batches on the devices."""
     placed = sharding.batch_sharding(self.mesh)
-    rows = devices.local_rows(placed, self.config.batch_size)
-    return devices.DeviceIterator(self.host_batches(rows), placed)
+    rows = pipeline.local_rows(placed, self.config.batch_size)
+    return pipeline.DeviceIterator(
+      lambda start: self.host_batches(rows, start), placed
+    )
 
   @property
   @abc.abstractmethod

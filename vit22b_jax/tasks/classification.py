@@ -150,7 +150,9 @@ class Classification(base.Task):
     """Counts the whole batches in the training part."""
     return pipeline.steps_per_epoch(self.data.train, self.config.batch_size)
 
-  def host_batches(self, rows: Int[np.ndarray, ' b']) -> pipeline.BatchIterator:
+  def host_batches(
+    self, rows: Int[np.ndarray, ' b'], start: int
+  ) -> pipeline.Batches:
     return pipeline.train_iterator(
       self.data.train,
       batch_size=self.config.batch_size,
@@ -158,6 +160,7 @@ class Classification(base.Task):
       sampling=self.config.data.sampling,
       workers=self.config.data.workers,
       rows=rows,
+      start=start,
     )
 
   @property

@@ -130,7 +130,9 @@ class CycleGAN(base.Task):
       self.data.train, self.config.batch_size, self.config.data.pairing
     )
 
-  def host_batches(self, rows: Int[np.ndarray, ' b']) -> pipeline.PairIterator:
+  def host_batches(
+    self, rows: Int[np.ndarray, ' b'], start: int
+  ) -> pipeline.Batches:
     return pipeline.pair_iterator(
       self.data.train,
       batch_size=self.config.batch_size,
@@ -138,6 +140,7 @@ class CycleGAN(base.Task):
       pairing=self.config.data.pairing,
       workers=self.config.data.workers,
       rows=rows,
+      start=start,
     )
 
   @property

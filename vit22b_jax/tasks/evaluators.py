@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 from ml_collections import ConfigDict
 
-from vit22b_jax.data import catalog, devices, pipeline, splits
+from vit22b_jax.data import catalog, pipeline, splits
 from vit22b_jax.report import scores
 from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
@@ -78,10 +78,10 @@ class Evaluator(abc.ABC):
       split,
       batch_size=self.batch_size,
       workers=self._workers,
-      rows=devices.local_rows(placement, self.batch_size),
+      rows=pipeline.local_rows(placement, self.batch_size),
     )
     for batch in batches:
-      placed = devices.place(batch, placement)
+      placed = pipeline.place(batch, placement)
       self.poll()
       yield placed
 
