@@ -272,7 +272,7 @@ def test_facts():
   }
 
 
-# --- Moments-----------------------------------------------------------------
+# --- Moments -----------------------------------------------------------------
 
 
 def test_moments_match_numpy():
@@ -294,11 +294,11 @@ def test_files_go_both_ways(tmp_path):
   with np.load(path) as file:  # as pytorch-fid reads it
     np.testing.assert_array_equal(file['mu'], found.mean)
     np.testing.assert_array_equal(file['sigma'], found.covariance)
-  back = fid.Moments.load(path, 4)
+  back = fid.Statistics.load(path, 4)
   np.testing.assert_array_equal(back.covariance, found.covariance)
   assert (back.count, back.facts) == (9, {'tap': 4})
   np.savez(path, mu=found.mean, sigma=found.covariance)  # as it writes it
-  back = fid.Moments.load(path)
+  back = fid.Statistics.load(path)
   assert (back.count, back.facts, back.features) == (None, {}, None)
 
 
@@ -339,15 +339,15 @@ def test_statistics_files_that_do_not_fit(arrays, message, tmp_path):
   path = tmp_path / 'x.npz'
   np.savez(path, **arrays)
   with pytest.raises(errors.UserError, match=message):
-    fid.Moments.load(path, 4)
+    fid.Statistics.load(path, 4)
 
 
 def test_statistics_files_that_are_none(tmp_path):
   with pytest.raises(errors.UserError, match='no statistics file'):
-    fid.Moments.load(tmp_path / 'x.npz')
+    fid.Statistics.load(tmp_path / 'x.npz')
   os.mkfifo(tmp_path / 'pipe.npz')  # to open it waits for ever
   with pytest.raises(errors.UserError, match='no statistics file'):
-    fid.Moments.load(tmp_path / 'pipe.npz')
+    fid.Statistics.load(tmp_path / 'pipe.npz')
   (tmp_path / 'x.npz').write_bytes(b'PK damaged')
   with pytest.raises(errors.UserError, match='is damaged'):
-    fid.Moments.load(tmp_path / 'x.npz')
+    fid.Statistics.load(tmp_path / 'x.npz')

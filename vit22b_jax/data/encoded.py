@@ -146,15 +146,15 @@ class Embedded(Records):
     return [[self._name, len(self)]]
 
 
-class Halves(Records):
+class Halves(Files):
   """The left (0) or right (1) half of each image; an odd column is dropped."""
 
-  def __init__(self, whole: Records, side: int):
-    super().__init__(whole.place, whole.labels())
-    self._whole, self._side = whole, side
+  def __init__(self, root: str, files: list[str], side: int):
+    super().__init__(root, files)
+    self._side = side
 
   def read(self, index: int) -> tuple[bytes, Label]:
-    data, label = self._whole.read(index)
+    data, label = super().read(index)
     try:
       image = decode.resized(data)
     except decode.CorruptImage as error:
@@ -164,14 +164,8 @@ class Halves(Records):
     start = 0 if self._side == 0 else image.shape[1] - width
     return decode.to_ppm(image[:, start : start + width]), label
 
-  def name(self, index: int) -> str:
-    return self._whole.name(index)
-
   def identity(self) -> list[Any]:
-    return [self._side, self._whole.identity()]
-
-  def listing(self) -> list[Any]:
-    return self._whole.listing()
+    return [self._side, super().identity()]
 
 
 def apply(

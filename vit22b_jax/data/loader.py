@@ -199,8 +199,8 @@ def _parts(
   straight = resize
   if resize.mode == 'resize_and_crop':
     straight = dataclasses.replace(resize, load=resize.crop)
-  centered = functools.partial(preprocess.centered, resize=straight)
-  whole = functools.partial(decode.resized, target=resize)
+  evaluated = functools.partial(decode.resized, target=straight)
+  trained = functools.partial(decode.resized, target=resize)
   crop = (resize.crop, resize.crop)
   fixed, varied = {}, {}
   every = {s: preprocess.sizes(part, resize) for s, part in found.items()}
@@ -211,12 +211,12 @@ def _parts(
     sizes = {*every[split]} - {None}
     train, rest = held.get(split, (None, None))
     fixed[f'{"test" if train is None else "val"}_{domain}'] = splits.LazySplit(
-      part, centered, crop, None, unreadable, rest
+      part, evaluated, crop, None, unreadable, rest
     )
     if train is not None:
       kind, size = (fixed, sizes.pop()) if len(sizes) == 1 else (varied, crop)
       kind[f'train_{domain}'] = splits.LazySplit(
-        part, whole, size, None, unreadable, train
+        part, trained, size, None, unreadable, train
       )
   return fixed, varied
 
@@ -293,7 +293,7 @@ def _decode_all(
         readable[row] = False
         corrupt.append(f'{part.name(row)} ({image})')
       else:
-        images[row] = image
+        images[row] = decode.crop(image, part.shape)
     if not readable.all():  # else spare the copy
       images = images[readable]
     arrays |= {

@@ -12,9 +12,6 @@
 
 import dataclasses
 
-import numpy as np
-from jaxtyping import UInt8
-
 from vit22b_jax import errors
 from vit22b_jax.data import decode, encoded
 
@@ -51,11 +48,6 @@ class Resize:
       height, width = size
       return round(height * self.load / width), self.load
     return size
-
-
-def centered(data: bytes, resize: Resize) -> UInt8[np.ndarray, 'S S 3']:
-  """Decodes and resizes an image, and crops its center."""
-  return decode.crop(decode.resized(data, resize), (resize.crop, resize.crop))
 
 
 def sizes(images: encoded.Records, resize: Resize) -> list[Size | None]:

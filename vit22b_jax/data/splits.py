@@ -25,7 +25,7 @@ Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 
 
 class Split:
-  """Those rows of a source of images that `indices` names; by default all.
+  """Those rows of a source of images that `indices` names.
 
   Attributes:
     indices: those rows.
@@ -35,15 +35,10 @@ class Split:
 
   decodes = True
 
-  def __init__(self, count: int, indices: Int[np.ndarray, ' N'] | None = None):
-    self.indices = np.arange(count) if indices is None else indices
-
   def __len__(self) -> int:
     return len(self.indices)
 
   def __getitem__(self, index: int) -> dict[str, Shaped[np.ndarray, '...']]:
-    if not -len(self) <= index < len(self):
-      raise IndexError(f'index {index} of a split of {len(self)} records')
     batch = self.gather(np.array([index]))
     return {key: batch[key][0] for key in batch if key != 'readable'}
 
@@ -82,7 +77,7 @@ class ArraySplit(Split):
     labels: encoded.Labels | None = None,
     image_size: int | None = None,
   ):
-    super().__init__(len(images))
+    self.indices = np.arange(len(images))
     self._images = np.asarray(images)  # A memory map indexes slower.
     self._labels = None
     if labels is not None:
@@ -160,7 +155,7 @@ class LazySplit(Split):
     unreadable: Unreadable,
     indices: Int[np.ndarray, ' N'] | None = None,
   ):
-    super().__init__(len(records), indices)
+    self.indices = np.arange(len(records)) if indices is None else indices
     self.records, self.decode, self.shape = records, decode, shape
     self.num_classes, self.unreadable = num_classes, unreadable
 

@@ -7,6 +7,6 @@ distances.measure(a, b)  # {'fid', 'kid', 'kid_stderr', 'num_a', 'num_b'}
 
 from vit22b_jax.fid import distances
 from vit22b_jax.fid.extractor import Extractor, Settings
-from vit22b_jax.fid.statistics import Moments, Statistics
+from vit22b_jax.fid.statistics import Statistics
 
-__all__ = ['Extractor', 'Moments', 'Settings', 'Statistics', 'distances']
+__all__ = ['Extractor', 'Settings', 'Statistics', 'distances']

@@ -27,8 +27,8 @@ _EPS = np.finfo(np.float64).eps
 
 
 def measure(
-  a: statistics.AnyStatistics,
-  b: statistics.AnyStatistics,
+  a: statistics.Statistics,
+  b: statistics.Statistics,
   *,
   num: str = 'all',
   kid_subsets: int = 100,
@@ -54,8 +54,8 @@ def measure(
 
 
 def select(
-  a: statistics.AnyStatistics, b: statistics.AnyStatistics, num: str
-) -> tuple[statistics.AnyStatistics, statistics.AnyStatistics]:
+  a: statistics.Statistics, b: statistics.Statistics, num: str
+) -> tuple[statistics.Statistics, statistics.Statistics]:
   """Returns 'all' images, or of both sets the first 'min' (the fewer's number).
 
   The paper's Table 2 does the latter.
@@ -71,7 +71,7 @@ def select(
   return a.first(count), b.first(count)
 
 
-def frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
+def frechet(a: statistics.Statistics, b: statistics.Statistics) -> float:
   """Computes |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2).
 
   https://arxiv.org/abs/1706.08500, Eq. 6. Covariances of fewer images than
@@ -110,7 +110,7 @@ def _warn_of_few(count: int, width: int) -> None:
   )
 
 
-def _frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
+def _frechet(a: statistics.Statistics, b: statistics.Statistics) -> float:
   mean = np.square(a.mean - b.mean).sum()
   variance = np.trace(a.covariance) + np.trace(b.covariance)
   distance = float(mean + variance - 2 * _root_trace(a, b))
@@ -118,9 +118,7 @@ def _frechet(a: statistics.AnyStatistics, b: statistics.AnyStatistics) -> float:
   return distance if distance > rounding else 0.0
 
 
-def _root_trace(
-  a: statistics.AnyStatistics, b: statistics.AnyStatistics
-) -> float:
+def _root_trace(a: statistics.Statistics, b: statistics.Statistics) -> float:
   """Computes tr (S_a S_b)^1/2, the sum of S_a S_b's eigenvalues' roots.
 
   With S = X^T X / (N - 1) these are the singular values of X_a X_b^T, which are
@@ -130,7 +128,8 @@ def _root_trace(
   """
   counts = [len(s.features) for s in (a, b) if s.features is not None]
   if len(counts) == 2 and min(counts) < len(a.mean):
-    values = np.linalg.svd(a.centered @ b.centered.T, compute_uv=False)
+    x, y = (s.features - s.mean for s in (a, b))
+    values = np.linalg.svd(x @ y.T, compute_uv=False)
     return values.sum() / np.sqrt((a.count - 1) * (b.count - 1))
   values, vectors = np.linalg.eigh(a.covariance)
   real = values > _noise(values)

@@ -2,7 +2,7 @@
 
 statistics = Statistics.of(features)
 statistics.mean, statistics.covariance
-Moments.load('photos.npz')        # of pytorch-fid, or of `to_bytes`
+Statistics.load('photos.npz')     # of pytorch-fid, or of `to_bytes`
 
 >>> found = Statistics.of(np.arange(12).reshape(6, 2))
 >>> found.count, found.mean.tolist(), found.covariance[0, 1].item()
@@ -10,7 +10,6 @@ Moments.load('photos.npz')        # of pytorch-fid, or of `to_bytes`
 """
 
 import dataclasses
-import functools
 import io
 import json
 from typing import Any
@@ -31,13 +30,23 @@ _ROUNDING = 1e-5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-  """Holds features of a set of images, in order; moments are float64."""
+  """Holds mean and unbiased covariance of a set of images, float64.
 
-  features: Float[np.ndarray, 'N D']
+  Attributes:
+    count: of images; None when a file doesn't say.
+    features: of the images in order, float32; a file has none.
+    facts: what `to_bytes` was given (tap, resize, ...); {} for others' files.
+  """
+
+  mean: Float[np.ndarray, ' D']
+  covariance: Float[np.ndarray, 'D D']
+  count: int | None
+  features: Float[np.ndarray, 'N D'] | None = None
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def of(cls, features: Float[np.ndarray, 'N D']) -> 'Statistics':
-    """Takes features as float32.
+    """Takes features as float32; moments of fewer than two images are zeros.
 
     Raises:
       UserError: a feature isn't finite.
@@ -50,51 +59,13 @@ class Statistics:
         'infinite: the images themselves are (a generator that diverged?), or '
         'the weights are damaged.'
       )
-    return cls(x)
-
-  @property
-  def count(self) -> int:
-    """Number of images."""
-    return len(self.features)
-
-  def first(self, count: int) -> 'Statistics':
-    """Returns the statistics of the first `count` images."""
-    return Statistics(self.features[:count])
-
-  @functools.cached_property
-  def mean(self) -> Float[np.ndarray, ' D']:
-    """Mean of each feature, float64."""
-    return self.features.mean(axis=0, dtype=np.float64)
-
-  @functools.cached_property
-  def covariance(self) -> Float[np.ndarray, 'D D']:
-    """Unbiased covariance, float64; needs two images."""
-    centered = self.centered
-    return centered.T @ centered / (self.count - 1)
-
-  @property
-  def centered(self) -> Float[np.ndarray, 'N D']:
-    """Features less their means, float64."""
-    return self.features - self.mean
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moments:
-  """Holds mean and unbiased covariance alone, float64, as a file does.
-
-  Attributes:
-    count: of images; None when the file doesn't say.
-    facts: what `to_bytes` was given (tap, resize, ...); empty for others'.
-  """
-
-  mean: Float[np.ndarray, ' D']
-  covariance: Float[np.ndarray, 'D D']
-  count: int | None
-  facts: dict[str, Any]
-  features: None = None
+    mean = x.sum(axis=0, dtype=np.float64) / max(len(x), 1)
+    centered = x - mean
+    covariance = centered.T @ centered / max(len(x) - 1, 1)
+    return cls(mean, covariance, len(x), x)
 
   @classmethod
-  def load(cls, path: epath.PathLike, width: int | None = None) -> 'Moments':
+  def load(cls, path: epath.PathLike, width: int | None = None) -> 'Statistics':
     """Reads an `.npz` with `mu` [D] and `sigma` [D, D], such as pytorch-fid's.
 
     Raises:
@@ -120,14 +91,16 @@ class Moments:
         f'{len(mean)} or make them anew.'
       )
     wide = (x.astype(np.float64) for x in (mean, covariance))
-    return cls(*wide, *_read_facts(path, arrays.get(_FACTS)))
+    count, facts = _read_facts(path, arrays.get(_FACTS))
+    return cls(*wide, count, facts=facts)
+
+  def first(self, count: int) -> 'Statistics':
+    """Returns the statistics of the first `count` images."""
+    return Statistics.of(self.features[:count])
 
 
-AnyStatistics = Statistics | Moments
-
-
-def to_bytes(statistics: AnyStatistics, facts: dict[str, Any]) -> bytes:
-  """Returns an `.npz` file for `Moments.load`, pytorch-fid and clean-fid.
+def to_bytes(statistics: Statistics, facts: dict[str, Any]) -> bytes:
+  """Returns an `.npz` file for `Statistics.load`, pytorch-fid and clean-fid.
 
   JSON-able `facts` say how they were computed; others ignore them.
   """

@@ -34,7 +34,7 @@ _FACTS = ('resize', 'quantize', 'weights_sha256')
 _SIDES = ('a', 'b')
 
 OpenGenerator = Callable[[str, str], image_sources.Batches]
-Sets = dict[str, image_sources.Source | statistics.Moments]  # by side
+Sets = dict[str, image_sources.Source | statistics.Statistics]  # by side
 
 
 def run(
@@ -120,7 +120,7 @@ def _open(
   side: str,
   settings: extractor.Settings,
   open_generator: OpenGenerator,
-) -> image_sources.Source | statistics.Moments:
+) -> image_sources.Source | statistics.Statistics:
   spec = config[side]
   if not spec:
     raise errors.UserError(
@@ -138,7 +138,9 @@ def _open(
       f'and {side}={spec} has their statistics alone: give the images, or '
       'leave infinity out.'
     )
-  found = statistics.Moments.load(epath.Path(spec).expanduser(), settings.tap)
+  found = statistics.Statistics.load(
+    epath.Path(spec).expanduser(), settings.tap
+  )
   _validate_same(spec, found.facts, 'resize', settings.resize)
   _validate_same(spec, found.facts, 'quantize', settings.quantize)
   if missing := ', '.join(key for key in _FACTS if key not in found.facts):
@@ -157,12 +159,12 @@ def _open(
 
 def _statistics(
   config: ConfigDict, settings: extractor.Settings, sets: Sets
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, statistics.AnyStatistics]]:
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, statistics.Statistics]]:
   """Returns what belongs beside the distance and each side, and statistics."""
   files = {
     side: one.facts
     for side, one in sets.items()
-    if isinstance(one, statistics.Moments)
+    if isinstance(one, statistics.Statistics)
   }
   if len(files) < len(sets):
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))

@@ -96,7 +96,7 @@ def find_domains(path: str, paired: bool) -> dict[str, encoded.Records]:
     )
   whole = _images(root, folders, ('train', 'test'), _PAIRS_LAYOUT)
   return {
-    f'{split}{"AB"[side]}': encoded.Halves(images, side)
+    f'{split}{"AB"[side]}': encoded.Halves(images.place, images.files, side)
     for split, images in whole.items()
     for side in range(2)
   }
