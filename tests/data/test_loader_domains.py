@@ -17,7 +17,6 @@ from tests.helpers import data_fixtures
 from vit22b_jax import errors
 from vit22b_jax.data import (
   catalog,
-  dataset_info,
   loader,
   pipeline,
   splits,
@@ -417,7 +416,7 @@ def test_pairs_stay_together(tmp_path, mode, cache_max_gb, beside):
     batch = next(iterator)
     np.testing.assert_array_equal(batch['a'], 255 - batch['b'])
   iterator.close()
-  info = dataset_info.of_domains(f'folder:{root}', paired=True)
+  info = catalog.count_domains(f'folder:{root}', paired=True)
   assert (len(info.train.a), len(info.val.b), len(info.test.a)) == (9, 2, 3)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.helpers import data_fixtures
 from vit22b_jax import errors
-from vit22b_jax.data import dataset_info, fingerprint, loader, pipeline
+from vit22b_jax.data import catalog, fingerprint, loader, pipeline
 
 FILES = ('a.png', 'b/c.png', 'd.png', 'e.png', 'f.png', 'g.png', 'h.png')
 LABELS = ('1,0,1', '0,0,0', '1,1,1', '0,1,0', '0,0,1', '1,0,0', '0,1,1')
@@ -69,7 +69,7 @@ def test_labels_stay_with_their_images(root, cache_max_gb):
   batch = next(pipeline.train_iterator(data.train, batch_size=4, seed=0))
   assert batch['label'].shape == (4, 3)
   assert batch['label'].dtype == np.float32
-  counted = dataset_info.of_classes(f'folder:{root}', val_fraction=0.3)
+  counted = catalog.count_classes(f'folder:{root}', val_fraction=0.3)
   assert counted.multi_label and len(counted.train) == 5
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,10 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from vit22b_jax.data import cache
 from vit22b_jax.fid import inception_resize, inception_weights, statistics
 from vit22b_jax.models import inception
-from vit22b_jax.runtime import console
 
 TAPS = tuple(int(tap) for tap in inception.TAPS if tap.isdigit())
 
@@ -113,36 +111,6 @@ class Extractor:
     found = {'tap': s.tap, 'resize': s.resize, 'quantize': s.quantize}
     weights = {'weights_sha256': self.weights_sha256}
     return found | weights | {'calibrated': self.calibrated}
-
-  def cached_statistics(
-    self,
-    place: str,
-    identity: Any,
-    batches: Callable[[], Iterable[Batch]],
-    name: str = '',
-  ) -> statistics.Statistics:
-    """Looks statistics up in the cache on disk, or computes and keeps them.
-
-    Args:
-      place: where the images are; of a place, the last identity is kept.
-      identity: changes when the images do, JSON-able; None for what is not to
-        be cached.
-      batches: gives the images, as `statistics` takes them.
-      name: of the set, to say where its features are found; '' says nothing.
-    """
-    # Several processes must agree on what they compute, so all compute it.
-    if identity is None or jax.process_count() > 1:
-      return self.statistics(batches())
-    facts = self.facts()
-    path = cache.folder('fid', f'{place}?{sorted(facts.items())}', identity)
-    kept = cache.read(path)
-    if kept is not None:
-      if name:
-        console.say(f'{name}: features from {path}')
-      return statistics.Statistics.of(np.array(kept[0]['features']))
-    found = self.statistics(batches())
-    cache.write(path, {'features': found.features}, facts)
-    return found
 
   def statistics(self, batches: Iterable[Batch]) -> statistics.Statistics:
     """Computes the statistics of all images of some batches.

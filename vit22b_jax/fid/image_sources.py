@@ -1,7 +1,7 @@
 """Opens what a comparison names: a folder, a TFDS split, a run's generator.
 
     source = image_sources.find('tfds:cycle_gan/monet2photo:testA', dir='...')
-    for batch in source.batches(16): ...
+    statistics = source.statistics(extractor)
 
 Images come as they are, of whatever size, in batches for `Extractor`.
 """
@@ -17,9 +17,10 @@ import numpy as np
 from etils import epath
 
 from vit22b_jax import errors
-from vit22b_jax.data import decode, encoded
+from vit22b_jax.data import cache, decode, encoded
 from vit22b_jax.data.readers import folders, tfds
-from vit22b_jax.fid import extractor
+from vit22b_jax.fid import extractor, statistics
+from vit22b_jax.runtime import console
 
 FORMS = (
   "a folder of images, 'tfds:NAME:SPLIT' (such as "
@@ -34,10 +35,12 @@ Batches = Iterator[extractor.Batch]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Names a set of images as the user wrote it, and opens it.
+  """Opens a set of images.
 
   Attributes:
+    name: as the user wrote it; '' says nothing of its features' place.
     batches: the images in batches of a size, from the start.
+    place: where the images are; of a place, the last identity is cached.
     identity: changes when the images do, JSON-able; None for what is not to be
       cached.
   """
@@ -46,6 +49,23 @@ class Source:
   batches: Callable[[int], Batches]
   place: str = ''
   identity: Any = None
+
+  def statistics(self, features: extractor.Extractor) -> statistics.Statistics:
+    """Finds the images' statistics in the cache on disk, or computes them."""
+    # Several processes must agree on what they compute, so all compute it.
+    if self.identity is None or jax.process_count() > 1:
+      return features.statistics(self.batches(features.batch_size))
+    facts = features.facts()
+    place = f'{self.place}?{sorted(facts.items())}'
+    path = cache.folder('fid', place, self.identity)
+    kept = cache.read(path)
+    if kept is not None:
+      if self.name:
+        console.say(f'{self.name}: features from {path}')
+      return statistics.Statistics.of(np.array(kept[0]['features']))
+    found = features.statistics(self.batches(features.batch_size))
+    cache.write(path, {'features': found.features}, facts)
+    return found
 
 
 def find(

@@ -178,14 +178,7 @@ def _statistics(
     if digest := facts['weights_sha256']:
       _validate_same(config[side], theirs, 'weights_sha256', digest)
   found = {
-    side: one
-    if side in files
-    else features.cached_statistics(
-      one.place,
-      one.identity,
-      lambda source=one: source.batches(features.batch_size),
-      one.name,
-    )
+    side: one if side in files else one.statistics(features)
     for side, one in sets.items()
   }
   return facts, {side: files.get(side, facts) for side in sets}, found

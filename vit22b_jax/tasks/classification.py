@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors
-from vit22b_jax.data import augment, catalog, dataset_info, loader, pipeline
+from vit22b_jax.data import augment, catalog, loader, pipeline
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import flops, sharding
 from vit22b_jax.tasks import base, evaluators
@@ -142,7 +142,7 @@ class Classification(base.Task):
   @staticmethod
   def dataset_info(config: ConfigDict) -> catalog.Dataset:
     data = config.data
-    return dataset_info.of_classes(
+    return catalog.count_classes(
       data.name, dir=data.dir, val_fraction=data.val_fraction
     )
 

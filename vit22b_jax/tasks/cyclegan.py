@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
-from vit22b_jax.data import augment, catalog, dataset_info, loader, pipeline
+from vit22b_jax.data import augment, catalog, loader, pipeline
 from vit22b_jax.fid import image_sources
 from vit22b_jax.models import kernels
 from vit22b_jax.report import samples
@@ -117,7 +117,7 @@ class CycleGAN(base.Task):
   @staticmethod
   def dataset_info(config: ConfigDict) -> catalog.Dataset:
     data = config.data
-    return dataset_info.of_domains(
+    return catalog.count_domains(
       data.name,
       dir=data.dir,
       paired=data.pairing == 'paired',

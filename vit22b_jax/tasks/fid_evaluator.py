@@ -229,9 +229,10 @@ class FidEvaluator(evaluators.Evaluator):
     """Returns those of the images themselves, which are computed once."""
     if (part, domain) not in self._real:
       identity = _identity(getattr(getattr(self.data, part), domain))
-      self._real[part, domain] = self._extractor.cached_statistics(
-        str(identity), identity, lambda: self._batches(part, domain)
+      source = image_sources.Source(
+        '', lambda _: self._batches(part, domain), str(identity), identity
       )
+      self._real[part, domain] = source.statistics(self._extractor)
     return self._real[part, domain]
 
 
