@@ -72,7 +72,7 @@ def load_classes(
   }
   if stored:
     opened = _in_memory(
-      name, f'{name}-{stored}px', found, names, opened, unreadable, image_size
+      name, f'{name}-{stored}px', found, opened, unreadable, image_size
     )
     if unreadable.names and not found['train'].multi_label:
       _validate_classes(name, found, opened, names)
@@ -230,8 +230,7 @@ def _domains_in_memory(
 ) -> dict[str, splits.ArraySplit]:
   """Decodes parts of domains; `kind` names what else their pixels depend on."""
   title = f'{name.removeprefix("folder:")}-{kind}'
-  indices = [part.indices.tolist() for part in fixed.values()]
-  kept = _in_memory(name, title, found, indices, fixed, unreadable)
+  kept = _in_memory(name, title, found, fixed, unreadable)
   for key, split in kept.items():
     least = 1 if key.startswith('train') else catalog.LEAST
     catalog.validate_count(name, f'{key} (readable)', len(split), least)
@@ -242,19 +241,19 @@ def _in_memory(
   name: str,
   title: str,
   found: catalog.Found,
-  choices: Any,
   parts: Mapping[str, splits.LazySplit],
   unreadable: splits.Unreadable,
   image_size: int | None = None,
 ) -> dict[str, splits.ArraySplit]:
   """Decodes splits, without corrupt images, or finds them in the cache.
 
-  `title` and `choices` are what `parts` depend on beside the files of `found`;
-  records have the side `image_size` where images are stored smaller.
+  `title` is what their pixels depend on beside the files of `found`; records
+  have the side `image_size` where images are stored smaller.
   """
+  indices = [part.indices.tolist() for part in parts.values()]
   files = {split: part.identity() for split, part in found.items()}
   place = next(iter(found.values())).place
-  path = cache.folder(title, place, [choices, files])
+  path = cache.folder(title, place, [indices, files])
   kept = cache.read(path)
   if kept is None:
     if sum(part.num_bytes for part in parts.values()) > _WORTH_SAYING:

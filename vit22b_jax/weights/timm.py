@@ -56,35 +56,27 @@ def _norm(path: str, name: str, model: vit.ViT, size: int) -> Iterator[Entry]:
     yield Entry(None, (f'{name}.bias',), np.asarray, lambda _: (zeros,))
 
 
-def group(rows: np.ndarray, parts: int, heads: int) -> np.ndarray:
-  """Rows (part, head, unit), ... -> [heads, parts * units], ..."""
-  rest = rows.shape[1:]
-  rows = rows.reshape(parts, heads, -1, *rest)
-  return np.moveaxis(rows, 0, 1).reshape(heads, -1, *rest)
+def _by_head(path: str, name: str, order: np.ndarray) -> Entry:
+  """Weight [R, D] or bias [R] -> [D, N, U] or [N, U], of rows order [N, U]."""
+  undo = np.argsort(order, axis=None)
+
+  def load(rows):
+    columns = rows.T
+    # Other numbers of rows are a ValueError, which indexing need not notice.
+    columns = columns.reshape(*columns.shape[:-1], order.size)
+    return columns[..., order]
+
+  def save(array):
+    return array.reshape(*array.shape[:-2], -1)[..., undo].T
+
+  return _entry(path, name, load, save)
 
 
-def ungroup(grouped: np.ndarray, parts: int) -> np.ndarray:
-  """Undoes `group`."""
-  heads, units, *rest = grouped.shape
-  rows = grouped.reshape(heads, parts, units // parts, *rest)
-  return np.moveaxis(rows, 1, 0).reshape(-1, *rest)
-
-
-def _qkv(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
-  n = model.num_heads
-  yield _entry(
-    f'{path}/kernel',
-    f'{name}.weight',
-    lambda rows: np.moveaxis(group(rows, 3, n), -1, 0),
-    lambda kernel: ungroup(np.moveaxis(kernel, 0, -1), 3),
-  )
-  if model.qkv_bias:
-    yield _entry(
-      f'{path}/bias',
-      f'{name}.bias',
-      lambda rows: group(rows, 3, n),
-      lambda bias: ungroup(bias, 3),
-    )
+def _qkv_order(model: vit.ViT) -> np.ndarray:
+  """Returns which of the rows [q, k, v] belong to each head, [N, 3K]."""
+  heads = model.num_heads
+  rows = np.arange(3 * heads * model.head_dim).reshape(3, heads, -1)
+  return rows.swapaxes(0, 1).reshape(heads, -1)
 
 
 def _heads_to_rows(columns: np.ndarray, heads: int) -> np.ndarray:
@@ -105,7 +97,10 @@ def _qk_norms(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
 def _sequential(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
   n, d = model.num_heads, model.width
   yield from _norm(f'{path}/attn_in_norm', f'{name}.norm1', model, d)
-  yield from _qkv(f'{path}/qkv', f'{name}.attn.qkv', model)
+  order = _qkv_order(model)
+  yield _by_head(f'{path}/qkv/kernel', f'{name}.attn.qkv.weight', order)
+  if model.qkv_bias:
+    yield _by_head(f'{path}/qkv/bias', f'{name}.attn.qkv.bias', order)
   yield from _qk_norms(path, f'{name}.attn', model)
   yield _entry(
     f'{path}/attn_out/kernel',
@@ -120,16 +115,10 @@ def _sequential(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
 
 
 def _parallel(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
-  n, f, cut = model.num_heads, model.mlp_dim, 3 * model.head_dim
-
-  def to_heads(rows):
-    """Rows [mlp, q, k, v] -> [N, units, ...] with a head's [q, k, v, mlp]."""
-    return np.concatenate([group(rows[f:], 3, n), group(rows[:f], 1, n)], 1)
-
-  def to_rows(grouped):
-    """Undoes `to_heads`."""
-    mlp, qkv = grouped[:, cut:], grouped[:, :cut]
-    return np.concatenate([ungroup(mlp, 1), ungroup(qkv, 3)])
+  n = model.num_heads
+  # timm's rows are [mlp, q, k, v], ours of each head [q, k, v, mlp].
+  mlp = np.arange(model.mlp_dim).reshape(n, -1)
+  order = np.concatenate([mlp.size + _qkv_order(model), mlp], axis=1)
 
   def split(kernel):
     """Attention's and the MLP's rows as two weights."""
@@ -137,17 +126,11 @@ def _parallel(path: str, name: str, model: vit.ViT) -> Iterator[Entry]:
     return _rows_to_heads(kernel[:, :k]), _rows_to_heads(kernel[:, k:])
 
   yield from _norm(f'{path}/in_norm', f'{name}.in_norm', model, model.width)
-  yield _entry(
-    f'{path}/in_proj/kernel',
-    f'{name}.in_proj.weight',
-    lambda rows: np.moveaxis(to_heads(rows), -1, 0),
-    lambda kernel: to_rows(np.moveaxis(kernel, 0, -1)),
-  )
-  bias = f'{path}/in_proj/bias'
+  yield _by_head(f'{path}/in_proj/kernel', f'{name}.in_proj.weight', order)
   if model.qkv_bias:
-    yield _entry(bias, f'{name}.in_proj.bias', to_heads, to_rows)
+    yield _by_head(f'{path}/in_proj/bias', f'{name}.in_proj.bias', order)
   else:
-    yield _entry(bias, f'{name}.mlp_bias', lambda b: b.reshape(n, -1), np.ravel)
+    yield _by_head(f'{path}/in_proj/bias', f'{name}.mlp_bias', mlp)
   yield from _qk_norms(path, name, model)
   outputs = [f'{name}.{which}_out_proj' for which in ('attn', 'mlp')]
   yield Entry(
