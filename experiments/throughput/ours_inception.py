@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit22b_jax import fid
-from vit22b_jax.fid import inception_weights
+from vit22b_jax.fid import extractor, inception_weights
 
 SEED = 0  # of the weights, the same on both sides
 
@@ -21,12 +20,12 @@ def training_step(tap: int, batch_size: int) -> tuple[Callable[[], float], int]:
     The step, which returns the mean of the features, and the number of
     parameters in PyTorch's file that they need.
   """
-  settings = fid.Settings(f'random:{SEED}', tap, resize='tf1')
-  extractor = fid.Extractor(settings, batch_size)
+  settings = extractor.Settings(f'random:{SEED}', tap, resize='tf1')
+  inception = extractor.Extractor(settings, batch_size)
   batch = {'image': images(batch_size)}
 
   def step() -> float:
-    (features,) = extractor.features(batch)
+    (features,) = inception.features(batch)
     return float(features.mean())
 
   shapes = inception_weights.shapes((str(tap),)).values()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.helpers import golden_params
-from vit22b_jax import errors, fid
-from vit22b_jax.fid import distances
+from vit22b_jax import errors
+from vit22b_jax.fid import distances, statistics
 
 GOLDEN, _ = golden_params.load('inception_fid')
 
@@ -15,7 +15,9 @@ def of(x, *, keep_features=True):
   x = np.asarray(x)
   mean = x.sum(axis=0) / max(len(x), 1)
   covariance = (x - mean).T @ (x - mean) / max(len(x) - 1, 1)
-  return fid.Statistics(mean, covariance, len(x), x if keep_features else None)
+  return statistics.Statistics(
+    mean, covariance, len(x), x if keep_features else None
+  )
 
 
 @pytest.fixture
@@ -140,7 +142,9 @@ def test_jackknife_leaves_each_image_out_once():
 
 def test_all_or_as_many_of_both():
   rng = np.random.default_rng(0)
-  a, b = (fid.Statistics.of(rng.standard_normal((n, 3))) for n in (30, 20))
+  a, b = (
+    statistics.Statistics.of(rng.standard_normal((n, 3))) for n in (30, 20)
+  )
   found = distances.measure(a, b)
   assert list(found) == ['fid', 'kid', 'kid_stderr', 'num_a', 'num_b']
   assert (found['num_a'], found['num_b']) == (30, 20)
@@ -149,7 +153,7 @@ def test_all_or_as_many_of_both():
   assert (
     least['fid'] == distances.measure(a.first(20), b)['fid'] != found['fid']
   )
-  moments = fid.Statistics(b.mean, b.covariance, None)
+  moments = statistics.Statistics(b.mean, b.covariance, None)
   one_sided = distances.measure(a, moments)
   assert one_sided['fid'] == pytest.approx(found['fid'])
   assert one_sided['kid'] is one_sided['num_b'] is None
@@ -192,6 +196,6 @@ def test_extrapolation_needs_images():
     errors.UserError, match=r'16 images at least.*set b has 15'
   ):
     distances.extrapolate(enough, few)
-  moments = fid.Statistics(few.mean, few.covariance, None)
+  moments = statistics.Statistics(few.mean, few.covariance, None)
   with pytest.raises(errors.UserError, match='set a has moments'):
     distances.extrapolate(moments, few)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from tests.helpers import golden_params
-from vit22b_jax import errors, fid
+from vit22b_jax import errors
 from vit22b_jax.fid import (
   extractor,
   inception_resize,
@@ -97,8 +97,8 @@ def test_torch_mode_is_pytorch_fid_by_definition():
   params = inception_weights.load('random:1', ('64',)).params
   inputs = 128 * (1 + expected.astype(np.float32))  # (x - 128)/128 of which
   features = model.apply({'params': params}, inputs[None])['64']
-  settings = fid.Settings('random:1', tap=64, resize='torch')
-  found = fid.Extractor(settings, 1)
+  settings = extractor.Settings('random:1', tap=64, resize='torch')
+  found = extractor.Extractor(settings, 1)
   for images in (image[None], [image, image[:9]]):  # on the device, on the host
     ours = next(found.features({'image': images}))
     np.testing.assert_allclose(ours, features, rtol=2e-5, atol=1e-5)
@@ -118,7 +118,7 @@ def test_torch_mode_is_pytorch_fid_by_definition():
 def test_quantizing(quantize, expected):
   values = np.array([-0.6, 1.6, 2.4, 2.6, 255.4], np.float32)
   images = np.broadcast_to(values[:, None, None, None], (5, 299, 299, 3))
-  settings = fid.Settings(quantize=quantize, resize='tf1')
+  settings = extractor.Settings(quantize=quantize, resize='tf1')
   found = extractor.prepare(jnp.asarray(images), settings)
   np.testing.assert_allclose(found[:, 7, 5, 1], expected, rtol=1e-6)
 
@@ -126,7 +126,7 @@ def test_quantizing(quantize, expected):
 def test_uint8_images_need_no_quantizing():
   images = RNG.integers(0, 256, (1, 299, 299, 3), np.uint8)
   for quantize in ('round', 'truncate', 'none'):
-    settings = fid.Settings(quantize=quantize, resize='torch')
+    settings = extractor.Settings(quantize=quantize, resize='torch')
     found = extractor.prepare(jnp.asarray(images), settings)
     np.testing.assert_array_equal(found, images)
 
@@ -138,7 +138,9 @@ IMAGES = RNG.integers(0, 256, (7, 32, 40, 3), np.uint8)
 
 @functools.cache
 def one_device():
-  return fid.Extractor(fid.Settings('random:1', tap=64), batch_size=4)
+  return extractor.Extractor(
+    extractor.Settings('random:1', tap=64), batch_size=4
+  )
 
 
 @functools.cache
@@ -202,7 +204,7 @@ def test_devices_share_the_batches():
   devices = np.array(jax.devices())
   assert len(devices) == 8
   mesh = Mesh(devices.reshape(4, 2, 1), ('data', 'fsdp', 'tensor'))
-  found = fid.Extractor(fid.Settings('random:1', tap=64), 3, mesh)
+  found = extractor.Extractor(extractor.Settings('random:1', tap=64), 3, mesh)
   assert found.batch_size == 8  # a multiple of the devices
   assert_same(found.statistics([{'image': IMAGES}]), reference())
   placed = next(iter(found._cut(IMAGES)))
@@ -216,11 +218,10 @@ import jax
 rank, port, folder, out = sys.argv[1:]
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(rank))
 import numpy as np
-from vit22b_jax import fid
-from vit22b_jax.fid import image_sources
+from vit22b_jax.fid import extractor, image_sources
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
 assert mesh.size == 2
-features = fid.Extractor(fid.Settings('random:1', tap=64), 4, mesh)
+features = extractor.Extractor(extractor.Settings('random:1', tap=64), 4, mesh)
 source = image_sources.find(folder, dir='', open_generator=None)
 found = features.statistics(source.batches(features.batch_size))
 np.save(out, found.features)
@@ -277,7 +278,7 @@ def test_facts():
 
 def test_moments_match_numpy():
   x = RNG.standard_normal((101, 5)).astype(np.float32) * 3 + 100
-  found = fid.Statistics.of(x)
+  found = statistics.Statistics.of(x)
   wide = x.astype(np.float64)
   np.testing.assert_allclose(found.mean, wide.mean(axis=0), rtol=1e-12)
   expected = np.cov(wide, rowvar=False)
@@ -288,17 +289,17 @@ def test_moments_match_numpy():
 
 
 def test_files_go_both_ways(tmp_path):
-  found = fid.Statistics.of(RNG.standard_normal((9, 4)))
+  found = statistics.Statistics.of(RNG.standard_normal((9, 4)))
   path = tmp_path / 'x.npz'
   path.write_bytes(statistics.to_bytes(found, {'tap': 4}))
   with np.load(path) as file:  # as pytorch-fid reads it
     np.testing.assert_array_equal(file['mu'], found.mean)
     np.testing.assert_array_equal(file['sigma'], found.covariance)
-  back = fid.Statistics.load(path, 4)
+  back = statistics.Statistics.load(path, 4)
   np.testing.assert_array_equal(back.covariance, found.covariance)
   assert (back.count, back.facts) == (9, {'tap': 4})
   np.savez(path, mu=found.mean, sigma=found.covariance)  # as it writes it
-  back = fid.Statistics.load(path)
+  back = statistics.Statistics.load(path)
   assert (back.count, back.facts, back.features) == (None, {}, None)
 
 
@@ -339,15 +340,15 @@ def test_statistics_files_that_do_not_fit(arrays, message, tmp_path):
   path = tmp_path / 'x.npz'
   np.savez(path, **arrays)
   with pytest.raises(errors.UserError, match=message):
-    fid.Statistics.load(path, 4)
+    statistics.Statistics.load(path, 4)
 
 
 def test_statistics_files_that_are_none(tmp_path):
   with pytest.raises(errors.UserError, match='no statistics file'):
-    fid.Statistics.load(tmp_path / 'x.npz')
+    statistics.Statistics.load(tmp_path / 'x.npz')
   os.mkfifo(tmp_path / 'pipe.npz')  # to open it waits for ever
   with pytest.raises(errors.UserError, match='no statistics file'):
-    fid.Statistics.load(tmp_path / 'pipe.npz')
+    statistics.Statistics.load(tmp_path / 'pipe.npz')
   (tmp_path / 'x.npz').write_bytes(b'PK damaged')
   with pytest.raises(errors.UserError, match='is damaged'):
-    fid.Statistics.load(tmp_path / 'x.npz')
+    statistics.Statistics.load(tmp_path / 'x.npz')

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 from tests.helpers import golden_params
-from vit22b_jax import fid
-from vit22b_jax.fid import distances, inception_resize, inception_weights
+from vit22b_jax.fid import (
+  distances,
+  extractor,
+  inception_resize,
+  inception_weights,
+)
 from vit22b_jax.models import inception
 
 pytestmark = [
@@ -64,8 +68,8 @@ def nchw(torch, batch):
 
 
 def ours(path, tap, *sets):
-  settings = fid.Settings(path, tap, resize='tf1')
-  features = fid.Extractor(settings, batch_size=16)
+  settings = extractor.Settings(path, tap, resize='tf1')
+  features = extractor.Extractor(settings, batch_size=16)
   return [features.statistics([{'image': images}]) for images in sets]
 
 
@@ -144,7 +148,9 @@ def test_features_of_pytorch_fid(torch, path, tap, monkeypatch):
     pytorch_fid_features(torch, path, monkeypatch, tap, batch)
     for batch in (a, b)
   ]
-  features = fid.Extractor(fid.Settings(path, tap, resize='torch'), 16)
+  features = extractor.Extractor(
+    extractor.Settings(path, tap, resize='torch'), 16
+  )
   found = [features.statistics([{'image': batch}]) for batch in (a, b)]
   for ours_, peer in zip(found, expected, strict=True):
     assert np.abs(ours_.features - peer).max() < 1e-5 * np.abs(peer).max()

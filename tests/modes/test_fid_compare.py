@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import fid as config_file
 from tests.helpers import data_fixtures
-from vit22b_jax import errors, fid
+from vit22b_jax import errors
 from vit22b_jax.data.readers import walk
 from vit22b_jax.fid import (
   distances,
@@ -78,7 +78,7 @@ def test_two_folders(folder, tmp_path, capsys):
   assert 'uncalibrated' in printed
   assert f'FID {result["fid"]:.6g}' in printed
   # The same by hand; files in sorted order.
-  features = fid.Extractor(fid.Settings('random:0', 64))
+  features = extractor.Extractor(extractor.Settings('random:0', 64))
   statistics = [
     features.statistics(
       [{'image': [np.asarray(Image.open(f)) for f in walk.find_images(path)]}]
@@ -155,7 +155,7 @@ def test_files_of_others_are_of_unknown_weights(tmp_path, capsys, caplog):
 def test_one_side_of_unknown_weights_is_not_calibrated(
   folder, tmp_path, capsys, caplog, monkeypatch
 ):
-  random = fid.Extractor(fid.Settings('random:0', 64))
+  random = extractor.Extractor(extractor.Settings('random:0', 64))
   # As if those weights were the public ones.
   monkeypatch.setattr(inception_weights, 'SHA256', random.weights_sha256)
   monkeypatch.setattr(

@@ -12,8 +12,9 @@ import pytest
 
 from configs import common
 from vit22b_jax import config as config_lib
-from vit22b_jax import errors, fid
+from vit22b_jax import errors
 from vit22b_jax.data import catalog, splits
+from vit22b_jax.fid import extractor
 from vit22b_jax.models import convolutions, patchgan
 from vit22b_jax.modes import evaluate
 from vit22b_jax.runtime import checkpoint, sharding
@@ -652,7 +653,7 @@ def _no_weights(monkeypatch):
   def fail(*_, **__):
     raise errors.UserError('No network.')
 
-  monkeypatch.setattr(fid.Extractor, '__init__', fail)
+  monkeypatch.setattr(extractor.Extractor, '__init__', fail)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from absl import logging
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from vit22b_jax import errors, fid
+from vit22b_jax import errors
 from vit22b_jax.data import catalog, splits
-from vit22b_jax.fid import distances, image_sources
+from vit22b_jax.fid import distances, extractor, image_sources, statistics
 from vit22b_jax.runtime import sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import evaluators
@@ -60,7 +60,7 @@ class FidEvaluator(evaluators.Evaluator):
     self._paired = config.data.pairing == 'paired'
     self._translate, self._untrained = translate, untrained
     self.missing = '' if config.eval.fid else 'eval.fid=False'
-    self._real: dict[tuple[str, str], fid.Statistics] = {}
+    self._real: dict[tuple[str, str], statistics.Statistics] = {}
 
   def prepare(self) -> None:
     """Gets Inception's weights; without the public ones nothing is measured.
@@ -83,9 +83,9 @@ class FidEvaluator(evaluators.Evaluator):
       )
 
   @functools.cached_property
-  def _extractor(self) -> fid.Extractor:
-    settings = fid.Settings.of(self._section)
-    return fid.Extractor(settings, self._section.batch_size, self._mesh)
+  def _extractor(self) -> extractor.Extractor:
+    settings = extractor.Settings.of(self._section)
+    return extractor.Extractor(settings, self._section.batch_size, self._mesh)
 
   @property
   def note(self) -> str:
@@ -111,13 +111,14 @@ class FidEvaluator(evaluators.Evaluator):
       `kid_stderr_b2a`; means of the two directions without one's name; `num_a
       num_b`, the images of each domain that entered the distances.
     """
-    extractor, values = self._extractor, {}
+    values = {}
     for direction, (source, target) in image_sources.DIRECTIONS.items():
       real = self._statistics_of_real(part, target)
       if variables is None:
         made = self._statistics_of_real(part, source)
       else:
-        made = extractor.statistics(self.made(variables, direction, part))
+        batches = self.made(variables, direction, part)
+        made = self._extractor.statistics(batches)
       found = distances.measure(
         made,
         real,
@@ -225,7 +226,9 @@ class FidEvaluator(evaluators.Evaluator):
   def _batches(self, part: str, domain: str) -> evaluators.Batches:
     return self.batches(getattr(getattr(self.data, part), domain))
 
-  def _statistics_of_real(self, part: str, domain: str) -> fid.Statistics:
+  def _statistics_of_real(
+    self, part: str, domain: str
+  ) -> statistics.Statistics:
     """Returns those of the images themselves, which are computed once."""
     if (part, domain) not in self._real:
       identity = _identity(getattr(getattr(self.data, part), domain))
