@@ -33,7 +33,7 @@ def test_words_are_their_keys():
   assert (paper.crop_padding, paper.randaugment_layers) == (None, 0)
   mixed = augment.recipe(given | {'flip_vertical': 0.0, 'mixup': 0.2})
   assert (mixed.flip_horizontal, mixed.flip_vertical) == (0.33, 0.0)
-  assert mixed.mixes and not paper.mixes
+  assert mixed.mixup and not paper.mixup and not paper.cutmix
   # None leaves a key to the word.
   assert augment.recipe(given | {'flip_horizontal': None}) == paper
 
@@ -300,7 +300,7 @@ def test_strong_is_a_modern_recipe():
   assert augment.recipe(folder.get_config('strong').data).crop_scale
   # A mirrored digit is another thing.
   digits = augment.recipe(digits_vit22b_ti.get_config('strong').data)
-  assert digits.flip_horizontal == 0 and digits.mixes
+  assert digits.flip_horizontal == 0 and digits.mixup
 
 
 def test_cifar100_has_its_own_mean_but_in_the_paper_s_recipe():

@@ -66,11 +66,6 @@ class Recipe:
   cutmix: float = 0.0
   mix_switch: float = 0.5
 
-  @property
-  def mixes(self) -> bool:
-    """Returns whether targets become mixtures of classes."""
-    return bool(self.mixup or self.cutmix)
-
 
 def recipe(data: Mapping[str, Any]) -> Recipe:
   """Returns what `data.augment` says, where no other key of `data` does."""
@@ -116,7 +111,7 @@ def train_images(
   if recipe.erase:
     keys = jax.random.split(jax.random.fold_in(key, 1), len(x))
     x = jax.vmap(lambda k, y: crops.erase(k, y, recipe.erase))(keys, x)
-  if not recipe.mixes:
+  if not recipe.mixup and not recipe.cutmix:
     return x, labels
   return mix(
     jax.random.fold_in(key, 2),

@@ -68,7 +68,7 @@ def select(
       "statistics file has none, so use 'all'."
     )
   count = min(a.count, b.count)
-  return a.first(count), b.first(count)
+  return tuple(statistics.Statistics.of(s.features[:count]) for s in (a, b))
 
 
 def frechet(a: statistics.Statistics, b: statistics.Statistics) -> float:

@@ -94,10 +94,6 @@ class Statistics:
     count, facts = _read_facts(path, arrays.get(_FACTS))
     return cls(*wide, count, facts=facts)
 
-  def first(self, count: int) -> 'Statistics':
-    """Returns the statistics of the first `count` images."""
-    return Statistics.of(self.features[:count])
-
 
 def to_bytes(statistics: Statistics, facts: dict[str, Any]) -> bytes:
   """Returns an `.npz` file for `Statistics.load`, pytorch-fid and clean-fid.

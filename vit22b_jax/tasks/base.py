@@ -15,7 +15,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax.training import dynamic_scale
 from jaxtyping import Array, Bool, Float, Int, UInt32
@@ -194,17 +193,20 @@ class Task(abc.ABC):
     """Counts the steps in which every training image is seen about once."""
 
   @abc.abstractmethod
-  def host_batches(
-    self, rows: Int[np.ndarray, ' b'], start: int
-  ) -> pipeline.Batches:
-    """Yields those rows of the training batches from a position on."""
+  def host_batches(self, **options: Any) -> pipeline.Batches:
+    """Yields training batches without end, by options of `train_iterator`."""
 
   def train_batches(self) -> pipeline.DeviceIterator:
     """Iterates without end over training batches on the devices."""
     placed = sharding.batch_sharding(self.mesh)
-    rows = pipeline.local_rows(placed, self.config.batch_size)
+    options = {
+      'batch_size': self.config.batch_size,
+      'seed': self.config.seed,
+      'workers': self.config.data.workers,
+      'rows': pipeline.local_rows(placed, self.config.batch_size),
+    }
     return pipeline.DeviceIterator(
-      lambda start: self.host_batches(rows, start), placed
+      lambda start: self.host_batches(start=start, **options), placed
     )
 
   @property

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
@@ -150,17 +150,10 @@ class Classification(base.Task):
     """Counts the whole batches in the training part."""
     return pipeline.steps_per_epoch(self.data.train, self.config.batch_size)
 
-  def host_batches(
-    self, rows: Int[np.ndarray, ' b'], start: int
-  ) -> pipeline.Batches:
+  def host_batches(self, **options: Any) -> pipeline.Batches:
+    sampling = self.config.data.sampling
     return pipeline.train_iterator(
-      self.data.train,
-      batch_size=self.config.batch_size,
-      seed=self.config.seed,
-      sampling=self.config.data.sampling,
-      workers=self.config.data.workers,
-      rows=rows,
-      start=start,
+      self.data.train, sampling=sampling, **options
     )
 
   @property

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
@@ -130,18 +130,9 @@ class CycleGAN(base.Task):
       self.data.train, self.config.batch_size, self.config.data.pairing
     )
 
-  def host_batches(
-    self, rows: Int[np.ndarray, ' b'], start: int
-  ) -> pipeline.Batches:
-    return pipeline.pair_iterator(
-      self.data.train,
-      batch_size=self.config.batch_size,
-      seed=self.config.seed,
-      pairing=self.config.data.pairing,
-      workers=self.config.data.workers,
-      rows=rows,
-      start=start,
-    )
+  def host_batches(self, **options: Any) -> pipeline.Batches:
+    pairing = self.config.data.pairing
+    return pipeline.pair_iterator(self.data.train, pairing=pairing, **options)
 
   @property
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
