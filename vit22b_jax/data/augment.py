@@ -149,7 +149,7 @@ def mix(
     box = _cut_box(
       where, images.shape[1:3], jax.random.beta(cut, cutmix, cutmix)
     )
-    inside = crops.box_mask(images.shape[1:3], *box)
+    inside = crops.box_mask(images.shape[1:3], box)
     pasted = jnp.where(inside[..., None], others, images)
     kept = 1 - inside.mean()
     if mixup:
@@ -244,7 +244,7 @@ def _flipped(
 
 def _cut_box(
   key: PRNGKeyArray, size: tuple[int, int], share: Float[Array, '']
-) -> tuple[Int[Array, ''], ...]:
+) -> Int[Array, '4']:
   """Draws top, left, height and width of a box of 1 - share of the area.
 
   Its center is anywhere, so that the border may cut it.
@@ -258,4 +258,4 @@ def _cut_box(
   left = jnp.maximum(column - half_width, 0)
   bottom = jnp.minimum(row + half_height, height)
   right = jnp.minimum(column + half_width, width)
-  return top, left, bottom - top, right - left
+  return jnp.array([top, left, bottom - top, right - left])

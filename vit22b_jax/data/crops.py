@@ -45,12 +45,10 @@ def random_resized(
   the area in `scale` and width / height in `ratio`, and the first that fits is
   taken, or else the central one of the nearest proportions.
   """
-  heights, widths, tops, lefts, fits = _boxes(
+  box, fits = _draw_box(
     key, image.shape[:2], scale, (1 / ratio[1], 1 / ratio[0])
   )
-  first = jnp.argmax(fits)
-  drawn = jnp.stack([x[first] for x in (tops, lefts, heights, widths)])
-  box = jnp.where(fits.any(), drawn, _central_box(image.shape[:2], ratio))
+  box = jnp.where(fits, box, _central_box(image.shape[:2], ratio))
   return resize_box(image, box, size)
 
 
@@ -88,38 +86,30 @@ def erase(
   """
   which, where = jax.random.split(key)
   height, width, _ = image.shape
-  heights, widths, tops, lefts, fits = _boxes(
+  box, fits = _draw_box(
     where, (height - 1, width - 1), _ERASE_SCALE, _ERASE_RATIO, (height, width)
   )
-  first = jnp.argmax(fits)
-  inside = box_mask(
-    (height, width), tops[first], lefts[first], heights[first], widths[first]
-  )
-  erased = jax.random.bernoulli(which, probability) & fits.any()
+  erased = jax.random.bernoulli(which, probability) & fits
+  inside = box_mask((height, width), box)
   return jnp.where(erased & inside[..., None], 0, image)
 
 
-def box_mask(
-  size: Size,
-  top: Int[Array, ''],
-  left: Int[Array, ''],
-  height: Int[Array, ''],
-  width: Int[Array, ''],
-) -> Bool[Array, 'H W']:
-  """Returns which pixels lie in a box."""
+def box_mask(size: Size, box: Int[Array, '4']) -> Bool[Array, 'H W']:
+  """Returns which pixels lie in a box: top, left, height and width."""
+  top, left, height, width = box
   rows, columns = jnp.arange(size[0])[:, None], jnp.arange(size[1])
   inside_rows = (rows >= top) & (rows < top + height)
   return inside_rows & (columns >= left) & (columns < left + width)
 
 
-def _boxes(
+def _draw_box(
   key: PRNGKeyArray,
   largest: Size,
   scale: tuple[float, float],
   ratio: tuple[float, float],
   size: Size | None = None,
-) -> tuple[Int[Array, ' A'], ...]:
-  """Draws boxes: heights, widths, tops, lefts, and whether each fits.
+) -> tuple[Int[Array, '4'], Bool[Array, '']]:
+  """Draws boxes; returns the first that fits, and whether one does.
 
   `scale` are shares of the area of `size`, by default that of the `largest` box
   that fits; `ratio` is height / width.
@@ -135,7 +125,8 @@ def _boxes(
   fits &= (widths > 0) & (widths <= largest[1])
   tops = (down * (size[0] - heights + 1)).astype(jnp.int32)
   lefts = (across * (size[1] - widths + 1)).astype(jnp.int32)
-  return heights, widths, tops, lefts, fits
+  boxes = jnp.stack([tops, lefts, heights, widths])
+  return boxes[:, jnp.argmax(fits)], fits.any()
 
 
 def _central_box(size: Size, ratio: tuple[float, float]) -> Int[Array, '4']:
