@@ -135,12 +135,10 @@ def count_classes(
       f'{name!r} has no train split, only {", ".join(counts)}; choose another '
       'data.name.'
     )
-  if 'val' not in counts:
-    train, val = _held_out(counts['train'], val_fraction)
-    counts = {**counts, 'train': train, 'val': val}
-  train, val, test = (
-    range(counts[s]) if s in counts else None for s in encoded.SPLIT_NAMES
-  )
+  parts = {split: range(count) for split, count in counts.items()}
+  if 'val' not in parts:
+    parts['train'], parts['val'] = _held_out(counts['train'], val_fraction)
+  train, val, test = (parts.get(split) for split in encoded.SPLIT_NAMES)
   return Dataset(train, val, test, names, multi_label=several)
 
 
@@ -160,7 +158,7 @@ def count_domains(
   held = [
     _held_out(counts[s], val_fraction, LEAST) for s in ('trainA', 'trainB')
   ]
-  train, val = (Pair(*map(range, pair)) for pair in zip(*held, strict=True))
+  train, val = (Pair(*pair) for pair in zip(*held, strict=True))
   test = None
   if 'testA' in counts:
     test = Pair(range(counts['testA']), range(counts['testB']))
@@ -191,10 +189,10 @@ def _validate_domains(name: str, counts: Mapping[str, int]) -> None:
     validate_count(name, split, counts[split], least)
 
 
-def _held_out(count: int, fraction: float, least: int = 1) -> tuple[int, int]:
+def _held_out(count: int, fraction: float, least: int = 1) -> tuple[range, ...]:
   """Counts both parts; they don't depend on the classes."""
   parts = splits.hold_out(np.zeros(count), fraction, 0, least)
-  return len(parts[0]), len(parts[1])
+  return tuple(range(len(part)) for part in parts)
 
 
 def _known(name: str, data_dir: str) -> tuple[Mapping[str, int], int]:

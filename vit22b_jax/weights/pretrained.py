@@ -7,7 +7,8 @@ Every file is turned into arrays under timm's names first. Only safetensors and
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,9 +22,9 @@ from vit22b_jax import errors
 from vit22b_jax.data import files
 from vit22b_jax.models import embeddings, stacking, vit
 from vit22b_jax.runtime import formats
-from vit22b_jax.weights import layouts, timm
+from vit22b_jax.weights import timm
 
-Arrays = layouts.Arrays
+Arrays = dict[str, np.ndarray]
 _DTYPES = {  # of weights; other tensors are counters and the like
   'F64': np.float64,
   'F32': np.float32,
@@ -32,6 +33,37 @@ _DTYPES = {  # of weights; other tensors are counters and the like
 }
 _ZERO = 1e-6  # largest entry of a tensor that counts as zero
 _HALF = 0.01  # a sine in half precision is closer than this
+# Others' names -> timm's, one replacement after the other.
+_HUGGING_FACE = (
+  (r'^vit\.', ''),
+  (r'^embeddings\.cls_token', 'cls_token'),
+  (r'^embeddings\.position_embeddings', 'pos_embed'),
+  (r'^embeddings\.patch_embeddings\.projection', 'patch_embed.proj'),
+  (r'^encoder\.layer\.', 'blocks.'),
+  (r'\.layernorm_before\.', '.norm1.'),
+  (r'\.layernorm_after\.', '.norm2.'),
+  (r'\.attention\.attention\.query\.', '.attn.qkv.'),
+  (r'\.attention\.output\.dense\.', '.attn.proj.'),
+  (r'\.intermediate\.dense\.', '.mlp.fc1.'),
+  (r'\.output\.dense\.', '.mlp.fc2.'),
+  (r'^layernorm\.', 'norm.'),
+  (r'^classifier\.', 'head.'),
+)
+_GOOGLE = (
+  (r'^cls$', 'cls_token'),
+  (r'^Transformer/posembed_input/pos_embedding$', 'pos_embed'),
+  (r'^embedding/', 'patch_embed.proj/'),
+  (r'^Transformer/encoderblock_', 'blocks/'),
+  (r'/LayerNorm_0/', '/norm1/'),
+  (r'/LayerNorm_2/', '/norm2/'),
+  (r'/MultiHeadDotProductAttention_1/query/', '/attn.qkv/'),
+  (r'/MultiHeadDotProductAttention_1/out/', '/attn.proj/'),
+  (r'/MlpBlock_3/Dense_0/', '/mlp.fc1/'),
+  (r'/MlpBlock_3/Dense_1/', '/mlp.fc2/'),
+  (r'^Transformer/encoder_norm/', 'norm/'),
+  (r'/(kernel|scale)$', '/weight'),
+  (r'/', '.'),
+)
 
 
 def read(path: epath.PathLike) -> Arrays:
@@ -56,9 +88,9 @@ def read(path: epath.PathLike) -> Arrays:
   arrays = formats.read_npz(path) if npz else _read_safetensors(path)
   try:
     if npz:
-      arrays = dict(layouts.from_google(arrays))
+      arrays = dict(_from_google(arrays))
     elif any('attention.attention.query' in name for name in arrays):
-      arrays = dict(layouts.from_hugging_face(arrays))
+      arrays = dict(_from_hugging_face(arrays))
   except errors.UserError:
     raise
   except (ValueError, IndexError) as error:
@@ -88,6 +120,49 @@ def _read_safetensors(path: epath.Path) -> Arrays:
     for name, tensor in tensors
     if tensor['dtype'] in _DTYPES
   }
+
+
+def _from_hugging_face(arrays: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+  """Renames those of transformers' `ViTForImageClassification`, `ViTModel`."""
+  for name, array in arrays.items():
+    # A pooler is not on the way to a classifier's logits.
+    if re.search(r'(^|\.)pooler\.|\.attention\.attention\.(key|value)\.', name):
+      continue
+    if '.attention.attention.query.' in name:
+      array = np.concatenate(_with_keys_and_values(arrays, name))
+    yield _rename(name, _HUGGING_FACE), array
+
+
+def _from_google(arrays: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+  """github.com/google-research/vision_transformer: kernels are [in, out]."""
+  for name, array in arrays.items():
+    if re.search('Attention_1/(key|value)/', name):
+      continue
+    if '/query/' in name:
+      array = np.stack(_with_keys_and_values(arrays, name))  # [3, (D,) N, K]
+      if name.endswith('kernel'):
+        array = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
+      else:
+        array = array.ravel()
+    elif name == 'embedding/kernel':
+      array = array.transpose(3, 2, 0, 1)
+    elif name.endswith('kernel'):
+      array = array.reshape(-1, array.shape[-1]).T
+    yield _rename(name, _GOOGLE), array
+
+
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+  for pattern, replacement in rules:
+    name = re.sub(pattern, replacement, name)
+  return name
+
+
+def _with_keys_and_values(arrays: Arrays, query: str) -> list[np.ndarray]:
+  names = [query.replace('query', part) for part in ('query', 'key', 'value')]
+  missing = [name for name in names if name not in arrays]
+  if missing:
+    raise errors.UserError(f'The file of weights lacks {", ".join(missing)}.')
+  return [arrays[name] for name in names]
 
 
 def load_pretrained(
