@@ -87,7 +87,7 @@ def test_a_folder(root):
     expected = {image.tobytes() for image in _files(root / f'train{letter}')}
     assert _rows(train) | _rows(val) == expected
     np.testing.assert_array_equal(test.images, _files(root / f'test{letter}'))
-    assert set(train[0]) == {'image'}
+    assert train[0]['label'] == 0
 
 
 def test_val_follows_the_seed(root):
@@ -583,6 +583,6 @@ def test_every_image_of_a_domain_is_evaluated_once(root):
   test = _load(root).test
   batches = list(pipeline.eval_batches(test.b, batch_size=3))
   assert [b['mask'].tolist() for b in batches] == [[1, 1, 1], [1, 1, 0]]
-  assert set(batches[0]) == {'image', 'mask', 'index'}
+  assert set(batches[0]) == {'image', 'label', 'mask', 'index'}
   images = np.concatenate([b['image'] for b in batches])[:5]
   np.testing.assert_array_equal(images, test.b.images)

@@ -3,7 +3,7 @@
     data = loader.load_classes('cifar10', dir='...', image_size=32)
     data.train[0]  # {'image': uint8 [32, 32, 3], 'label': int32}
     data = loader.load_domains('cycle_gan/monet2photo', image_size=256)
-    data.train.a[0]  # {'image': uint8 [256, 256, 3]}
+    data.train.a[0]  # {'image': uint8 [256, 256, 3], 'label': 0}
 
 What has one size and fits into `cache_max_gb` is decoded once, kept in memory
 and cached on disk (`cache.py`). The rest is decoded while training, which needs
@@ -211,12 +211,12 @@ def _parts(
     sizes = {*every[split]} - {None}
     train, rest = held.get(split, (None, None))
     fixed[f'{"test" if train is None else "val"}_{domain}'] = splits.LazySplit(
-      part, evaluated, crop, None, unreadable, rest
+      part, evaluated, crop, 1, unreadable, rest
     )
     if train is not None:
       kind, size = (fixed, sizes.pop()) if len(sizes) == 1 else (varied, crop)
       kind[f'train_{domain}'] = splits.LazySplit(
-        part, trained, size, None, unreadable, train
+        part, trained, size, 1, unreadable, train
       )
   return fixed, varied
 
@@ -267,12 +267,10 @@ def _in_memory(
   unreadable.add(corrupt)
   opened = {}
   for key, part in parts.items():
-    labels, what = None, f'{name} {key}'
-    if part.num_classes is not None:
-      labels = arrays[f'{key}_labels']
-      splits.validate_labels(
-        labels, part.num_classes, lambda i, what=what: f'{what}[{i}]'
-      )
+    labels, what = arrays[f'{key}_labels'], f'{name} {key}'
+    splits.validate_labels(
+      labels, part.num_classes, lambda i, what=what: f'{what}[{i}]'
+    )
     opened[key] = splits.ArraySplit(arrays[f'{key}_images'], labels, image_size)
   return opened
 

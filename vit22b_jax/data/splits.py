@@ -2,7 +2,7 @@
 
 Both give `split[i] -> {'image', 'label'}` (a Grain RandomAccessDataSource) and
 `split.gather(indices)`, a whole batch at once, which the pipeline uses. Domains
-of image translation have no classes: their records are {'image'} alone.
+of image translation have one class, 0.
 """
 
 import copy
@@ -20,7 +20,7 @@ from vit22b_jax.data import encoded
 
 # {'image': uint8 [B, H, W, 3], 'label': int32 [B] or float32 [B, K]}, and bool
 # 'readable' [B] before, in evaluations 'mask' float32 and 'index' after the
-# pipeline. What has no classes has no 'label'.
+# pipeline.
 Batch = dict[str, Shaped[np.ndarray, 'B ...']]
 
 
@@ -29,7 +29,7 @@ class Split:
 
   Attributes:
     indices: those rows.
-    labels: of each record; None where there are no classes.
+    labels: of each record.
     decodes: whether `gather` works on each image, and gains from threads.
   """
 
@@ -79,16 +79,15 @@ class ArraySplit(Split):
   ):
     self.indices = np.arange(len(images))
     self._images = np.asarray(images)  # A memory map indexes slower.
-    self._labels = None
-    if labels is not None:
-      kind = np.float32 if labels.ndim > 1 else np.int32
-      self._labels = np.asarray(labels, kind)
+    labels = np.zeros(len(images)) if labels is None else labels
+    kind = np.float32 if labels.ndim > 1 else np.int32
+    self._labels = np.asarray(labels, kind)
     self.image_size = image_size or images.shape[1]
     self.decodes = images.shape[1] != self.image_size
 
   @property
-  def labels(self) -> encoded.Labels | None:
-    return None if self._labels is None else self._labels[self.indices]
+  def labels(self) -> encoded.Labels:
+    return self._labels[self.indices]
 
   @property
   def images(self) -> UInt8[np.ndarray, 'N H W 3']:
@@ -102,10 +101,8 @@ class ArraySplit(Split):
       side = self.image_size
       fitted = (decode_lib.fit(Image.fromarray(x), side) for x in images)
       images = np.stack([np.asarray(image) for image in fitted])
-    batch = {'image': images, 'readable': np.ones(len(rows), bool)}
-    if self._labels is not None:
-      batch['label'] = self._labels[rows]
-    return batch
+    readable = np.ones(len(rows), bool)
+    return {'image': images, 'label': self._labels[rows], 'readable': readable}
 
 
 class Unreadable:
@@ -142,7 +139,7 @@ class LazySplit(Split):
     records: encoded images.
     decode: turns a file's bytes into an image of at least `shape`.
     shape: height and width of the records.
-    num_classes: None leaves labels out.
+    num_classes: all labels are less, or of so many numbers.
     unreadable: where corrupt images are counted.
   """
 
@@ -151,7 +148,7 @@ class LazySplit(Split):
     records: encoded.Records,
     decode: Callable[[bytes], UInt8[np.ndarray, 'h w 3']],
     shape: tuple[int, int],
-    num_classes: int | None,
+    num_classes: int,
     unreadable: Unreadable,
     indices: Int[np.ndarray, ' N'] | None = None,
   ):
@@ -186,10 +183,8 @@ class LazySplit(Split):
       draw = None if draws is None else draws[row]
       images.append(decode_lib.crop(image, self.shape, draw))
       labels.append(label)
-    batch = {'image': np.stack(images), 'readable': readable}
-    if self.num_classes is None:
-      return batch
-    return batch | {'label': np.stack(labels)}
+    images, labels = np.stack(images), np.stack(labels)
+    return {'image': images, 'label': labels, 'readable': readable}
 
   def _read(self, index: int):
     for ahead in range(len(self)):
@@ -206,10 +201,9 @@ class LazySplit(Split):
 
   def validate_batch(self, indices, batch):
     """Raises UserError for too many corrupt images, labels out of range."""
-    if self.num_classes is not None:
-      validate_labels(
-        batch['label'], self.num_classes, lambda row: self.name(indices[row])
-      )
+    validate_labels(
+      batch['label'], self.num_classes, lambda row: self.name(indices[row])
+    )
     rows = np.flatnonzero(~batch['readable'])
     self.unreadable.add(self.name(indices[row]) for row in rows)
 
