@@ -66,9 +66,9 @@ class Extractor:
     mesh: devices that share each batch; this process's first by default.
 
   Attributes:
-    weights_sha256: of the weights.
-    calibrated: whether these are the public weights; a distance with any other
-      is "uncalibrated" wherever it is printed.
+    facts: what belongs beside every distance: settings and weights. Those that
+      are `calibrated` are the public ones; a distance with any other is
+      "uncalibrated" wherever it is printed.
 
   Raises:
     UserError: the weights can't be had.
@@ -82,9 +82,14 @@ class Extractor:
       mesh = Mesh(np.array(jax.local_devices()[:1]), ('data',))
     self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     tap = str(settings.tap)
-    params, self.weights_sha256, self.calibrated = inception_weights.load(
-      settings.weights, (tap,)
-    )
+    params, digest = inception_weights.load(settings.weights, (tap,))
+    self.facts = {
+      'tap': settings.tap,
+      'resize': settings.resize,
+      'quantize': settings.quantize,
+      'weights_sha256': digest,
+      'calibrated': digest == inception_weights.SHA256,
+    }
     whole = NamedSharding(mesh, PartitionSpec())
     self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     self._params = jax.device_put(params, whole)
@@ -105,13 +110,6 @@ class Extractor:
       out_shardings=self._split,
     )
 
-  def facts(self) -> dict[str, Any]:
-    """Returns what belongs beside every distance: settings and weights."""
-    s = self.settings
-    found = {'tap': s.tap, 'resize': s.resize, 'quantize': s.quantize}
-    weights = {'weights_sha256': self.weights_sha256}
-    return found | weights | {'calibrated': self.calibrated}
-
   def statistics(self, batches: Iterable[Batch]) -> statistics.Statistics:
     """Computes the statistics of all images of some batches.
 
@@ -126,7 +124,8 @@ class Extractor:
     """
     found = itertools.chain.from_iterable(map(self.features, batches))
     nothing = np.zeros((0, self.settings.tap), np.float32)
-    return statistics.Statistics.of(np.concatenate([nothing, *found]))
+    features = np.concatenate([nothing, *found])
+    return statistics.Statistics.of(features, self.facts)
 
   def features(self, batch: Batch) -> Iterator[Float[np.ndarray, 'n D']]:
     """Yields features of the images of a batch that aren't padding."""

@@ -55,14 +55,14 @@ class Source:
     # Several processes must agree on what they compute, so all compute it.
     if self.identity is None or jax.process_count() > 1:
       return features.statistics(self.batches(features.batch_size))
-    facts = features.facts()
+    facts = features.facts
     place = f'{self.place}?{sorted(facts.items())}'
     path = cache.folder('fid', place, self.identity)
     kept = cache.read(path)
     if kept is not None:
       if self.name:
         console.say(f'{self.name}: features from {path}')
-      return statistics.Statistics.of(np.array(kept[0]['features']))
+      return statistics.Statistics.of(np.array(kept[0]['features']), facts)
     found = features.statistics(self.batches(features.batch_size))
     cache.write(path, {'features': found.features}, facts)
     return found

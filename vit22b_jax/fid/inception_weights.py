@@ -4,10 +4,10 @@
     found = inception_weights.load('PATH.pth', ('64', '2048'))
     found = inception_weights.load('random:0', ('64',))   # for comparisons
 
-FIDs are comparable for the public weights alone; for any others
-`found.calibrated` is False, and whoever prints a distance says so.
+FIDs are comparable for the public weights alone, those of SHA256; whoever
+prints a distance by any others says so.
 
-    >>> load('random:0', ('64',)).calibrated
+    >>> load('random:0', ('64',)).sha256 == SHA256
     False
 """
 
@@ -50,12 +50,10 @@ class Weights(NamedTuple):
   Attributes:
     params: as far as the taps need them.
     sha256: of the file; of the text 'random:SEED' for drawn weights.
-    calibrated: whether they are the public ones.
   """
 
   params: Any
   sha256: str
-  calibrated: bool
 
 
 def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
@@ -78,7 +76,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
       )
     digest = hashlib.sha256(spec.encode()).hexdigest()
     drawn = {name: draw(seed, name, s) for name, s in shapes(taps).items()}
-    return Weights(convert(drawn, taps, spec), digest, False)
+    return Weights(convert(drawn, taps, spec), digest)
   path = epath.Path(spec).expanduser() if spec else fetch()
   if not files.is_file(path):
     raise errors.UserError(
@@ -94,8 +92,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
       f'{path} is damaged: its SHA-256 is {digest}, and its name promises '
       f'{promised[1]}... Delete it.\n{how_to_fetch()}'
     )
-  params = convert(torch_file.read(path), taps, str(path))
-  return Weights(params, digest, digest == SHA256)
+  return Weights(convert(torch_file.read(path), taps, str(path)), digest)
 
 
 def shapes(taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

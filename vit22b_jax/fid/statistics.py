@@ -35,7 +35,7 @@ class Statistics:
   Attributes:
     count: of images; None when a file doesn't say.
     features: of the images in order, float32; a file has none.
-    facts: what `to_bytes` was given (tap, resize, ...); {} for others' files.
+    facts: how they were computed (tap, resize, ...), JSON-able; {} if unknown.
   """
 
   mean: Float[np.ndarray, ' D']
@@ -45,7 +45,9 @@ class Statistics:
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def of(cls, features: Float[np.ndarray, 'N D']) -> 'Statistics':
+  def of(
+    cls, features: Float[np.ndarray, 'N D'], facts: dict[str, Any] | None = None
+  ) -> 'Statistics':
     """Takes features as float32; moments of fewer than two images are zeros.
 
     Raises:
@@ -62,7 +64,7 @@ class Statistics:
     mean = x.sum(axis=0, dtype=np.float64) / max(len(x), 1)
     centered = x - mean
     covariance = centered.T @ centered / max(len(x) - 1, 1)
-    return cls(mean, covariance, len(x), x)
+    return cls(mean, covariance, len(x), x, facts or {})
 
   @classmethod
   def load(cls, path: epath.PathLike, width: int | None = None) -> 'Statistics':
@@ -95,13 +97,13 @@ class Statistics:
     return cls(*wide, count, facts=facts)
 
 
-def to_bytes(statistics: Statistics, facts: dict[str, Any]) -> bytes:
+def to_bytes(statistics: Statistics) -> bytes:
   """Returns an `.npz` file for `Statistics.load`, pytorch-fid and clean-fid.
 
-  JSON-able `facts` say how they were computed; others ignore them.
+  The others ignore its facts.
   """
   out = io.BytesIO()
-  text = json.dumps(facts | {'count': statistics.count})
+  text = json.dumps(statistics.facts | {'count': statistics.count})
   moments = {'mu': statistics.mean, 'sigma': statistics.covariance}
   np.savez(out, **moments, **{_FACTS: text})
   return out.getvalue()

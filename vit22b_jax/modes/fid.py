@@ -59,7 +59,7 @@ def run(
   sets = {
     side: _open(config, side, settings, open_generator) for side in _SIDES
   }
-  facts, made_by, found = _statistics(config, settings, sets)
+  facts, found = _statistics(config, settings, sets)
   a, b = distances.select(found['a'], found['b'], config.fid.num)
   result = facts | distances.measure(
     a,
@@ -67,7 +67,7 @@ def run(
     kid_subsets=config.fid.kid_subsets,
     kid_subset_size=config.fid.kid_subset_size,
   )
-  result['calibrated'] = all(map(_calibrated, made_by.values()))
+  result['calibrated'] = all(_calibrated(s.facts) for s in found.values())
   if config.infinity:
     result['fid_infinity'], sweep = distances.extrapolate(a, b)
     for num_a, num_b, value in sweep:
@@ -78,8 +78,7 @@ def run(
   if workdir is not None:
     folder = workdir_lib.Workdir(workdir, writer=jax.process_index() == 0)
     for side in _SIDES if config.save_statistics else ():
-      content = statistics.to_bytes(found[side], made_by[side])
-      folder.write_bytes(f'{side}.npz', content)
+      folder.write_bytes(f'{side}.npz', statistics.to_bytes(found[side]))
     folder.write_json('fid.json', result)
   return result
 
@@ -159,8 +158,8 @@ def _open(
 
 def _statistics(
   config: ConfigDict, settings: extractor.Settings, sets: Sets
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, statistics.Statistics]]:
-  """Returns what belongs beside the distance and each side, and statistics."""
+) -> tuple[dict[str, Any], dict[str, statistics.Statistics]]:
+  """Returns what belongs beside the distance, and statistics by side."""
   files = {
     side: one.facts
     for side, one in sets.items()
@@ -169,7 +168,7 @@ def _statistics(
   if len(files) < len(sets):
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
     features = extractor.Extractor(settings, config.fid.batch_size, mesh)
-    facts = features.facts()
+    facts = features.facts
   else:
     digests = [theirs.get('weights_sha256') for theirs in files.values()]
     digest = digests[0] if all(digests) else None
@@ -181,7 +180,7 @@ def _statistics(
     side: one if side in files else one.statistics(features)
     for side, one in sets.items()
   }
-  return facts, {side: files.get(side, facts) for side in sets}, found
+  return facts, found
 
 
 def _calibrated(facts: dict[str, Any]) -> bool:

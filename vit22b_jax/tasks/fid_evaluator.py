@@ -90,7 +90,8 @@ class FidEvaluator(evaluators.Evaluator):
   @property
   def note(self) -> str:
     """Says of distances by other weights that they are uncalibrated."""
-    return '' if self._extractor.calibrated else ' (uncalibrated)'
+    calibrated = self._extractor.facts['calibrated']
+    return '' if calibrated else ' (uncalibrated)'
 
   def made(
     self, variables: dict[str, Any], direction: str, part: str | None = None
@@ -193,7 +194,7 @@ class FidEvaluator(evaluators.Evaluator):
     result |= {key: measured[''].pop(key) for key in ('num_a', 'num_b')}
     for prefix, found in measured.items():
       result |= {f'{prefix}{name}': found[name] for name in measured['']}
-    return result | self._extractor.facts()
+    return result | self._extractor.facts
 
   @staticmethod
   def summary(result: dict[str, Any]) -> str:
