@@ -194,7 +194,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def host_batches(self, **options: Any) -> pipeline.Batches:
-    """Yields training batches without end, by options of `train_iterator`."""
+    """Yields training batches; options are `pipeline.train_iterator`'s."""
 
   def train_batches(self) -> pipeline.DeviceIterator:
     """Iterates without end over training batches on the devices."""
