@@ -95,7 +95,7 @@ def test_torch_mode_is_pytorch_fid_by_definition():
     expected[i] = row[left] * (1 - part) + row[right] * part
   expected = 2 * expected - 1
   model = inception.Inception(('64',))
-  params = inception_weights.load('random:1', ('64',)).params
+  params, _ = inception_weights.load('random:1', ('64',))
   inputs = 128 * (1 + expected.astype(np.float32))  # (x - 128)/128 of which
   features = model.apply({'params': params}, inputs[None])['64']
   settings = extractor.Settings('random:1', tap=64, resize='torch')

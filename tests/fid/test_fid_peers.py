@@ -90,7 +90,7 @@ def test_features_of_torch_fidelity(torch, path):
   for tap, peer in zip(taps, expected, strict=True):
     if tap == 'logits':
       model = inception.Inception((tap,))
-      params = inception_weights.load(path, (tap,)).params
+      params, _ = inception_weights.load(path, (tap,))
       resized = inception_resize.batch(batch.astype(np.float32), 'tf1')
       found = np.asarray(model.apply({'params': params}, resized)[tap])
     else:

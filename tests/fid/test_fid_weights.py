@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers import golden_params
 from vit22b_jax import errors
-from vit22b_jax.fid import inception_weights, torch_file
+from vit22b_jax.fid import extractor, inception_weights, torch_file
 
 GOLDEN = golden_params.GOLDEN
 FORMATS = ('zip', 'legacy')
@@ -279,13 +279,12 @@ def test_the_public_hash_is_what_calibrates(monkeypatch, tmp_path):
     for name, shape in inception_weights.shapes(('64',)).items()
   }
   monkeypatch.setattr(torch_file, 'read', lambda _: arrays)
-  found = inception_weights.load(str(path), ('64',))
-  assert found.sha256 != inception_weights.SHA256
-  monkeypatch.setattr(
-    inception_weights, 'SHA256', hashlib.sha256(b'x').hexdigest()
-  )
-  found = inception_weights.load(str(path), ('64',))
-  assert found.sha256 == inception_weights.SHA256
+  settings = extractor.Settings(str(path), 64)
+  assert not extractor.Extractor(settings).facts['calibrated']
+  digest = hashlib.sha256(b'x').hexdigest()
+  monkeypatch.setattr(inception_weights, 'SHA256', digest)
+  facts = extractor.Extractor(settings).facts
+  assert (facts['weights_sha256'], facts['calibrated']) == (digest, True)
 
 
 def test_the_real_release_is_as_published():

@@ -21,7 +21,7 @@ SETS = 'abcd'  # 299 x 299, 64 x 48, 32 x 32, 400 x 310
 def features():
   """Of one image of each set, by tap; and the bias of the logits."""
   arrays, config = golden_params.load('inception_fid')
-  params = inception_weights.load(f'random:{config["seed"]}', TAPS).params
+  params, _ = inception_weights.load(f'random:{config["seed"]}', TAPS)
   images = [
     inception_resize.batch(arrays[f'image_{s}'].astype(np.float32), 'tf1')
     for s in SETS

@@ -156,7 +156,7 @@ def test_one_side_of_unknown_weights_is_not_calibrated(
   folder, tmp_path, capsys, caplog, monkeypatch
 ):
   # As if those weights were the public ones.
-  digest = inception_weights.load('random:0', ('64',)).sha256
+  _, digest = inception_weights.load('random:0', ('64',))
   monkeypatch.setattr(inception_weights, 'SHA256', digest)
   assert run(make_config(folder('b'), folder('c', seed=1)))['calibrated']
   other, out = of_others(tmp_path / 'a.npz'), tmp_path / 'out'

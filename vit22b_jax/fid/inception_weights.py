@@ -1,13 +1,13 @@
 """Gets FID-Inception's weights: fetched and verified, from a file, or drawn.
 
-    found = inception_weights.load('')      # the public release, for tap 2048
-    found = inception_weights.load('PATH.pth', ('64', '2048'))
-    found = inception_weights.load('random:0', ('64',))   # for comparisons
+    params, digest = inception_weights.load('')    # the public release
+    params, digest = inception_weights.load('PATH.pth', ('64', '2048'))
+    params, digest = inception_weights.load('random:0', ('64',))
 
 FIDs are comparable for the public weights alone, those of SHA256; whoever
 prints a distance by any others says so.
 
-    >>> load('random:0', ('64',)).sha256 == SHA256
+    >>> load('random:0', ('64',))[1] == SHA256
     False
 """
 
@@ -17,7 +17,7 @@ import re
 import urllib.request
 import uuid
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,25 +44,17 @@ _TIMEOUT = 60  # seconds without a byte
 Arrays = dict[str, np.ndarray]
 
 
-class Weights(NamedTuple):
-  """Holds parameters of `inception.Inception` and where they come from.
-
-  Attributes:
-    params: as far as the taps need them.
-    sha256: of the file; of the text 'random:SEED' for drawn weights.
-  """
-
-  params: Any
-  sha256: str
-
-
-def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
+def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> tuple[Any, str]:
   """Loads the weights that some taps need.
 
   Args:
     spec: '' for the public release (fetched on first use, then cached), a
       PyTorch file with its names, or 'random:SEED'.
     taps: names in inception.TAPS.
+
+  Returns:
+    Parameters of `inception.Inception`, as far as the taps need them; and the
+    SHA-256 of the file, or of the text 'random:SEED'.
 
   Raises:
     UserError: they can't be had, or aren't Inception's; the message says what
@@ -76,7 +68,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
       )
     digest = hashlib.sha256(spec.encode()).hexdigest()
     drawn = {name: draw(seed, name, s) for name, s in shapes(taps).items()}
-    return Weights(convert(drawn, taps, spec), digest)
+    return convert(drawn, taps, spec), digest
   path = epath.Path(spec).expanduser() if spec else fetch()
   if not files.is_file(path):
     raise errors.UserError(
@@ -92,7 +84,7 @@ def load(spec: str, taps: tuple[str, ...] = ('2048',)) -> Weights:
       f'{path} is damaged: its SHA-256 is {digest}, and its name promises '
       f'{promised[1]}... Delete it.\n{how_to_fetch()}'
     )
-  return Weights(convert(torch_file.read(path), taps, str(path)), digest)
+  return convert(torch_file.read(path), taps, str(path)), digest
 
 
 def shapes(taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
