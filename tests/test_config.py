@@ -101,6 +101,15 @@ def test_overrides_of_every_type():
     ([f'--config={FILE}', '--config.batchsize=1'], "mean 'batch_size'"),
     ([f'--config={FILE}', '--noconfig.log.tensorbord'], 'log.tensorboard'),
     ([f'--config={FILE}', '--config.seed.x=1'], r'seed\.x: there is no such'),
+    ([f'--config={FILE}', '--config.task.x=1'], r'task\.x: there is no such'),
+    (
+      [f'--config={FILE}', '--config.data.mean[0]=1'],
+      r"mean\[0\]: there is no such key.* mean 'data\.mean'\?",
+    ),
+    (
+      [f'--config={FILE}', '--config.optim.=1'],
+      r'optim\.: there is no such key',
+    ),
     ([f'--config={FILE}', '--config.seed=one'], "--config.seed=one: .*'one'"),
     ([f'--config={FILE}', '--config.optim=1'], '--config.optim=1: '),
     (
@@ -134,6 +143,7 @@ def test_mistakes_on_the_command_line_are_one_clear_message(arguments, message):
   [
     ('def get_config(', r'SyntaxError in line 1: '),
     ('def get_config(arg=""):\n  return 1 / 0', 'ZeroDivisionError in line 2'),
+    ('open("/gone")', r"OSError[\s\S]*No such file.*: '/gone'"),
     ('import nothing_there', 'ModuleNotFoundError in line 1: No module'),
     ('def get_config(arg=""):\n  return {"a": 1}', 'not a config of this pack'),
     ('def get_config(arg=""):\n  return None', 'not a config of this package'),

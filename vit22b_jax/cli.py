@@ -152,14 +152,10 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
     rest = values(argv)
     if values['config'].value is not None:
       values['config'].value.keys()  # fails if there was no such file
-  except (AttributeError, KeyError) as error:
-    raise errors.UserError(_unknown_key(argv, error)) from None
-  except OSError:
-    raise errors.UserError(_unknown_file(spec)) from None
   except flags.Error as error:
     raise errors.UserError(_explain(error, argv)) from None
-  except (Exception, SystemExit) as error:  # of the file, which runs
-    raise errors.UserError(_fault_of_file(spec, error)) from None
+  except (Exception, SystemExit) as error:  # of the file, which runs, or a key
+    raise errors.UserError(_fault(argv, error)) from None
   if len(rest) > 1:
     raise errors.UserError(
       f'unexpected argument {rest[1]!r}: flags are --name=value'
@@ -198,16 +194,18 @@ def _fault_of_file(spec: str | None, error: BaseException) -> str:
   return f'--config={spec}: {type(error).__name__}{where}: {message}'
 
 
-def _unknown_key(argv: list[str], error: Exception) -> str:
-  """Names the first override of a key that the config file doesn't have."""
+def _fault(argv: list[str], error: BaseException) -> str:
+  """Says that there is no such file or key, or what is wrong in the file."""
   spec = _spec(argv)
+  if isinstance(error, OSError) and not os.path.exists(spec.partition(':')[0]):
+    return _unknown_file(spec)
   argv_without = [argv[0], f'--config={spec}']
   values = flags.FlagValues()
   try:
     define_flags(values, argv_without)
     values(argv_without)
-    known = rules.flatten(values.config)
-  except Exception as fault:  # of the file alone
+    known = rules.flatten(values.config or {})
+  except (Exception, SystemExit) as fault:  # of the file alone
     if isinstance(fault, AttributeError) and 'get_config' in str(fault):
       return f'{spec} is not a config file: it has no get_config()'
     return _fault_of_file(spec, fault)
