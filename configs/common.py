@@ -420,7 +420,8 @@ def _paper(c: config_dict.ConfigDict) -> None:
 def _strong(c: config_dict.ConfigDict) -> None:
   """Trains from scratch by DeiT's parts (arXiv:2012.12877), milder.
 
-  Its accuracy was not measured.
+  It is made for long trainings: over 12 epochs of CIFAR-10 it takes two tenths
+  from a small model's top-1 (experiments/figure2_classification).
   """
   c.data.augment = 'strong'
   c.data.mixup = None

@@ -76,6 +76,11 @@ def test_the_blocks_differ_at_the_real_scale_and_not_at_the_cpus():
   mlp_norm = top1['cifar100', 'vit22b_mlp_norm']
   assert top1['cifar100', 'vit'] < mlp_norm < top1['cifar100', 'vit22b']
   assert 0.06 < top1['cifar10', 'released'] - top1['cifar10', 'vit'] < 0.07
+  strong = budget_tables.by_block(rows, 'cifar10', 'strong')
+  (vit,), (vit22b,) = strong['vit'], strong['vit22b']
+  assert 0.02 < vit22b['top1'] - vit['top1'] < 0.035
+  for row in (vit, vit22b):
+    assert 0.2 < top1['cifar10', row['block']] - row['top1'] < 0.25
 
 
 def test_the_order_of_the_blocks_in_the_search_is_that_of_the_page():
