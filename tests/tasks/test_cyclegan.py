@@ -625,6 +625,8 @@ def test_validation_measures_both_directions(task_of, data):
   task = task_of()
   variables, _ = task.variables(task.init_state().to_dict())
   values = task.evaluator.validate(variables)
+  # Inception computes no padding beside that of the batches.
+  assert task.evaluator._extractor.batch_size == task.evaluator.batch_size
   # Three images of domain a are too few to rank checkpoints by.
   assert values.pop('num_images') == 3
   row = {'val/fid': 1.0, 'val/num_images': 3}

@@ -85,7 +85,9 @@ class FidEvaluator(evaluators.Evaluator):
   @functools.cached_property
   def _extractor(self) -> extractor.Extractor:
     settings = extractor.Settings.of(self._section)
-    return extractor.Extractor(settings, self._section.batch_size, self._mesh)
+    # More than an evaluation's batch would be padding.
+    size = min(self._section.batch_size, self.batch_size)
+    return extractor.Extractor(settings, size, self._mesh)
 
   @property
   def note(self) -> str:
