@@ -28,6 +28,9 @@ from vit22b_jax.runtime import checkpoint, distributed, sharding
 ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 300  # that processes may take
 HEARTBEAT = 10
+# Of jax, on losing a process: the heartbeat's words, or the exchange's if it
+# notices first.
+GONE = ('another task died', 'Connection reset by peer')
 SETTINGS = {
   'duration': '80 steps',
   'log.every': '1 step',
@@ -338,7 +341,7 @@ def test_a_signal_stops_all_and_a_kill_too_and_the_run_ends_alike(
       codes = run.codes()
     assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
     assert time.monotonic() - start < 2 * HEARTBEAT, run.said(1 - lost)
-    assert 'another task died' in run.said(1 - lost)
+    assert any(words in run.said(1 - lost) for words in GONE)
 
   with two(tmp_path / 'again', *command) as run:
     assert run.codes() == [0, 0], run.said(0)
