@@ -130,6 +130,19 @@ def test_vit22b_comes_last_by_the_papers_preset_on_both_sets():
     assert max(distances, key=distances.get) == 'ViT-22B-S'
 
 
+def test_space_alone_beats_untouched_photographs():
+  path = FOLDER / 'table2_translation' / 'results_real.json'
+  rows = {row['generator']: row for row in runner.read(path).values()}
+  ratio = {
+    (name, preset): row[preset]['fid'] / row[preset]['identity_fid']
+    for name, row in rows.items()
+    for preset in ('paper', 'default')
+  }
+  assert ratio['ViT-S space', 'paper'] < 0.5
+  assert 1.25 < ratio['ViT-S space', 'default'] < 1.45
+  assert 3.5 < ratio['ViT-S', 'paper'] < 4.5
+
+
 def test_what_a_run_that_was_begun_would_cost(tmp_path):
   run = shutil.copytree(FOLDER / 'cifar100_s', tmp_path / 'run')
   rows = [
