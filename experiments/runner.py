@@ -312,8 +312,8 @@ def parser(experiment: Experiment) -> argparse.ArgumentParser:
     '--scale',
     choices=experiment.scales,
     default='cpu',
-    help='cpu: what two cores manage; real: more of it, on the whole lossless '
-    'sets; full: as the paper, on an accelerator.',
+    help='cpu: what two cores manage; real: a day of them, on the real sets; '
+    'full: as the paper, on an accelerator.',
   )
   made.add_argument(
     '--jobs', type=int, default=1, help='Runs at a time (default: 1).'

@@ -15,7 +15,7 @@ from experiments.runner import Cell, Rows
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """What all generators of a scale get.
+  """Gives all generators of a scale the same.
 
   Attributes:
     steps: of one image of each domain.
