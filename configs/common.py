@@ -272,9 +272,8 @@ def _optim() -> config_dict.ConfigDict:
   c.schedule = 'multistep'  # multistep | cosine | rsqrt | constant
   c.warmup = '0 steps'  # duration of the linear rise from 0
   c.layer_decay = 1.0  # factor of the rate for each layer below the head
-  c.freeze = (
-    'none'  # what keeps its weights: none | backbone (all but the head)
-  )
+  # What keeps its weights; backbone: all but the head.
+  c.freeze = 'none'  # none | backbone
   c.accumulate = 1  # parts of a batch computed one by one, to save memory
   # Decay of averaged weights, evaluated in place; 0 = off. At first it is less:
   # step n has (1 + n) / (10 + n) at most.

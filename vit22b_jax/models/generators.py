@@ -18,7 +18,7 @@ from vit22b_jax import errors, rules
 from vit22b_jax.models import resnet_generator, vit, vitunet, vitunet_spatial
 
 RESNET = ('blocks', 'width', 'dtype', 'precision')
-_RESAMPLING = {
+RESAMPLING = {
   'channels': vitunet.ViTUnet,
   'space': vitunet_spatial.SpatialViTUnet,
 }
@@ -58,7 +58,7 @@ def build_vitunet(
     errors.validate_choice('model key', name, ['depth', 'init', *shared])
   if isinstance(image_size, int):
     image_size = (image_size, image_size)
-  model = _RESAMPLING[resample](
+  model = RESAMPLING[resample](
     **shared,
     image_size=tuple(image_size),
     patch_size=patch_size,

@@ -22,7 +22,7 @@ _FEWEST_CHANNELS = 16
 _CHANNELS = (axes.CHANNELS_IN, axes.CHANNELS)
 
 
-def double(x: Maps) -> Maps:
+def repeat(x: Maps) -> Maps:
   """Repeats each pixel as 2 x 2."""
   b, h, w, c = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
@@ -49,6 +49,9 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
 
   Fixed positions (sines and cosines) and convolutions know no image size, so
   images of any size that the grid divides are translated.
+
+  Of these parts `embed`, `double`, `activate` and `result` are methods of their
+  own, for experiments/spatial_parts to exchange.
   """
 
   narrowest = 1
@@ -76,7 +79,8 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
       UserError: for another size.
     """
     self.check_size(*images.shape[1:3])
-    x, maps = self._stem(images)
+    maps = self._stem(images)
+    x = self.embed(images, maps)
     b, h, w, d = x.shape
     x = self.make_norm('embedding_norm')(x.reshape(b, h * w, d))
     positions = embeddings.Positions('sincos', self.init_kind, name='positions')
@@ -91,14 +95,36 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
       x = self.make_norm(f'merge_{i}_norm')(x.reshape(b, h * w, d))
     x = self.stage('middle')(x, train)
     for i in range(3):
-      x = double(x.reshape(b, h, w, d))
+      x = repeat(x.reshape(b, h, w, d))
       h, w = 2 * h, 2 * w
       x = jnp.concatenate([skips.pop(), x], axis=-1)
       x = self.linear(f'fuse_{i}', x.reshape(b, h * w, 2 * d), d, _CHANNELS)
       x = self.stage(f'decoder_{i}')(x, train)
     x = self.make_norm('final_norm')(x)
-    x = self._head(x.reshape(b, h, w, d), maps)
-    return jnp.tanh(jnp.arctanh(_CONTRAST * images) + x)
+    return self.result(images, self._head(x.reshape(b, h, w, d), maps))
+
+  def embed(self, images: Float[Array, 'B H W 3'], maps: list[Maps]) -> Maps:
+    """Returns tokens as a map, by overlapping windows of the smallest map."""
+    del images
+    return self._conv(self.width, 'patch_embedding', strides=2)(maps[-1])
+
+  def double(self, x: Maps, features: int, name: str) -> Maps:
+    """Returns a map of twice the height and width, on the way to the image."""
+    return repeat(self.linear(name, x, features, _CHANNELS, bias=False))
+
+  def activate(self, x: Maps) -> Maps:
+    """Applies norm and ReLU to a map on the way to the image.
+
+    Each pixel is normalized by itself, since an instance norm would take out
+    what tokens have in common, such as the light of the whole image.
+    """
+    return nn.relu(kernels.norm(x, None, None, 1e-5, True))
+
+  def result(
+    self, images: Float[Array, 'B H W 3'], change: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B H W 3']:
+    """Returns images in [-1, 1], which begin near those given."""
+    return jnp.tanh(jnp.arctanh(_CONTRAST * images) + change)
 
   def check_size(self, height: int, width: int) -> None:
     """Raises UserError for images that the grid doesn't divide."""
@@ -128,8 +154,8 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
       **fields,
     )
 
-  def _stem(self, images: Float[Array, 'B H W 3']) -> tuple[Maps, list[Maps]]:
-    """Returns tokens as a map, and the larger maps from the largest on.
+  def _stem(self, images: Float[Array, 'B H W 3']) -> list[Maps]:
+    """Returns the maps of finer detail than a patch, the largest first.
 
     The first map isn't normalized, for color and contrast would be lost.
     """
@@ -139,19 +165,13 @@ class SpatialViTUnet(vitunet.StagedGenerator, kw_only=True):
     for i, features in enumerate(others, 1):
       x = self._conv(features, f'stem_{i}', strides=2, use_bias=False)(maps[-1])
       maps.append(resnet_generator.norm_relu(x))
-    x = self._conv(self.width, 'patch_embedding', strides=2)(maps[-1])
-    return x, maps
+    return maps
 
   def _head(self, x: Maps, maps: list[Maps]) -> Float[Array, 'B H W 3']:
-    """Computes the change from tokens, joined with maps from the smallest on.
-
-    Each pixel is normalized by itself, since an instance norm would take out
-    what tokens have in common, such as the light of the whole image.
-    """
+    """Computes the change from tokens, joined with ever larger maps."""
     for i, skip in reversed(list(enumerate(maps))):
       features = skip.shape[-1]
-      x = double(self.linear(f'narrow_{i}', x, features, _CHANNELS, bias=False))
+      x = self.double(x, features, f'narrow_{i}')
       x = jnp.concatenate([skip, x], axis=-1)
-      x = self._conv(features, f'join_{i}')(x)
-      x = nn.relu(kernels.norm(x, None, None, 1e-5, True))
+      x = self.activate(self._conv(features, f'join_{i}')(x))
     return self._conv(3, 'to_pixels')(x).astype(jnp.float32)
