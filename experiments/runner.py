@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vit22b_jax.data import files
 from vit22b_jax.runtime import formats
 from vit22b_jax.runtime import workdir as workdir_lib
 
@@ -118,9 +119,7 @@ def read(path: pathlib.Path) -> Rows:
 def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
   """Writes a results file in one atomic step, a row a line."""
   lines = ',\n'.join(json.dumps(row, allow_nan=False) for row in rows)
-  new = path.with_name(f'{path.name}.new')
-  new.write_text(f'[\n{lines}\n]\n')
-  new.replace(path)
+  files.write_whole(path, f'[\n{lines}\n]\n'.encode())
 
 
 class Sweep:

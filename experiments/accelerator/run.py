@@ -24,6 +24,7 @@ from typing import Any
 from experiments import runner
 from experiments.accelerator import rows as rows_lib
 from experiments.accelerator import tables
+from vit22b_jax.data import files
 
 HERE = pathlib.Path(__file__).parent
 _EPOCH_IMAGES = 45_000  # of CIFAR's training part, a tenth held out
@@ -64,9 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     result |= setting
     result['seconds'] = round(time.monotonic() - started, 1)
     found['rows'][row.name] = result
-    _write(path, found)
+    files.write_whole(path, f'{json.dumps(found, indent=1)}\n'.encode())
     print(f'{row.name}: {result["status"]} in {result["seconds"]} s')
-  _write(path, found)
+  files.write_whole(path, f'{json.dumps(found, indent=1)}\n'.encode())
   tables.write(given.results)
 
 
@@ -201,12 +202,6 @@ def machine() -> dict[str, Any]:
     answer = subprocess.run(query, capture_output=True, text=True).stdout
     found['driver'] = answer.strip().splitlines()[:1]
   return found
-
-
-def _write(path: pathlib.Path, found: dict[str, Any]) -> None:
-  new = path.with_suffix('.new')
-  new.write_text(json.dumps(found, indent=1) + '\n')
-  new.replace(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -169,6 +169,7 @@ def test_a_full_disk_is_one_message_and_leaves_whole_lines(tmp_path):
       run.write_json('eval.json', ['x' * 300])
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert not list(tmp_path.glob('*.new'))  # a part would take room
   assert steps(tmp_path, 'metrics.jsonl') == [1, 2]
   run.close()  # there is room again
   assert steps(tmp_path, 'metrics.jsonl') == list(range(1, 100))

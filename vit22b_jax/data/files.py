@@ -1,5 +1,6 @@
 """Files, local and remote: what is one, and what tells that it has changed."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,24 @@ def is_file(path: epath.Path) -> bool:
   epath takes a local pipe for a file.
   """
   return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
+def write_whole(path: epath.Path, content: bytes) -> None:
+  """Replaces a file in one atomic step, where storage has one.
+
+  Raises:
+    OSError: the disk is full or gone; the file that was there stays.
+  """
+  if is_remote(path):
+    path.write_bytes(content)
+    return
+  new = path.with_name(f'{path.name}.new')
+  try:
+    new.write_bytes(content)
+    new.replace(path)
+  finally:
+    with contextlib.suppress(OSError):
+      new.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:

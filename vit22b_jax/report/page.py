@@ -5,7 +5,6 @@ security policy forbids every request: it works from disk, mail and buckets.
 """
 
 import base64
-import contextlib
 import functools
 import gzip
 import re
@@ -18,6 +17,7 @@ from absl import logging
 from etils import epath
 
 from vit22b_jax import errors, rules
+from vit22b_jax.data import files
 from vit22b_jax.report import charts, summary, task_pages, traces
 from vit22b_jax.runtime import runs
 
@@ -94,13 +94,9 @@ def save(path: epath.Path, html: str) -> None:
   Raises:
     errors.UserError: it can't be written; a page that was there stays.
   """
-  new = path.with_name(f'{path.name}.new')
   try:
-    new.write_bytes(html.encode(errors='backslashreplace'))
-    new.replace(path)
+    files.write_whole(path, html.encode(errors='backslashreplace'))
   except OSError as error:
-    with contextlib.suppress(OSError):
-      new.unlink(missing_ok=True)
     raise errors.UserError(
       f'Could not write the report {path}: {error}. Free some space or choose'
       ' another place.'

@@ -100,7 +100,7 @@ class GrowingFile:
     lines = header + kept if kept else []
     content = ''.join(line + '\n' for line in lines).encode()
     if self.path.exists() and self.path.read_bytes() != content:
-      _write(self.path, content)
+      files.write_whole(self.path, content)
     if self._remote is not None:
       self._remote = content
 
@@ -186,7 +186,9 @@ class Workdir:
     if not self._writer:
       return
     with explaining(self.path):
-      _write(self.path / name, content)
+      target = self.path / name
+      target.parent.mkdir(parents=True, exist_ok=True)
+      files.write_whole(target, content)
     if name == CONFIG:
       self._trackers.choices = rules.flatten(json.loads(content))
 
@@ -259,16 +261,6 @@ class Workdir:
     if self._writer:
       self.flush()
       self._trackers.close()
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-  if files.is_remote(path):
-    path.write_bytes(content)
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  new = path.with_name(f'{path.name}.new')
-  new.write_bytes(content)
-  new.replace(path)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from etils import epath
 from flax import traverse_util
 
 from vit22b_jax import errors
+from vit22b_jax.data import files
 from vit22b_jax.models import embeddings, stacking, vit
 
 VERSION = '1.0.31'  # the oldest whose ParallelScalingBlock agrees
@@ -270,4 +271,5 @@ def write(
     fixed = embeddings.fixed_positions(side, side, model.width, extra)
     arrays['pos_embed'] = fixed[None]
   header = {'format': 'pt', **metadata}
-  epath.Path(path).write_bytes(safetensors.numpy.save(arrays, header))
+  content = safetensors.numpy.save(arrays, header)
+  files.write_whole(epath.Path(path), content)
