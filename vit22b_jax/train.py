@@ -131,6 +131,7 @@ def fit(r: setup.Run, state: base.State) -> base.State:
 
 def start_clocks(r: setup.Run, bar: console.Progress) -> None:
   """Starts to measure speeds; from here on a signal finds something to save."""
+  host.return_freed_memory()
   r.watcher.started = True
   seconds = time.monotonic() - host.STARTED
   console.say(f'First step done {seconds:.1f} s after start.')

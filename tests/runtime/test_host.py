@@ -178,3 +178,31 @@ def test_alarms_of_a_slow_compilation_reach_who_asked_for_them(level, tmp_path):
     check=True,
   )
   assert ('slow_operation_alarm' in done.stderr) == bool(level), done.stderr
+
+
+_FREED = """
+import pathlib, re
+import numpy as np
+from vit22b_jax.runtime import host
+
+def resident():
+  text = pathlib.Path('/proc/self/status').read_text()
+  return int(re.search(r'VmRSS:\\s+(\\d+) kB', text)[1]) / 1e3
+
+host.keep_freed_memory()
+before = resident()
+arrays = [np.ones(2**17) for _ in range(100)]  # 1 MiB each
+arrays = arrays[-1]  # the last one pins the top of the heap
+kept = resident() - before
+host.return_freed_memory()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='of the GNU C library')
+def test_freed_memory_is_kept_until_it_is_given_back():
+  command = [sys.executable, '-c', _FREED]
+  found = subprocess.check_output(command, cwd=ROOT, text=True)
+  kept, left = map(float, found.split())
+  assert kept > 100
+  assert left < 20

@@ -1,5 +1,6 @@
 """Prepares the host process for jax, and starts jax's backend."""
 
+import contextlib
 import ctypes
 import glob
 import importlib.util
@@ -67,13 +68,21 @@ def keep_freed_memory() -> None:
   faults. With one arena, though, threads that decode images wait for each
   other, so accelerators' hosts are left as they are.
   """
-  try:
+  with contextlib.suppress(OSError, AttributeError):  # another C library
     libc = ctypes.CDLL('libc.so.6')
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
     libc.mallopt(_M_ARENA_MAX, 1)
-  except (OSError, AttributeError):
-    return  # another C library: nothing to set
+
+
+def return_freed_memory() -> None:
+  """Gives back what is free now; for after compiling, which takes gigabytes.
+
+  `keep_freed_memory` would hold it for steps that never ask for as much: 0.8 GB
+  of 3.0 after a ViTUnet-S was compiled.
+  """
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 def has_tpu() -> bool:
