@@ -70,8 +70,8 @@ def test_a_lead_is_one_whose_interval_leaves_out_zero(sets, better, verdict):
   )
   text = summary.classification(rows)
   assert text.startswith(verdict)
-  assert 'ViT reaches a top-1 of 0.510 [0.500, 0.520]' in text
-  assert f'less ViT, ViT-22B {better:+.3f} [' in text
+  assert f': cifar10 {better:+.3f} [' in text
+  assert '], where ViT reaches 0.510' in text
 
 
 def test_translation_ranks_generators_with_untouched_images():
