@@ -1,4 +1,4 @@
-"""Lists the paper's tables and figures, and how far each is.
+"""Lists the paper's tables and figures, a question of ours, how far each is.
 
 python -m experiments.catalogue
 """
@@ -7,11 +7,13 @@ from experiments import runner
 from experiments.figure1_stability import run as figure1
 from experiments.figure2_classification import run as figure2
 from experiments.figure5_samples import run as figure5
+from experiments.spatial_parts import run as spatial_parts
 from experiments.table1_parameters import run as table1
 from experiments.table2_translation import run as table2
 
 EXPERIMENTS = tuple(
-  module.EXPERIMENT for module in (table1, figure1, figure2, table2, figure5)
+  module.EXPERIMENT
+  for module in (table1, figure1, figure2, table2, figure5, spatial_parts)
 )
 
 

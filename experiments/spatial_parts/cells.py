@@ -14,23 +14,30 @@ NAMES = {
   'instance_norm': 'instance norm on the way out',
   'cut_patches': 'patches that do not overlap',
 }
+# Too near to each other for one seed to tell.
+TWICE = ('space', 'pixel_shuffle')
 _CONFIG = 'configs/monet2photo_vitunet_ti_cpu.py'
 
 
 def cells(scale: str, rows: Rows) -> list[Cell]:
   """Lists all runs, the same 500 steps of apples and oranges at 64 px each."""
   del scale, rows
-  return [_cell(name) for name in NAMES]
+  return [_cell(name, 0) for name in NAMES] + [_cell(n, 1) for n in TWICE]
 
 
-def _cell(name: str) -> Cell:
+def variant(cell: Cell) -> str:
+  """Returns which of `variants.VARIANTS` a run trains; 'space' for a ResNet."""
+  return cell.program[-1] if len(cell.program) > 1 else 'space'
+
+
+def _cell(name: str, seed: int) -> Cell:
   config, program = _CONFIG, ('main.py',)
   if name == 'resnet':
     config = f'{_CONFIG}:resnet'
   elif name != 'space':
     program = ('-m', 'experiments.spatial_parts.train', name)
   return Cell(
-    name=name,
+    name=name if not seed else f'{name}_seed_{seed}',
     config=config,
     program=program,
     keys={
@@ -43,6 +50,10 @@ def _cell(name: str) -> Cell:
       'log.samples': f'{STEPS} steps',
       'log.tensorboard': False,
       'fid.num': 'all',
+      **({'seed': seed} if seed else {}),
     },
-    facts={'data': 'cycle_gan/apple2orange', 'generator': NAMES[name]},
+    facts={
+      'data': 'cycle_gan/apple2orange',
+      'generator': NAMES[name] + (f', seed {seed}' if seed else ''),
+    },
   )

@@ -3,17 +3,14 @@
 import pathlib
 from typing import Any
 
-from experiments import summary
 from experiments.runner import Cell
-from experiments.spatial_parts import variants
+from experiments.spatial_parts import cells, variants
 from experiments.table2_translation import measure as table2
 
 
 def measure(
   cell: Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
-  """Distances under both presets, blockiness, and what training took."""
-  name = cell.name if cell.name in variants.VARIANTS else 'space'
-  with variants.chosen(name):
-    measured = table2.measure(cell, workdir, results)
-  return {'minutes': summary.minutes(workdir), **measured}
+  """Distances under both presets, and blockiness."""
+  with variants.chosen(cells.variant(cell)):
+    return table2.measure(cell, workdir, results)

@@ -11,7 +11,6 @@ def table(rows: Rows) -> str:
     (
       'variant',
       '#parameters',
-      '#minutes',
       '#FID at tap 64',
       '#KID at tap 64',
       '#FID at tap 2048',
@@ -26,7 +25,6 @@ def _line(row: Row) -> list[str]:
   return [
     row['generator'],
     f'{row["generator_parameters"] / 1e6:.1f}M',
-    f'{row["minutes"]:.1f}',
     *(
       text
       for preset in ('paper', 'default')
@@ -45,7 +43,7 @@ def _untouched(rows: Rows) -> list[list[str]]:
       for kind in ('fid', 'kid')
     ]
     real = [f'{row["patches"][d]["common_real"]:.3f}' for d in DIRECTIONS]
-    return [['untouched images', '-', '-', *found, ', '.join(real)]]
+    return [['untouched images', '-', *found, ', '.join(real)]]
   return []
 
 

@@ -146,6 +146,19 @@ def test_space_alone_beats_untouched_photographs():
     assert 2 < ratio[name, 'paper'] < 5
 
 
+def test_the_residual_does_most_for_the_spatial_vitunet():
+  fid = {
+    name: row['paper']['fid'] for name, row in rows_of('spatial_parts').items()
+  }
+  assert fid['space'] < fid['no_fine_maps'] < fid['no_residual']
+  assert 2.5 < fid['resnet'] / fid['no_residual']
+  for name in ('pixel_shuffle', 'transposed', 'instance_norm'):
+    assert 0.7 < fid[name] / fid['space'] < 1.15
+  path = FOLDER / 'spatial_parts' / 'speed.json'
+  for measured in json.loads(path.read_text()).values():
+    assert all(row['ratio'] > 4 for row in measured['rows'])
+
+
 def test_what_a_run_that_was_begun_would_cost(tmp_path):
   run = shutil.copytree(FOLDER / 'cifar100_s', tmp_path / 'run')
   rows = [

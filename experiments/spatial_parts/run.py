@@ -1,0 +1,39 @@
+"""What each part of the spatial ViTUnet does for a translation.
+
+python -m experiments.spatial_parts.run --scale=cpu
+"""
+
+import pathlib
+
+from experiments import documents, runner
+from experiments.figure5_samples import run as figure5
+from experiments.spatial_parts import cells, measure, tables
+
+HERE = pathlib.Path(__file__).parent
+
+
+def render(
+  results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
+) -> None:
+  """Writes results.md and samples.png."""
+  source = runner.results_file(results, scale)
+  words = 'Apples and oranges, and what each variant makes of them'
+  drawn = figure5.picture(results, list(rows.values()))
+  shown = documents.save(drawn, folder, 'samples', words, source)
+  speed = 'A step with `space` beside one with the ResNet, alternating:'
+  written = HERE / 'speed.md'
+  speed = [speed, written.read_text().strip()] if written.exists() else []
+  documents.write(folder, source, [shown, tables.table(rows), *speed])
+
+
+EXPERIMENT = runner.Experiment(
+  name='spatial_parts',
+  question='Which part of the spatial ViTUnet makes its translations?',
+  cells=cells.cells,
+  measure=measure.measure,
+  render=render,
+  scales=('cpu',),
+)
+
+if __name__ == '__main__':
+  runner.main(EXPERIMENT)
