@@ -147,13 +147,23 @@ def test_space_alone_beats_untouched_photographs():
 
 
 def test_the_residual_does_most_for_the_spatial_vitunet():
-  fid = {
-    name: row['paper']['fid'] for name, row in rows_of('spatial_parts').items()
-  }
-  assert fid['space'] < fid['no_fine_maps'] < fid['no_residual']
+  rows = rows_of('spatial_parts')
+  fid = {name: row['paper']['fid'] for name, row in rows.items()}
+  seeds = fid['space'], fid['space_seed_1']
+  assert [round(value, 2) for value in seeds] == [0.75, 0.95]
+  for name in ('cut_patches', 'instance_norm'):
+    assert min(seeds) < fid[name] < max(seeds)
+  assert max(seeds) < fid['no_fine_maps'] < fid['no_residual']
+  assert fid['no_residual'] > 2 * fid['space']
+  assert fid['resnet'] / fid['space'] > 6
   assert fid['resnet'] / fid['no_residual'] > 2.5
-  for name in ('pixel_shuffle', 'transposed', 'instance_norm'):
-    assert 0.7 < fid[name] / fid['space'] < 1.15
+  apples = {name: row['default']['fid_b2a'] for name, row in rows.items()}
+  for seed in ('space', 'space_seed_1'):
+    assert apples['no_fine_maps'] > 3 * apples[seed]
+  for seed in ('', '_seed_1'):
+    shuffled = rows[f'pixel_shuffle{seed}']
+    assert 0.7 < shuffled['paper']['fid'] / fid[f'space{seed}'] < 0.9
+    assert all(p['common'] > 0.005 for p in shuffled['patches'].values())
   path = FOLDER / 'spatial_parts' / 'speed.json'
   for measured in json.loads(path.read_text()).values():
     assert all(row['ratio'] > 4 for row in measured['rows'])
