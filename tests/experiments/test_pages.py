@@ -169,6 +169,15 @@ def test_the_residual_does_most_for_the_spatial_vitunet():
     assert all(row['ratio'] > 4 for row in measured['rows'])
 
 
+def test_a_step_is_faster_than_pytorchs_on_amd_and_not_on_intel():
+  for file in ('results', 'translation'):
+    found = json.loads((FOLDER / 'throughput' / f'{file}.json').read_text())
+    for name, measured in found.items():
+      for row in measured['rows']:
+        if not row['peer'].startswith(('our ', 'plain ')):
+          assert row['ratio'] > 1 if 'AMD' in name else 0.84 < row['ratio'] < 1
+
+
 def test_what_a_run_that_was_begun_would_cost(tmp_path):
   run = shutil.copytree(FOLDER / 'cifar100_s', tmp_path / 'run')
   rows = [
