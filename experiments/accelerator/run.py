@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     result |= setting
     result['seconds'] = round(time.monotonic() - started, 1)
     found['rows'][row.name] = result
-    files.write_whole(path, f'{json.dumps(found, indent=1)}\n'.encode())
+    _write(path, found)
     print(f'{row.name}: {result["status"]} in {result["seconds"]} s')
-  files.write_whole(path, f'{json.dumps(found, indent=1)}\n'.encode())
+  _write(path, found)
   tables.write(given.results)
 
 
@@ -202,6 +202,10 @@ def machine() -> dict[str, Any]:
     answer = subprocess.run(query, capture_output=True, text=True).stdout
     found['driver'] = answer.strip().splitlines()[:1]
   return found
+
+
+def _write(path: pathlib.Path, found: dict[str, Any]) -> None:
+  files.write_whole(path, f'{json.dumps(found, indent=1)}\n'.encode())
 
 
 def _parser() -> argparse.ArgumentParser:

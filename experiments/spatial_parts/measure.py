@@ -11,6 +11,6 @@ from experiments.table2_translation import measure as table2
 def measure(
   cell: Cell, workdir: pathlib.Path, results: pathlib.Path
 ) -> dict[str, Any]:
-  """Distances under both presets, and blockiness."""
+  """Returns distances under both presets, and blockiness."""
   with variants.chosen(cells.variant(cell)):
     return table2.measure(cell, workdir, results)

@@ -22,10 +22,9 @@ def render(
   first = [row for name, row in rows.items() if name in cells.NAMES]
   drawn = figure5.picture(results, first)
   shown = documents.save(drawn, folder, 'samples', words, source)
-  speed = 'A step with `space` beside one with the ResNet, alternating:'
-  written = HERE / 'speed.md'
-  speed = [speed, written.read_text().strip()] if written.exists() else []
-  documents.write(folder, source, [shown, tables.table(rows), *speed])
+  words = 'A step with `space` beside one with the ResNet, alternating:'
+  speed = (HERE / 'speed.md').read_text().strip()
+  documents.write(folder, source, [shown, tables.table(rows), words, speed])
 
 
 EXPERIMENT = runner.Experiment(

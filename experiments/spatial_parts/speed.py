@@ -5,7 +5,6 @@
 Writes speed.json and speed.md beside this file, rows of each processor apart.
 """
 
-import argparse
 import pathlib
 
 from experiments.throughput import training_step
@@ -14,12 +13,8 @@ NAMES = {'ours': '', 'ResNet of nine blocks': 'resnet'}
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--warmup', type=int, default=3)
-  parser.add_argument('--repeats', type=int, default=15)
   folder = pathlib.Path(__file__).parent
-  parser.add_argument('--output', type=pathlib.Path, default=folder)
-  given = parser.parse_args()
+  given = training_step.parser(__doc__, folder, 15, warmup=3).parse_args()
   facts = training_step.environment(given)
   runners = {
     name: training_step.Runner('ours', 'ours_generators', words)

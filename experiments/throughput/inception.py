@@ -8,8 +8,6 @@ they take turns, as in `training_step`. Writes inception.json and inception.md
 beside this file.
 """
 
-import argparse
-import pathlib
 from typing import Any
 
 from experiments.throughput import training_step
@@ -48,14 +46,10 @@ def measure(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--taps', nargs='+', type=int, default=[2048, 64])
-  parser.add_argument('--batch_size', type=int, default=16)
-  parser.add_argument('--warmup', type=int, default=2)
-  parser.add_argument('--repeats', type=int, default=9)
-  folder = pathlib.Path(__file__).parent
-  parser.add_argument('--output', type=pathlib.Path, default=folder)
-  arguments = parser.parse_args()
+  flags = training_step.parser(__doc__, training_step.HERE, repeats=9)
+  flags.add_argument('--taps', nargs='+', type=int, default=[2048, 64])
+  flags.add_argument('--batch_size', type=int, default=16)
+  arguments = flags.parse_args()
   facts = training_step.environment(arguments)
   rows = [
     measure(tap, arguments.batch_size, arguments.warmup, arguments.repeats)

@@ -222,6 +222,17 @@ def processor(info: str) -> str:
   return f'{name} ({zen})' if zen and 'AMD' in name else name
 
 
+def parser(
+  description: str, folder: pathlib.Path, repeats: int, warmup: int = 2
+) -> argparse.ArgumentParser:
+  """Returns the flags of a benchmark that writes into a folder by default."""
+  made = argparse.ArgumentParser(description=description.split('\n')[0])
+  made.add_argument('--warmup', type=int, default=warmup)
+  made.add_argument('--repeats', type=int, default=repeats)
+  made.add_argument('--output', type=pathlib.Path, default=folder)
+  return made
+
+
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
   """Returns what the numbers depend on."""
   info = pathlib.Path('/proc/cpuinfo')
@@ -256,13 +267,10 @@ def write(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--variants', nargs='+', default=['S', 'Ti'])
-  parser.add_argument('--batch_size', type=int, default=64)
-  parser.add_argument('--warmup', type=int, default=2)
-  parser.add_argument('--repeats', type=int, default=9)
-  parser.add_argument('--output', type=pathlib.Path, default=HERE)
-  arguments = parser.parse_args()
+  flags = parser(__doc__, HERE, repeats=9)
+  flags.add_argument('--variants', nargs='+', default=['S', 'Ti'])
+  flags.add_argument('--batch_size', type=int, default=64)
+  arguments = flags.parse_args()
   facts = environment(arguments)
   rows = []
   for variant in arguments.variants:

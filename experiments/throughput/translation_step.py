@@ -7,8 +7,6 @@ Each side lives in a process of its own and they take turns, as in
 `training_step`. Writes translation.json and translation.md beside this file.
 """
 
-import argparse
-import pathlib
 from typing import Any
 
 from experiments.throughput import training_step
@@ -51,13 +49,9 @@ def measure(batch_size: int, warmup: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--batch_sizes', nargs='+', type=int, default=[1, 4])
-  parser.add_argument('--warmup', type=int, default=2)
-  parser.add_argument('--repeats', type=int, default=11)
-  folder = pathlib.Path(__file__).parent
-  parser.add_argument('--output', type=pathlib.Path, default=folder)
-  arguments = parser.parse_args()
+  flags = training_step.parser(__doc__, training_step.HERE, repeats=11)
+  flags.add_argument('--batch_sizes', nargs='+', type=int, default=[1, 4])
+  arguments = flags.parse_args()
   facts = training_step.environment(arguments)
   rows = []
   for batch_size in arguments.batch_sizes:

@@ -187,7 +187,8 @@ class Workdir:
       return
     with explaining(self.path):
       target = self.path / name
-      target.parent.mkdir(parents=True, exist_ok=True)
+      if not files.is_remote(target):  # object stores have no folders
+        target.parent.mkdir(parents=True, exist_ok=True)
       files.write_whole(target, content)
     if name == CONFIG:
       self._trackers.choices = rules.flatten(json.loads(content))
