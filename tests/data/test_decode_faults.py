@@ -117,6 +117,49 @@ def test_stub_formats_are_no_images(magic):
     decode.size(magic + bytes(200))
 
 
+def encode_wide(values, dtype):
+  file = io.BytesIO()
+  Image.fromarray(np.array([values], dtype)).save(file, 'TIFF')
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'values', 'expected'),
+  [
+    ('float32', [0, 0.2, 0.6, 1.0001], [0, 51, 153, 255]),
+    ('float32', [-0.01, 0.2, 0.6, 1.1], [0, 51, 153, 255]),
+    ('float32', [0, 0.6, 1.2, 255.4], [0, 1, 1, 255]),
+    ('int32', [0, 257, 32768, 65535], [0, 1, 128, 255]),
+    ('int32', [0, 0, 0, 0], [0, 0, 0, 0]),
+  ],
+)
+def test_values_of_32_bits_show_their_range(dtype, values, expected):
+  found = decode.resized(encode_wide(values, dtype))
+  assert found[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'values', 'message'),
+  [
+    ('float32', [0, np.nan], r'^float32 .*\[nan, nan\]: expected \[0, 1\] or'),
+    ('float32', [0, np.inf], r'\[0, inf\]: expected \[0, 1\] or \[0, 255\]'),
+    ('float32', [-0.5, 1], r'\[-0.5, 1\]: expected'),
+    ('float32', [0, 65535], r'\[0, 65535\]: expected \[0, 1\] or'),
+    ('int32', [0, 255], r'^int32 .*\[0, 255\]: of 8 or 16 bits\? Save it as'),
+    ('int32', [-1, 300], r'\[-1, 300\]: expected \[0, 65535\]; save it as'),
+    ('int32', [0, 65536], r'\[0, 65536\]: expected'),
+  ],
+)
+def test_values_of_an_unknown_range_are_corrupt(dtype, values, message):
+  with pytest.raises(decode.CorruptImage, match=message):
+    decode.resized(encode_wide(values, dtype))
+
+
+def test_a_dark_pgm_of_16_bits_stays_dark():
+  data = b'P5 2 1 65535\n' + np.array([0, 200], '>u2').tobytes()
+  assert decode.resized(data)[0, :, 0].tolist() == [0, 1]
+
+
 def test_a_suffix_is_not_a_type():
   file = io.BytesIO()
   Image.fromarray(UPRIGHT).save(file, 'PNG')  # Named .jpg or what you like.

@@ -1,5 +1,6 @@
 """Tests of data by name: digits, folders, prepared TFDS sets, their cache."""
 
+import errno
 import os
 import pathlib
 import shutil
@@ -8,6 +9,8 @@ import sys
 
 import numpy as np
 import pytest
+from absl import logging
+from etils import epath
 from PIL import Image
 
 from tests.helpers import data_fixtures
@@ -184,6 +187,55 @@ def test_corrupt_images_up_to_max_corrupt_are_skipped_and_listed(tmp_path):
     assert len(data.train) + len(data.val) == 28
   with pytest.raises(errors.UserError, match='max_corrupt=0'):
     _load(root)
+
+
+@pytest.fixture
+def mend(monkeypatch):
+  """Makes cat/001.png fail to be read, until it is called."""
+  path_type = type(epath.Path('/'))
+  read_bytes = path_type.read_bytes
+
+  def fail(path):
+    if str(path).endswith('cat/001.png'):
+      raise OSError(errno.EIO, 'Input/output error')
+    return read_bytes(path)
+
+  monkeypatch.setattr(path_type, 'read_bytes', fail)
+  return lambda: monkeypatch.setattr(path_type, 'read_bytes', read_bytes)
+
+
+@pytest.mark.parametrize('max_corrupt', [0, 1])
+def test_a_file_that_could_not_be_read_is_not_cached_as_corrupt(
+  tmp_path, cache_dir, mend, max_corrupt
+):
+  root = data_fixtures.make_folder(tmp_path / 'data', counts={'train': 4})
+  if max_corrupt:
+    data = _load(root, max_corrupt=1)
+    assert len(data.train) + len(data.val) == 11
+  else:
+    reason = r'cat/001.png \(Input/output error\)'
+    with pytest.raises(errors.UserError, match=reason):
+      _load(root)
+  assert not cache_dir.exists()
+  mend()
+  data = _load(root)
+  assert len(data.train) + len(data.val) == 12
+  image = np.asarray(Image.open(root / 'train' / 'cat' / '001.png'))
+  assert image.tobytes() in _rows(data.train) | _rows(data.val)
+
+
+@pytest.mark.usefixtures('mend')
+def test_a_file_that_cannot_be_read_while_training_is_replaced(
+  tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.get_absl_logger(), 'propagate', True)
+  counts = {'train': 1, 'val': 2}
+  root = data_fixtures.make_folder(tmp_path / 'data', counts=counts)
+  batch = _load(root, cache_max_gb=0).val.gather(np.arange(6))
+  assert batch['readable'].tolist() == [True] * 3 + [False] + [True] * 2
+  assert batch['label'].tolist() == [0, 0, 1, 2, 2, 2]
+  np.testing.assert_array_equal(batch['image'][3], batch['image'][4])
+  assert 'val/cat/001.png: Input/output error' in caplog.text
 
 
 def test_lazily_decoded_images_equal_those_in_memory(tmp_path):

@@ -472,6 +472,21 @@ def test_mistakes_in_pairs(tmp_path, break_it, message):
     _load(root, paired=True, mode=mode, image_size=9)
 
 
+@pytest.mark.parametrize('beside', [False, True], ids=['names', 'beside'])
+@pytest.mark.parametrize('mode', ['resize_and_crop', 'crop'])
+def test_a_corrupt_image_of_a_pair_says_what_can_be_done(
+  tmp_path, mode, beside
+):
+  root = _make_pairs(tmp_path / 'data', beside=beside)
+  path = root / ('train' if beside else 'trainA') / '3.png'
+  path.write_bytes(b'not an image')
+  with pytest.raises(errors.UserError) as caught:
+    _load(root, paired=True, mode=mode, image_size=9)
+  message = str(caught.value)
+  assert f'{path} (no image, or of a format that' in message
+  assert message.endswith('\nMend them, or delete both images of the pair.')
+
+
 def test_pairs_are_of_folders_and_whole(tmp_path):
   with pytest.raises(errors.UserError, match="must be 'folder:PATH'"):
     loader.load_domains('fruit', image_size=16, paired=True)

@@ -197,6 +197,17 @@ def test_images_of_differing_sizes():
   np.testing.assert_allclose(found.features[7], alone.features[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize('count', [1, 2])
+def test_large_images_are_resized_on_the_host(monkeypatch, count):
+  large = RNG.integers(0, 256, (count, 1025, 1024, 3), np.uint8)
+  features = one_device()
+  expected = np.concatenate([*features.features({'image': large})])
+  monkeypatch.setattr(features, '_prepare', None)  # the device's resizing
+  found = np.concatenate([*features.features({'image': list(large)})])
+  assert found.shape == (count, 64)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_no_image_at_all():
   assert one_device().statistics([]).count == 0
 

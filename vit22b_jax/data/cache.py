@@ -25,7 +25,7 @@ from jaxtyping import Shaped
 from vit22b_jax.data import files
 
 # Raise when the same files would decode to other pixels.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Arrays = Mapping[str, Shaped[np.ndarray, '...']]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import PIL
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 # Pillow opens these too, but has no decoder for them; EPS starts Ghostscript.
@@ -31,7 +31,7 @@ _TURNS = {
 
 
 class CorruptImage(ValueError):
-  """The bytes are not an image that Pillow can decode."""
+  """The bytes are not an image that can be decoded without guessing."""
 
 
 @functools.cache
@@ -53,8 +53,8 @@ def square(data: bytes, image_size: int) -> UInt8[np.ndarray, 'S S 3']:
   """Decodes an image file to RGB, uint8 in [0, 255], `image_size` square.
 
   Applies the EXIF orientation, composites transparency over white, converts
-  palettes, grayscale and CMYK to RGB, scales 16-bit values to 8 bits (without
-  clipping), and takes the first frame of an animation. `fit` makes the square.
+  palettes, grayscale and CMYK to RGB, scales values of more than 8 bits (see
+  `to_rgb`), and takes the first frame of an animation. `fit` makes the square.
 
   Raises:
     CorruptImage: the bytes can't be decoded.
@@ -126,13 +126,18 @@ def to_ppm(image: UInt8[np.ndarray, 'H W 3']) -> bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-  """Converts any Pillow mode to 'RGB', transparency over white."""
-  if image.mode.startswith('I'):
-    # Modes I;16* and I (what PNG and TIFF of 16 bits open as): [0, 65535].
-    image = _from_range(np.asarray(image), 65535)
-  elif image.mode == 'F':
+  """Converts any Pillow mode to 'RGB', transparency over white.
+
+  16-bit values are of [0, 65535]. Values of 32 bits don't say their range:
+  integers are taken to be of 16 bits, unless none is above 255 (those may be
+  of 8 bits); floats of [0, 1] up to 1.1, of [0, 255] above it.
+
+  Raises:
+    CorruptImage: what is white can't be told.
+  """
+  if image.mode.startswith(('I', 'F')):
     values = np.asarray(image)
-    image = _from_range(values, 1 if values.max() <= 1 else 255)
+    image = _from_range(values, _white(image, values))
   if image.has_transparency_data:
     image = image.convert('RGBA')
     background = Image.new('RGBA', image.size, 'white')
@@ -164,7 +169,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
   try:
     with Image.open(io.BytesIO(data), formats=formats()) as image:
       yield image
-  except MemoryError:
+  except (MemoryError, CorruptImage):
     raise
   except PIL.UnidentifiedImageError as error:  # It names an address in memory.
     raise CorruptImage(
@@ -210,7 +215,26 @@ def _upright(image: Image.Image) -> Image.Image:
   return image if turn is None else image.transpose(turn)
 
 
-def _from_range(values: Int[np.ndarray, 'H W'], largest: float) -> Image.Image:
+def _white(image: Image.Image, values: Shaped[np.ndarray, 'H W']) -> float:
+  """Returns the value of white in an image of more than 8 bits a channel."""
+  if image.mode.startswith('I;') or (image.mode, image.format) == ('I', 'PPM'):
+    return 65535
+  low, high = values.min(), values.max()  # NaN if any value is.
+  found = f'{values.dtype} values in [{low:g}, {high:g}]'
+  if image.mode == 'F':
+    if low >= -0.01 and high <= 255.5:
+      return 1 if high <= 1.1 else 255
+    raise CorruptImage(f'{found}: expected [0, 1] or [0, 255]')
+  if low < 0 or high > 65535:
+    raise CorruptImage(f'{found}: expected [0, 65535]; save it as uint16')
+  if 0 < high <= 255:
+    raise CorruptImage(f'{found}: of 8 or 16 bits? Save it as uint8 or uint16')
+  return 65535
+
+
+def _from_range(
+  values: Shaped[np.ndarray, 'H W'], largest: float
+) -> Image.Image:
   """Scales [0, largest] to [0, 255]; clips values outside."""
   scaled = np.clip(values.astype(np.float64) * (255 / largest), 0, 255)
   return Image.fromarray(np.rint(scaled).astype(np.uint8))

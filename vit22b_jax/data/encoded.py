@@ -12,7 +12,6 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import numpy as np
-from absl import logging
 from etils import epath
 from jaxtyping import Float32, Int, Int32, UInt8
 
@@ -33,6 +32,10 @@ Read = Callable[[], tuple[bytes, Label]]
 
 _SAMPLED = 512  # Files of a folder of which some content is hashed.
 _Result = TypeVar('_Result')
+
+
+class UnreadFile(decode.CorruptImage):
+  """A file could not be read; the next time it may be."""
 
 
 class Records:
@@ -57,8 +60,16 @@ class Records:
     """Returns every label (0 without labels); may have to read the records."""
     return self._labels
 
+  def labeled(self) -> bool:
+    """Returns whether the labels are known, judged by the first one."""
+    return True
+
   def read(self, index: int) -> tuple[bytes, Label]:
-    """Returns an image file's bytes (b'' if unreadable) and its label."""
+    """Returns an image file's bytes and its label.
+
+    Raises:
+      CorruptImage: there is no such image; UnreadFile if only this time.
+    """
     raise NotImplementedError
 
   def name(self, index: int) -> str:
@@ -91,8 +102,7 @@ class Files(Records):
     try:
       data = epath.Path(self._path(index)).read_bytes()
     except OSError as error:
-      logging.warning('%s: %s', self.name(index), error.strerror or error)
-      data = b''
+      raise UnreadFile(error.strerror or str(error)) from error
     return data, self._labels[index]
 
   def name(self, index: int) -> str:
@@ -155,11 +165,7 @@ class Halves(Files):
 
   def read(self, index: int) -> tuple[bytes, Label]:
     data, label = super().read(index)
-    try:
-      image = decode.resized(data)
-    except decode.CorruptImage as error:
-      logging.warning('%s: %s', self.name(index), error)
-      return b'', label
+    image = decode.resized(data)
     width = image.shape[1] // 2
     start = 0 if self._side == 0 else image.shape[1] - width
     return decode.to_ppm(image[:, start : start + width]), label
@@ -174,8 +180,8 @@ def apply(
   rows: Int[np.ndarray, ' n'] | None = None,
   *,
   chunk: int = 64,
-) -> Iterator[tuple[_Result | decode.CorruptImage, Label]]:
-  """Yields `function` of each file (or what is wrong with it) and its label.
+) -> Iterator[tuple[_Result, Label] | tuple[decode.CorruptImage, None]]:
+  """Yields `function` of each file and its label, or what is wrong and None.
 
   In order: of sorted `rows`, by default all. Threads read and decode, since
   Pillow releases the interpreter's lock, `chunk` images at a time: small ones
@@ -185,11 +191,11 @@ def apply(
   def run(some: list[Read]):
     out = []
     for read in some:
-      data, label = read()
       try:
+        data, label = read()
         out.append((function(data), label))
       except decode.CorruptImage as error:
-        out.append((error, label))
+        out.append((error, None))
     return out
 
   threads = min(os.cpu_count() or 1, 32)

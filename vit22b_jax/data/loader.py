@@ -57,7 +57,7 @@ def load_classes(
   """
   found, names, native = catalog.find_classes(name, dir)
   marked = dict(found)
-  if 'test' in found and np.array_equal(next(found['test'].readers())()[1], -1):
+  if 'test' in found and not found['test'].labeled():
     logging.warning('the test part of %s has no labels: left aside', name)
     del found['test']
   stored = _stored_size(found, image_size, native, cache_max_gb)
@@ -130,7 +130,7 @@ def load_domains(
     for split, part in found.items()
     if split.startswith('train')
   }
-  unreadable = splits.Unreadable(max_corrupt)
+  unreadable = splits.Unreadable(max_corrupt, paired)
   fixed, varied = _parts(found, resize, held, paired, unreadable)
   if sum(part.num_bytes for part in fixed.values()) > cache_max_gb * 1e9:
     fixed, varied = {}, varied | fixed
@@ -261,8 +261,11 @@ def _in_memory(
       logging.info(
         'decoding %d images of %s, to be kept in %s', count, name, path
       )
-    kept = _decode_all(parts)
-    cache.write(path, *kept)
+    *kept, complete = _decode_all(parts)
+    if complete:
+      cache.write(path, *kept)
+    else:
+      logging.warning('%s is not cached: files could not be read', name)
   arrays, corrupt = kept
   unreadable.add(corrupt)
   opened = {}
@@ -277,37 +280,40 @@ def _in_memory(
 
 def _decode_all(
   parts: Mapping[str, splits.LazySplit],
-) -> tuple[cache.Arrays, list[str]]:
-  """Returns `PART_images` and `PART_labels`, and what can't be read."""
-  arrays, corrupt = {}, []
+) -> tuple[cache.Arrays, list[str], bool]:
+  """Decodes parts of a set.
+
+  Returns:
+    `PART_images` and `PART_labels`, what is corrupt, and whether every file
+    could be read, so that the next start would find the same.
+  """
+  arrays, corrupt, complete = {}, [], True
   for key, part in parts.items():
     images = np.empty((len(part), *part.shape, 3), np.uint8)
-    labels, readable = [], np.ones(len(part), bool)
+    labels = []
     decoded = encoded.apply(part.records, part.decode, part.indices)
     for row, (image, label) in enumerate(decoded):
-      labels.append(label)
       if isinstance(image, decode.CorruptImage):
-        readable[row] = False
         corrupt.append(f'{part.name(row)} ({image})')
+        complete &= not isinstance(image, encoded.UnreadFile)
       else:
-        images[row] = decode.crop(image, part.shape)
-    if not readable.all():  # else spare the copy
-      images = images[readable]
+        images[len(labels)] = decode.crop(image, part.shape)
+        labels.append(label)
     arrays |= {
-      f'{key}_images': images,
-      f'{key}_labels': np.array(labels)[readable],
+      f'{key}_images': images[: len(labels)],
+      f'{key}_labels': np.array(labels),
     }
-  return arrays, corrupt
+  return arrays, corrupt, complete
 
 
 def _validate_partners(
   found: catalog.Found, sizes: Mapping[str, list[preprocess.Size | None]]
 ) -> None:
-  """Raises UserError where images of a pair aren't of one size."""
+  """Raises UserError where readable images of a pair differ in size."""
   for a, b in (('trainA', 'trainB'), ('testA', 'testB')):
     both = zip(sizes.get(a, ()), sizes.get(b, ()), strict=True)
     for row, (one, other) in enumerate(both):
-      if one != other:
+      if one and other and one != other:
         raise errors.UserError(
           f'the images of a pair have different sizes: {found[a].name(row)} '
           f'{one} and {found[b].name(row)} {other}. Choose '

@@ -108,11 +108,11 @@ class ArraySplit(Split):
 class Unreadable:
   """The corrupt images that the splits of a data set meet, each once.
 
-  More than `max_corrupt` are an error.
+  More than `max_corrupt` are an error. None of `paired` images can be skipped.
   """
 
-  def __init__(self, max_corrupt: int):
-    self._max_corrupt = max_corrupt
+  def __init__(self, max_corrupt: int, paired: bool = False):
+    self._max_corrupt, self._paired = max_corrupt, paired
     self.names: list[str] = []
 
   def add(self, names: Iterable[str]) -> None:
@@ -125,10 +125,15 @@ class Unreadable:
     if count > self._max_corrupt:
       shown = '\n'.join(f'  {name}' for name in self.names[:20])
       more = f'\n  and {count - 20} more' if count > 20 else ''
+      remedy = (
+        f'Mend or delete them, or pass --config.data.max_corrupt={count} to '
+        'skip them.'
+      )
+      if self._paired:
+        remedy = 'Mend them, or delete both images of the pair.'
       raise errors.UserError(
         f'{count} corrupt image(s), and data.max_corrupt={self._max_corrupt}:\n'
-        f'{shown}{more}\nMend or delete them, or pass '
-        f'--config.data.max_corrupt={count} to skip them.'
+        f'{shown}{more}\n{remedy}'
       )
 
 
@@ -189,11 +194,11 @@ class LazySplit(Split):
   def _read(self, index: int):
     for ahead in range(len(self)):
       row = self.indices[(index + ahead) % len(self)]
-      data, label = self.records.read(int(row))
       try:
+        data, label = self.records.read(int(row))
         return self.decode(data), label, not ahead
-      except decode_lib.CorruptImage:
-        continue
+      except decode_lib.CorruptImage as error:
+        logging.warning('%s: %s', self.records.name(int(row)), error)
     raise errors.UserError(
       f'no image of a part of {self.records.place} could be read: mend the '
       'files, or choose another data.name.'

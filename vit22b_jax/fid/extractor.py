@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from vit22b_jax.fid import inception_resize, inception_weights, statistics
 from vit22b_jax.models import inception
 
+_LARGE = 2**20  # Pixels of an image that the host resizes.
 TAPS = tuple(int(tap) for tap in inception.TAPS if tap.isdigit())
 
 # {'image': [B, H, W, 3] or B images [h, w, 3] of any sizes, 'mask': [B]}
@@ -135,8 +136,9 @@ class Extractor:
     ready = False
     if isinstance(images, list | tuple):
       # Several processes can't know that they all have images of one size.
-      alike = len({image.shape for image in images}) == 1
-      ready = not alike or jax.process_count() > 1
+      shapes = {image.shape for image in images}
+      large = max(image.size for image in images) > 3 * _LARGE
+      ready = large or len(shapes) > 1 or jax.process_count() > 1
       if ready:
         images = [inception_resize.one(i, self.settings.resize) for i in images]
       images = np.stack(images)

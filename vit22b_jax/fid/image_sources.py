@@ -3,7 +3,9 @@
     source = image_sources.find('tfds:cycle_gan/monet2photo:testA', dir='...')
     statistics = source.statistics(extractor)
 
-Images come as they are, of whatever size, in batches for `Extractor`.
+Images come upright, transparency over white, of whatever size, in batches for
+`Extractor`; clean-fid's and pytorch-fid's `Image.open(path).convert('RGB')`
+does neither.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Initializers of the two families of presets, by name.
 
-`vit`: fan-in normal matrices, zero biases, positions N(0, 0.02), class token
-and last layer zero, as in the ViT and ViT-22B authors' code. `torch`: what
+`vit`: positions N(0, 0.02), class token and last layer zero, as in
+google-research/vision_transformer; but fan-in normal matrices and zero biases,
+where its blocks have Xavier uniform and MLP biases N(0, 1e-6). `torch`: what
 PyTorch's `nn.Linear` does, weights and biases uniform within 1/sqrt(fan_in),
 positions and class token N(0, 1), as in the released code.
 """

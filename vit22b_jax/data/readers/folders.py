@@ -233,11 +233,20 @@ def _log_unknown(root: epath.Path, names: Iterable[str]) -> None:
 
 
 def _classes(folder: epath.Path, walk: walk_lib.Walk) -> list[epath.Path]:
-  """Lists the class folders of a split; counts what lies beside them."""
+  """Lists the class folders of a split; counts what lies beside them.
+
+  Raises:
+    UserError: a class is a link to a folder whose images are read already.
+  """
   found = []
   for path, kind in _entries(folder):
     if walk.enters(path, kind):
       found.append(path)
+    elif kind == 'link':
+      raise errors.UserError(
+        f'class folder {path} is a link to {os.path.realpath(path)}, which is '
+        'read already: delete the link, or put a folder of other images there.'
+      )
     elif path.suffix.lower() in decode.suffixes():
       walk.ignored[f'images in {folder.name} without a class folder'] += 1
   return found

@@ -74,6 +74,9 @@ class TfdsRecords(encoded.Records):
       cache.write(path, *found)
     return found[0]['labels']
 
+  def labeled(self) -> bool:
+    return next(self.readers())()[1] != -1
+
   def readers(self) -> Iterator[encoded.Read]:
     """Yields what reads each record, in order; callable from any thread.
 
