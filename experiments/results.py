@@ -68,8 +68,10 @@ def render(readme: str) -> str:
 
 
 def _rows(experiment: runner.Experiment) -> runner.Rows:
-  scale = summary.SCALES.get(experiment.name, 'cpu')
-  return runner.read(runner.results_file(experiment.results, scale))
+  found = {}
+  for scale in summary.SCALES.get(experiment.name, ('cpu',)):
+    found |= runner.read(runner.results_file(experiment.results, scale))
+  return found
 
 
 def _finished(task: str) -> list[pathlib.Path]:

@@ -28,7 +28,6 @@ from vit22b_jax.runtime import formats
 from vit22b_jax.runtime import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
-SCALES = ('cpu', 'full')
 # Of main.py: done, and stopped because training exploded, which is a result.
 _RESULTS = (0, 3)
 _POLL_SECONDS = 0.2
@@ -75,8 +74,8 @@ class Experiment:
       row; files to keep go into the folder of the results.
     render: (results, folder, scale, rows) -> writes tables and plots of the
       rows into the folder.
-    runs_of: the experiment whose runs it shows; '' for its own.
     scales: those it has cells for.
+    runs_of: the experiment whose runs it shows; '' for its own.
   """
 
   name: str
@@ -84,8 +83,8 @@ class Experiment:
   cells: Callable[[str, Rows], list[Cell]]
   measure: Callable[[Cell, pathlib.Path, pathlib.Path], Row]
   render: Callable[[pathlib.Path, pathlib.Path, str, Rows], None]
+  scales: tuple[str, ...]
   runs_of: str = ''
-  scales: tuple[str, ...] = SCALES
 
   @property
   def folder(self) -> pathlib.Path:

@@ -14,6 +14,8 @@ from experiments.figure2_classification import budget, budget_tables
 from experiments.figure2_classification import tables as figure2_tables
 from experiments.runner import Rows
 from experiments.table1_parameters import tables as table1_tables
+from vit22b_jax.report.summary import throughput
+from vit22b_jax.runtime import runs
 
 # Runs whose files are kept: folder, what makes it.
 RECIPES = (
@@ -51,7 +53,11 @@ def parameters(rows: Rows) -> str:
 
 
 def stability(rows: Rows) -> str:
-  """Says how far each switch moves the lowest exploding rate of size S."""
+  """Says how far each switch moves the lowest exploding rate of size S.
+
+  `rows` are of the CPU scale, on JPEG images, and of the real one, on lossless
+  ones.
+  """
   _, first = figure1_cells.bounds('S', 'original', rows)
   times: dict[float, list[str]] = {}
   for variant in figure1_cells.VARIANTS:
@@ -67,8 +73,30 @@ def stability(rows: Rows) -> str:
   rate = figure1_cells.RATE * 2.0**first
   return (
     f"Size S of the authors' first block explodes from a learning rate of "
-    f'{rate:g} on. The lowest exploding rate is higher: {moved}. It stays the '
-    f'same with {still}.'
+    f'{rate:g} on. The lowest exploding rate is higher: {moved}.'
+    f'{_lossless(rows)} It stays the same with {still}.'
+  )
+
+
+def _lossless(rows: Rows) -> str:
+  """Says which switches explode at half of that rate on lossless images."""
+  seeds: dict[tuple[int, int], list[str]] = {}
+  for variant in figure1_cells.MAIN:
+    low, _ = figure1_cells.bounds('S', variant, rows)
+    repeats = [
+      row['explosion']
+      for row in rows.values()
+      if (row['stage'], row['variant']) == ('repeat', variant)
+      and row['exponent'] == low
+    ]
+    exploded = len(repeats) - repeats.count(None)
+    if exploded:
+      name = figure1_tables.name_of(variant)
+      seeds.setdefault((exploded, len(repeats)), []).append(name)
+  return ''.join(
+    f' On lossless images {exploded} of {number} seeds '
+    f'explode{"s" * (exploded == 1)} at half of that with {" or ".join(names)}.'
+    for (exploded, number), names in seeds.items()
   )
 
 
@@ -114,8 +142,12 @@ def translation(rows: Rows) -> str:
   return f'{label}, mean of both directions, nearest first. {"; ".join(parts)}.'
 
 
-# What answers where the CPU scale doesn't.
-SCALES = {'figure2_classification': 'real', 'table2_translation': 'real'}
+# What answers where it isn't the CPU scale alone.
+SCALES = {
+  'figure1_stability': ('cpu', 'real'),
+  'figure2_classification': ('real',),
+  'table2_translation': ('real',),
+}
 # By experiment: its question in short, and what answers it from its rows.
 ANSWERS = {
   'table1_parameters': ('Parameters', parameters),
@@ -142,7 +174,9 @@ def speed(folder: pathlib.Path) -> str:
     f'{name} ' + ', '.join(f'{_range(v)} {mode}' for mode, v in modes.items())
     for name, modes in ratios.items()
   ]
-  return f'Times PyTorch: {"; ".join(parts)}.'
+  return (
+    f"PyTorch's time over ours (above 1: ours is faster): {'; '.join(parts)}."
+  )
 
 
 def _range(values: list[float]) -> str:
@@ -185,14 +219,7 @@ def recipes(experiments: pathlib.Path) -> str:
 
 def minutes(run: pathlib.Path) -> float:
   """Returns the time that training steps took, from their logged speed."""
-  config = json.loads((run / 'config.json').read_text())
-  seconds, before = 0.0, 0
-  for line in (run / 'metrics.jsonl').read_text().splitlines():
-    row = json.loads(line)
-    if 'perf/images_per_second' in row:
-      images = (row['step'] - before) * config['batch_size']
-      seconds += images / row['perf/images_per_second']
-      before = row['step']
+  seconds, _ = throughput(runs.read(run))
   return seconds / 60
 
 

@@ -8,6 +8,7 @@ and a failure costs one row. What a single measurement needs is imported in it.
 
 import inspect
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -43,18 +44,19 @@ def golden() -> dict[str, Any]:
   return {'relative_error': found}
 
 
-def parity(steps: int, dtype: str, **sizes: Any) -> dict[str, Any]:
+def parity(steps: int, dtypes: list[str], **sizes: Any) -> dict[str, Any]:
   """Trains the same steps on the accelerator and on the CPU.
 
   Args:
     steps: how many.
-    dtype: of the accelerator; the CPU computes in float32, highest precision.
+    dtypes: of the accelerator; the CPU computes in float32, highest precision.
     **sizes: see `_program`.
 
   Returns:
-    The losses of both, and the largest relative difference.
+    The losses of both, and the largest relative difference, by dtype.
   """
   import jax
+  import numpy as np
 
   from experiments.throughput import ours
   from vit22b_jax.runtime import sharding
@@ -65,8 +67,11 @@ def parity(steps: int, dtype: str, **sizes: Any) -> dict[str, Any]:
     return [step() for _ in range(steps)]
 
   theirs = losses(jax.devices('cpu')[0], 'float32')
-  found = losses(jax.devices()[0], dtype)
-  worst = max(abs(a - b) / abs(b) for a, b in zip(found, theirs, strict=True))
+  found = {dtype: losses(jax.devices()[0], dtype) for dtype in dtypes}
+  worst = {
+    dtype: float(np.max(np.abs(np.divide(mine, theirs) - 1)))
+    for dtype, mine in found.items()
+  }
   return {'losses': found, 'cpu_losses': theirs, 'relative_error': worst}
 
 
@@ -115,10 +120,8 @@ def peer(
   block: str,
   variant: str,
   batch_size: int,
-  image_size: int,
-  patch: int,
   repeats: int,
-  depth: int | None,
+  **sizes: Any,
 ) -> dict[str, Any]:
   """Times timm's ViT, or its ParallelScalingBlock, in PyTorch.
 
@@ -128,34 +131,25 @@ def peer(
 
   from experiments.throughput import peers
 
-  models = peers.timm_vit()
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  width = {'Ti': 192, 'S': 384, 'B': 768, 'L': 1024}[variant]
-  model = models.VisionTransformer(
-    img_size=image_size,
-    patch_size=patch,
-    embed_dim=width,
-    depth=depth or (24 if variant == 'L' else 12),
-    num_heads=width // 64,
-    block_fn=models.ParallelScalingBlock if block == 'vit22b' else models.Block,
+  step, parameters = peers.training_step(
+    block,
+    variant,
+    batch_size,
+    threads=torch.get_num_threads(),
+    compiled=True,
+    num_classes=1000,
+    device=device,
+    dtype=torch.bfloat16,
+    **sizes,
   )
-  model = torch.compile(model.to(device).train())
-  optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=True)
-  images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-  labels = torch.randint(0, 1000, (batch_size,), device=device)
-
-  def step() -> float:
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device, torch.bfloat16):
-      loss = torch.nn.functional.cross_entropy(model(images), labels)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-    optimizer.step()
-    return loss.item()
-
   found = _rates(step, batch_size, repeats)
   peak = torch.cuda.max_memory_allocated() if device == 'cuda' else None
-  return found | {'peak_bytes': peak, 'torch': torch.__version__}
+  return found | {
+    'peak_bytes': peak,
+    'parameters': parameters,
+    'torch': torch.__version__,
+  }
 
 
 def _program(
@@ -210,6 +204,8 @@ def _rates(
 
 def main(kind: str, arguments: str, output: str) -> None:
   """Measures, and writes the row as JSON."""
+  if named := os.environ.get('JAX_PLATFORMS'):
+    os.environ['JAX_PLATFORMS'] = f'{named},cpu'  # which parity needs as well
   host.prepare()  # before jax
   kinds = dict(inspect.getmembers(sys.modules[__name__], inspect.isfunction))
   found = kinds[kind](**json.loads(arguments))

@@ -1,7 +1,7 @@
 """Measures this project on the machine's accelerator, most valuable first.
 
-    python -m experiments.accelerator.run --minutes=12 \
-      --cifar10=folder:PATH --cifar100=TFDS_DIR
+    python -m experiments.accelerator.run --minutes=9 \
+      --cifar10=folder:PATH --cifar100=folder:PATH
     python -m experiments.accelerator.run --scale=tiny --results=FOLDER
 
 Every row (see `rows`) is written to results.json as soon as it ends. Stopped at
@@ -14,6 +14,7 @@ import importlib.util
 import json
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,11 +25,13 @@ from typing import Any
 from experiments import runner
 from experiments.accelerator import rows as rows_lib
 from experiments.accelerator import tables
+from experiments.figure1_stability import measure as figure1
 from vit22b_jax.data import files
+from vit22b_jax.runtime import runs
 
 HERE = pathlib.Path(__file__).parent
-_EPOCH_IMAGES = 45_000  # of CIFAR's training part, a tenth held out
 _RESERVE = 5.0  # seconds to write results in
+_PEERS = ('torch', 'timm')  # what timm's rows import
 # Asks a process of its own, so that this one holds no device.
 _DEVICES = (
   'import jax, json; print(json.dumps({"jax": jax.__version__, "devices": '
@@ -45,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
   found = json.loads(path.read_text()) if path.exists() else {'rows': {}}
   found['machine'] = machine()
   print(found['machine'])
+  if given.scale == 'full' and found['machine']['devices'] == ['cpu:cpu']:
+    sys.exit('error: jax finds no accelerator; --scale=tiny tries a CPU.')
   setting = {'machine': found['machine'], 'scale': given.scale}
   for row in rows_lib.all_rows(given.scale):
     if _is_done(found['rows'].get(row.name, {}), setting):
@@ -57,11 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     if row.data and not source:
       print(f'{row.name}: needs --{row.data}=folder:PATH or a TFDS folder')
       continue
-    if row.kind == 'peer' and importlib.util.find_spec('timm') is None:
+    if row.kind == 'peer' and not all(map(importlib.util.find_spec, _PEERS)):
       print(f'{row.name}: needs torch and timm')
       continue
     started = time.monotonic()
-    result = measure(row, min(left, row.limit), given, source, found['rows'])
+    result = measure(row, min(left, row.limit), given, source)
     result |= setting
     result['seconds'] = round(time.monotonic() - started, 1)
     found['rows'][row.name] = result
@@ -77,11 +82,7 @@ def _is_done(row: dict[str, Any], setting: dict[str, Any]) -> bool:
 
 
 def measure(
-  row: rows_lib.Row,
-  seconds: float,
-  given: argparse.Namespace,
-  source: str,
-  before: dict[str, Any],
+  row: rows_lib.Row, seconds: float, given: argparse.Namespace, source: str
 ) -> dict[str, Any]:
   """Runs a row in a process of its own.
 
@@ -90,23 +91,22 @@ def measure(
     seconds: after which the process is stopped.
     given: the command line.
     source: of a training's images; '' where none are needed.
-    before: the rows so far, which tell how many epochs fit.
 
   Returns:
     `status` ('done', 'failed' or 'out of time'), `arguments`, and what was
-    measured or the `error`.
+    measured or the `error`. A training out of time leaves what it has come to,
+    and its workdir, from which it goes on.
   """
+  arguments = dict(row.arguments)
+  workdir = given.runs / given.scale / re.sub(r'\W+', '_', row.name)
   with tempfile.TemporaryDirectory() as folder:
     output = pathlib.Path(folder) / 'row.json'
-    workdir = given.runs / row.name.replace(' ', '_').replace(':', '')
     if row.kind == 'train':
-      arguments = _fitted(row, seconds, before)
       command = _training(arguments, source, workdir)
     else:
-      arguments = dict(row.arguments)
       module = 'experiments.accelerator.measure'
       command = ['-m', module, row.kind, json.dumps(arguments), str(output)]
-    result: dict[str, Any] = {'arguments': arguments}
+    result = {'arguments': arguments, 'status': 'done'}
     try:
       done = subprocess.run(
         [sys.executable, *command],
@@ -116,15 +116,18 @@ def measure(
         timeout=seconds,
       )
     except subprocess.TimeoutExpired:
-      return result | {'status': 'out of time'}
+      result['status'] = 'out of time'
+      return result | (_trained(workdir) if row.kind == 'train' else {})
     # A training that exploded under `halt` ends with 3, which is a result.
     if done.returncode not in (0, 3):
       error = (done.stderr or done.stdout).strip().splitlines()[-3:]
-      return result | {'status': 'failed', 'error': '\n'.join(error)}
-    result['status'] = 'done'
-    if row.kind == 'train':
-      return result | _trained(workdir, given.results, row)
-    return result | json.loads(output.read_text())
+      result |= {'status': 'failed', 'error': '\n'.join(error)}
+    elif row.kind == 'train':
+      result |= _trained(workdir)
+    else:
+      result |= json.loads(output.read_text())
+  shutil.rmtree(workdir, ignore_errors=True)
+  return result
 
 
 def _training(
@@ -145,43 +148,18 @@ def _training(
   ]
 
 
-def _fitted(
-  row: rows_lib.Row, seconds: float, before: dict[str, Any]
-) -> dict[str, Any]:
-  """Returns a training's arguments, with as many epochs as its time allows.
-
-  The speed is that of the same model in an earlier row; evaluation and
-  compiling are taken to cost a third of the time, which Figure 2's rows share.
-  """
-  arguments = dict(row.arguments)
-  if arguments.get('duration') != 'fit':
-    return arguments
-  speeds = [
-    found['images_per_second']
-    for name, found in before.items()
-    if name.startswith('ours') and 'S/4' in name and found['status'] == 'done'
-  ]
-  rate = min(speeds, default=1000.0)
-  waiting = [
-    r for r in rows_lib.all_rows('full') if r.name.startswith('figure 2')
-  ]
-  waiting = [r for r in waiting if r.name not in before]
-  share = seconds / max(len(waiting), 1) * 2 / 3
-  epochs = max(int(share * rate / _EPOCH_IMAGES), 1)
-  return arguments | {'duration': f'{epochs} epochs', 'eval.every': '25%'}
-
-
-def _trained(
-  workdir: pathlib.Path, results: pathlib.Path, row: rows_lib.Row
-) -> dict[str, Any]:
-  """Keeps the rows of a training's steps, and returns its evaluation."""
-  kept = results / 'runs' / workdir.name
-  kept.mkdir(parents=True, exist_ok=True)
-  shutil.copy(workdir / 'diagnostics.csv', kept)
-  evaluation = workdir / 'eval.json'
-  found = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-  shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
-  return {'evaluation': found, 'diagnostics': f'runs/{workdir.name}'}
+def _trained(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what a training has come to; {} before its first rows."""
+  if not (workdir / 'diagnostics.csv').exists():
+    return {}
+  run = runs.read(workdir)
+  _, top1 = run.metric('val/top1')
+  return {
+    'steps': run.last_step,
+    'stability': figure1.measure(workdir),
+    'validated': top1[-1].item() if len(top1) else None,
+    'evaluation': run.evaluation,
+  }
 
 
 def machine() -> dict[str, Any]:

@@ -19,26 +19,27 @@ def write(folder: pathlib.Path) -> None:
   rows = {
     name: row
     for name, row in found['rows'].items()
-    if row['status'] == 'done' and row.get('machine') == machine
+    if row['status'] != 'failed' and row.get('machine') == machine
   }
+  done = sum(row['status'] == 'done' for row in rows.values())
   parts = [
     f'{", ".join(machine["devices"])}; jax {machine["jax"]}, Python '
-    f'{machine["python"]}; {len(rows)} of {len(found["rows"])} rows done.',
+    f'{machine["python"]}; {done} of {len(found["rows"])} rows done.',
     parity({n: r for n, r in rows.items() if 'relative_error' in r}),
     speed({n: r for n, r in rows.items() if 'images_per_second' in r}),
-    trained({n: r for n, r in rows.items() if 'evaluation' in r}),
+    trained({n: r for n, r in rows.items() if 'stability' in r}),
   ]
   (folder / 'results.md').write_text('\n\n'.join(filter(None, parts)) + '\n')
 
 
 def parity(rows: dict[str, Any]) -> str:
   """Returns the table of differences from the CPU; '' without a row."""
-  lines = []
-  for name, row in rows.items():
-    error = row['relative_error']
-    worst = max(error.values()) if isinstance(error, dict) else error
-    lines.append((name, f'{worst:.2g}'))
-  return _table(('what', '#largest relative difference'), lines)
+  lines = [
+    (name, of, f'{error:.2g}')
+    for name, row in rows.items()
+    for of, error in row['relative_error'].items()
+  ]
+  return _table(('what', 'of', '#largest relative difference'), lines)
 
 
 def speed(rows: dict[str, Any]) -> str:
@@ -59,19 +60,36 @@ def speed(rows: dict[str, Any]) -> str:
 
 
 def trained(rows: dict[str, Any]) -> str:
-  """Returns the table of trainings; '' without a row."""
-  lines = [
-    (
-      name,
-      row['arguments']['duration'],
-      *(
-        f'{row["evaluation"][key]:.3f}' if key in row['evaluation'] else '-'
-        for key in ('top1', 'top5', 'auroc')
-      ),
+  """Returns the table of trainings, also unfinished ones; '' without a row."""
+  lines = []
+  for name, row in rows.items():
+    found, scores = row['stability'], row['evaluation']
+    peaks = [found['peak'][key] for key in ('max_logit', 'max_abs_grad')]
+    explosion, validated = found['explosion'], row['validated']
+    lines.append(
+      (
+        name,
+        f'{row["steps"]:,} of {row["arguments"]["duration"]}',
+        'never' if explosion is None else f'{explosion:,}',
+        *(f'{peak[0]:,.4g} ({peak[1]:,})' if peak else '-' for peak in peaks),
+        '-' if validated is None else f'{validated:.3f}',
+        *(
+          f'{scores[key]:.3f}' if key in scores else '-'
+          for key in ('top1', 'top5', 'auroc')
+        ),
+      )
     )
-    for name, row in rows.items()
-  ]
-  columns = ('training', 'length', '#top-1', '#top-5', '#AUROC')
+  columns = (
+    'training',
+    '#steps',
+    '#explodes at step',
+    '#largest logit (step)',
+    '#largest gradient (step)',
+    '#validated top-1',
+    '#test top-1',
+    '#top-5',
+    '#AUROC',
+  )
   return _table(columns, lines)
 
 

@@ -16,6 +16,7 @@ import sys
 
 import numpy as np
 
+from experiments import documents
 from experiments.blockiness import blockiness
 from vit22b_jax import api, tasks
 from vit22b_jax.fid import image_sources
@@ -79,25 +80,25 @@ def _both(name: str, images: np.ndarray, patch: int) -> dict[str, float]:
 def table(rows: list[dict]) -> str:
   """Returns the rows in Markdown."""
   lines = [
-    '| data | resample | steps | direction | border / inside | of its input '
-    '| of the target | shared texture | of its input | of the target |',
-    '|---|---|--:|---|--:|--:|--:|--:|--:|--:|',
-  ]
-  for row in rows:
-    ratios = [
-      f'{row[f"{name}_{kind}"]:.3f}'
-      for kind in ('ratio', 'common')
-      for name in ('made', 'source', 'target')
-    ]
-    cells = [
+    (
       f'{row["data"]}, {row["image_size"]} px, patch {row["patch_size"]}',
       row['resample'],
       f'{row["steps"]:,}',
       row['direction'],
-      *ratios,
-    ]
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines) + '\n'
+      *(
+        f'{row[f"{name}_{kind}"]:.3f}'
+        for kind in ('ratio', 'common')
+        for name in ('made', 'source', 'target')
+      ),
+    )
+    for row in rows
+  ]
+  sides = '#of its input', '#of the target'
+  columns = (
+    *('data', 'resample', '#steps', 'direction'),
+    *('#border / inside', *sides, '#shared texture', *sides),
+  )
+  return f'{documents.table(columns, lines)}\n'
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.figure1_stability.cells import CAP, START_UP
-from experiments.runner import Cell
 from vit22b_jax.report import downsample
 from vit22b_jax.runtime import runs
 
@@ -19,11 +18,8 @@ _POINTS = 200  # buckets of a kept curve
 _LAST = 50  # steps whose mean loss says whether it learns
 
 
-def measure(
-  cell: Cell, workdir: pathlib.Path, results: pathlib.Path
-) -> dict[str, Any]:
+def measure(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns the numbers of a run, from its diagnostics.csv."""
-  del cell, results
   run = runs.read(workdir)
   table = run.diagnostics
   steps = table['step'].astype(int)

@@ -26,7 +26,7 @@ def measured(
   }
   return {
     'images': images.stored_as(data['name'], data['dir']),
-    **measure.measure(cell, workdir, results),
+    **measure.measure(workdir),
     **(accuracy if cell.facts['stage'] == 'recovery' else {}),
   }
 

@@ -215,11 +215,9 @@ TABLES = {
 
 
 def render(text: str) -> str:
-  """Returns a README with new tables between `<!-- NAME -->` comments."""
+  """Returns a README with new tables after the `<!-- NAME -->` comments."""
   for name, table in TABLES.items():
-    start, end = f'<!-- {name} -->', f'<!-- /{name} -->'
-    head, rest = text.split(start)
-    text = f'{head}{start}\n\n{table()}\n\n{end}{rest.split(end)[1]}'
+    text = documents.fill(text, table(), f'<!-- {name} -->')
   return text
 
 

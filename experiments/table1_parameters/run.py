@@ -41,6 +41,7 @@ EXPERIMENT = runner.Experiment(
   cells=cells,
   measure=measure,
   render=render,
+  scales=('cpu',),
 )
 
 if __name__ == '__main__':

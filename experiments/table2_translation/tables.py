@@ -5,7 +5,7 @@ from experiments.runner import Row, Rows
 
 DIRECTIONS = {'a2b': 'A to B', 'b2a': 'B to A'}
 # Table 2 of the paper: FID A to B and B to A, at 256 px and in full training.
-# It names columns by domain; DESIGN's reading: apple/orange, Monet/photo.
+# It names columns by domain; that apple and Monet are A to B is our reading.
 PAPER = {
   ('cycle_gan/apple2orange', 'ViT-S'): (2.430, 3.455),
   ('cycle_gan/apple2orange', 'ViT-22B-S'): (12.485, 8.503),

@@ -27,6 +27,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import common  # noqa: E402
+from experiments import documents  # noqa: E402
 from vit22b_jax import train  # noqa: E402
 from vit22b_jax.data import catalog, splits  # noqa: E402
 from vit22b_jax.modes import setup  # noqa: E402
@@ -222,13 +223,15 @@ def start_rows(data_dir: str) -> list[dict]:
 def write(rows: list[dict]) -> None:
   """Writes the rows as JSON and as a table."""
   (HERE / 'overhead.json').write_text(json.dumps(rows, indent=2) + '\n')
-  lines = ['| what | ms | beside | ms | ratio |', '|---|--:|---|--:|--:|']
-  lines += [
-    f'| {r["name"]} | {r["ours_ms"]:.1f} | {r["peer"]} | {r["peer_ms"]:.1f} | '
-    f'{r["ratio"]:.3f} |'
+  lines = [
+    (
+      *(r['name'], f'{r["ours_ms"]:.1f}', r['peer'], f'{r["peer_ms"]:.1f}'),
+      f'{r["ratio"]:.3f}',
+    )
     for r in rows
   ]
-  (HERE / 'overhead.md').write_text('\n'.join(lines) + '\n')
+  table = documents.table(('what', '#ms', 'beside', '#ms', '#ratio'), lines)
+  (HERE / 'overhead.md').write_text(f'{table}\n')
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-WIDTHS = {'Ti': 192, 'S': 384}
+WIDTHS = {'Ti': 192, 'S': 384, 'B': 768, 'L': 1024}
+DEPTHS = {'L': 24}  # the others': 12
 
 
 def import_torchvision() -> None:
@@ -34,16 +35,33 @@ def timm_vit():
 
 
 def training_step(
-  block: str, variant: str, batch_size: int, threads: int, compiled: bool
+  block: str,
+  variant: str,
+  batch_size: int,
+  threads: int,
+  compiled: bool,
+  *,
+  image_size: int = 32,
+  patch: int = 4,
+  num_classes: int = 10,
+  depth: int | None = None,
+  device: str = 'cpu',
+  dtype: torch.dtype | None = None,
 ) -> tuple[Callable[[], float], int]:
-  """Returns a training step of timm's ViT on random images of 32 px, patch 4.
+  """Returns a training step of timm's ViT on random images.
 
   Args:
     block: 'vit', or 'vit22b' for timm's `ParallelScalingBlock`.
-    variant: 'Ti' or 'S'.
+    variant: one of WIDTHS.
     batch_size: images a step.
     threads: that PyTorch may use.
     compiled: whether `torch.compile` compiles the model.
+    image_size: pixels a side.
+    patch: pixels a side of a patch.
+    num_classes: outputs.
+    depth: blocks; None for the variant's.
+    device: 'cpu' or 'cuda', where AdamW is fused.
+    dtype: of autocast; None for float32.
 
   Returns:
     The step, which returns its loss, and the number of parameters.
@@ -53,27 +71,31 @@ def training_step(
   models = timm_vit()
   width = WIDTHS[variant]
   model = models.VisionTransformer(
-    img_size=32,
-    patch_size=4,
-    num_classes=10,
+    img_size=image_size,
+    patch_size=patch,
+    num_classes=num_classes,
     embed_dim=width,
-    depth=12,
+    depth=depth or DEPTHS.get(variant, 12),
     num_heads=width // 64,
     block_fn={
       'vit': models.Block,
       'vit22b': models.ParallelScalingBlock,
     }[block],
-  ).train()
-  parameters = list(model.parameters())
-  optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=1e-4)
+  ).to(device)
+  parameters = list(model.train().parameters())
+  optimizer = torch.optim.AdamW(
+    parameters, lr=5e-4, weight_decay=1e-4, fused=device == 'cuda' or None
+  )
   run = torch.compile(model) if compiled else model
   criterion = torch.nn.CrossEntropyLoss()
-  images = torch.randn(batch_size, 3, 32, 32)
-  labels = torch.randint(0, 10, (batch_size,))
+  shape = (batch_size, 3, image_size, image_size)
+  images = torch.randn(shape, device=device)
+  labels = torch.randint(0, num_classes, (batch_size,), device=device)
 
   def step() -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss = criterion(run(images), labels)
+    with torch.autocast(device, dtype, enabled=dtype is not None):
+      loss = criterion(run(images), labels)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 10.0)
     optimizer.step()

@@ -1,10 +1,17 @@
 """Blockiness: by hand, of flat and of smooth images, mistakes."""
 
+import json
+
 import numpy as np
 import pytest
 
-from experiments.blockiness import blockiness
+from experiments.blockiness import blockiness, measure
 from vit22b_jax import errors
+
+
+def test_the_committed_table_is_that_of_the_committed_rows():
+  rows = json.loads((measure.HERE / 'results.json').read_text())
+  assert measure.table(rows) == (measure.HERE / 'results.md').read_text()
 
 
 def test_by_hand():

@@ -85,7 +85,7 @@ def test_an_early_transient_is_told_from_a_late_explosion(tmp_path):
   logits[4] = 5000
   rms = np.ones((200, 2))
   rms[3:6, 1], rms[4, 0] = 20, 30
-  row = measure.measure(None, _workdir(tmp_path / 'a', logits, rms), tmp_path)
+  row = measure.measure(_workdir(tmp_path / 'a', logits, rms))
   assert row['explosion'] == 5
   assert (row['steps_beyond'], row['steps_beyond_late']) == (1, 0)
   assert row['recovered']
@@ -99,7 +99,7 @@ def test_an_early_transient_is_told_from_a_late_explosion(tmp_path):
   }
   assert row['origin']['attn_logit_max'] is None
   logits[180:] = np.nan
-  row = measure.measure(None, _workdir(tmp_path / 'b', logits, rms), tmp_path)
+  row = measure.measure(_workdir(tmp_path / 'b', logits, rms))
   assert not row['finite']
   assert not row['recovered']
   assert row['steps_beyond_late'] == 20
@@ -112,10 +112,10 @@ def test_what_the_detector_called_an_explosion_is_one(tmp_path, kind):
   # A stream may overflow behind a final norm, a logit be large and negative.
   rms = np.array([[1, 1], [50, np.inf]])
   folder = _workdir(tmp_path / 'a', np.ones(2), rms)
-  assert measure.measure(None, folder, tmp_path)['explosion'] is None
+  assert measure.measure(folder)['explosion'] is None
   event = {'step': 2, 'kind': kind, 'action': 'halt'}
   (folder / 'events.jsonl').write_text(f'{json.dumps(event)}\n')
-  row = measure.measure(None, folder, tmp_path)
+  row = measure.measure(folder)
   assert row['explosion'] == 2
   assert not row['recovered']
   origin = row['origin']['residual_rms']
@@ -128,19 +128,17 @@ def test_a_signal_that_begins_with_zero_is_measured_by_its_first_value(
 ):
   rms = np.array([[0, 1], [2, 1], [5, 1], [21, 1]])
   folder = _workdir(tmp_path / 'a', np.ones(4), rms)
-  origin = measure.measure(None, folder, tmp_path)['origin']['residual_rms']
+  origin = measure.measure(folder)['origin']['residual_rms']
   assert (origin['step'], origin['layer']) == (4, 0)
   folder = _workdir(tmp_path / 'b', np.ones(4), np.zeros((4, 2)))
-  assert (
-    measure.measure(None, folder, tmp_path)['origin']['residual_rms'] is None
-  )
+  assert measure.measure(folder)['origin']['residual_rms'] is None
 
 
 def test_curves_with_and_without_a_value_are_drawn(tmp_path):
   logits = np.linspace(1, 5000, 200)
   folder = _workdir(tmp_path / 'a', logits, np.ones((200, 2)))
   row = {
-    **measure.measure(None, folder, tmp_path),
+    **measure.measure(folder),
     'images': 'jpeg',
     'stage': 'large',
     'size': 'B',

@@ -1,6 +1,7 @@
 """Pages open with an answer, and the answers hold in the rows."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from experiments import catalogue, kept, results, runner
 from experiments.figure1_stability import cells
 from experiments.figure2_classification import budget, budget_tables
 from experiments.figure2_classification import tables as figure2
+from vit22b_jax.modes import probe
 
 FOLDER = results.ROOT / 'experiments'
 ORDER = ('released', 'vit22b', 'vit22b_mlp_norm', 'vit')  # best first
@@ -31,6 +33,22 @@ def test_a_page_is_title_answer_results_method(path):
   assert answer[0].isupper() and answer.endswith('.')
   shown = min(text.find(mark) % len(text) for mark in ('\n| ', '\n!['))
   assert shown < text.index('\n## Method')
+
+
+def test_modules_that_pages_name_are_there():
+  places = results.ROOT, results.ROOT / 'vit22b_jax'
+  for path in FOLDER.glob('*/README.md'):
+    for name in re.findall(r'`((?:\w+/)+\w+\.py)`', path.read_text()):
+      assert any((place / name).exists() for place in places), (path, name)
+
+
+def test_figure_1_explodes_within_the_steps_that_the_page_says():
+  folder = FOLDER / 'figure1_stability'
+  rows = [*rows_of(folder.name).values()]
+  rows += runner.read(folder / 'results_real.json').values()
+  last = max(row['explosion'] or 0 for row in rows)
+  assert f'within {last} steps' in (folder / 'README.md').read_text()
+  assert 2 * last <= probe.STEPS
 
 
 def test_the_norms_that_help_are_those_that_the_page_names():
@@ -132,6 +150,18 @@ def test_vit22b_comes_last_by_the_papers_preset_on_all_sets():
       assert max(distances, key=distances.get) == 'ViT-22B-S'
 
 
+def test_vit22b_ends_better_than_it_began_on_photographs_of_fruit_alone():
+  real = runner.read(FOLDER / 'table2_translation' / 'results_real.json')
+  for row in (*rows_of('table2_translation').values(), *real.values()):
+    if row['generator'] == 'ViT-22B-S' and row['data'] != 'fruit':
+      apples = row['data'] == 'cycle_gan/apple2orange'
+      for way in ('a2b', 'b2a'):
+        ends = row['paper'][f'fid_{way}']
+        assert (ends < row['paper'][f'untrained_fid_{way}']) == apples
+        texture = row['patches'][way]
+        assert texture['common'] > 15 * texture['common_real']
+
+
 def test_space_alone_beats_untouched_photographs():
   path = FOLDER / 'table2_translation' / 'results_real.json'
   rows = {row['generator']: row for row in runner.read(path).values()}
@@ -146,6 +176,15 @@ def test_space_alone_beats_untouched_photographs():
     assert 2 < ratio[name, 'paper'] < 5
 
 
+def kids_overlap(row: runner.Row, other: runner.Row) -> bool:
+  return all(
+    abs(row[preset][f'kid_{way}'] - other[preset][f'kid_{way}'])
+    <= sum(side[preset][f'kid_stderr_{way}'] for side in (row, other))
+    for preset in ('paper', 'default')
+    for way in ('a2b', 'b2a')
+  )
+
+
 def test_the_residual_does_most_for_the_spatial_vitunet():
   rows = rows_of('spatial_parts')
   fid = {name: row['paper']['fid'] for name, row in rows.items()}
@@ -157,25 +196,39 @@ def test_the_residual_does_most_for_the_spatial_vitunet():
   assert fid['no_residual'] > 2 * fid['space']
   assert fid['resnet'] / fid['space'] > 6
   assert fid['resnet'] / fid['no_residual'] > 2.5
+  for measure in ('fid', 'kid'):
+    ahead, behind = (
+      rows['no_residual'][preset][measure] - rows['resnet'][preset][measure]
+      for preset in ('paper', 'default')
+    )
+    assert ahead < 0 < behind
   apples = {name: row['default']['fid_b2a'] for name, row in rows.items()}
   for seed in ('space', 'space_seed_1'):
     assert apples['no_fine_maps'] > 3 * apples[seed]
+  apart = {name for name in rows if not kids_overlap(rows[name], rows['space'])}
+  assert apart == {'no_residual', 'resnet', 'no_fine_maps'}
+  for name, row in rows.items():
+    for texture in row['patches'].values():
+      draws = name.startswith(('pixel_shuffle', 'resnet'))
+      assert (texture['common'] > 0.005) == draws
   for seed in ('', '_seed_1'):
     shuffled = rows[f'pixel_shuffle{seed}']
     assert 0.7 < shuffled['paper']['fid'] / fid[f'space{seed}'] < 0.9
-    assert all(p['common'] > 0.005 for p in shuffled['patches'].values())
   path = FOLDER / 'spatial_parts' / 'speed.json'
   for measured in json.loads(path.read_text()).values():
     assert all(row['ratio'] > 4 for row in measured['rows'])
 
 
 def test_a_step_is_faster_than_pytorchs_on_amd_and_not_on_intel():
+  processors = set()
   for file in ('results', 'translation'):
     found = json.loads((FOLDER / 'throughput' / f'{file}.json').read_text())
     for name, measured in found.items():
+      processors.add(name)
       for row in measured['rows']:
         if not row['peer'].startswith(('our ', 'plain ')):
           assert row['ratio'] > 1 if 'AMD' in name else 0.84 < row['ratio'] < 1
+  assert len(processors) == 3
 
 
 def test_what_a_run_that_was_begun_would_cost(tmp_path):

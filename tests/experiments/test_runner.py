@@ -1,5 +1,6 @@
 """Sweeps go on where they were stopped, and skip what is done."""
 
+import itertools
 import json
 import pathlib
 
@@ -45,7 +46,9 @@ def _experiment(values, then=lambda rows: ()):
   def render(results, folder, scale, rows):
     (folder / 'rendered').write_text(f'{scale} {len(rows)} {results.name}')
 
-  return runner.Experiment('trial', 'What?', cells, measure, render)
+  return runner.Experiment(
+    'trial', 'What?', cells, measure, render, scales=('cpu', 'full')
+  )
 
 
 def _run(experiment, tmp_path, *flags):
@@ -132,7 +135,16 @@ def test_scales_have_their_own_results(tmp_path):
 @pytest.mark.parametrize(
   'experiment', catalogue.EXPERIMENTS, ids=lambda e: e.name
 )
-@pytest.mark.parametrize('scale', runner.SCALES)
+def test_no_two_scales_of_an_experiment_are_the_same_runs(experiment):
+  runs = [experiment.cells(scale, {}) for scale in experiment.scales]
+  assert all(a != b for a, b in itertools.combinations(runs, 2))
+
+
+@pytest.mark.parametrize(
+  ('experiment', 'scale'),
+  [(e, scale) for e in catalogue.EXPERIMENTS for scale in e.scales],
+  ids=lambda part: getattr(part, 'name', part),
+)
 def test_experiments_have_apart_cells_in_order(experiment, scale):
   cells = experiment.cells(scale, {})
   names = [cell.name for cell in cells]

@@ -120,6 +120,16 @@ def test_the_plain_flax_vit_has_timms_parameters():
 
 
 @pytest.mark.slow
+def test_the_committed_overhead_is_that_of_the_committed_rows(
+  tmp_path, monkeypatch
+):
+  folder = overhead.HERE
+  monkeypatch.setattr(overhead, 'HERE', tmp_path)
+  overhead.write(json.loads((folder / 'overhead.json').read_text()))
+  for name in ('overhead.json', 'overhead.md'):
+    assert (tmp_path / name).read_text() == (folder / name).read_text()
+
+
 def test_overhead_is_measured_against_a_step_that_lacks_it():
   tasks = [
     overhead.make_task(kind, 'Ti', 16)
