@@ -87,6 +87,7 @@ def test_load_gives_the_averaged_weights_of_the_best_step(run):
   config = runs.read_config(run)
   task, manager = api.open_run(run, config)
   weights = manager.restore(task.abstract_weights, step=step).state
+  assert 'params' not in weights  # which nobody would use
   variables = vit22b_jax.load(run).variables
   jax.tree.map(
     np.testing.assert_array_equal, variables['params'], weights['ema']
@@ -102,6 +103,28 @@ def test_a_run_opens_where_devices_do_not_divide_its_batches(run):
   task, manager = api.open_run(run, config)
   assert jax.device_count() == 8 and task.mesh.size == 2
   assert evaluate.restore(task, manager, 'last')[0] == 4
+  manager.close()
+
+
+@pytest.mark.parametrize(
+  ('keys', 'shape'),
+  [
+    ({'sharding': 'fsdp', 'batch_size': 16}, (1, 8, 1)),
+    ({'sharding': 'fsdp', 'mesh.fsdp': 64, 'batch_size': 16}, (1, 8, 1)),
+    ({'mesh.fsdp': 2, 'mesh.tensor': 2, 'batch_size': 2}, (1, 2, 2)),
+    ({'sharding': 'fsdp', 'batch_size': 6}, (6, 1, 1)),
+  ],
+)
+def test_a_run_opens_split_as_it_was_trained(run, keys, shape):
+  config = runs.read_config(run)
+  config.eval.batch_size = None
+  config.update_from_flattened_dict(keys)
+  task, manager = api.open_run(run, config)
+  assert tuple(task.mesh.shape.values()) == shape
+  variables = evaluate.restore(task, manager, 'last')[1]
+  wanted = jax.tree.leaves(task.param_shardings)
+  found = [x.sharding for x in jax.tree.leaves(variables['params'])]
+  assert found == wanted
   manager.close()
 
 

@@ -87,9 +87,26 @@ def test_overrides_of_every_type():
   assert got.log.tensorboard is False
 
 
+def test_none_returns_a_key_to_its_default():
+  file = 'configs/imagenet_vit22b_l.py'
+  got = parse(
+    f'--config={file}',
+    '--config.data.crop_scale=None',
+    '--config.data.load_size=None',
+  )
+  assert got.data.crop_scale is None and got.data.load_size is None
+  size = parse(
+    f'--config={file}',
+    '--config.data.load_size=None',
+    '--config.data.load_size=300',
+  ).data.load_size
+  assert size == 300
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
+    ([f'--config={FILE}', '--config.batch_size=None'], r"int\(\).*'None'"),
     (
       [f'--config={FILE}', '--config.optim.learning_rat=1'],
       r"--config\.optim\.learning_rat: .*mean 'optim\.learning_rate'\?",

@@ -1,9 +1,11 @@
 """The loop: an interrupted run ends as an uninterrupted one, bit for bit."""
 
 import json
+import math
 import os
 import shutil
 import signal
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 
 from configs import digits_vit22b_ti
 from vit22b_jax import api, errors, train
-from vit22b_jax.modes import evaluate
+from vit22b_jax.modes import evaluate, setup
 from vit22b_jax.runtime import checkpoint, preemption, records, runs, workdir
 from vit22b_jax.tasks import classification, evaluators, fid_evaluator
+from vit22b_jax.training import diagnostics
 
 
 def _config(**overrides):
@@ -329,7 +332,53 @@ def test_nonfinite_loss_saves_the_state_before_it(tmp_path, monkeypatch):
     assert not found.state['monitor'].stopped
   event = _rows(tmp_path, 'events.jsonl')[-1]
   assert event['kind'] == 'non_finite' and event['step'] == bad_step
+  assert event['action'] == 'halt'
   assert (tmp_path / 'report.html').exists()
+
+
+def test_a_failing_diagnosis_costs_neither_state_nor_event(monkeypatch):
+  """Memory may be full at the step that is not finite."""
+  r, state = mock.MagicMock(), mock.MagicMock()
+  state.monitor.stopped = np.True_
+  r.task.locate_nonfinite.side_effect = jax.errors.JaxRuntimeError(
+    'RESOURCE_EXHAUSTED: Out of memory'
+  )
+  saved = []
+  monkeypatch.setattr(
+    train,
+    'save',
+    lambda *_, **__: saved.append(r.task.locate_nonfinite.call_count),
+  )
+  pending = records.Pending(3, None, None, None)
+  row = {'verdict/finite': 0.0, 'loss': math.nan}
+  with pytest.raises(errors.TrainingStopped, match=r'not found \(RESOURCE_EX'):
+    train.stop(r, state, pending, row)
+  assert saved == [0] and r.recorder.event.called
+
+
+def test_float16_that_only_overflows_is_no_explosion():
+  """50 steps skipped for gradients that aren't finite end a run."""
+  task, folder = mock.MagicMock(), mock.MagicMock()
+  task.scalars.signals = ['max_abs_grad']
+  names = ('max_logit', *diagnostics.JUDGED, 'max_abs_logit', 'loss')
+  row = dict.fromkeys(names, 1.0) | {'max_abs_grad': math.inf}
+  row |= {'verdict/finite': 1.0, 'verdict/stuck': 1.0, 'verdict/stopped': 1.0}
+  row |= {f'verdict/zscore_{k}': 0.0 for k in ('max_logit', 'max_abs_grad')}
+  monitor = diagnostics.init(4, 1)
+  records.Recorder(task, folder).event(
+    60, row | {'verdict/transient': 0.0}, monitor
+  )
+  (event,) = folder.event.call_args.args
+  assert (event['kind'], event['action']) == ('non_finite', 'halt')
+
+
+def test_a_warm_up_longer_than_the_run_is_said(capsys):
+  config = _config(**{'optim.warmup': '60 steps'})
+  data = classification.Classification.load_data(config)
+  task = classification.Classification(config, _one_device(), data.names, data)
+  setup.introduce(task)
+  said = capsys.readouterr().out
+  assert 'Warm-up takes 60 steps' in said and 'comes to 10% of' in said
 
 
 @pytest.mark.parametrize('policy', ['record', 'skip_step', 'halt'])

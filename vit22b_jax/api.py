@@ -13,6 +13,7 @@ predictor.class_names, predictor.predict('cat.jpg')
 (8, 10)
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -295,7 +296,16 @@ def open_run(
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
-  """Makes a mesh of today's devices, which need not divide a run's batches."""
+  """Makes a mesh of today's devices, which need not divide a run's batches.
+
+  Weights are split as in training, as far as these devices bear it.
+  """
   batch = tasks.TASKS[config.task].images_at_once(config)
   batch = math.gcd(batch, config.eval.batch_size or batch)
+  for options in (sharding.mesh_options(config), {'preset': config.sharding}):
+    with contextlib.suppress(errors.UserError):
+      whole = sharding.make_mesh(**options)
+      mesh = sharding.part_for_batch(whole, batch)
+      sharding.validate_batch_size(batch, mesh)
+      return mesh
   return sharding.part_for_batch(sharding.make_mesh(), batch)

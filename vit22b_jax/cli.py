@@ -44,11 +44,6 @@ MODES = (
   *('train', 'eval', 'predict', 'export', 'translate'),
   *('fid', 'report', 'plan', 'probe'),
 )
-_OUT_OF_MEMORY = (
-  'The devices are out of memory. A smaller batch_size, a larger '
-  'optim.accumulate, model.remat=full or sharding=fsdp need less of it; '
-  '--mode=plan tells how much.'
-)
 
 # --- Flags -----------------------------------------------------------------
 
@@ -148,10 +143,13 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
       the message names the closest that exists.
   """
   spec = _spec(argv)
+  given, cleared = _split_nones(argv)
   try:
-    rest = values(argv)
+    rest = values(given)
     if values['config'].value is not None:
       values['config'].value.keys()  # fails if there was no such file
+    if cleared:
+      values.config.update_from_flattened_dict(cleared)
   except flags.Error as error:
     raise errors.UserError(_explain(error, argv)) from None
   except (Exception, SystemExit) as error:  # of the file, which runs, or a key
@@ -171,6 +169,26 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
     if values[name].value is not None:
       values[name].value = os.path.expanduser(values[name].value)
   return rest
+
+
+def _split_nones(argv: list[str]) -> tuple[list[str], dict[str, None]]:
+  """Splits --config.KEY=None from the rest, where a key may be None.
+
+  A flag's parser would take the word for a number or a tuple.
+  """
+  rest, cleared = [], {}
+  optional = {
+    k for keys in rules.RULES.values() for k in keys if keys[k].optional
+  }
+  for argument in argv:
+    flag, _, value = argument.lstrip('-').partition('=')
+    key = flag.removeprefix('config.')
+    cleared.pop(key, None)  # the last one counts
+    if value == 'None' and key != flag and key in optional:
+      cleared[key] = None
+    else:
+      rest.append(argument)
+  return rest, cleared
 
 
 def _spec(argv: list[str]) -> str | None:
@@ -333,8 +351,7 @@ def run_flags(values: flags.FlagValues) -> int:
       print(f'stopped: {error}', file=sys.stderr)
     return 3
   except Exception as error:
-    if 'RESOURCE_EXHAUSTED: Out of memory' in str(error):
-      error = errors.UserError(f'{_OUT_OF_MEMORY} ({str(error)[:200]})')
+    error = distributed.explained(error)
     distributed.exit_on_error(error)
     if not isinstance(error, errors.UserError):
       raise

@@ -28,7 +28,6 @@ from vit22b_jax.modes import (
 from vit22b_jax.runtime import (
   checkpoint,
   console,
-  distributed,
   lock,
   runs,
   sharding,
@@ -188,9 +187,7 @@ def open_run(
   data = None
   if mode in ('eval', 'fid'):
     setup.validate_same_config(config)
-    data = distributed.run_on_process_zero_first(
-      lambda: tasks.TASKS[config.task].load_data(config)
-    )
+    data = setup.load_data(config)
     if changes := setup.changed_data(config, data, path):
       logging.warning('Images changed since the training:\n%s', changes)
   return api.open_run(path, config, data)

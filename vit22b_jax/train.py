@@ -175,21 +175,29 @@ def stop(
 ) -> None:
   """Saves the state before a step that must not be applied, and raises."""
   step, monitor = pending.step, state.monitor
+  r.batches.set_state(pending.position)
+  going = monitor.replace(stopped=jnp.zeros_like(monitor.stopped))
+  save(r, state.replace(monitor=going), step - 1, wait=True)
   what = 'an explosion, and diagnostics.on_explosion is "halt"'
   if not row['verdict/finite']:
-    layer = r.task.locate_nonfinite(state, pending.batch)
+    layer = locate(r, state, pending)
     what = f'the loss is {row["loss"]:.4g}; first non-finite: {layer}'
   elif row['verdict/stuck']:
     what = f'the last {diagnostics.STUCK_STEPS} steps were all skipped'
   r.recorder.event(step, row, monitor, what)
-  r.batches.set_state(pending.position)
-  going = monitor.replace(stopped=jnp.zeros_like(monitor.stopped))
-  save(r, state.replace(monitor=going), step - 1, wait=True)
   raise errors.TrainingStopped(
     f'Step {step}: {what}. The state before that step is checkpoint '
     f'{step - 1} in {r.folder.path}; diagnostics.csv and events.jsonl there '
     f'tell what came before. {_CURES}'
   )
+
+
+def locate(r: setup.Run, state: base.State, pending: records.Pending) -> str:
+  """Names the layer that is non-finite first; what hinders it costs no more."""
+  try:
+    return r.task.locate_nonfinite(state, pending.batch)
+  except jax.errors.JaxRuntimeError as error:
+    return f'not found ({str(error).splitlines()[0][:100]})'
 
 
 def save(
@@ -233,6 +241,7 @@ def validate(r: setup.Run, state: base.State, step: int) -> bool:
       raise
     finally:
       r.watcher.started = started
+  host.return_freed_memory()
   found = distributed.broadcast_json(found)
   return evaluate.record(task, r.folder, step, found, r.manager.scores)
 

@@ -2,6 +2,7 @@
 
 import functools
 import statistics
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -311,6 +312,29 @@ def test_cudnn_is_taken_on_gpus_where_it_can_be(
     assert kernels.takes_cudnn(kind, dtype, head_dim) == expected
   if kind != 'cudnn':
     assert not kernels.takes_cudnn(kind, dtype, head_dim)
+
+
+@pytest.mark.parametrize(
+  ('capability', 'expected'),
+  [
+    ('7.0', False),
+    ('7.5', False),
+    ('8.0', True),
+    ('12.0', True),
+    ('gfx', False),
+  ],
+)
+def test_cudnn_is_left_to_the_gpus_that_have_it(
+  monkeypatch, capability, expected
+):
+  gpu = mock.Mock(platform='gpu', compute_capability=capability)
+  gpu.device_kind = 'Tesla T4'
+  monkeypatch.setattr(jax, 'devices', lambda: [gpu])
+  monkeypatch.setattr(kernels, 'platform', lambda: 'gpu')
+  assert kernels.takes_cudnn('auto', 'bfloat16', 64) is expected
+  if not expected:
+    with pytest.raises(errors.UserError, match=r'8\.0 .* on Tesla T4'):
+      kernels.takes_cudnn('cudnn', 'bfloat16', 64)
 
 
 def test_flash_attention_needs_a_gpu():

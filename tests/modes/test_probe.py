@@ -137,6 +137,27 @@ def test_late_explosions_and_transients_are_told(probed):
 
 
 @pytest.mark.parametrize(
+  ('stable_at', 'end'),
+  [
+    (0.004, '; no switch that was tried allows more.'),
+    (0.008, '; model.final_norm=True would allow 0.008 within 150 steps.'),
+  ],
+)
+def test_a_switch_is_compared_over_as_many_steps_as_it_ran(stable_at, end):
+  late = {'switch': '', 'steps': probe.LATE_STEPS, 'exploded': None}
+  found = probe.advice(
+    {
+      'switches': {
+        '': {'stable_at': 0.004, 'explodes_at': 0.008},
+        'model.final_norm': {'value': True, 'stable_at': stable_at},
+      },
+      'trials': {'late': {**late, 'rate': 0.002}},  # 0.004 explodes by then
+    }
+  )
+  assert found == f'Tolerates a learning rate of 0.002{end}'
+
+
+@pytest.mark.parametrize(
   ('switch', 'value'),
   [
     ('optim.warmup', '50 steps'),

@@ -20,7 +20,7 @@ from vit22b_jax.plan import (
   roofline,
   topologies,
 )
-from vit22b_jax.runtime import sharding
+from vit22b_jax.runtime import chips, sharding
 from vit22b_jax.tasks import cyclegan_update
 
 pytestmark = [
@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 B, L, D, N, F = 3, 13, 32, 2, 48
+H100 = chips.named('h100')
 FORWARD, BACKWARD = '"__cudnn$fmhaSoftmax"', '"__cudnn$fmhaSoftmaxBackward"'
 
 
@@ -124,7 +125,7 @@ def test_each_block(dtype, attention):
   text = compile_gradient(loss, variables, (B, L, D), dtype)
   calls = len(made) if attention == 'cudnn' else 0
   assert text.count(FORWARD) == text.count(BACKWARD) == calls
-  work = roofline.measure(hlo.parse(text), {'data': 1})
+  work = roofline.measure(hlo.parse(text), {'data': 1}, H100)
   products = len(made) * 3 * 2 * B * L * (4 * D**2 + 2 * D * F)
   # As small as these, XLA may write some without a product.
   attended = len(made) * 6 * 2 * B * L**2 * D
@@ -316,5 +317,5 @@ def test_inception():
   # Those with kernels of one pixel are plain products.
   assert text.count('__cudnn$conv') >= 40
   assert text.count('__cublas$') >= 30
-  work = roofline.measure(hlo.parse(text), {'data': 1})
+  work = roofline.measure(hlo.parse(text), {'data': 1}, H100)
   assert 2 * 10e9 < work.flops < 2 * 13e9  # 5.7 billion products an image

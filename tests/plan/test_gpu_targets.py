@@ -20,6 +20,37 @@ def test_every_planned_gpu_is_a_card():
     assert int(chips.named(name).hbm_bytes) > 20e9
 
 
+@pytest.mark.parametrize(
+  ('kind', 'flops', 'float32', 'gigabytes'),
+  [
+    ('NVIDIA H200 NVL', 835, 60, 0),  # no plans
+    ('NVIDIA H200', 989, 66.9, 141),
+    ('TPU v5e', 197, 0, 16 * 1.024**3),
+    ('TPU v5 lite', 197, 0, 16 * 1.024**3),
+    ('TPU v5p', 459, 0, 95 * 1.024**3),
+    # 94 % of 23,034, 23,028 and 46,068 MiB.
+    ('NVIDIA L4', 121, 30.3, 22.7),
+    ('NVIDIA A10G', 70, 35, 22.7),
+    ('NVIDIA L40S', 362, 91.6, 45.4),
+  ],
+)
+def test_chips_by_the_name_that_jax_reports(kind, flops, float32, gigabytes):
+  chip = chips.of_device(kind)
+  assert chip.flops == flops * 1e12
+  assert chip.float32_flops == pytest.approx(float32 * 1e12)
+  assert chip.hbm_bytes == pytest.approx(gigabytes * 1e9)
+
+
+def test_every_gpu_has_a_float32_peak():
+  for chip in chips.CHIPS:
+    assert (chip.float32_flops > 0) == ('TPU' not in chip.kind)
+  # Two FLOPs a cycle of each unit that the cards are described by.
+  for name, ((major, minor), cores, _, clock) in gpu_targets.CARDS.items():
+    units = gpu_targets._CORES[major, minor][-1]
+    peak = cores * units * 2 * clock * 1e9
+    assert chips.named(name).float32_flops == pytest.approx(peak, rel=0.08)
+
+
 def test_target_of_an_h100():
   text = gpu_targets.target_config('h100')
   found = dict(re.findall(r'(\w+): ([\d.]+)', text))

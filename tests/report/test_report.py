@@ -550,6 +550,27 @@ def test_chromium(kind, width, tmp_path):
   assert said == [f'width {width} plots {charts_count} of {charts_count}']
 
 
+_NAMES = """
+const timer = setInterval(() => {
+  const plots = [...document.querySelectorAll('.plot')];
+  if (!plots.every((plot) => plot.data)) return;
+  clearInterval(timer);
+  const { x, colorscale } = plots.find((p) => p.data[0].texttemplate).data[0];
+  const left = plots.filter((plot) => JSON.stringify([plot.data, plot.layout])
+    .match(/color[^"]*":"[$]/));
+  say([...x, ...colorscale[0], left.length]);
+}, 100);
+"""
+
+
+@pytest.mark.slow
+def test_chromium_leaves_names_of_classes_that_look_like_colors(tmp_path):
+  names = ['$5', '$bad', '$scale']
+  run = report_fixtures.make(tmp_path / 'run', steps=100, classes=names)
+  said = chromium.says(report.write(run).read_text(), tmp_path, 390, _NAMES)
+  assert said == ['$5,$bad,$scale,0,#f2f5fa,0']
+
+
 _ERRORS = """
 const timer = setInterval(() => {
   const list = document.querySelector('[data-errors]');

@@ -294,6 +294,31 @@ def test_errors_of_the_disk_say_what_they_are(
   manager.close()
 
 
+@pytest.mark.parametrize(
+  'error',
+  [
+    OSError(errno.EIO, 'Input/output error'),
+    ValueError('UNAVAILABLE: connection reset'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'),
+  ],
+)
+def test_what_may_pass_damages_no_checkpoint(tmp_path, monkeypatch, error):
+  manager = checkpoint.Manager(tmp_path, scores={}, keep=3)
+  for step in (1, 2):
+    _save(manager, step)
+
+  def read(*_):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(manager, '_read', read)
+    with pytest.raises(errors.UserError, match='nothing was moved: try again'):
+      manager.restore(_abstract(_state()))
+  assert not (tmp_path / 'checkpoints_damaged').exists()
+  assert manager.restore(_abstract(_state())).step == 2
+  manager.close()
+
+
 def test_no_usable_checkpoint_is_an_error(tmp_path):
   manager = checkpoint.Manager(tmp_path, scores={})
   _save(manager, 1)

@@ -194,6 +194,31 @@ def test_a_configuration_of_one_process_alone_stops_all(monkeypatch):
     setup.validate_same_config(config)
 
 
+def test_images_of_one_process_alone_stop_all(monkeypatch):
+  config = digits_vit22b_ti.get_config('tiny')
+  here = dict(setup.load_data(config).fingerprint)
+  there = here | {'train/0': '7 ff'}
+  monkeypatch.setattr(distributed, 'broadcast_json', lambda value: there)
+  monkeypatch.setattr(distributed, 'gather', lambda value: [0, value])
+  with pytest.raises(errors.UserError, match=r'(?s)Processes \[1\] .*train/0'):
+    setup.load_data(config)
+
+
+def test_memory_that_ran_out_is_explained_whatever_the_backend_calls_it():
+  for words in (
+    'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.',
+    'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory',
+    'RESOURCE_EXHAUSTED: Failed to allocate request for 2.99GiB',
+  ):
+    found = distributed.explained(jax.errors.JaxRuntimeError(words))
+    assert isinstance(found, errors.UserError)
+    assert 'eval.batch_size' in str(found) and words in str(found)
+  other = jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure')
+  full = OSError('RESOURCE_EXHAUSTED')
+  assert distributed.explained(other) is other
+  assert distributed.explained(full) is full
+
+
 # --- Really started --------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import resource
+import subprocess
 import sys
 import time
 
@@ -173,6 +174,55 @@ def test_a_full_disk_is_one_message_and_leaves_whole_lines(tmp_path):
   assert steps(tmp_path, 'metrics.jsonl') == [1, 2]
   run.close()  # there is room again
   assert steps(tmp_path, 'metrics.jsonl') == list(range(1, 100))
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_line(tmp_path):
+  """Room for most of what waits, and then for the rest of it."""
+  file = workdir.GrowingFile(tmp_path / 'rows')
+  file.append('a' * 9)
+  file.flush()
+  for letter in 'bcd':
+    file.append(letter * 39)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+  try:
+    with pytest.raises(OSError, match='File too large'):
+      file.flush()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert (tmp_path / 'rows').read_text() == 'a' * 9 + '\n'
+  assert file.lines() == ['a' * 9, *(letter * 39 for letter in 'bcd')]
+
+
+def test_rows_that_nothing_relies_on_wait_for_object_stores(place):
+  address, folder = place
+  run = workdir.Workdir(address)
+  fill(run, [1, 2, 3])
+  run.flush(remote=False)
+  is_local = '://' not in address
+  assert (folder / 'diagnostics.csv').exists() is is_local
+  run.flush()
+  assert tables(folder) == [[1, 2, 3], [1, 2, 3], [1, 3]]
+
+
+def test_a_bucket_without_a_package_for_it_is_said(monkeypatch):
+  monkeypatch.setattr(workdir.importlib.util, 'find_spec', lambda _: None)
+  with pytest.raises(errors.UserError, match=r"pip install '\.\[tensorflow\]'"):
+    workdir.Workdir('gs://bucket/run')
+
+
+def test_the_commit_is_not_that_of_a_repository_around(tmp_path, monkeypatch):
+  git = ['git', '-c', 'user.name=a', '-c', 'user.email=a', '-C', str(tmp_path)]
+  commit = ['commit', '--quiet', '--allow-empty', '--message=theirs']
+  for command in (['init', '--quiet'], commit):
+    subprocess.run([*git, *command], check=True)
+  module = tmp_path / 'workdir.py'
+  module.write_text('')
+  monkeypatch.setattr(workdir, '__file__', str(module))
+  assert workdir.versions([])['git_commit'] is None
+  for command in (['add', '.'], commit):
+    subprocess.run([*git, *command], check=True)
+  assert len(workdir.versions([])['git_commit']) == 40
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,17 @@ def test_batch_norm_refuses_to_see_parts_of_a_batch():
     classification.Classification.validate_config(config)
 
 
+def test_a_pool_that_no_file_has_is_not_frozen_as_it_is_drawn(tmp_path):
+  config = digits_vit22b_ti.get_config('tiny')
+  config.init_from = str(tmp_path / 'vit.safetensors')
+  (tmp_path / 'vit.safetensors').touch()
+  config.optim.freeze, config.model.pool = 'backbone', 'map'
+  with pytest.raises(errors.UserError, match='stay as it is drawn'):
+    classification.Classification.validate_config(config)
+  config.init_from = str(tmp_path)  # another run, which may have one
+  classification.Classification.validate_config(config)
+
+
 def test_rare_classes_are_made_up_for_once():
   config = digits_vit22b_ti.get_config('tiny')
   config.data.sampling = config.loss.class_weights = 'balanced'

@@ -703,6 +703,12 @@ def test_what_does_not_fit_is_refused_before_data_are_read(key, value, message):
     cyclegan.CycleGAN.validate_config(config)
 
 
+def test_stopping_early_needs_what_it_goes_by():
+  config = small_config(**{'eval.early_stop': 3, 'eval.fid': False})
+  with pytest.raises(errors.UserError, match=r'eval\.fid=False leaves it out'):
+    cyclegan.CycleGAN.validate_config(config)
+
+
 def test_a_start_that_is_no_translation_is_refused_before_data_are_read():
   with pytest.raises(errors.UserError, match='workdir of another translation'):
     initial.validate('x.npz', 'translation')

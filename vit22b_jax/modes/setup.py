@@ -159,16 +159,35 @@ def make_task(
   Raises:
     UserError: something can't be had, or isn't what the run was trained on.
   """
-  task_type = tasks.TASKS[config.task]
-  data = distributed.run_on_process_zero_first(
-    lambda: task_type.load_data(config)
-  )
+  data = load_data(config)
   validate_same_data(config, data, folder)
-  task = task_type(config, mesh, list(data.names), data)
+  task = tasks.TASKS[config.task](config, mesh, list(data.names), data)
   if text := task.validate_sharding():
     console.say(text)
   task.evaluator.prepare()
   return task
+
+
+def load_data(config: ConfigDict) -> catalog.Dataset:
+  """Loads a run's data set, the same one in all processes.
+
+  Raises:
+    UserError: there is none, or processes found different images.
+  """
+  data = distributed.run_on_process_zero_first(
+    lambda: tasks.TASKS[config.task].load_data(config)
+  )
+  here = dict(data.fingerprint)
+  there = distributed.broadcast_json(here)
+  different = distributed.gather(here != there)
+  if others := [i for i, differs in enumerate(different) if differs]:
+    lines = ''.join(f'\n  {x}' for x in fingerprint.compare(there, here)[:20])
+    raise errors.UserError(
+      f'Processes {others[:20]} found other images than process 0 in '
+      f'{config.data.name}: give all of them the same folder, or copies of '
+      f'it.{lines}'
+    )
+  return data
 
 
 def validate_same_data(
@@ -225,7 +244,7 @@ def write_description(task: base.Task, folder: workdir_lib.Workdir) -> None:
   folder.write_json(workdir_lib.CLASSES, task.names)
   folder.write_json(workdir_lib.DATA, dict(task.data.fingerprint))
   devices = [f'{d.platform}:{d.device_kind}' for d in jax.devices()]
-  shapes = jax.tree.leaves(task.abstract_weights['params'])
+  shapes = jax.tree.leaves(task.abstract_params)
   parameters = sum(shape.size for shape in shapes)
   versions = workdir_lib.versions(devices) | {'parameters': parameters}
   if '--config=' not in (versions['command'] or ''):  # resumed by its workdir
@@ -299,6 +318,13 @@ def introduce(task: base.Task) -> None:
     console.say(
       f'Learning rate {rate:g}: {section.learning_rate:g} for a batch of '
       f'{section.base_batch_size}, scaled to {batch_size}.'
+    )
+  warmup = task.steps(section.warmup)
+  if warmup > task.total_steps:
+    console.say(
+      f'Warm-up takes {warmup} steps, more than the run has: the rate only '
+      f'comes to {task.total_steps / warmup:.0%} of its peak. A smaller '
+      'optim.warmup, such as 5%, leaves time to train.'
     )
   if section.get('freeze') == 'backbone':
     console.say('Only the head is trained; all other weights are frozen.')

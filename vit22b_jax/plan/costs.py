@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from vit22b_jax.plan import hlo
+from vit22b_jax.runtime import chips
 
 # These move nothing: names for what is there, and work that others account for.
 _FREE = {
@@ -20,9 +21,9 @@ _FREE = {
   *('partition-id', 'replica-id', 'opt-barrier'),
 }
 _FREE_CALLS = ('AllocateBuffer', 'ConcatBitcast')
-# A GPU's float32 product costs so many bfloat16 ones: on its tensor cores, as
-# TensorFloat-32, or on its vector units (H100: 495 and 67 TFLOP/s beside 989).
-TENSOR_FLOAT_PASSES, FLOAT_PASSES = 2, 15
+# A float32 product on a GPU's tensor cores, as TensorFloat-32, costs so many
+# bfloat16 ones.
+TENSOR_FLOAT_PASSES = 2
 # Second halves; and collectives, whose time goes by the wires.
 _SECOND_HALVES = ('-done', '-update')
 _COLLECTIVES = (
@@ -84,18 +85,20 @@ def _attention_flops(shapes: list[tuple[int, ...]], target: str) -> int:
   return product * (5 if 'Backward' in target else 2)
 
 
-def passes(computation: hlo.Computation, instruction: hlo.Instruction) -> int:
+def passes(
+  computation: hlo.Computation, instruction: hlo.Instruction, chip: chips.Chip
+) -> float:
   """Returns for how many bfloat16 products this one counts.
 
   On a TPU float32 at 'highest' precision takes six, at 'high' three
-  (jax.lax.Precision). On a GPU it takes TENSOR_FLOAT_PASSES, at 'highest'
-  FLOAT_PASSES.
+  (jax.lax.Precision). On a GPU it takes TENSOR_FLOAT_PASSES; at 'highest' it
+  runs without tensor cores, at `float32_flops`.
   """
   if computation[instruction.operands[0]].shapes[0].dtype in ('bf16', 'f16'):
     return 1
   if _target(instruction).startswith(('__cublas', '__cudnn')):
     highest = '"HIGHEST"' in instruction.attributes
-    return FLOAT_PASSES if highest else TENSOR_FLOAT_PASSES
+    return chip.flops / chip.float32_flops if highest else TENSOR_FLOAT_PASSES
   precision = instruction.find(r'operand_precision=\{(\w+)')
   return {'highest': 6, 'high': 3}.get(precision, 1)
 

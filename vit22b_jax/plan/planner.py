@@ -69,9 +69,7 @@ def plan(
     'versions': topologies.compiler_versions(),
     'mesh': dict(mesh.shape),
     'total_steps': task.total_steps,
-    'parameters': sum(
-      x.size for x in jax.tree.leaves(task.abstract_weights['params'])
-    ),
+    'parameters': sum(x.size for x in jax.tree.leaves(task.abstract_params)),
     'model_flops_per_device': (
       task.flops_per_image * config.batch_size / mesh.size
     ),
@@ -94,7 +92,8 @@ def _compiled(
   told = {'compile_seconds': time.monotonic() - start}
   told |= _memory(found, topology, compiled.memory_analysis())
   try:
-    work = roofline.measure(hlo.parse(compiled.as_text()), found['mesh'])
+    module = hlo.parse(compiled.as_text())
+    work = roofline.measure(module, found['mesh'], topology.chip)
   except ValueError as error:  # a form of XLA's text that is new
     return told | {'not_predicted': str(error), **_UNPREDICTED}
   # Fewer may do: a small map's borders, on a CPU Winograd's convolutions.

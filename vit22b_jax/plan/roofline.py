@@ -1,6 +1,6 @@
 """Predicts how long a compiled step takes at least.
 
-    work = roofline.measure(module, mesh_shape)
+    work = roofline.measure(module, mesh_shape, chip)
     time = roofline.predict(work, chip, bandwidth_of)
 
 A prediction, and an upper bound on utilization: products run at the chip's peak
@@ -22,7 +22,7 @@ class Operation:
   """Counts the work of one instruction on one device."""
 
   flops: int  # of matrix products
-  passes: int  # bfloat16 products that the hardware makes of each
+  passes: float  # bfloat16 products that the hardware makes of each
   bytes: int  # read from and written to memory
   count: int  # executions in a step
 
@@ -46,13 +46,15 @@ class Work:
     return sum(o.bytes * o.count for o in self.operations)
 
 
-def measure(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
-  """Counts the work in a compiled program."""
+def measure(
+  module: hlo.Module, mesh_shape: dict[str, int], chip: chips.Chip
+) -> Work:
+  """Counts the work in a program that was compiled for a chip."""
   operations, recomputed = [], 0
   for name, instruction, count in hlo.executed(module):
     computation = module.computations[name]
     size = costs.memory_bytes(module, computation, instruction)
-    flops, passes, again = _products(module, computation, instruction)
+    flops, passes, again = _products(module, computation, instruction, chip)
     recomputed += again * count
     if size or flops:
       operations.append(Operation(flops, passes, size, count))
@@ -60,15 +62,15 @@ def measure(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
   return Work(operations, found, recomputed)
 
 
-def _products(module, computation, instruction) -> tuple[int, int, int]:
+def _products(module, computation, instruction, chip) -> tuple[int, float, int]:
   """Counts FLOPs, passes and recomputed FLOPs of an instruction."""
   flops = costs.matmul_flops(computation, instruction)
-  passes = costs.passes(computation, instruction) if flops else 1
+  passes = costs.passes(computation, instruction, chip) if flops else 1
   again = flops if 'rematted_computation' in instruction.op_name else 0
   if instruction.opcode == 'fusion':
     for called in map(module.computations.get, instruction.called):
       for inner in called.values():
-        found = _products(module, called, inner)
+        found = _products(module, called, inner, chip)
         flops, again = flops + found[0], again + found[2]
         passes = max(passes, found[1])
   return flops, passes, again

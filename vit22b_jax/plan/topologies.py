@@ -137,7 +137,9 @@ def _measured(devices: Sequence[jax.Device]) -> chips.Chip:
   copy(x).block_until_ready()
   bandwidth = 2 * x.nbytes / (time.perf_counter() - start) / sharing
   link = bandwidth if cpu else 25e9  # others meet over PCIe 4.0 x16
-  speeds = flops.peak(device), memory, bandwidth, link
+  known, peak = chips.of_device(device.device_kind), flops.peak(device)
+  float32 = known.float32_flops if known else peak
+  speeds = peak, float32, memory, bandwidth, link
   return chips.Chip(LOCAL, device.device_kind, *speeds)
 
 

@@ -31,6 +31,12 @@ from vit22b_jax.models import stacking
 from vit22b_jax.runtime import checksums, distributed
 
 FORMAT = 1
+_WHOLE, _DAMAGED, _UNREAD = range(3)  # what a process found
+# Of TensorStore and jax: what says nothing of a checkpoint itself.
+_PASSING = (
+  *('UNAVAILABLE', 'DEADLINE_EXCEEDED'),
+  *('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED'),
+)
 
 # Looks at a checkpoint's JSON object.
 Check = Callable[[dict[str, Any]], None]
@@ -46,6 +52,14 @@ class Restored(NamedTuple):
 
 class _DamagedError(Exception):
   """A checkpoint that can't be used; says why."""
+
+
+def _may_pass(error: Exception) -> bool:
+  """Returns whether a failure to read tells of the disk, network or device."""
+  missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
+  if isinstance(error, OSError):
+    return not isinstance(error, missing)
+  return any(status in str(error) for status in _PASSING)
 
 
 def _best(
@@ -251,7 +265,7 @@ class Manager:
       UserError: it is another run's, or of another version.
       _DamagedError: a process can't read it, or a checksum differs.
     """
-    problem = ''
+    problem, code = '', _WHOLE
     try:
       state, meta = self._read(step, abstract_state, check)
     except errors.UserError:
@@ -259,7 +273,16 @@ class Manager:
     except Exception as error:  # Orbax and TensorStore raise many kinds.
       line = str(error).strip().split('\n')[0][:300]
       problem = f'{type(error).__name__}: {line}'
-    if any(distributed.gather(bool(problem))):
+      code = _UNREAD if _may_pass(error) else _DAMAGED
+    codes = distributed.gather(code)
+    if _UNREAD in codes:
+      raise errors.UserError(
+        f'Checkpoint {step} in {self.workdir} could not be read '
+        f'({problem or "by another process"}). It need not be damaged, so '
+        'nothing was moved: try again once that is mended, or move it away '
+        'yourself to go on from the one before.'
+      )
+    if _DAMAGED in codes:
       raise _DamagedError(problem or 'another process could not read it')
     found = checksums.of_arrays(state)  # of the whole arrays, by all processes
     wrong = [k for k, v in found.items() if meta['checksums'][k] != v]

@@ -27,6 +27,12 @@ from vit22b_jax import errors
 from vit22b_jax.runtime import host
 
 MODES = ('train', 'eval')  # modes that several processes can share
+_OUT_OF_MEMORY = (
+  'The devices are out of memory. A smaller batch_size, eval.batch_size or '
+  'fid.batch_size (of what was running), sharding=fsdp on several devices and, '
+  'to train a classifier, model.remat=full or a larger optim.accumulate need '
+  'less of it; --mode=plan tells how much.'
+)
 _LEAVE_SECONDS = 10  # in which others may meet the same error
 _SEEN_SECONDS = 10  # that a network disk may take to show a new file
 
@@ -131,6 +137,14 @@ def _tasks() -> int:
   return next((int(os.environ[n]) for n in names if n in os.environ), 0)
 
 
+def explained(error: Exception) -> Exception:
+  """Returns a UserError in place of jax's own where memory ran out."""
+  is_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  if not is_jax or 'RESOURCE_EXHAUSTED' not in str(error):
+    return error
+  return errors.UserError(f'{_OUT_OF_MEMORY} ({str(error)[:200]})')
+
+
 def exit_on_error(error: Exception) -> None:
   """Ends one of several processes with an error; returns in a single process.
 
@@ -142,6 +156,7 @@ def exit_on_error(error: Exception) -> None:
   """
   if not jax.distributed.is_initialized() or jax.process_count() == 1:
     return
+  error = explained(error)
   mistake = isinstance(error, errors.UserError)
   sys.stdout.flush()
   if mistake:

@@ -122,7 +122,7 @@ class Recorder:
       }
     self.interval = Interval(seconds=interval.seconds + seconds)
     self._folder.metrics(step, row)
-    self._folder.flush()
+    self._folder.flush(remote=False)
     self.start_clock(waited)
     return (
       f'step {step}/{task.total_steps}  loss {row["train/loss"]:.4f}{images}'
@@ -148,7 +148,8 @@ class Recorder:
     found = explain.first_to_move(monitor.history, signals, step - 1)
     settings = self._task.config.diagnostics
     kind = 'explosion'
-    if not row['verdict/finite']:
+    overflows = row['verdict/stuck'] and not np.isfinite(row['max_abs_grad'])
+    if overflows or not row['verdict/finite']:
       kind = 'non_finite'
     elif row['verdict/transient']:
       kind = 'transient'
@@ -166,7 +167,7 @@ class Recorder:
         'max_logit': settings.max_logit,
         'max_abs_grad': settings.max_abs_grad,
       },
-      action='halt' if kind == 'non_finite' else action,
+      action='halt' if row['verdict/stopped'] else action,
       message=message,
     )
     self._folder.event(event)

@@ -12,6 +12,7 @@ remote disk). Never imports jax.
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -46,16 +47,26 @@ PREDICTIONS = 'predictions.npz'
 ATTENTION = 'attention.npz'
 SAMPLES = 'samples'  # a folder of DIRECTION_STEP.png
 # Columns of diagnostics.csv that trackers get, as peaks since the last row.
+_BUCKET_PACKAGES = ('tensorflow', 'gcsfs')  # of which etils takes one
 _TRACKED = {'max_logit', 'max_abs_grad', 'grad_norm'}
 
 
 def validate_place(path: epath.PathLike) -> None:
-  """Raises UserError for storage other than local disks and `gs://`."""
+  """Raises UserError for storage other than local disks and `gs://`.
+
+  That also needs a package that speaks to it.
+  """
   text = os.fspath(path)
-  if '\0' in text or (re.match(r'\w+://', text) and text[:5] != 'gs://'):
+  is_bucket = text.startswith('gs://')
+  if '\0' in text or (re.match(r'\w+://', text) and not is_bucket):
     raise errors.UserError(
       f'{text!r}: files are kept on local disks and gs:// alone; mount other '
       'storage, or copy the folder there afterwards.'
+    )
+  if is_bucket and not any(map(importlib.util.find_spec, _BUCKET_PACKAGES)):
+    raise errors.UserError(
+      f'{text}: gs:// needs TensorFlow or gcsfs, and neither is installed: '
+      "pip install '.[tensorflow]' beside the other extras, or gcsfs."
     )
 
 
@@ -117,11 +128,12 @@ class GrowingFile:
       self.path.write_bytes(self._remote + new)
       self._remote += new
     else:
-      with pathlib.Path(self.path).open('ab') as file:
-        before = file.tell()
+      # Without a buffer, which closing would write after all.
+      with pathlib.Path(self.path).open('ab', buffering=0) as file:
+        before, rest = file.tell(), memoryview(new)
         try:
-          file.write(new)
-          file.flush()
+          while rest:
+            rest = rest[file.write(rest) :]
         except OSError:
           os.truncate(self.path, before)
           raise
@@ -251,9 +263,13 @@ class Workdir:
         for name in (EVAL, PREDICTIONS, ATTENTION):
           (self.path / name).unlink(missing_ok=True)
 
-  def flush(self) -> None:
-    """Makes every row so far durable, before a checkpoint relies on it."""
-    if self._writer:
+  def flush(self, remote: bool = True) -> None:
+    """Makes every row so far durable, before a checkpoint relies on it.
+
+    Object stores take a file whole each time: rows that nothing relies on yet
+    can wait, `remote=False`.
+    """
+    if self._writer and (remote or not files.is_remote(self.path)):
       with explaining(self.path):
         for file in self._files.values():
           file.flush()
@@ -283,13 +299,17 @@ def explaining(path: epath.Path) -> Iterator[None]:
 
 
 def _git_commit() -> str | None:
-  """Returns the checkout's commit, '-dirty' where files differ, or None."""
+  """Returns the checkout's commit, '-dirty' where files differ, or None.
+
+  Installed within somebody's repository the package isn't one of its files.
+  """
+  own = pathlib.Path(__file__)
+  ask = {'cwd': own.parent, 'stderr': subprocess.DEVNULL, 'timeout': 10}
+  tracked = ['git', 'ls-files', '--error-unmatch', own.name]
   command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
-  folder = pathlib.Path(__file__).parent
   try:
-    return subprocess.check_output(
-      command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
-    ).strip()
+    subprocess.check_output(tracked, **ask)
+    return subprocess.check_output(command, text=True, **ask).strip()
   except (OSError, subprocess.SubprocessError):
     return None
 

@@ -14,12 +14,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vit22b_jax import config as config_lib
 from vit22b_jax import errors
-from vit22b_jax.data import augment, catalog, loader, pipeline
+from vit22b_jax.data import augment, catalog, files, loader, pipeline
 from vit22b_jax.models import stacking, vit
 from vit22b_jax.runtime import flops, sharding
 from vit22b_jax.tasks import base, evaluators
@@ -118,6 +119,14 @@ class Classification(base.Task):
         "model.head='mlp_bn': batch norm's statistics are those of the whole "
         "batch, which accumulation never sees. Use 1, or model.head='mlp'."
       )
+    frozen = config.init_from and config.optim.freeze == 'backbone'
+    weights = epath.Path(config.init_from or '').expanduser()
+    if frozen and model.pool == 'map' and files.is_file(weights):
+      raise errors.UserError(
+        "optim.freeze='backbone' with model.pool='map': files of weights have "
+        "no such pool, so that it would stay as it is drawn. Use pool='mean' "
+        "or 'cls', or train all weights."
+      )
     if (config.data.sampling, config.loss.class_weights) == ('balanced',) * 2:
       raise errors.UserError(
         "data.sampling='balanced' and loss.class_weights='balanced' each make "
@@ -213,17 +222,17 @@ class Classification(base.Task):
   def abstract_weights(self) -> dict[str, Any]:
     whole = sharding.replicated(self.mesh)
     batch_stats = nn.unbox(self.variable_shapes).get('batch_stats', {})
+    kind = 'ema' if self.config.optim.ema else 'params'
     return {
-      'params': self.abstract_params,
+      kind: self.abstract_params,
       'batch_stats': jax.tree.map(
         lambda x: base.abstract(x, whole), batch_stats
       ),
-      'ema': self.abstract_params if self.config.optim.ema else None,
     }
 
   def variables(self, weights: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Returns what the model applies: averaged weights where there are any."""
-    kind = 'params' if weights['ema'] is None else 'ema'
+    kind = 'params' if weights.get('ema') is None else 'ema'
     batch_stats = weights['batch_stats']
     return {'params': weights[kind], 'batch_stats': batch_stats}, kind
 

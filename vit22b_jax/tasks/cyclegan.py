@@ -150,7 +150,7 @@ class CycleGAN(base.Task):
     )
     return {'a': images, 'b': images}
 
-  @property
+  @functools.cached_property  # it traces the networks, and each row asks
   def flops_per_image(self) -> float:
     """Returns the model FLOPs of a step for one image of each domain."""
     return self.networks.training_flops(self.config.data.image_size)

@@ -73,6 +73,11 @@ def validate_networks(config: ConfigDict) -> None:
       f"{config.data.pairing!r} has no pairs: set data.pairing='paired', or "
       'lambda_paired to 0.'
     )
+  if config.eval.early_stop and not config.eval.fid:
+    raise errors.UserError(
+      f'eval.early_stop={config.eval.early_stop} goes by the FID of '
+      'validations, and eval.fid=False leaves it out: choose one.'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from vit22b_jax import errors
 from vit22b_jax.data import catalog, splits
 from vit22b_jax.fid import distances, extractor, image_sources, statistics
-from vit22b_jax.runtime import sharding
+from vit22b_jax.runtime import distributed, sharding
 from vit22b_jax.runtime import workdir as workdir_lib
 from vit22b_jax.tasks import evaluators
 
@@ -77,10 +77,13 @@ class FidEvaluator(evaluators.Evaluator):
       self.missing = "Inception's weights could not be had"
       logging.warning(
         '%s\nThe run trains without FID and KID, and its last checkpoint '
-        'counts. --config.eval.fid=False asks for that without this warning; '
-        '--mode=eval measures them later.',
+        'counts, so that eval.early_stop never acts. --config.eval.fid=False '
+        'asks for that without this warning; --mode=eval measures them later.',
         error,
       )
+    # What one process lacks, none can measure: they compute together.
+    if any(distributed.gather(bool(self.missing))):
+      self.missing = self.missing or 'another process lacks the weights'
 
   @functools.cached_property
   def _extractor(self) -> extractor.Extractor:

@@ -56,11 +56,12 @@ def takes_cudnn(kind: str, dtype: str, head_dim: int) -> bool:
   Raises:
     UserError: the kind is 'cudnn', not 'auto' or 'xla', without a GPU.
   """
-  on_gpu = platform() == 'gpu'
+  on_gpu = platform() == 'gpu' and cudnn.runs_here()
   if kind == 'cudnn' and not on_gpu:
     raise errors.UserError(
-      "model.attention='cudnn' needs an NVIDIA GPU, and this process runs on "
-      f"{platform()}: use 'auto' or 'xla'."
+      "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 "
+      f'(Ampere) or newer, and this process runs on '
+      f"{jax.devices()[0].device_kind}: use 'auto' or 'xla'."
     )
   return kind != 'xla' and on_gpu and cudnn.supports(dtype, head_dim)
 

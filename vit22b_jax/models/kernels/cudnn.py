@@ -1,5 +1,7 @@
 """Attention by cuDNN on NVIDIA GPUs, which never stores the attention map."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -7,6 +9,18 @@ from jax.typing import DTypeLike
 from vit22b_jax.models.kernels.reference import Heads
 
 RULE = 'bfloat16 or float16 and heads of a multiple of 8 up to 128'
+
+
+def runs_here() -> bool:
+  """Tells whether the GPU has the kernel: NVIDIA's from Ampere (8.0) on.
+
+  True without a GPU, where programs are compiled for one that is planned.
+  """
+  device = jax.devices()[0]
+  if device.platform != 'gpu':
+    return True
+  found = re.match(r'(\d+)\.\d+$', device.compute_capability)
+  return bool(found) and int(found[1]) >= 8
 
 
 def supports(dtype: DTypeLike, head_dim: int) -> bool:

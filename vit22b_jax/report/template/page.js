@@ -35,10 +35,10 @@
   function themed(chart) {
     const scale = [[0, color('low')], [.5, color('middle')], [1, color('high')]];
     const steep = scale.map(([at, value]) => [at ** 2, value]);
-    const figure = JSON.parse(chart.dataset.chart
-      .replaceAll('"$scale"', JSON.stringify(scale))
-      .replaceAll('"$steep"', JSON.stringify(steep))
-      .replace(/"\$(\w+)"/g, (_, name) => JSON.stringify(color(name))));
+    // Names under other keys are a user's, such as those of classes.
+    const figure = JSON.parse(chart.dataset.chart, (key, value) =>
+      /color(scale)?$/.test(key) && value[0] === '$'
+        ? { $scale: scale, $steep: steep }[value] ?? color(value.slice(1)) : value);
     const { layout } = figure;
     const lines = {
       gridcolor: color('rule'), linecolor: color('rule'), zeroline: false,
