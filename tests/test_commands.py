@@ -235,9 +235,10 @@ def test_a_module_exists_and_knows_its_flags(module, flags):
     runner.parser(experiment[module]).parse_args(flags)
 
 
-@pytest.mark.parametrize('scale', runner.SCALES)
 @pytest.mark.parametrize(
-  'experiment', catalogue.EXPERIMENTS, ids=lambda e: e.name
+  ('experiment', 'scale'),
+  [(e, scale) for e in catalogue.EXPERIMENTS for scale in e.scales],
+  ids=lambda value: getattr(value, 'name', value),
 )
 def test_every_run_of_an_experiment_builds_its_config(experiment, scale):
   for cell in experiment.cells(scale, {}):
