@@ -143,7 +143,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
       the message names the closest that exists.
   """
   spec = _spec(argv)
-  given, cleared = _split_nones(argv)
+  given, cleared = (argv, {}) if spec is None else _split_nones(argv)
   try:
     rest = values(given)
     if values['config'].value is not None:

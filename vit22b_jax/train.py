@@ -193,10 +193,15 @@ def stop(
 
 
 def locate(r: setup.Run, state: base.State, pending: records.Pending) -> str:
-  """Names the layer that is non-finite first; what hinders it costs no more."""
+  """Names the layer that is non-finite first, or says why it can't be found.
+
+  Another program is compiled for it, when memory may be full.
+  """
   try:
     return r.task.locate_nonfinite(state, pending.batch)
   except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() > 1:
+      raise  # others may not have met it, and would wait
     return f'not found ({str(error).splitlines()[0][:100]})'
 
 

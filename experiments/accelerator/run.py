@@ -4,13 +4,13 @@
       --cifar10=folder:PATH --cifar100=folder:PATH
     python -m experiments.accelerator.run --scale=tiny --results=FOLDER
 
-Every row (see `rows`) is written to results.json as soon as it ends. Stopped at
-any moment and started again, the command goes on with the rows that are missing
-or failed. `python -m experiments.accelerator.tables` makes results.md.
+Every row (see `rows`) is written to results.json as soon as it ends, and
+results.md at the end. Stopped at any moment and started again, the command goes
+on with the rows that are missing, failed or ran out of time.
 """
 
 import argparse
-import importlib.util
+import functools
 import json
 import pathlib
 import platform
@@ -31,7 +31,8 @@ from vit22b_jax.runtime import runs
 
 HERE = pathlib.Path(__file__).parent
 _RESERVE = 5.0  # seconds to write results in
-_PEERS = ('torch', 'timm')  # what timm's rows import
+# Fails where timm's rows can't run on this machine's GPU.
+_PEERS = 'import timm, torch; assert torch.cuda.is_available()'
 # Asks a process of its own, so that this one holds no device.
 _DEVICES = (
   'import jax, json; print(json.dumps({"jax": jax.__version__, "devices": '
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
   found = json.loads(path.read_text()) if path.exists() else {'rows': {}}
   found['machine'] = machine()
   print(found['machine'])
-  if given.scale == 'full' and found['machine']['devices'] == ['cpu:cpu']:
+  devices = found['machine']['devices']
+  if given.scale == 'full' and all(d.startswith('cpu:') for d in devices):
     sys.exit('error: jax finds no accelerator; --scale=tiny tries a CPU.')
   setting = {'machine': found['machine'], 'scale': given.scale}
   for row in rows_lib.all_rows(given.scale):
@@ -62,11 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     if row.data and not source:
       print(f'{row.name}: needs --{row.data}=folder:PATH or a TFDS folder')
       continue
-    if row.kind == 'peer' and not all(map(importlib.util.find_spec, _PEERS)):
-      print(f'{row.name}: needs torch and timm')
+    if row.kind == 'peer' and not has_peers(given.scale):
+      print(f'{row.name}: needs timm, and torch with CUDA')
       continue
     started = time.monotonic()
     result = measure(row, min(left, row.limit), given, source)
+    earlier = found['rows'].get(row.name, {})
+    if result['status'] == 'failed' and earlier.items() >= setting.items():
+      result = earlier | result  # what a training had come to
     result |= setting
     result['seconds'] = round(time.monotonic() - started, 1)
     found['rows'][row.name] = result
@@ -74,6 +79,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f'{row.name}: {result["status"]} in {result["seconds"]} s')
   _write(path, found)
   tables.write(given.results)
+
+
+@functools.cache
+def has_peers(scale: str) -> bool:
+  """Returns whether timm is there and, at full scale, runs on a GPU."""
+  command = [sys.executable, '-c', _PEERS]
+  if scale == 'tiny':
+    command[-1] = _PEERS.partition(';')[0]
+  return not subprocess.run(command, capture_output=True).returncode
 
 
 def _is_done(row: dict[str, Any], setting: dict[str, Any]) -> bool:
@@ -95,7 +109,7 @@ def measure(
   Returns:
     `status` ('done', 'failed' or 'out of time'), `arguments`, and what was
     measured or the `error`. A training out of time leaves what it has come to,
-    and its workdir, from which it goes on.
+    and its workdir, from which it goes on; a failed one its workdir.
   """
   arguments = dict(row.arguments)
   workdir = given.runs / given.scale / re.sub(r'\W+', '_', row.name)
@@ -126,7 +140,8 @@ def measure(
       result |= _trained(workdir)
     else:
       result |= json.loads(output.read_text())
-  shutil.rmtree(workdir, ignore_errors=True)
+  if result['status'] == 'done':
+    shutil.rmtree(workdir, ignore_errors=True)
   return result
 
 
@@ -153,6 +168,8 @@ def _trained(workdir: pathlib.Path) -> dict[str, Any]:
   if not (workdir / 'diagnostics.csv').exists():
     return {}
   run = runs.read(workdir)
+  if not len(run.diagnostics.get('step', ())):
+    return {}
   _, top1 = run.metric('val/top1')
   return {
     'steps': run.last_step,
@@ -191,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     prog='python -m experiments.accelerator.run',
     description=__doc__.split('\n')[0],
   )
-  parser.add_argument('--minutes', type=float, default=12.0)
+  parser.add_argument('--minutes', type=float, default=9.0)
   parser.add_argument('--scale', choices=('full', 'tiny'), default='full')
   parser.add_argument('--results', type=pathlib.Path, default=HERE)
   parser.add_argument(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import subprocess
 
 import pytest
 
@@ -65,6 +66,24 @@ def test_a_cpu_is_no_accelerator(tmp_path, monkeypatch):
   )
   with pytest.raises(SystemExit, match='no accelerator; --scale=tiny'):
     run.main([f'--results={tmp_path}'])
+
+
+@pytest.mark.parametrize(
+  ('code', 'status', 'kept'), [(0, 'done', False), (2, 'failed', True)]
+)
+def test_a_training_that_fails_keeps_what_it_had(
+  tmp_path, monkeypatch, code, status, kept
+):
+  """It may go on once the command line is mended."""
+  row = next(r for r in rows.all_rows('tiny') if r.kind == 'train')
+  given = run._parser().parse_args(['--scale=tiny', f'--runs={tmp_path}'])
+  workdir = tmp_path / 'tiny' / re.sub(r'\W+', '_', row.name)
+  workdir.mkdir(parents=True)
+  done = subprocess.CompletedProcess([], code, stdout='', stderr='error: no')
+  monkeypatch.setattr(run.subprocess, 'run', lambda *_, **__: done)
+  monkeypatch.setattr(run, '_trained', lambda workdir: {})
+  assert run.measure(row, 9.0, given, 'folder:x')['status'] == status
+  assert workdir.exists() is kept
 
 
 @pytest.mark.slow

@@ -119,7 +119,6 @@ def test_the_plain_flax_vit_has_timms_parameters():
   assert sum(p.size for p in jax.tree.leaves(params)) == 21_342_346
 
 
-@pytest.mark.slow
 def test_the_committed_overhead_is_that_of_the_committed_rows(
   tmp_path, monkeypatch
 ):
@@ -130,6 +129,7 @@ def test_the_committed_overhead_is_that_of_the_committed_rows(
     assert (tmp_path / name).read_text() == (folder / name).read_text()
 
 
+@pytest.mark.slow
 def test_overhead_is_measured_against_a_step_that_lacks_it():
   tasks = [
     overhead.make_task(kind, 'Ti', 16)

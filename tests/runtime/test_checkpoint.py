@@ -298,6 +298,8 @@ def test_errors_of_the_disk_say_what_they_are(
   'error',
   [
     OSError(errno.EIO, 'Input/output error'),
+    ValueError("UNKNOWN: Error reading from open file: [os_error_code='5']"),
+    MemoryError(),
     ValueError('UNAVAILABLE: connection reset'),
     jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'),
   ],

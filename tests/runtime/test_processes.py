@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -194,13 +195,18 @@ def test_a_configuration_of_one_process_alone_stops_all(monkeypatch):
     setup.validate_same_config(config)
 
 
-def test_images_of_one_process_alone_stop_all(monkeypatch):
+@pytest.mark.parametrize('mark', ['train', 'train (read)'])
+def test_images_of_one_process_alone_stop_all(monkeypatch, mark):
   config = digits_vit22b_ti.get_config('tiny')
-  here = dict(setup.load_data(config).fingerprint)
-  there = here | {'train/0': '7 ff'}
-  monkeypatch.setattr(distributed, 'broadcast_json', lambda value: there)
+
+  def broadcast(value):
+    assert value['train (read)'] == '1294'
+    return value | {mark: '7 ff'}
+
+  monkeypatch.setattr(distributed, 'broadcast_json', broadcast)
   monkeypatch.setattr(distributed, 'gather', lambda value: [0, value])
-  with pytest.raises(errors.UserError, match=r'(?s)Processes \[1\] .*train/0'):
+  message = rf'(?s)Processes \[1\] .*{re.escape(mark)}: 7 images'
+  with pytest.raises(errors.UserError, match=message):
     setup.load_data(config)
 
 

@@ -177,7 +177,7 @@ def load_data(config: ConfigDict) -> catalog.Dataset:
   data = distributed.run_on_process_zero_first(
     lambda: tasks.TASKS[config.task].load_data(config)
   )
-  here = dict(data.fingerprint)
+  here = dict(data.fingerprint) | _sizes(data)
   there = distributed.broadcast_json(here)
   different = distributed.gather(here != there)
   if others := [i for i, differs in enumerate(different) if differs]:
@@ -188,6 +188,17 @@ def load_data(config: ConfigDict) -> catalog.Dataset:
       f'it.{lines}'
     )
   return data
+
+
+def _sizes(data: catalog.Dataset) -> dict[str, str]:
+  """Counts the images that could be read, as marks of a fingerprint."""
+  sizes = {}
+  for name in ('train', 'val', 'test'):
+    part = getattr(data, name)
+    both = (part.a, part.b) if isinstance(part, catalog.Pair) else (part,)
+    counts = [str(len(split)) for split in both if split is not None]
+    sizes[f'{name} (read)'] = ' '.join(counts)
+  return sizes
 
 
 def validate_same_data(

@@ -55,11 +55,17 @@ class _DamagedError(Exception):
 
 
 def _may_pass(error: Exception) -> bool:
-  """Returns whether a failure to read tells of the disk, network or device."""
+  """Returns whether a read failed for the disk, network or memory.
+
+  Then the checkpoint may be whole. What isn't there is damage.
+  """
   missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
-  if isinstance(error, OSError):
+  if isinstance(error, OSError | MemoryError):
     return not isinstance(error, missing)
-  return any(status in str(error) for status in _PASSING)
+  text = str(error)
+  if 'os_error_code' in text:  # TensorStore's, of a file
+    return 'NOT_FOUND' not in text
+  return any(status in text for status in _PASSING)
 
 
 def _best(
