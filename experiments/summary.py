@@ -21,6 +21,7 @@ from vit22b_jax.runtime import runs
 RECIPES = (
   ('digits/seed_0', 'digits_vit22b_ti', 'digits, 8x8'),
   ('cifar10_cpu', 'cifar10_vit22b_ti_cpu', 'CIFAR-10, 32 px'),
+  ('cifar10_cpu_jpeg', 'cifar10_vit22b_ti_cpu', 'CIFAR-10 as JPEG, 32 px'),
   ('fruit', 'fruit_vitunet_ti', 'drawn fruit, 64 px'),
   ('monet2photo_cpu', 'monet2photo_vitunet_ti_cpu', 'Monet/photo, 128 px'),
 )
@@ -212,7 +213,7 @@ def recipes(experiments: pathlib.Path) -> str:
     run, link = experiments / folder, f'[{config}](experiments/{folder})'
     lines.append((link, data, f'{minutes(run):.0f}', _result(run)))
   return documents.table(
-    ('config', 'data', '#minutes on two CPU cores', 'result on the test part'),
+    ('config', 'data', '#minutes, two CPU cores', 'result on the test part'),
     lines,
   )
 
