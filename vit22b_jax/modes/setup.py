@@ -112,8 +112,7 @@ def validate_same_config(config: ConfigDict) -> None:
   """
   here = rules.flatten(config)
   there = rules.flatten(distributed.broadcast_json(config.to_dict()))
-  different = distributed.gather(here != there)
-  others = [i for i, differs in enumerate(different) if differs]
+  others = distributed.processes_where(here != there)
   if not others:
     return
   rows = [k for k in sorted({*here, *there}) if here.get(k) != there.get(k)]
@@ -179,8 +178,7 @@ def load_data(config: ConfigDict) -> catalog.Dataset:
   )
   here = dict(data.fingerprint) | _sizes(data)
   there = distributed.broadcast_json(here)
-  different = distributed.gather(here != there)
-  if others := [i for i, differs in enumerate(different) if differs]:
+  if others := distributed.processes_where(here != there):
     lines = ''.join(f'\n  {x}' for x in fingerprint.compare(there, here)[:20])
     raise errors.UserError(
       f'Processes {others[:20]} found other images than process 0 in '

@@ -193,6 +193,11 @@ def gather(value: int) -> list[int]:
   return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
+def processes_where(value: bool) -> list[int]:
+  """Returns the numbers of the processes whose value is true, in all."""
+  return [i for i, found in enumerate(gather(value)) if found]
+
+
 def run_on_process_zero_first(function: Callable[[], Any]) -> Any:
   """Runs a function on process 0, then on the others, which find its files.
 
@@ -227,10 +232,9 @@ def validate_shared(path: epath.Path) -> None:
   end = time.monotonic() + _SEEN_SECONDS
   while not (path / name).exists() and time.monotonic() < end:
     time.sleep(0.1)
-  seen = gather((path / name).exists())
+  blind = processes_where(not (path / name).exists())
   if jax.process_index() == 0:
     (path / name).unlink(missing_ok=True)
-  blind = [i for i, there in enumerate(seen) if not there]
   if blind:
     place = broadcast_json(os.fspath(path))
     raise errors.UserError(
