@@ -329,10 +329,12 @@ def whole(tmp_path_factory):
   with two(folder / 'out', *COMMAND, f'--workdir={folder}/two') as run:
     assert run.codes() == [0, 0], run.said(0)
   assert 'Result on the test part (359 images' in run.said(0)
-  # Lines of Gloo, and of XLA where CUDA is installed without a GPU.
-  others = ('[Gloo]', 'WARNING: All log messages before absl', 'I0000')
-  own = [x for x in run.said(1).splitlines() if not x.startswith(others)]
-  assert own == []  # the first process speaks for all
+  # XLA speaks where CUDA is installed without a GPU, and Gloo piece by piece
+  # from a thread of each device, so that its lines mix.
+  own = re.sub('(WARNING: All log messages before absl|I0000).*', '', run.said(1))
+  own = re.sub(r'\[Gloo\] Rank|is connected to|peer ranks\.', '', own)
+  own = re.sub(r'Expected number of connected peer ranks is :|\d|\s', '', own)
+  assert not own  # the first process speaks for all
   return folder
 
 
