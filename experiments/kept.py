@@ -23,16 +23,17 @@ UNCALIBRATED = (
 LIMITS = {
   'digits': 'Small gray images of one digit each, few of them in the test '
   'part: what a toy set shows, not what the block reaches.',
-  'cifar10_cpu': 'The machine, two cores of an AMD Zen 3, did other work as '
-  f'well: alone it takes less time. {ONE_SEED}',
+  'cifar10_cpu': 'The machine did other work as well (`metrics.jsonl` has '
+  f'speeds that differ more than fivefold): its time says little. {ONE_SEED}',
   'cifar10_cpu_jpeg': 'The images were re-encoded as JPEG (quality 75). '
   f'{ONE_SEED}',
   'fruit': f'Apples and oranges are drawn, not photographed. {UNCALIBRATED} '
   f'{ONE_SEED}',
   'monet2photo_cpu': 'Paintings and photos are a subset of the public set. '
   f'{UNCALIBRATED} {ONE_SEED}',
-  'cifar100_s': 'The first steps only: what the training reaches at its end is '
-  'not known. A plan is a prediction, and an upper bound on speed.',
+  'cifar100_s': 'The first steps only: what the training reaches at its end '
+  'is not known. A plan is a prediction, and an upper bound on speed, without '
+  'input and evaluation. Other processors [are faster](../throughput).',
 }
 # The same run on images re-encoded as JPEG, by the page that tells of it.
 JPEG = {'cifar10_cpu': 'cifar10_cpu_jpeg'}
@@ -134,11 +135,12 @@ def cost(runs: list[pathlib.Path]) -> str:
   planned = durations.in_words(total * plan['predicted_step_seconds'])
   here = total / steps[-1] * minutes / 60 / 24
   return (
-    f'On {files.versions["cpus"]} CPU cores the first {steps[-1]} of '
-    f'{total:,} steps took {minutes:.0f} minutes of training, '
+    f'On {files.versions["cpus"]} CPU cores, in {config["model"]["dtype"]}, '
+    f'the first {steps[-1]} of {total:,} steps took {minutes:.0f} minutes, '
     f'{steps[-1] * config["batch_size"] / minutes / 60:.0f} images a '
     f'second, so that all would take {here:.1f} days; the plan of one '
-    f'{plan["chip"]} says {planned} at best. The training loss fell from '
+    f'{plan["chip"]}, in {plan["config"]["model"]["dtype"]}, says {planned} at '
+    'best. The training loss fell from '
     f'{losses[0]:.2f} (mean of the first {steps[0]} steps) to {losses[-1]:.2f}.'
   )
 

@@ -17,11 +17,8 @@ _QK_NORM = '<!-- qk-norm -->'
 _ANSWER = '<!-- answer -->'  # where an experiment's page tells its numbers
 
 
-# What stands above the tables of a scale on an experiment's page.
-PAGES = {
-  'cpu': '',
-  'real': '**Real images, larger budgets** (`--scale=real`)\n\n',
-}
+# Scales whose results pages show.
+SCALES = ('cpu', 'real')
 # Tables that commands wrote: (file under experiments/, what stands above it).
 BLOCKINESS = (
   'blockiness/results.md',
@@ -62,16 +59,9 @@ TABLES = (
 def render(readme: str) -> str:
   """Returns the README's text with its tables of recipes and results anew."""
   folder = ROOT / 'experiments'
-  rows = {e.name: _rows(e) for e in catalogue.EXPERIMENTS}
+  rows = {e.name: catalogue.answering(e) for e in catalogue.EXPERIMENTS}
   readme = documents.fill(readme, summary.recipes(folder), _RECIPES)
   return documents.fill(readme, summary.answers(rows, folder), _RESULTS)
-
-
-def _rows(experiment: runner.Experiment) -> runner.Rows:
-  found = {}
-  for scale in summary.SCALES.get(experiment.name, ('cpu',)):
-    found |= runner.read(runner.results_file(experiment.results, scale))
-  return found
 
 
 def _finished(task: str) -> list[pathlib.Path]:
@@ -103,12 +93,10 @@ def pages() -> dict[pathlib.Path, str]:
   found = {}
   for experiment in catalogue.EXPERIMENTS:
     path = experiment.folder / 'README.md'
-    pages = [_page(experiment, scale) for scale in experiment.scales]
-    text = '\n\n'.join(page for page in pages if page)
-    found[path] = documents.fill(path.read_text(), text)
+    found[path] = documents.fill(path.read_text(), _results(experiment))
     if experiment.name in summary.ANSWERS:
       _, answer = summary.ANSWERS[experiment.name]
-      text = answer(_rows(experiment))
+      text = answer(catalogue.answering(experiment))
       found[path] = documents.fill(found[path], text, _ANSWER)
   found |= kept.pages(ROOT / 'experiments')
   folder = ROOT / 'experiments' / 'throughput'
@@ -122,12 +110,17 @@ def pages() -> dict[pathlib.Path, str]:
   return found
 
 
-def _page(experiment: runner.Experiment, scale: str) -> str:
-  """Returns what was written of a scale's rows; '' where nothing is shown."""
-  path = runner.results_file(experiment.folder, scale).with_suffix('.md')
-  if scale not in PAGES or not path.exists():
-    return ''
-  return f'{PAGES[scale]}{path.read_text().strip()}'
+def _results(experiment: runner.Experiment) -> str:
+  """Returns what was written of the rows, first of scales that answer."""
+  answering = summary.SCALES.get(experiment.name, ())
+  parts = {}
+  for scale in dict.fromkeys([*answering, *SCALES]):
+    path = runner.results_file(experiment.folder, scale).with_suffix('.md')
+    if scale in experiment.scales and path.exists():
+      parts[scale] = path.read_text().strip()
+  if len(parts) > 1:
+    parts = {s: f'**Scale `{s}`**\n\n{text}' for s, text in parts.items()}
+  return '\n\n'.join(parts.values())
 
 
 def _written(*tables: tuple[str, str]) -> list[str]:
@@ -143,7 +136,7 @@ def _written(*tables: tuple[str, str]) -> list[str]:
 def main() -> None:
   """Draws and writes everything anew."""
   for experiment in catalogue.EXPERIMENTS:
-    for scale in PAGES:
+    for scale in SCALES:
       source = runner.results_file(experiment.results, scale)
       if scale in experiment.scales and source.exists():
         rows = runner.read(source)

@@ -130,14 +130,17 @@ def translation(rows: Rows) -> str:
   measured = [row for row in rows.values() if 'paper' in row]
   distances: dict[str, dict[str, float]] = {}
   for row in measured:
-    found = distances.setdefault(row['data'].removeprefix('cycle_gan/'), {})
-    found.setdefault('untouched images', row['paper']['identity_fid'])
-    found[row['generator']] = row['paper']['fid']
+    data = row['data'].removeprefix('cycle_gan/')
+    for preset in ('paper', 'default'):
+      place = f'{data} at tap {row[preset]["tap"]}'
+      found = distances.setdefault(place, {})
+      found.setdefault('untouched images', row[preset]['identity_fid'])
+      found[row['generator']] = row[preset]['fid']
   parts = []
-  for data, found in distances.items():
+  for place, found in distances.items():
     ranked = sorted((fid, name) for name, fid in found.items())
     order = ', '.join(f'{name} {fid:.3g}' for fid, name in ranked)
-    parts.append(f'{data}: {order}')
+    parts.append(f'{place}: {order}')
   calibrated = all(row['paper']['calibrated'] for row in measured)
   label = 'FID' if calibrated else 'Uncalibrated FID'
   return f'{label}, mean of both directions, nearest first. {"; ".join(parts)}.'
@@ -148,6 +151,7 @@ SCALES = {
   'figure1_stability': ('cpu', 'real'),
   'figure2_classification': ('real',),
   'table2_translation': ('real',),
+  'figure5_samples': ('real',),
 }
 # By experiment: its question in short, and what answers it from its rows.
 ANSWERS = {
@@ -181,7 +185,7 @@ def speed(folder: pathlib.Path) -> str:
 
 
 def _range(values: list[float]) -> str:
-  ends = (f'{min(values):.1f}', f'{max(values):.1f}')
+  ends = (f'{min(values):.2f}', f'{max(values):.2f}')
   return ' to '.join(dict.fromkeys(ends))
 
 
@@ -211,7 +215,7 @@ def recipes(experiments: pathlib.Path) -> str:
   lines = []
   for folder, config, data in RECIPES:
     run, link = experiments / folder, f'[{config}](experiments/{folder})'
-    lines.append((link, data, f'{minutes(run):.0f}', _result(run)))
+    lines.append((link, data, f'{minutes(run):.0f}', result(run)))
   return documents.table(
     ('config', 'data', '#minutes, two CPU cores', 'result on the test part'),
     lines,
@@ -224,13 +228,12 @@ def minutes(run: pathlib.Path) -> float:
   return seconds / 60
 
 
-def _result(run: pathlib.Path) -> str:
+def result(run: pathlib.Path) -> str:
   """Returns the headline of a run's eval.json."""
-  result = json.loads((run / 'eval.json').read_text())
-  if 'top1' in result:
-    return f'top-1 {result["top1"]:.3f}'
-  label = 'FID' if result['calibrated'] else 'uncalibrated FID'
+  found = json.loads((run / 'eval.json').read_text())
+  if 'top1' in found:
+    return f'top-1 {found["top1"]:.3f}'
+  label = 'FID' if found['calibrated'] else 'uncalibrated FID'
   return (
-    f'{label} {result["fid"]:.3g} (untouched images '
-    f'{result["identity_fid"]:.3g})'
+    f'{label} {found["fid"]:.3g} (untouched images {found["identity_fid"]:.3g})'
   )

@@ -29,10 +29,12 @@ def name_of(variant: str) -> str:
 def sections(rows: Rows, size: str) -> list[str]:
   """Returns the page's parts, without stages that have no row."""
   stages = {row['stage'] for row in rows.values()}
+  stored = ' and '.join(sorted({row['images'] for row in rows.values()}))
   parts = []
   if 'bisect' in stages:
     parts += [
-      f'Size {size}: the highest rate without and the lowest with an explosion '
+      f'Size {size}, {stored} images: the highest rate without and the lowest '
+      'with an explosion '
       f'(a logit or gradient entry of {cells.CAP:,.0f}, or a value that is not '
       f'finite) within {cells.STEPS} steps, rates doubling; and, in the runs '
       'that exploded, where a signal of a block first was ten times what it '
@@ -168,10 +170,10 @@ def rates(rows: Rows, size: str) -> str:
       '#seeds that explode there',
       '#seeds that explode at half of it',
       '#explodes at step',
-      'attention logits ten times their start',
-      'residual RMS ten times its start',
-      'gradient norm ten times its start',
-      'stable runs with such logits, RMS, gradients',
+      'attention logits first grew tenfold',
+      'residual RMS first grew tenfold',
+      'gradient norm first grew tenfold',
+      'stable runs with tenfold logits; RMS; gradients',
       '#loss of stable runs',
     ),
     lines,
@@ -208,7 +210,7 @@ def _reached(stable: list[Row]) -> str:
     sum(row['origin'][signal] is not None for row in stable)
     for signal in measure.SIGNALS
   ]
-  return f'{", ".join(map(str, counts))} of {len(stable)}' if stable else '-'
+  return '; '.join(f'{n} of {len(stable)}' for n in counts) if stable else '-'
 
 
 def watched(rows: Rows, stage: str) -> str:

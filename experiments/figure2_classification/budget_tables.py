@@ -20,8 +20,8 @@ _METRICS = ('top1', 'top5', 'auroc', 'auroc_of_batches')
 def sections(rows: Rows) -> list[str]:
   """Returns the page's parts, those of stages without a row left out."""
   titles = {
-    'setting': 'Which setting reaches more for the same computing (one core, '
-    'CIFAR-10, ViT-22B, validation part):',
+    'setting': 'Which setting reaches more for about as much computing (one '
+    'core, CIFAR-10, ViT-22B, validation part):',
     'search': 'Top-1 of the validation part after a quarter of the budget, by '
     'learning rate; the best, in bold, is used from here on:',
     'seeds': f'The whole budget, {budget.EPOCHS} epochs; test part, mean over '

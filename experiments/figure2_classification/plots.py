@@ -3,7 +3,12 @@
 from matplotlib import figure
 
 from experiments import documents
-from experiments.figure2_classification import cells, tables
+from experiments.figure2_classification import (
+  budget,
+  budget_tables,
+  cells,
+  tables,
+)
 from experiments.runner import Rows
 
 _TITLES = {'top1': 'Top-1', 'top5': 'Top-5', 'auroc': 'AUROC'}
@@ -36,4 +41,22 @@ def accuracy(rows: Rows) -> figure.Figure:
       label=tables.NAMES[block],
     )
   panels[-1].legend(frameon=False)
+  return picture
+
+
+def blocks(rows: Rows) -> figure.Figure:
+  """Draws top-1 of each run of the real scale, with the mean as a bar."""
+  picture, panels = documents.panels(10, 3.2, budget.DATA, '')
+  for panel, data in zip(panels, budget.DATA, strict=True):
+    found = budget_tables.by_block(rows, data)
+    for x, runs in enumerate(found.values()):
+      values = tables.known(runs, 'top1')
+      style = {'color': documents.COLORS[x]}
+      panel.plot([x] * len(values), values, 'o', **style, alpha=0.7)
+      if values:
+        mean = sum(values) / len(values)
+        panel.plot([x - 0.15, x + 0.15], [mean, mean], linewidth=2, **style)
+    panel.set_xticks(range(len(found)), list(found))
+    panel.set_ylabel('top-1, test part')
+    panel.margins(x=0.2)
   return picture

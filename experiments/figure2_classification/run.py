@@ -64,15 +64,16 @@ def _known(value: Any) -> Any:
 def render(
   results: pathlib.Path, folder: pathlib.Path, scale: str, rows: runner.Rows
 ) -> None:
-  """Writes results.md and accuracy.png, or the tables of `budget`."""
+  """Writes the tables of a scale and accuracy.png above them."""
   source = runner.results_file(results, scale)
   if scale == 'real':
-    documents.write(folder, source, budget_tables.sections(rows))
-    return
-  words = 'Top-1, top-5 and AUROC of every run, by size and block'
-  picture = plots.accuracy(rows)
+    words = 'Top-1 of every run of the whole budget, by set and block'
+    picture, parts = plots.blocks(rows), budget_tables.sections(rows)
+  else:
+    words = 'Top-1, top-5 and AUROC of every run, by size and block'
+    picture, parts = plots.accuracy(rows), tables.sections(rows)
   shown = documents.save(picture, folder, 'accuracy', words, source)
-  documents.write(folder, source, [shown, *tables.sections(rows)])
+  documents.write(folder, source, [shown, *parts])
 
 
 EXPERIMENT = runner.Experiment(

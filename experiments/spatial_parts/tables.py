@@ -12,8 +12,10 @@ def table(rows: Rows) -> str:
       'variant',
       '#parameters',
       '#FID at tap 64',
+      '#untrained',
       '#KID at tap 64',
       '#FID at tap 2048',
+      '#untrained',
       '#KID at tap 2048',
       '#shared texture',
     ),
@@ -28,7 +30,11 @@ def _line(row: Row) -> list[str]:
     *(
       text
       for preset in ('paper', 'default')
-      for text in (_both(row[preset], 'fid'), _kid(row[preset]))
+      for text in (
+        _both(row[preset], 'fid'),
+        _both(row[preset], 'untrained_fid'),
+        _kid(row[preset]),
+      )
     ),
     ', '.join(f'{row["patches"][d]["common"]:.3f}' for d in DIRECTIONS),
   ]
@@ -38,9 +44,13 @@ def _untouched(rows: Rows) -> list[list[str]]:
   """Returns the line of images left as they are; none without rows."""
   for row in rows.values():
     found = [
-      _both(row[preset], f'identity_{kind}')
+      text
       for preset in ('paper', 'default')
-      for kind in ('fid', 'kid')
+      for text in (
+        _both(row[preset], 'identity_fid'),
+        '-',
+        _both(row[preset], 'identity_kid'),
+      )
     ]
     real = [f'{row["patches"][d]["common_real"]:.3f}' for d in DIRECTIONS]
     return [['untouched images', '-', *found, ', '.join(real)]]

@@ -1,14 +1,14 @@
 """Measures what a run costs beside its arithmetic.
 
-    python -m experiments.throughput.overhead
+    python -m experiments.throughput.overhead [TFDS_DIR]
 
 Each figure alternates with its peer in one process, 7 repeats after a warm-up,
-medians; the start is timed on whole processes. Writes overhead.json (a list of
-`name ours_ms peer peer_ms ratio`) and overhead.md beside this file.
+medians; the start, of whole processes, is timed where TFDS_DIR has CIFAR-10.
+Writes overhead.json and overhead.md as `training_step` writes its files.
 """
 
+import argparse
 import contextlib
-import json
 import os
 import pathlib
 import statistics
@@ -27,7 +27,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import common  # noqa: E402
-from experiments import documents  # noqa: E402
+from experiments.throughput import training_step  # noqa: E402
 from vit22b_jax import train  # noqa: E402
 from vit22b_jax.data import catalog, splits  # noqa: E402
 from vit22b_jax.modes import setup  # noqa: E402
@@ -220,28 +220,16 @@ def start_rows(data_dir: str) -> list[dict]:
   return [row]
 
 
-def write(rows: list[dict]) -> None:
-  """Writes the rows as JSON and as a table."""
-  (HERE / 'overhead.json').write_text(json.dumps(rows, indent=2) + '\n')
-  lines = [
-    (
-      *(r['name'], f'{r["ours_ms"]:.1f}', r['peer'], f'{r["peer_ms"]:.1f}'),
-      f'{r["ratio"]:.3f}',
-    )
-    for r in rows
-  ]
-  table = documents.table(('what', '#ms', 'beside', '#ms', '#ratio'), lines)
-  (HERE / 'overhead.md').write_text(f'{table}\n')
-
-
 def main() -> None:
-  rows = []
-  parts = [diagnostics_rows, loop_rows]
-  if len(sys.argv) > 1:  # the folder of the prepared TFDS sets
-    parts.insert(1, lambda: start_rows(sys.argv[1]))
-  for part in parts:
-    rows += part()
-    write(rows)  # minutes of measuring: keep what there is
+  flags = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  flags.add_argument('data_dir', nargs='?', help='folder of TFDS sets')
+  arguments = flags.parse_args()
+  facts = training_step.environment(arguments)
+  parts = [loop_rows, diagnostics_rows]
+  if arguments.data_dir:
+    parts.append(lambda: start_rows(arguments.data_dir))
+  for part in parts:  # minutes of measuring: keep what there is
+    training_step.write(HERE, 'overhead', part(), facts)
 
 
 if __name__ == '__main__':

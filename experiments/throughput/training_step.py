@@ -4,7 +4,7 @@
 
 Each model lives in a process of its own; those that are compared take turns,
 one step each, while the others wait. Writes results.json and results.md beside
-this file, and leaves the rows of other processors in them.
+this file, in which it replaces what it has measured on this processor before.
 """
 
 import argparse
@@ -235,7 +235,7 @@ def parser(
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
   """Returns what the numbers depend on."""
-  info = pathlib.Path('/proc/cpuinfo')
+  info, places = pathlib.Path('/proc/cpuinfo'), ('output', 'data_dir')
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm')
   return {
     'date': datetime.date.today().isoformat(),
@@ -243,7 +243,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     'cores': threads(),
     'load_average_before': round(os.getloadavg()[0], 2),
     'load_average_after': None,
-    **{k: v for k, v in vars(arguments).items() if k != 'output'},
+    **{k: v for k, v in vars(arguments).items() if k not in places},
     'python': platform.python_version(),
     **{name: importlib.metadata.version(name) for name in packages},
   }
@@ -255,11 +255,17 @@ def write(
   rows: Sequence[dict[str, Any]],
   facts: dict[str, Any],
 ) -> None:
-  """Writes the rows of this processor into RESULTS.json, and RESULTS.md."""
+  """Adds rows of this processor to RESULTS.json, and writes RESULTS.md.
+
+  They replace those of the same models and peers; `environment` becomes
+  `facts`, those of the last run.
+  """
   facts['load_average_after'] = round(os.getloadavg()[0], 2)
   path = folder / f'{results}.json'
   found = json.loads(path.read_text()) if path.exists() else {}
-  found[facts['cpu']] = {'environment': facts, 'rows': list(rows)}
+  before = found.get(facts['cpu'], {'rows': ()})['rows']
+  named = {(r['name'], r['peer']): r for r in (*before, *rows)}
+  found[facts['cpu']] = {'environment': facts, 'rows': list(named.values())}
   path.write_text(json.dumps(found, indent=2) + '\n')
   text = table(found) + '\n'
   print(text)

@@ -193,8 +193,16 @@ def test_the_residual_does_most_for_the_spatial_vitunet():
   for name in ('cut_patches', 'instance_norm'):
     assert min(seeds) < fid[name] < max(seeds)
   assert max(seeds) < fid['no_fine_maps'] < fid['no_residual']
-  assert fid['no_residual'] > 2 * fid['space']
-  assert fid['resnet'] / fid['space'] > 6
+  untrained = {n: row['paper']['untrained_fid'] for n, row in rows.items()}
+  before = [round(untrained[name], 1) for name in ('space', 'space_seed_1')]
+  assert before == [1.2, 2.2]
+  assert round(untrained['no_residual']) == 29
+  assert round(fid['no_residual'], 2) == 1.65
+  for row in rows.values():
+    untouched = row['paper']['identity_fid'], row['default']['identity_fid']
+    assert round(untouched[0], 2) == 1.12
+    assert row['default']['fid'] > untouched[1]
+  assert [round(fid['resnet'] / seed) for seed in seeds] == [6, 5]
   assert fid['resnet'] / fid['no_residual'] > 2.5
   for measure in ('fid', 'kid'):
     ahead, behind = (
@@ -203,6 +211,8 @@ def test_the_residual_does_most_for_the_spatial_vitunet():
     )
     assert ahead < 0 < behind
   apples = {name: row['default']['fid_b2a'] for name, row in rows.items()}
+  least = rows['no_fine_maps']['default']['untrained_fid_b2a']
+  assert apples['no_fine_maps'] > least
   for seed in ('space', 'space_seed_1'):
     assert apples['no_fine_maps'] > 3 * apples[seed]
   apart = {name for name in rows if not kids_overlap(rows[name], rows['space'])}
@@ -219,7 +229,8 @@ def test_the_residual_does_most_for_the_spatial_vitunet():
     assert all(row['ratio'] > 4 for row in measured['rows'])
 
 
-def test_a_step_is_faster_than_pytorchs_on_amd_and_not_on_intel():
+def test_a_step_beside_pytorchs_is_what_the_page_says():
+  bounds = {'Zen 5': (1.3, 2), 'Zen 3': (0.98, 1.2), 'Xeon': (0.84, 1)}
   processors = set()
   for file in ('results', 'translation'):
     found = json.loads((FOLDER / 'throughput' / f'{file}.json').read_text())
@@ -227,7 +238,8 @@ def test_a_step_is_faster_than_pytorchs_on_amd_and_not_on_intel():
       processors.add(name)
       for row in measured['rows']:
         if not row['peer'].startswith(('our ', 'plain ')):
-          assert row['ratio'] > 1 if 'AMD' in name else 0.84 < row['ratio'] < 1
+          ((low, high),) = [b for key, b in bounds.items() if key in name]
+          assert low < row['ratio'] < high
   assert len(processors) == 3
 
 
@@ -239,10 +251,14 @@ def test_what_a_run_that_was_begun_would_cost(tmp_path):
   ]
   lines = [json.dumps(row | {'perf/images_per_second': 16.0}) for row in rows]
   (run / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
-  plan = {'chip': 'h100', 'predicted_step_seconds': 0.5}
+  plan = {
+    'chip': 'h100',
+    'config': {'model': {'dtype': 'bfloat16'}},
+    'predicted_step_seconds': 0.5,
+  }
   (run / 'plan.json').write_text(json.dumps(plan))
   text = kept.cost([run])  # 70,200 steps of 8 s, and of half a second
   assert 'the first 200 of 70,200 steps took 27 minutes' in text
   assert '16 images a second' in text and 'all would take 6.5 days' in text
-  assert 'one h100 says 9 h 45 min at best' in text
+  assert 'one h100, in bfloat16, says 9 h 45 min at best' in text
   assert '4.50 (mean of the first 100 steps) to 4.25.' in text

@@ -100,11 +100,17 @@ def test_a_lead_is_one_whose_interval_leaves_out_zero(sets, better, verdict):
 def test_translation_ranks_generators_with_untouched_images():
   def row(generator, fid):
     paper = {'fid': fid, 'identity_fid': 3.0, 'calibrated': False}
-    return {'data': 'cycle_gan/x', 'generator': generator, 'paper': paper}
+    return {
+      'data': 'cycle_gan/x',
+      'generator': generator,
+      'paper': paper | {'tap': 64},
+      'default': {'tap': 2048, 'fid': 9 - fid, 'identity_fid': 1.0},
+    }
 
   text = summary.translation(named([row('ViT-B', 4.0), row('ResNet', 2.0)]))
   assert 'Uncalibrated FID' in text
-  assert 'x: ResNet 2, untouched images 3, ViT-B 4.' in text
+  assert 'x at tap 64: ResNet 2, untouched images 3, ViT-B 4;' in text
+  assert 'x at tap 2048: untouched images 1, ViT-B 5, ResNet 7.' in text
 
 
 def test_speed_is_of_pytorch_alone_by_processor_and_mode(tmp_path):
@@ -127,7 +133,7 @@ def test_speed_is_of_pytorch_alone_by_processor_and_mode(tmp_path):
     (tmp_path / f'{name}.json').write_text(json.dumps(content))
   assert summary.speed(tmp_path) == (
     "PyTorch's time over ours (above 1: ours is faster): "
-    'X 1.2 to 2.0 eager; Y 1.1 compiled.'
+    'X 1.25 to 2.00 eager; Y 1.10 compiled.'
   )
 
 

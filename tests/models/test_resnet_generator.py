@@ -73,6 +73,7 @@ def test_section_of_a_config():
       64,
       'blocks=6 is for a ResNet only',
     ),
+    ({'generator': 'vitunet'}, 64, 'patch_size=None is for a ResNet only'),
     ({}, (64, 66), 'to a multiple of 4 from 8, not 64 x 66'),
     ({}, 4, 'not 4 x 4'),
   ],

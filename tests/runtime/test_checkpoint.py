@@ -193,7 +193,9 @@ def test_what_is_not_saved_is_told(tmp_path):
   _save(manager, 5)
   with pytest.raises(errors.UserError, match='later checkpoint 5'):
     _save(manager, 3)
-  assert not manager.save(5, _state(), meta={})
+  manager.save(5, _state(), meta={'again': True})
+  manager.wait()
+  assert 'again' not in manager.restore(_abstract(_state())).meta
   manager.close()
 
 

@@ -331,7 +331,9 @@ def whole(tmp_path_factory):
   assert 'Result on the test part (359 images' in run.said(0)
   # XLA speaks where CUDA is installed without a GPU, and Gloo piece by piece
   # from a thread of each device, so that its lines mix.
-  own = re.sub('(WARNING: All log messages before absl|I0000).*', '', run.said(1))
+  own = re.sub(
+    '(WARNING: All log messages before absl|I0000).*', '', run.said(1)
+  )
   own = re.sub(r'\[Gloo\] Rank|is connected to|peer ranks\.', '', own)
   own = re.sub(r'Expected number of connected peer ranks is :|\d|\s', '', own)
   assert not own  # the first process speaks for all

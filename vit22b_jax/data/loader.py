@@ -60,7 +60,12 @@ def load_classes(
   if 'test' in found and not found['test'].labeled():
     logging.warning('the test part of %s has no labels: left aside', name)
     del found['test']
-  stored = _stored_size(found, image_size, native, cache_max_gb)
+  count = sum(map(len, found.values()))
+  # Small images that are asked for larger than memory allows are stored as they
+  # are (of side `native`) and enlarged when they are read.
+  sizes = (image_size, min(native or image_size, image_size))
+  fits = (s for s in sizes if count * s * s * 3 <= cache_max_gb * 1e9)
+  stored = next(fits, None)
   side = stored or image_size
   decode_file = functools.partial(decode.square, image_size=side)
   unreadable = splits.Unreadable(max_corrupt)
@@ -151,21 +156,6 @@ def load_domains(
   marks = fingerprint.of(found, (), {s: rows for s, (_, rows) in held.items()})
   train, val, test = (pairs.get(part) for part in ('train', 'val', 'test'))
   return catalog.Dataset(train, val, test, names, marks)
-
-
-def _stored_size(
-  found: catalog.Found, image_size: int, native: int | None, cache_max_gb: float
-) -> int | None:
-  """Returns the side of images in memory; None when they don't fit at all.
-
-  Small images (side `native`) that are asked for larger than memory allows are
-  stored as they are and enlarged when they are read.
-  """
-  count = sum(map(len, found.values()))
-  for side in (image_size, min(native or image_size, image_size)):
-    if count * side * side * 3 <= cache_max_gb * 1e9:
-      return side
-  return None
 
 
 def _validate_classes(

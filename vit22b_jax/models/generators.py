@@ -91,6 +91,11 @@ def build(
         f'model.blocks={fields["blocks"]} is for a ResNet only: a ViTUnet has '
         'model.depth.'
       )
+    if 'patch_size' not in fields:
+      raise errors.UserError(
+        'model.patch_size=None is for a ResNet only: give the side of a patch '
+        'of the ViTUnet in pixels.'
+      )
     return build_vitunet(image_size=image_size, **fields)
   others = [f'{k}={v!r}' for k, v in fields.items() if k not in RESNET]
   if others:

@@ -153,19 +153,17 @@ class Manager:
     best = max(self.scores.values(), default=None)
     return self.scores.get(step) == best
 
-  def save(self, step: int, state: Any, *, meta: dict[str, Any]) -> bool:
+  def save(self, step: int, state: Any, *, meta: dict[str, Any]) -> None:
     """Starts saving; the state may be donated as soon as this returns.
 
-    `meta` is a JSON object, to find again.
-
-    Returns:
-      Whether anything was saved: a step that is there is left as it is.
+    `meta` is a JSON object, to find again. A step that is there is left as it
+    is.
 
     Raises:
       UserError: the folder holds a later step, or can't be written.
     """
     if step in self._manager.all_steps():
-      return False
+      return
     shapes = checksums.named_leaves(state).items()
     meta = meta | {
       'format': FORMAT,
@@ -187,7 +185,6 @@ class Manager:
         f'Step {step} was not saved, since {self._path} holds the later '
         f'checkpoint {self.latest_step()}: move that one elsewhere.'
       )
-    return True
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises what went wrong there."""
