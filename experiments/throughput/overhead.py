@@ -224,7 +224,7 @@ def main() -> None:
   flags = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   flags.add_argument('data_dir', nargs='?', help='folder of TFDS sets')
   arguments = flags.parse_args()
-  facts = training_step.environment(arguments)
+  facts = training_step.environment(argparse.Namespace(repeats=REPEATS))
   parts = [loop_rows, diagnostics_rows]
   if arguments.data_dir:
     parts.append(lambda: start_rows(arguments.data_dir))

@@ -235,7 +235,7 @@ def parser(
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
   """Returns what the numbers depend on."""
-  info, places = pathlib.Path('/proc/cpuinfo'), ('output', 'data_dir')
+  info = pathlib.Path('/proc/cpuinfo')
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm')
   return {
     'date': datetime.date.today().isoformat(),
@@ -243,7 +243,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     'cores': threads(),
     'load_average_before': round(os.getloadavg()[0], 2),
     'load_average_after': None,
-    **{k: v for k, v in vars(arguments).items() if k not in places},
+    **{k: v for k, v in vars(arguments).items() if k != 'output'},
     'python': platform.python_version(),
     **{name: importlib.metadata.version(name) for name in packages},
   }
